@@ -1,0 +1,70 @@
+"""Checks of arguments, shared by the public functions. They look at metadata only, never at values."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import message
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_tensor(name: str, value: object, ndim: int | None = None) -> None:
+    """Raise unless ``value`` is a dense floating-point tensor (of ``ndim`` dimensions)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(message(name, type(value).__name__, "a torch.Tensor"))
+    if value.layout != torch.strided:
+        raise TypeError(message(name, value.layout, "a dense tensor", f"call {name}.to_dense()"))
+    if value.dtype not in FLOATING:
+        wanted = "float32, bfloat16, float16 or float64"
+        raise TypeError(message(f"{name}.dtype", value.dtype, wanted, f"convert with {name}.to()"))
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(message(f"{name}.shape", tuple(value.shape), f"{ndim} dimensions"))
+
+
+def check_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless both tensors have one dtype and one device."""
+    if value.dtype != other.dtype:
+        way_out = "convert one with .to() or use torch.autocast"
+        wanted = f"{other.dtype} like {other_name}"
+        raise TypeError(message(f"{name}.dtype", value.dtype, wanted, way_out))
+    if value.device != other.device:
+        wanted = f"{other.device} like {other_name}"
+        raise ValueError(message(f"{name}.device", value.device, wanted, "move one with .to()"))
+
+
+def check_shape(name: str, value: Tensor, wanted: Sequence[int], letters: str) -> None:
+    """Raise unless ``value.shape`` is ``wanted``; ``letters`` names the sizes, as in ``[Of, I]``."""
+    if tuple(value.shape) != tuple(wanted):
+        text = f"{letters} = {list(wanted)}"
+        raise ValueError(message(f"{name}.shape", list(value.shape), text))
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(message(name, repr(value), "one of " + ", ".join(map(repr, choices))))
+
+
+def check_number(name: str, value: float, low: float = 0.0, below: float = float("inf")) -> None:
+    """Raise unless ``low <= value < below`` (NaN is refused)."""
+    if not low <= value < below:
+        wanted = f"at least {low}" if below == float("inf") else f"at least {low} and below {below}"
+        raise ValueError(message(name, value, f"a finite number, {wanted}"))
+
+
+def check_lists(names: Sequence[str], lists: Sequence[Sequence[Tensor]]) -> None:
+    """Raise unless the lists have the length of the first and, entry by entry, its shapes, dtypes and devices.
+
+    Gradients that are sparse are refused by name.
+    """
+    first_name, first = names[0], lists[0]
+    for name, tensors in zip(names, lists, strict=True):
+        if len(tensors) != len(first):
+            wanted = f"{len(first)}, as many as {first_name}"
+            raise ValueError(message(f"len({name})", len(tensors), wanted))
+        for i, (tensor, like) in enumerate(zip(tensors, first, strict=True)):
+            check_tensor(f"{name}[{i}]", tensor)
+            check_alike(f"{name}[{i}]", tensor, f"{first_name}[{i}]", like)
+            check_shape(f"{name}[{i}]", tensor, like.shape, f"shape of {first_name}[{i}]")

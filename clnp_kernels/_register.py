@@ -1,0 +1,161 @@
+"""Registration of operators, and the table of who serves them.
+
+An operator is a schema plus a reference in plain PyTorch, registered for every device
+(CompositeExplicitAutograd). Faster implementations register themselves for their own dispatch key and
+take precedence: on the CPU the compiled library ``clnp_kernels/_cpu*.so``. Adding a device means adding
+a row to ``LIBRARIES``; no operator contains an ``if device``.
+
+Environment: ``CLNP_REFERENCE=1`` leaves compiled libraries unloaded and lets the reference serve
+silently; ``CLNP_STRICT=1`` makes the reference an error.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import MissingImplementationError, ReferenceWarning
+
+NAMESPACE = "clnp_kernels"
+# device type -> (dispatch key, owner, pattern of the library's file in this folder)
+LIBRARIES = {"cpu": ("CPU", "C++ (csrc/cpu)", "_cpu*.so"), "cuda": ("CUDA", "CUDA", "_cuda*.so")}
+OPS: list[str] = []
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+_ops = getattr(torch.ops, NAMESPACE)
+_functions: dict[str, Any] = {}
+_reasons: dict[str, str] = {}
+_warned: set[str] = set()
+
+
+def reference_forced() -> bool:
+    """Whether ``CLNP_REFERENCE`` asks for the reference."""
+    return os.environ.get("CLNP_REFERENCE", "0") not in ("", "0")
+
+
+def strict() -> bool:
+    """Whether ``CLNP_STRICT`` makes a missing implementation an error."""
+    return os.environ.get("CLNP_STRICT", "0") not in ("", "0")
+
+
+def define(name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Register an operator ``clnp_kernels::name`` with its reference and its shapes.
+
+    Arguments:
+        name: the operator's name.
+        schema: arguments and returns, as in ``"(Tensor x) -> Tensor"``.
+        reference: the definition in plain PyTorch, serves any device without a faster owner.
+        fake: returns empty tensors of the right shapes and dtypes, for compilers.
+    """
+
+    def serve(*args: Any, **kwargs: Any) -> Any:
+        _note_fallback(name, _device_type([*args, *kwargs.values()]))
+        return reference(*args, **kwargs)
+
+    _library.define(name + schema)
+    _library.impl(name, serve, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    OPS.append(name)
+
+
+def differentiate(name: str, backward: Callable[..., Any], setup: Callable[..., Any]) -> None:
+    """Register the gradient of an operator; see ``torch.library.register_autograd``."""
+    qualname = f"{NAMESPACE}::{name}"
+    torch.library.register_autograd(qualname, backward, setup_context=setup, lib=_library)
+    members = {
+        "forward": staticmethod(getattr(_ops, name)),
+        "setup_context": staticmethod(setup),
+        "backward": staticmethod(backward),
+        "generate_vmap_rule": True,
+    }
+    _functions[name] = type(name, (torch.autograd.Function,), members)
+
+
+def call(name: str, *args: Any) -> Any:
+    """Call an operator, within ``torch.func`` transforms too.
+
+    A gradient registered with torch.library can't be used within ``torch.func.grad``; the same formulas
+    as an autograd.Function can.
+    """
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return getattr(_ops, name)(*args)
+    return _functions[name].apply(*args)
+
+
+def vmap_by_loop(name: str) -> None:
+    """Let ``torch.func.vmap`` call the operator once per element and stack the results."""
+    op = getattr(_ops, name)
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        results = []
+        for i in range(info.batch_size):
+            pairs = zip(args, in_dims, strict=True)
+            results.append(op(*(a if d is None else a.select(d, i) for a, d in pairs)))
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", rule, lib=_library)
+
+
+def load_libraries() -> None:
+    """Load the compiled libraries that are there and remember why the others are not."""
+    for device, (_, _, pattern) in LIBRARIES.items():
+        _reasons[device] = _load(pattern)
+
+
+def _load(pattern: str) -> str:
+    """Load one library; the reason why not, or an empty string."""
+    if reference_forced():
+        return "CLNP_REFERENCE is set"
+    files = sorted(Path(__file__).parent.glob(pattern))
+    if not files:
+        return (
+            "not built (no compiler when this was installed?)" if "cpu" in pattern else "not built"
+        )
+    try:
+        torch.ops.load_library(str(files[0]))
+    except OSError as error:
+        return f"{files[0].name} does not load: {error}"
+    return ""
+
+
+def owner(name: str, device: str) -> tuple[str, str]:
+    """Who serves an operator on a device type: (implementation, why it is not a faster one or '')."""
+    key, implementation, _ = LIBRARIES[device]
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key):
+        return implementation, ""
+    return "reference", _reasons.get(device) or "no implementation for this device yet"
+
+
+def _device_type(arguments: list[Any]) -> str:
+    """Device type of the first tensor among the arguments."""
+    for argument in arguments:
+        first = argument[0] if isinstance(argument, (list, tuple)) and argument else argument
+        if isinstance(first, Tensor):
+            return first.device.type
+    return "cpu"
+
+
+def _note_fallback(name: str, device: str) -> None:
+    """Say once per device that the reference serves, or raise in strict mode."""
+    if reference_forced() or device not in LIBRARIES:
+        return
+    reason = owner(name, device)[1]
+    if strict():
+        raise MissingImplementationError(
+            f"{NAMESPACE}::{name} has only its reference on {device}: {reason}. Reinstall with a "
+            "compiler, or unset CLNP_STRICT to accept the slower reference"
+        )
+    if device not in _warned:
+        _warned.add(device)
+        warnings.warn(
+            f"clnp_kernels: the slower reference serves on {device}: {reason}. "
+            "`python -m clnp_kernels.info` shows all operators; CLNP_REFERENCE=1 silences this",
+            ReferenceWarning,
+            stacklevel=2,
+        )

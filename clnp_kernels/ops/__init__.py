@@ -1,0 +1,26 @@
+"""Operators on a frozen part and a free part. Importing this loads the compiled libraries that are there."""
+
+from .. import _register
+from .adam_l1 import adam_l1
+from .channel_activity import channel_activity
+from .masked_linear import (
+    masked_linear,
+    masked_linear_dgrad,
+    masked_linear_fwd,
+    masked_linear_relu_grad,
+    masked_linear_wgrad,
+)
+from .sgd_l1 import sgd_l1
+
+__all__ = [
+    "adam_l1",
+    "channel_activity",
+    "masked_linear",
+    "masked_linear_dgrad",
+    "masked_linear_fwd",
+    "masked_linear_relu_grad",
+    "masked_linear_wgrad",
+    "sgd_l1",
+]
+
+_register.load_libraries()

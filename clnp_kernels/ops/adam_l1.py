@@ -1,0 +1,110 @@
+"""``adam_l1``: one step of Adam with a coupled L1 subgradient for many tensors, in place."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _register
+from .._checks import check_lists, check_number
+from ..errors import message
+from ..reference import adam_l1 as reference
+
+SCHEMA = (
+    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+    "Tensor(d!)[] steps, Tensor lr, float[] l1, float beta1, float beta2, float eps, "
+    "float weight_decay, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()"
+)
+_register.define("adam_l1", SCHEMA, reference.adam_l1, lambda *args: None)
+
+
+def check_l1(l1: Sequence[float], count: int) -> None:
+    """Raise unless ``l1`` holds one finite number, at least 0, for each of ``count`` tensors."""
+    if len(l1) != count:
+        raise ValueError(message("len(l1)", len(l1), f"{count}, as many as params"))
+    for i, alpha in enumerate(l1):
+        check_number(f"l1[{i}]", alpha)
+
+
+def as_rate(lr: float | Tensor) -> Tensor:
+    """The learning rate as a tensor without dimensions: a float as float64, a tensor of one element as it is."""
+    if not isinstance(lr, Tensor):
+        check_number("lr", lr)
+        return torch.tensor(lr, dtype=torch.float64)
+    if lr.numel() != 1:
+        raise ValueError(message("lr.shape", list(lr.shape), "one element"))
+    return lr.reshape(())
+
+
+def adam_l1(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    l1: Sequence[float],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One step of Adam (Kingma & Ba 2015, Algorithm 1) with the L1 penalty of CLNP, in place.
+
+    For each tensor w the gradient that enters Adam is ``grad / grad_scale + weight_decay * w + l1 * sign(w)``
+    with ``sign(0) = 0``, the subgradient of ``l1 * sum |w|`` (CLNP, Golkar et al. 2019, Sec. 2.2).
+    With ``l1 = 0`` this is ``torch.optim.Adam`` to rounding. Sums are in float32 (float64 for float64).
+
+    Arguments:
+        params, grads, exp_avgs, exp_avg_sqs: lists of tensors, alike in shape, dtype and device.
+        steps: tensors without dimensions, float32, counting the steps made; raised by 1 here.
+        lr: learning rate, a number or a tensor of one element.
+        l1: one alpha for each tensor.
+        beta1, beta2, eps, weight_decay, maximize: as ``torch.optim.Adam``.
+        grad_scale: gradients are divided by it (one element), as ``torch.amp.GradScaler`` wants.
+        found_inf: if not zero (one element), nothing is changed.
+
+    Raises:
+        TypeError: an entry is no dense floating-point tensor (sparse gradients too), or dtypes differ.
+        ValueError: lengths, shapes or devices differ, or a number is out of its range.
+    """
+    names = ("params", "grads", "exp_avgs", "exp_avg_sqs")
+    check_lists(names, (params, grads, exp_avgs, exp_avg_sqs))
+    check_steps(steps, len(params))
+    check_l1(l1, len(params))
+    check_number("beta1", beta1, below=1.0)
+    check_number("beta2", beta2, below=1.0)
+    check_number("eps", eps)
+    check_number("weight_decay", weight_decay)
+    if not params:
+        return
+    torch.ops.clnp_kernels.adam_l1(
+        list(params),
+        list(grads),
+        list(exp_avgs),
+        list(exp_avg_sqs),
+        list(steps),
+        as_rate(lr),
+        list(l1),
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        maximize,
+        grad_scale,
+        found_inf,
+    )
+
+
+def check_steps(steps: Sequence[Tensor], count: int) -> None:
+    """Raise unless ``steps`` are ``count`` float32 tensors of one element."""
+    if len(steps) != count:
+        raise ValueError(message("len(steps)", len(steps), f"{count}, as many as params"))
+    for i, step in enumerate(steps):
+        if not isinstance(step, Tensor) or step.dtype != torch.float32 or step.ndim != 0:
+            wanted = "a float32 tensor without dimensions"
+            raise TypeError(message(f"steps[{i}]", repr(step), wanted))

@@ -1,0 +1,83 @@
+"""``sgd_l1``: one step of SGD with a coupled L1 subgradient for many tensors, in place."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _register
+from .._checks import check_lists, check_number
+from ..errors import message
+from ..reference import sgd_l1 as reference
+from .adam_l1 import as_rate, check_l1
+
+SCHEMA = (
+    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, bool[] first, Tensor lr, "
+    "float[] l1, float momentum, float dampening, bool nesterov, float weight_decay, bool maximize, "
+    "Tensor? grad_scale, Tensor? found_inf) -> ()"
+)
+_register.define("sgd_l1", SCHEMA, reference.sgd_l1, lambda *args: None)
+
+
+def sgd_l1(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    l1: Sequence[float],
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    weight_decay: float,
+    maximize: bool,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    first: Sequence[bool] | None = None,
+) -> None:
+    """One step of SGD with the L1 penalty of CLNP (Golkar et al. 2019, Sec. 2.2), in place.
+
+    The gradient of each tensor w is ``grad / grad_scale + weight_decay * w + l1 * sign(w)`` with
+    ``sign(0) = 0``; momentum, dampening and Nesterov as in ``torch.optim.SGD``.
+
+    Arguments:
+        params, grads: lists of tensors, alike in shape, dtype and device.
+        momentum_buffers: as ``params``; an empty list if ``momentum`` is 0.
+        lr: learning rate, a number or a tensor of one element.
+        l1: one alpha for each tensor.
+        momentum, dampening, nesterov, weight_decay, maximize: as ``torch.optim.SGD``.
+        grad_scale: gradients are divided by it (one element).
+        found_inf: if not zero (one element), nothing is changed.
+        first: which buffers are new: they become the gradient, without dampening. None: no buffer is.
+
+    Raises:
+        TypeError: an entry is no dense floating-point tensor (sparse gradients too), or dtypes differ.
+        ValueError: lengths, shapes or devices differ, or a number is out of its range.
+    """
+    names, lists = ["params", "grads"], [params, grads]
+    if momentum:
+        names, lists = [*names, "momentum_buffers"], [*lists, momentum_buffers]
+    check_lists(names, lists)
+    check_l1(l1, len(params))
+    check_number("momentum", momentum)
+    check_number("weight_decay", weight_decay)
+    flags = [False] * len(params) if first is None else list(first)
+    if len(flags) != len(params):
+        raise ValueError(message("len(first)", len(flags), f"{len(params)}, as many as params"))
+    if not params:
+        return
+    torch.ops.clnp_kernels.sgd_l1(
+        list(params),
+        list(grads),
+        list(momentum_buffers) if momentum else [],
+        flags,
+        as_rate(lr),
+        list(l1),
+        momentum,
+        dampening,
+        nesterov,
+        weight_decay,
+        maximize,
+        grad_scale,
+        found_inf,
+    )

@@ -1,0 +1,109 @@
+"""``AdamL1``: Adam with a coupled L1 term."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .. import ops
+from .._checks import check_number
+from ..errors import message
+from . import _common
+
+
+class AdamL1(torch.optim.Optimizer):
+    """Adam (Kingma & Ba 2015) on the loss plus ``l1 * sum |w|``, the sparsity term of CLNP.
+
+    The subgradient ``l1 * sign(w)`` enters Adam like any other gradient (coupled; Golkar et al. 2019,
+    Sec. 2.2), computed within the step's single pass over memory. With ``l1 = 0`` it is
+    ``torch.optim.Adam``, to rounding. Closures, schedulers, ``state_dict`` and ``torch.amp.GradScaler``
+    work as with ``torch.optim``.
+
+    Arguments:
+        params: parameters or groups of them; ``l1`` is an option of a group.
+        lr: learning rate, a number or a tensor of one element.
+        betas, eps: as ``torch.optim.Adam``.
+        l1: alpha, at least 0.
+        weight_decay: coupled L2, as ``torch.optim.Adam``.
+        maximize: ascend the objective; ``l1`` still shrinks the weights.
+
+    Raises:
+        ValueError: a number is out of its range.
+        TypeError: (in ``step``) a gradient is sparse.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        l1: float = 0.0,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "l1": l1,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+        # torch.amp.GradScaler then hands over scale and found_inf instead of touching the gradients
+        self._step_supports_amp_scaling = True
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its options are checked.
+
+        Raises:
+            ValueError: a number is out of its range.
+        """
+        options = {**self.defaults, **param_group}
+        _common.check_rate(options["lr"])
+        if len(options["betas"]) != 2:
+            raise ValueError(message("betas", options["betas"], "two numbers"))
+        for i, beta in enumerate(options["betas"]):
+            check_number(f"betas[{i}]", beta, below=1.0)
+        for name in ("eps", "l1", "weight_decay"):
+            check_number(name, options[name])
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step; the loss that ``closure`` returns, or None."""
+        loss = _common.run_closure(closure)
+        for group in self.param_groups:
+            for params in _common.trained(group):
+                self._step_group(group, params)
+        return loss
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        states = [self._state_of(param) for param in params]
+        ops.adam_l1(
+            params,
+            [param.grad for param in params if param.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["step"] for state in states],
+            lr=group["lr"],
+            l1=[group["l1"]] * len(params),
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+            **_common.scaler_arguments(self),
+        )
+
+    def _state_of(self, param: Tensor) -> dict[str, Tensor]:
+        state = self.state[param]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return state

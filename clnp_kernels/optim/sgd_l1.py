@@ -1,0 +1,112 @@
+"""``SGDL1``: SGD with a coupled L1 term."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .. import ops
+from .._checks import check_number
+from ..errors import message
+from . import _common
+
+
+class SGDL1(torch.optim.Optimizer):
+    """SGD on the loss plus ``l1 * sum |w|``, the sparsity term of CLNP (Golkar et al. 2019, Sec. 2.2).
+
+    With ``l1 = 0`` it is ``torch.optim.SGD``, to rounding. Closures, schedulers, ``state_dict`` and
+    ``torch.amp.GradScaler`` work as with ``torch.optim``.
+
+    Arguments:
+        params: parameters or groups of them; ``l1`` is an option of a group.
+        lr: learning rate, a number or a tensor of one element.
+        momentum, dampening, weight_decay, nesterov: as ``torch.optim.SGD``.
+        l1: alpha, at least 0.
+        maximize: ascend the objective; ``l1`` still shrinks the weights.
+
+    Raises:
+        ValueError: a number is out of its range, or Nesterov without momentum or with dampening.
+        TypeError: (in ``step``) a gradient is sparse.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        l1: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "l1": l1,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+        # torch.amp.GradScaler then hands over scale and found_inf instead of touching the gradients
+        self._step_supports_amp_scaling = True
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its options are checked.
+
+        Raises:
+            ValueError: a number is out of its range, or Nesterov without momentum or with dampening.
+        """
+        options = {**self.defaults, **param_group}
+        _common.check_rate(options["lr"])
+        for name in ("momentum", "l1", "weight_decay"):
+            check_number(name, options[name])
+        if options["nesterov"] and (not options["momentum"] or options["dampening"]):
+            got = f"momentum={options['momentum']}, dampening={options['dampening']}"
+            raise ValueError(message("nesterov=True", got, "momentum > 0 and dampening = 0"))
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step; the loss that ``closure`` returns, or None."""
+        loss = _common.run_closure(closure)
+        for group in self.param_groups:
+            for params in _common.trained(group):
+                self._step_group(group, params)
+        return loss
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        scaler = _common.scaler_arguments(self)
+        buffers: list[Tensor] = []
+        first: list[bool] = []
+        if group["momentum"]:
+            first = ["momentum_buffer" not in self.state[param] for param in params]
+            # A step that GradScaler skips leaves no buffer behind: the next one is still the first.
+            if any(first) and scaler["found_inf"] is not None and scaler["found_inf"].item():
+                return
+            buffers = [self._buffer_of(param) for param in params]
+        ops.sgd_l1(
+            params,
+            [param.grad for param in params if param.grad is not None],
+            buffers,
+            lr=group["lr"],
+            l1=[group["l1"]] * len(params),
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+            first=first if group["momentum"] else None,
+            **scaler,
+        )
+
+    def _buffer_of(self, param: Tensor) -> Tensor:
+        state = self.state[param]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return state["momentum_buffer"]

@@ -1,0 +1,55 @@
+"""Definition of ``masked_linear`` and of its gradients."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .channel_activity import accumulator, channel_activity
+
+
+def masked_linear_fwd(
+    x: Tensor,  # [B, I]
+    active_weight: Tensor,  # [Oa, Ia]
+    free_weight: Tensor,  # [Of, I]
+    active_bias: Tensor | None,  # [Oa]
+    free_bias: Tensor | None,  # [Of]
+    activation: str,
+    activity: bool,
+    full_input_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """y [B, O] and its activity [O] (an empty tensor unless asked for)."""
+    active_in = active_weight.shape[1]
+    active = F.linear(x[:, :active_in], active_weight, active_bias)
+    y = torch.cat([active, F.linear(x, free_weight, free_bias)], dim=1)
+    if activation == "relu":
+        y = y.relu()
+    if activity:
+        return y, channel_activity(y, 1)
+    return y, y.new_empty(0, dtype=accumulator(y.dtype))
+
+
+def masked_linear_relu_grad(grad_y: Tensor, y: Tensor, active: int) -> Tensor:
+    """Gradient before the ReLU of the outputs from ``active`` on: [B, O], [B, O] -> [B, O - active]."""
+    return grad_y[:, active:].masked_fill(y[:, active:] <= 0, 0)
+
+
+def masked_linear_dgrad(
+    grad_z: Tensor,  # [B, Of], or [B, O] with full_input_grad
+    active_weight: Tensor,  # [Oa, Ia]
+    free_weight: Tensor,  # [Of, I]
+    full_input_grad: bool,
+) -> Tensor:
+    """Gradient of the input, [B, I]: zero for active inputs unless ``full_input_grad``."""
+    active_out, active_in = active_weight.shape
+    if full_input_grad:
+        grad_x = grad_z[:, active_out:] @ free_weight
+        grad_x[:, :active_in] += grad_z[:, :active_out] @ active_weight
+        return grad_x
+    grad_free = grad_z @ free_weight[:, active_in:]
+    return torch.cat([grad_z.new_zeros(grad_z.shape[0], active_in), grad_free], dim=1)
+
+
+def masked_linear_wgrad(grad_z: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of the free weight and bias: [B, Of], [B, I] -> [Of, I], [Of] (empty without bias)."""
+    grad_bias = grad_z.sum(0) if bias else grad_z.new_empty(0)
+    return grad_z.t() @ x, grad_bias
