@@ -1,0 +1,84 @@
+// channel_activity: sum of |x| over every dimension but one.
+#include <vector>
+
+#include "columns.h"
+
+namespace clnp {
+namespace {
+
+constexpr int64_t kLanes = 16;
+
+// Independent sums, so that the additions need not wait for each other.
+template <class T>
+CLNP_INLINE double abs_sum(const T* __restrict__ x, int64_t count) {
+  double lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += std::fabs(static_cast<double>(load(x[i + j])));
+  double sum = 0;
+  for (; i < count; ++i) sum += std::fabs(static_cast<double>(load(x[i])));
+  for (int64_t j = 0; j < kLanes; ++j) sum += lanes[j];
+  return sum;
+}
+
+}  // namespace
+
+#define CLNP_FOR(T) \
+  CLNP_CLONES double abs_sum_of(const T* x, int64_t count) { return abs_sum(x, count); }
+CLNP_FOR(float)
+CLNP_FOR(double)
+CLNP_FOR(BFloat16)
+CLNP_FOR(Half)
+#undef CLNP_FOR
+
+namespace {
+
+Tensor permuted(const Tensor& x, int64_t dim) {
+  std::vector<int64_t> order;
+  for (int64_t d = 0; d < x.dim(); ++d)
+    if (d != dim) order.push_back(d);
+  order.push_back(dim);
+  return torch::stable::permute(x, order);
+}
+
+// x [outer, channels, inner], contiguous: the channel's planes are summed as they lie.
+Tensor planes(const Tensor& x, int64_t outer, int64_t channels, int64_t inner) {
+  Tensor result = torch::stable::new_empty(x, {channels}, sum_type(x.scalar_type()));
+  visit(x.scalar_type(), [&](auto* null) {
+    using T = std::remove_pointer_t<decltype(null)>;
+    const T* base = const_pointer<T>(x);
+    wide_t<T>* out = pointer<wide_t<T>>(result);
+    const int64_t grain = std::max<int64_t>(32768 / std::max<int64_t>(outer * inner, 1), 1);
+    torch::stable::parallel_for(0, channels, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        double sum = 0;
+        for (int64_t o = 0; o < outer; ++o)
+          sum += abs_sum_of(base + (o * channels + c) * inner, inner);
+        out[c] = static_cast<wide_t<T>>(sum);
+      }
+    });
+  });
+  return result;
+}
+
+Tensor channel_activity(const Tensor& x, int64_t dim) {
+  check_float("x", x);
+  STD_TORCH_CHECK(0 <= dim && dim < x.dim(), "dim: got ", dim, ", wanted 0 to ", x.dim() - 1);
+  const int64_t channels = x.size(dim);
+  if (x.dim() == 2 && dim == 1)
+    return column_sums(with_plain_rows(x), Term::kAbs, false, sum_type(x.scalar_type()));
+  int64_t inner = 1, outer = 1;
+  for (int64_t d = 0; d < x.dim(); ++d) (d < dim ? outer : inner) *= d == dim ? 1 : x.size(d);
+  if (x.is_contiguous() && inner > 1) return planes(x, outer, channels, inner);
+  // Channels last, as they lie or after a copy.
+  const Tensor rows =
+      torch::stable::reshape(torch::stable::contiguous(permuted(x, dim)), {outer * inner, channels});
+  return column_sums(rows, Term::kAbs, false, sum_type(x.scalar_type()));
+}
+
+}  // namespace
+}  // namespace clnp
+
+STABLE_TORCH_LIBRARY_IMPL(clnp_kernels, CPU, m) {
+  m.impl("channel_activity", TORCH_BOX(&clnp::channel_activity));
+}

@@ -1,0 +1,88 @@
+// What the optimizers share: many tensors, cut into chunks, in one parallel loop.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "elements.h"
+
+namespace clnp {
+
+constexpr int64_t kChunk = 16384;  // elements of one piece of work
+
+// A tensor as one run of memory: itself, or a contiguous copy that finish() writes back.
+class Flat {
+ public:
+  Flat(const Tensor& t, bool written)
+      : original_(t), flat_(torch::stable::contiguous(t)), copied_(written && !t.is_contiguous()) {}
+
+  template <class T>
+  T* data() const {
+    return static_cast<T*>(const_cast<void*>(flat_.const_data_ptr()));
+  }
+
+  void finish() {
+    if (copied_) torch::stable::copy_(original_, flat_);
+  }
+
+ private:
+  Tensor original_, flat_;
+  bool copied_;
+};
+
+// The one element of a tensor as a double.
+inline double scalar_of(const char* name, const Tensor& t) {
+  check_float(name, t);
+  STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1, name, ": wanted one element on the CPU, got ",
+                  shape_text(t));
+  double value = 0;
+  visit(t.scalar_type(), [&](auto* null) {
+    value = load(*const_pointer<std::remove_pointer_t<decltype(null)>>(t));
+  });
+  return value;
+}
+
+inline bool is_set(const std::optional<Tensor>& found_inf) {
+  return found_inf && scalar_of("found_inf", *found_inf) != 0;
+}
+
+// Factor on the gradients: the sign of the ascent and the scale of torch.amp.GradScaler.
+inline double gradient_factor(bool maximize, const std::optional<Tensor>& grad_scale) {
+  const double scale = grad_scale ? scalar_of("grad_scale", *grad_scale) : 1.0;
+  return (maximize ? -1.0 : 1.0) / scale;
+}
+
+// Raise unless `tensors` fit the parameters one by one.
+inline void check_list(const char* name, const std::vector<Tensor>& tensors,
+                       const std::vector<Tensor>& params) {
+  STD_TORCH_CHECK(tensors.size() == params.size(), name, ": got ", tensors.size(),
+                  " tensors, wanted ", params.size(), ", as many as params");
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    check_float(name, tensors[i]);
+    check_like(name, tensors[i], params[i]);
+    STD_TORCH_CHECK(tensors[i].sizes() == params[i].sizes(), name, "[", i, "].shape: got ",
+                    shape_text(tensors[i]), ", wanted ", shape_text(params[i]));
+  }
+}
+
+// Call f(tensor, offset, count) for all chunks of all tensors, in parallel.
+template <class F>
+void for_chunks(const std::vector<Tensor>& tensors, const F& f) {
+  struct Chunk {
+    size_t tensor;
+    int64_t offset, count;
+  };
+  std::vector<Chunk> chunks;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const int64_t total = tensors[i].numel();
+    for (int64_t at = 0; at < total; at += kChunk)
+      chunks.push_back({i, at, std::min(kChunk, total - at)});
+  }
+  torch::stable::parallel_for(0, static_cast<int64_t>(chunks.size()), 2,
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t i = begin; i < end; ++i)
+                                  f(chunks[i].tensor, chunks[i].offset, chunks[i].count);
+                              });
+}
+
+}  // namespace clnp

@@ -1,0 +1,95 @@
+// sgd_l1: SGD with a coupled L1 subgradient, one pass over memory for all tensors.
+#include "multi_tensor.h"
+
+namespace clnp {
+
+// The numbers of one step and one tensor.
+struct SgdNumbers {
+  double factor, decay, l1, rate;
+  double keep, take;  // buffer = keep * buffer + take * gradient
+  double momentum;
+  bool nesterov;
+};
+
+namespace {
+
+template <class T>
+CLNP_INLINE wide_t<T> gradient(const T* p, const T* g, wide_t<T> factor, wide_t<T> decay,
+                               wide_t<T> l1) {
+  using W = wide_t<T>;
+  const W w = load(*p);
+  const W sign = w > 0 ? l1 : (w < 0 ? -l1 : W(0));
+  return load(*g) * factor + decay * w + sign;
+}
+
+// buffer is null without momentum
+template <class T>
+CLNP_INLINE void sgd(T* __restrict__ p, const T* __restrict__ g, T* __restrict__ buffer,
+                     int64_t count, const SgdNumbers& n) {
+  using W = wide_t<T>;
+  const W factor(n.factor), decay(n.decay), l1(n.l1), rate(n.rate), keep(n.keep), take(n.take);
+  if (buffer == nullptr) {
+    for (int64_t i = 0; i < count; ++i)
+      store(p + i, load(p[i]) - rate * gradient(p + i, g + i, factor, decay, l1));
+    return;
+  }
+  // Nesterov: gradient + momentum * buffer; else the buffer alone.
+  const W of_gradient(n.nesterov ? 1 : 0), of_buffer(n.nesterov ? n.momentum : 1);
+  for (int64_t i = 0; i < count; ++i) {
+    const W grad = gradient(p + i, g + i, factor, decay, l1);
+    const W kept = keep * load(buffer[i]) + take * grad;
+    store(buffer + i, kept);
+    store(p + i, load(p[i]) - rate * (of_gradient * grad + of_buffer * kept));
+  }
+}
+
+}  // namespace
+
+#define CLNP_FOR(T)                                                                        \
+  CLNP_CLONES void sgd_of(T* p, const T* g, T* buffer, int64_t count, const SgdNumbers& n) { \
+    sgd(p, g, buffer, count, n);                                                           \
+  }
+CLNP_FOR(float)
+CLNP_FOR(double)
+CLNP_FOR(BFloat16)
+CLNP_FOR(Half)
+#undef CLNP_FOR
+
+namespace {
+
+void sgd_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> buffers,
+            std::vector<bool> first, const Tensor& lr, std::vector<double> l1, double momentum,
+            double dampening, bool nesterov, double weight_decay, bool maximize,
+            std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+  check_list("params", params, params);
+  check_list("grads", grads, params);
+  if (momentum != 0) check_list("momentum_buffers", buffers, params);
+  STD_TORCH_CHECK(l1.size() == params.size() && first.size() == params.size(),
+                  "l1, first: got ", l1.size(), " and ", first.size(), " entries, wanted ",
+                  params.size());
+  if (is_set(found_inf)) return;
+  const double rate = scalar_of("lr", lr), factor = gradient_factor(maximize, grad_scale);
+  std::vector<SgdNumbers> numbers;
+  std::vector<Flat> p, g, b;
+  for (size_t i = 0; i < params.size(); ++i) {
+    const double keep = first[i] ? 0 : momentum, take = first[i] ? 1 : 1 - dampening;
+    numbers.push_back({factor, weight_decay, l1[i], rate, keep, take, momentum, nesterov});
+    p.emplace_back(params[i], true);
+    g.emplace_back(grads[i], false);
+    if (momentum != 0) b.emplace_back(buffers[i], true);
+  }
+  for_chunks(params, [&](size_t i, int64_t at, int64_t count) {
+    visit(params[i].scalar_type(), [&](auto* null) {
+      using T = std::remove_pointer_t<decltype(null)>;
+      T* buffer = momentum != 0 ? b[i].data<T>() + at : nullptr;
+      sgd_of(p[i].data<T>() + at, g[i].data<T>() + at, buffer, count, numbers[i]);
+    });
+  });
+  for (Flat& flat : p) flat.finish();
+  for (Flat& flat : b) flat.finish();
+}
+
+}  // namespace
+}  // namespace clnp
+
+STABLE_TORCH_LIBRARY_IMPL(clnp_kernels, CPU, m) { m.impl("sgd_l1", TORCH_BOX(&clnp::sgd_l1)); }
