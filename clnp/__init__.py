@@ -1,0 +1,40 @@
+"""Continual Learning via Neural Pruning (CLNP): networks that learn task after task and never forget a bit.
+
+Golkar, Kagan, Cho: "Continual Learning via Neural Pruning", 2019.
+"""
+
+from clnp import data, models
+from clnp.convert import convert
+from clnp.errors import (
+    CapacityError,
+    CheckpointError,
+    ClnpError,
+    ConfigError,
+    ConvertError,
+    DataError,
+    TrainingError,
+)
+from clnp.extract import extract
+from clnp.learner import Learner
+from clnp.model import Model
+from clnp.settings import FineTune, Settings
+from clnp.task_report import TaskReport
+
+__all__ = [
+    "CapacityError",
+    "CheckpointError",
+    "ClnpError",
+    "ConfigError",
+    "ConvertError",
+    "DataError",
+    "FineTune",
+    "Learner",
+    "Model",
+    "Settings",
+    "TaskReport",
+    "TrainingError",
+    "convert",
+    "data",
+    "extract",
+    "models",
+]

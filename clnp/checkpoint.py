@@ -1,0 +1,126 @@
+"""Files of tensors and JSON: safetensors, never pickle, written whole or not at all, checked when read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clnp.errors import CheckpointError
+
+FORMAT = "clnp-1"
+MAX_JSON = 64 << 20
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the JSON text and every tensor's name, dtype, shape and bytes."""
+    sha = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sha.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        sha.update(tensor_bytes(tensor))
+    return sha.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Any:
+    """Yields a temporary path beside `path`; on success it is synced to disk and renamed over `path`, so a reader finds
+    the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes private files; a checkpoint gets the permissions of any new file.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+    """Writes tensors and JSON-able data into one safetensors file, atomically.
+
+    Arguments:
+        path: the file; its folder is made if need be.
+        kind: what the file is ("learner", ...); `read` insists on it.
+        tensors: any device and layout; stored contiguous, shared storage is stored twice.
+        data: JSON-able.
+
+    Raises:
+        CheckpointError: the file can't be written (no space, no permission).
+    """
+    path = Path(path)
+    owned = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    text = json.dumps(data)
+    header = {"format": FORMAT, "kind": kind, "data": text, "sha256": _digest(text, owned)}
+    try:
+        with replacing(path) as temporary:
+            save_file(owned, str(temporary), metadata=header)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} can't be written: {error}. What was there before is still there"
+        ) from error
+
+
+def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `write` wrote and checks every byte of it.
+
+    Returns:
+        (tensors on the CPU, data)
+
+    Raises:
+        CheckpointError: no such file, damaged, of another kind, or not written by this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            _check_header(path, header, kind)
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+    if _digest(header["data"], tensors) != header["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its contents do not match its checksum")
+    return tensors, json.loads(header["data"])
+
+
+def _check_header(path: Path, header: Mapping[str, str], kind: str) -> None:
+    if not {"format", "kind", "data", "sha256"} <= set(header):
+        raise CheckpointError(f"{path} was not written by clnp")
+    if header["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {header['format']!r}; this version of clnp reads {FORMAT!r}"
+        )
+    if header["kind"] != kind:
+        raise CheckpointError(f"{path} holds a {header['kind']!r}, not a {kind!r}")
+    if len(header["data"]) > MAX_JSON:
+        raise CheckpointError(f"{path}: its header is larger than {MAX_JSON >> 20} MiB")

@@ -1,0 +1,35 @@
+"""Everything that `clnp` raises on purpose.
+
+Each error also derives from the built-in that a caller would expect, so `except ValueError` works for bad
+arguments without knowing this module.
+"""
+
+from __future__ import annotations
+
+
+class ClnpError(Exception):
+    """Base of all errors raised by `clnp`."""
+
+
+class ConfigError(ClnpError, ValueError):
+    """A setting is out of range, or two settings contradict each other."""
+
+
+class DataError(ClnpError, ValueError):
+    """A data set has the wrong type, shape, range or labels, or is not where it was looked for."""
+
+
+class ConvertError(ClnpError, TypeError):
+    """A network holds something that can't be turned into masked layers exactly."""
+
+
+class CapacityError(ClnpError, RuntimeError):
+    """No free channels are left where the next task needs them."""
+
+
+class CheckpointError(ClnpError, RuntimeError):
+    """A checkpoint is damaged, incomplete, or was not written by this package."""
+
+
+class TrainingError(ClnpError, RuntimeError):
+    """Training can't go on: the loss is no longer finite."""

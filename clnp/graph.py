@@ -1,0 +1,193 @@
+"""A network as data: a short list of named operations that can be written to JSON and built again.
+
+`convert` lowers a user's module to a `Graph` once. Everything else is made from it: the masked network that trains,
+the narrow plain network of each task, and the checkpoint, which therefore needs no pickle. An operation that is not
+in `OPS` can't be built, so reading a graph from a file never runs anything but the layers named here.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+Attrs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Op:
+    """What one kind of operation needs to be built.
+
+    Attributes:
+        role: how it treats channels: "input", "layer" (makes new channels out of all it reads), "elementwise" (keeps
+            channels apart), "flatten" (merges positions into the channel axis) or "merge" (joins tensors whose
+            channels then live and die together).
+        make: attributes -> plain `torch.nn` module; None for a function.
+        function: what to call on the inputs when there is no module.
+        attrs: names of the attributes, all required.
+    """
+
+    role: str
+    make: Callable[..., nn.Module] | None = None
+    function: Callable[..., Any] | None = None
+    attrs: tuple[str, ...] = ()
+
+
+OPS: dict[str, Op] = {
+    "input": Op("input", attrs=("shape",)),
+    "linear": Op("layer", nn.Linear, attrs=("in_features", "out_features", "bias")),
+    "relu": Op("elementwise", nn.ReLU),
+    "relu6": Op("elementwise", nn.ReLU6),
+    "leaky_relu": Op("elementwise", nn.LeakyReLU, attrs=("negative_slope",)),
+    "elu": Op("elementwise", nn.ELU, attrs=("alpha",)),
+    "silu": Op("elementwise", nn.SiLU),
+    "gelu": Op("elementwise", nn.GELU, attrs=("approximate",)),
+    "hardswish": Op("elementwise", nn.Hardswish),
+    "tanh": Op("elementwise", nn.Tanh),
+    "sigmoid": Op("elementwise", nn.Sigmoid),
+    "identity": Op("elementwise", nn.Identity),
+    "dropout": Op("elementwise", nn.Dropout, attrs=("p",)),
+    "flatten": Op("flatten", nn.Flatten, attrs=("start_dim", "end_dim")),
+    "log_softmax": Op("elementwise", nn.LogSoftmax, attrs=("dim",)),
+    "add": Op("merge", function=operator.add),
+    "sub": Op("merge", function=operator.sub),
+    "mul": Op("merge", function=operator.mul),
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation: a unique qualified name, its kind (a key of `OPS`), the names it reads, its attributes."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...] = ()
+    attrs: Attrs = field(default_factory=dict)
+
+    @property
+    def role(self) -> str:
+        return OPS[self.op].role
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Operations in execution order; the first is the input, `output` names the node that is returned."""
+
+    nodes: tuple[Node, ...]
+    output: str
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for node in self.nodes:
+            if node.op not in OPS:
+                raise ValueError(f"node {node.name!r}: unknown operation {node.op!r}")
+            missing = set(OPS[node.op].attrs) - set(node.attrs)
+            if missing:
+                raise ValueError(f"node {node.name!r} ({node.op}) lacks {sorted(missing)}")
+            if node.name in seen:
+                raise ValueError(f"two nodes are named {node.name!r}")
+            if not set(node.inputs) <= seen:
+                raise ValueError(f"node {node.name!r} reads {set(node.inputs) - seen} before they are made")
+            seen.add(node.name)
+        if self.output not in seen:
+            raise ValueError(f"the output {self.output!r} is not a node")
+
+    def __getitem__(self, name: str) -> Node:
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    @property
+    def layers(self) -> list[Node]:
+        """The nodes with weights, in execution order."""
+        return [node for node in self.nodes if node.role == "layer"]
+
+    def readers(self, name: str) -> list[Node]:
+        """The nodes that read `name`."""
+        return [node for node in self.nodes if name in node.inputs]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dictionaries, the inverse of `from_json`."""
+        return {
+            "nodes": [
+                {"name": n.name, "op": n.op, "inputs": list(n.inputs), "attrs": n.attrs}
+                for n in self.nodes
+            ],
+            "output": self.output,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Graph:
+        """Rebuilds a graph; raises ValueError, KeyError or TypeError where the data is no graph."""
+        nodes = tuple(
+            Node(str(n["name"]), str(n["op"]), tuple(map(str, n["inputs"])), dict(n["attrs"]))
+            for n in data["nodes"]
+        )
+        return cls(nodes, str(data["output"]))
+
+
+def fuse_relu(graph: Graph) -> Graph:
+    """Folds every ReLU that is the only reader of a layer into that layer (attribute `activation="relu"`)."""
+    fused = {
+        node.name: node.inputs[0]
+        for node in graph.nodes
+        if node.op == "relu"
+        and graph[node.inputs[0]].op == "linear"
+        and len(graph.readers(node.inputs[0])) == 1
+        and graph.output != node.inputs[0]
+    }
+    nodes = []
+    for node in graph.nodes:
+        if node.name in fused:
+            continue
+        inputs = tuple(fused.get(name, name) for name in node.inputs)
+        attrs = dict(node.attrs)
+        if node.name in fused.values():
+            attrs["activation"] = "relu"
+        nodes.append(replace(node, inputs=inputs, attrs=attrs))
+    return Graph(tuple(nodes), fused.get(graph.output, graph.output))
+
+
+def build(graph: Graph, layers: Mapping[str, nn.Module]) -> fx.GraphModule:
+    """Assembles a `torch.fx.GraphModule` from a graph.
+
+    Arguments:
+        graph: the operations.
+        layers: node name -> module, for every node with weights (role "layer"); the other modules are made here.
+
+    Returns:
+        a module with one tensor in, one tensor out, whose submodules carry the node names.
+    """
+    out = fx.Graph()
+    root: dict[str, nn.Module] = {}
+    values: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        op = OPS[node.op]
+        args = tuple(values[name] for name in node.inputs)
+        if op.role == "input":
+            values[node.name] = out.placeholder("x")
+        elif op.function is not None:
+            values[node.name] = out.call_function(op.function, args)
+        else:
+            if op.role == "layer":
+                root[node.name] = layers[node.name]
+            else:
+                assert op.make is not None
+                root[node.name] = op.make(**{name: node.attrs[name] for name in op.attrs})
+            values[node.name] = out.call_module(node.name, args)
+    out.output(values[graph.output])
+    return fx.GraphModule(root, out)
+
+
+def plain_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    """A `torch.nn.Linear` that owns contiguous copies of weight [O, I] and bias [O]."""
+    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(memory_format=torch.contiguous_format))
+    return layer

@@ -1,0 +1,500 @@
+"""The masked network: one set of layers that learns task after task, and a narrow network for every learned task.
+
+Life of a task: `begin_task` re-initialises the free weights; any training loop updates `parameters()`; `compact` drops the
+channels that pruning left out; `consolidate` freezes what is left and gives the dropped channels back as free capacity.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from clnp.errors import CapacityError, CheckpointError, ConfigError
+from clnp.graph import Graph, build, fuse_relu, plain_linear
+from clnp.groups import Group, find_groups
+from clnp.heads import HEADS, Head, MultiHead
+from clnp_kernels.nn import MaskedLinear
+
+Keep = Mapping[str, Tensor]  # group name -> indices (int64, ascending) into its free channels
+
+
+@dataclass(frozen=True)
+class LearnedTask:
+    """What the network remembers of a learned task.
+
+    Attributes:
+        name: the task's name.
+        classes: number of outputs C of its head.
+        active: group name -> how many channels were active after it (its boundary).
+    """
+
+    name: str
+    classes: int
+    active: dict[str, int]
+
+
+class Model(nn.Module):
+    """A network of masked layers; made by `clnp.convert`.
+
+    Arguments:
+        graph: the network's operations.
+        layers: layer name -> dense `torch.nn.Linear` that supplies its first weights.
+
+    Calling it:
+        `model(x)`: while a task is being learned, and before the first one, the whole network in training; otherwise the
+            network of the task learned last.
+        `model(x, task=k)`: the network of learned task k: a narrow plain network in evaluation mode, whose logits
+            never change again (bit for bit, for the same batch, dtype, device and number of threads).
+    """
+
+    def __init__(self, graph: Graph, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.groups = find_groups(graph)
+        self.tasks: list[LearnedTask] = []
+        self.in_task = False
+        self.sizes = {group.name: group.size for group in self.groups.all}
+        self._narrow: dict[int, fx.GraphModule] = {}
+        fused = fuse_relu(graph)
+        masked: dict[str, nn.Module] = {}
+        for node in fused.layers:
+            dense = layers[node.name]
+            if node.name == self.groups.head:
+                masked[node.name] = MultiHead(dense.weight, dense.bias)
+            else:
+                activation = node.attrs.get("activation", "none")
+                masked[node.name] = MaskedLinear.from_dense(dense, activation=activation)
+        self.net = build(fused, masked)
+        self.train(any(layer.training for layer in layers.values()))
+
+    # Layers and boundaries
+
+    @property
+    def head(self) -> Head:
+        """The output layer."""
+        return self.net.get_submodule(self.groups.head)
+
+    @property
+    def masked_layers(self) -> dict[str, MaskedLinear]:
+        """Layer name -> masked layer, in execution order, without the head."""
+        return {name: self.net.get_submodule(name) for name in self.groups.makes}
+
+    @property
+    def layer_names(self) -> list[str]:
+        """All layers with weights in execution order; the head is the last."""
+        return [*self.groups.makes, self.groups.head]
+
+    def layer_weight(self, name: str) -> nn.Parameter:
+        """The trainable weight of a layer, [Of, I]."""
+        return self.net.get_submodule(name).free_weight
+
+    def active(self, group: Group | str) -> int:
+        """How many channels of a group are frozen."""
+        name = group if isinstance(group, str) else group.name
+        return self.tasks[-1].active[name] if self.tasks else 0
+
+    def free(self, group: Group | str) -> int:
+        """How many channels of a group can still be claimed, by the task in training or a later one."""
+        name = group if isinstance(group, str) else group.name
+        if not self.groups[name].prunable:
+            return 0 if self.tasks else self.sizes[name]
+        producer = self.masked_layers[self.groups[name].producers[0]]
+        return producer.free_weight.shape[0]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the final hidden group has no free channel left."""
+        return bool(self.tasks) and self.free(self.groups.last) == 0
+
+    def set_head(self, kind: str) -> None:
+        """Chooses "multi" or "single" head; possible until the first task is learned.
+
+        Raises:
+            ConfigError: unknown kind, or a task was already learned with another.
+        """
+        if kind not in HEADS:
+            raise ConfigError(f"head={kind!r}: expected one of {sorted(HEADS)}")
+        if kind == self.head.kind:
+            return
+        if self.tasks:
+            raise ConfigError(
+                f"head={kind!r}: this network has already learned {len(self.tasks)} task(s) with a "
+                f"{self.head.kind} head; convert a new network"
+            )
+        if kind == "single" and not self.groups.last.prunable:
+            raise ConfigError(
+                "head='single' needs a hidden layer before the output layer to divide among the tasks; use head='multi'"
+            )
+        self._swap_head(kind)
+
+    def _swap_head(self, kind: str) -> None:
+        old = self.head
+        bias = None if old.free_bias is None else old.free_bias.detach()
+        self.net.set_submodule(self.groups.head, HEADS[kind](old.free_weight.detach(), bias))
+
+    # Calling
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        if task is None:
+            if self.in_task or not self.tasks:
+                return self.net(x)
+            task = len(self.tasks) - 1
+        return self.subnetwork(task)(x)
+
+    def check_task(self, task: int) -> int:
+        """Returns the index of a learned task, counting from 0; negative ones count from the end.
+
+        Raises:
+            ConfigError: no such task.
+        """
+        learned = len(self.tasks)
+        if isinstance(task, bool) or not isinstance(task, int) or not -learned <= task < learned:
+            known = f"0 to {learned - 1}" if learned else "none yet"
+            raise ConfigError(f"task={task!r}: expected the index of a learned task ({known})")
+        return task % learned
+
+    def subnetwork(self, task: int, *, fresh: bool = False) -> fx.GraphModule:
+        """The narrow network of a learned task: contiguous copies of its corner of every layer, in evaluation mode.
+
+        Arguments:
+            task: index of the task.
+            fresh: copy anew from the frozen buffers rather than reuse the copy made before.
+        """
+        task = self.check_task(task)
+        if fresh or task not in self._narrow:
+            narrow = build(self.graph, self._task_layers(task)).eval().requires_grad_(False)
+            if fresh:
+                return narrow
+            self._narrow[task] = narrow
+        return self._narrow[task]
+
+    def _task_layers(self, task: int) -> dict[str, nn.Module]:
+        bounds = self.tasks[task].active
+        before = self.tasks[task - 1].active if task else dict.fromkeys(bounds, 0)
+        last, head = self.groups.last.name, self.head
+        own_only = head.kind == "single" and self.groups.only_feeds_head()
+        layers: dict[str, nn.Module] = {}
+        for name, layer in self.masked_layers.items():
+            made = self.groups.makes[name]
+            rows = slice(before[made] if own_only and made == last else 0, bounds[made])
+            columns = slice(0, self._width(name, bounds))
+            bias = None if layer.active_bias is None else layer.active_bias[rows]
+            layers[name] = plain_linear(layer.active_weight[rows, columns], bias)
+        weight, bias = head.task_weights(task, before[last], bounds[last])
+        if head.kind == "single" and not own_only:
+            # Other layers read the earlier tasks' channels, so they are computed; this head does not look at them.
+            weight = torch.cat([weight.new_zeros(weight.shape[0], before[last]), weight], dim=1)
+        layers[self.groups.head] = plain_linear(weight, bias)
+        return layers
+
+    def _width(self, layer: str, active: Mapping[str, int]) -> int:
+        """Inputs of a layer when only the active channels exist."""
+        group = self.groups[self.groups.reads[layer]]
+        return active[group.name] if group.prunable else self.graph[layer].attrs["in_features"]
+
+    # The life of a task
+
+    def begin_task(
+        self,
+        classes: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        reinit_scale: float = 1.0,
+    ) -> None:
+        """Re-initialises the free weights and places the task's head (paper, Algorithm 1). The first task starts from the
+        weights that the network was converted with.
+
+        Arguments:
+            classes: number of outputs; default: as the network had when it was converted. A single head can't change it.
+            generator: CPU random generator for the new weights; default: torch's global one.
+            reinit_scale: factor on the re-initialised hidden weights.
+
+        Raises:
+            CapacityError: single head and no free channel left in the final hidden group.
+            ConfigError: a task has begun already, or `classes` does not fit the head.
+        """
+        head = self.head
+        if self.in_task:
+            raise ConfigError("a task has already begun; end it with consolidate() or cancel_task()")
+        wanted = self.graph[self.groups.head].attrs["out_features"]
+        classes = wanted if classes is None else classes
+        if head.kind == "single":
+            if classes > wanted:
+                raise ConfigError(f"classes={classes}: the single head has {wanted} outputs")
+            classes = wanted
+            if self.is_full:
+                raise CapacityError(
+                    f"all {self.sizes[self.groups.last.name]} channels of the final hidden layer {self.groups.last.name!r} "
+                    "are taken by earlier tasks, so a single head has nothing to connect a new task to. Add channels with "
+                    "expand(), start with a wider network, or use head='multi'"
+                )
+        if self.tasks:
+            for layer in self.masked_layers.values():
+                layer.reset_free_parameters(generator, reinit_scale)
+            head.place(classes, self._width(self.groups.head, self.tasks[-1].active), self._inputs_of_head())
+            head.reset_free_parameters(generator)
+        elif classes != head.classes:
+            head.place(classes, 0, self._inputs_of_head())
+            head.reset_free_parameters(generator)
+        self.in_task = True
+        self._skip_active()
+
+    def _inputs_of_head(self) -> int:
+        group = self.groups.last
+        return self.sizes[group.name] if group.prunable else self.graph[self.groups.head].attrs["in_features"]
+
+    def _skip_active(self) -> None:
+        """A single head does not look at earlier tasks' channels; where nothing else does, they are not computed."""
+        skip = self.head.kind == "single" and self.groups.only_feeds_head()
+        for name in self.groups.last.producers:
+            self.masked_layers[name].skip_active = skip
+
+    def columns(self, layer: str, keep: Keep) -> Tensor:
+        """Input columns of a layer that are left when of each group's free channels only `keep` stays."""
+        group = self.groups[self.groups.reads[layer]]
+        module = self.net.get_submodule(layer)
+        device = module.free_weight.device
+        total = module.free_weight.shape[1]
+        if not group.prunable:
+            return torch.arange(total, device=device)
+        kept = keep[group.name].to(device)
+        frozen = total - self.free(group)
+        return torch.cat([torch.arange(frozen, device=device), frozen + kept])
+
+    def rows(self, layer: str, keep: Keep) -> Tensor:
+        """Free outputs of a hidden layer that are left."""
+        group = self.groups[self.groups.makes[layer]]
+        device = self.net.get_submodule(layer).free_weight.device
+        if not group.prunable:
+            return torch.arange(self.masked_layers[layer].free_weight.shape[0], device=device)
+        return keep[group.name].to(device)
+
+    def check_keep(self, keep: Keep) -> None:
+        """Raises ConfigError unless `keep` names, for every prunable group, ascending indices of its free channels."""
+        for group in self.groups.prunable:
+            free = self.free(group)
+            kept = keep.get(group.name)
+            if kept is None or kept.dtype != torch.int64 or kept.dim() != 1:
+                raise ConfigError(f"keep[{group.name!r}]: expected a 1-D int64 tensor of free channels to keep")
+            if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= free):
+                raise ConfigError(f"keep[{group.name!r}]: expected indices in 0..{free - 1}")
+            if bool((kept[1:] <= kept[:-1]).any()):
+                raise ConfigError(f"keep[{group.name!r}]: expected ascending indices without repeats")
+            if self.active(group) + kept.numel() == 0:
+                raise ConfigError(f"keep[{group.name!r}]: at least one channel of {group.name!r} has to stay")
+            if self.head.kind == "single" and group == self.groups.last and kept.numel() == 0:
+                raise ConfigError(
+                    f"keep[{group.name!r}]: with a single head a task needs at least one channel of its own there"
+                )
+
+    def compact(self, keep: Keep) -> None:
+        """Prunes: of the free channels only `keep` stays; the rest disappears from every layer until `consolidate`.
+
+        The function of what stays is the function of the network with the other channels cut.
+        """
+        self._require_task("compact")
+        self.check_keep(keep)
+        chosen = {
+            name: (self.rows(name, keep), self.columns(name, keep)) for name in self.masked_layers
+        }
+        head_columns = self._head_columns(keep)
+        for name, layer in self.masked_layers.items():
+            rows, columns = chosen[name]
+            layer.free_weight = nn.Parameter(layer.free_weight.detach()[rows][:, columns])
+            if layer.free_bias is not None:
+                layer.free_bias = nn.Parameter(layer.free_bias.detach()[rows])
+        self.head.select(head_columns)
+
+    def _head_columns(self, keep: Keep) -> Tensor:
+        if self.head.kind == "single":
+            return keep[self.groups.last.name].to(self.head.free_weight.device)
+        return self.columns(self.groups.head, keep)
+
+    def pruned_network(self, keep: Keep) -> fx.GraphModule:
+        """The network in training with all free channels but `keep` cut, as a narrow plain network in evaluation mode.
+
+        Its weights are laid out as `consolidate` will lay them out, so its logits are those of the learned task, bit for
+        bit.
+        """
+        return build(self.graph, self.pruned_layers(keep)).eval().requires_grad_(False)
+
+    def pruned_layers(self, keep: Keep, only: Collection[str] | None = None) -> dict[str, nn.Module]:
+        """The layers of `pruned_network`, or those of them that `only` names."""
+        self._require_task("pruned_layers")
+        last, head = self.groups.last.name, self.head
+        own_only = head.kind == "single" and self.groups.only_feeds_head()
+        layers: dict[str, nn.Module] = {}
+        for name, layer in self.masked_layers.items():
+            if only is not None and name not in only:
+                continue
+            rows, columns = self.rows(name, keep), self.columns(name, keep)
+            weight = layer.free_weight.detach()[rows][:, columns]
+            bias = None if layer.free_bias is None else layer.free_bias.detach()[rows]
+            if not (own_only and self.groups.makes[name] == last) and layer.active_weight.shape[0]:
+                frozen = layer.active_weight
+                grown = frozen.new_zeros(frozen.shape[0], weight.shape[1])
+                grown[:, : frozen.shape[1]] = frozen
+                weight = torch.cat([grown, weight])
+                bias = None if bias is None else torch.cat([layer.active_bias, bias])
+            layers[name] = plain_linear(weight, bias)
+        weight = head.free_weight.detach()[:, self._head_columns(keep)]
+        if head.kind == "single" and not own_only:
+            weight = torch.cat([weight.new_zeros(weight.shape[0], self.active(last)), weight], dim=1)
+        layers[self.groups.head] = plain_linear(weight, head.current_bias())
+        return layers
+
+    def consolidate(self, keep: Keep | None = None, *, name: str | None = None) -> LearnedTask:
+        """Ends a task: freezes the channels that are left and returns the others as free capacity.
+
+        Arguments:
+            keep: passed to `compact` first, if given; otherwise all channels that are still there are frozen.
+            name: the task's name; default "task k".
+        """
+        self._require_task("consolidate")
+        if keep is not None:
+            self.compact(keep)
+        active = {}
+        for group in self.groups.all:
+            if group.prunable:
+                active[group.name] = self.active(group) + self.free(group)
+            else:
+                active[group.name] = self.sizes[group.name]
+        classes = self.head.classes
+        self.head.freeze()
+        for layer_name, layer in self.masked_layers.items():
+            everything = layer.free_weight.shape
+            device = layer.free_weight.device
+            layer.freeze(
+                torch.arange(everything[0], device=device),
+                torch.arange(everything[1] - layer.active_in, device=device),
+            )
+            layer.expand(*self._missing(layer_name, layer))
+        record = LearnedTask(name or f"task {len(self.tasks)}", classes, active)
+        self.tasks.append(record)
+        self._close()
+        return record
+
+    def _missing(self, name: str, layer: MaskedLinear) -> tuple[int, int]:
+        """(outputs, inputs) that pruning took from a layer and that come back free."""
+        made, read = (self.groups[g[name]] for g in (self.groups.makes, self.groups.reads))
+        outputs = self.sizes[made.name] - layer.out_features if made.prunable else 0
+        inputs = self.sizes[read.name] - layer.in_features if read.prunable else 0
+        return outputs, inputs
+
+    def _close(self) -> None:
+        """Leaves the state between tasks: nothing is in training, the free weights are zero until the next task."""
+        self.in_task = False
+        if self.tasks:
+            self.head.place(
+                self.tasks[-1].classes,
+                self._width(self.groups.head, self.tasks[-1].active),
+                self._inputs_of_head(),
+            )
+
+    def cancel_task(self) -> None:
+        """Leaves a task unlearned; its weights are dropped (those of the first task stay as they are now)."""
+        self._require_task("cancel_task")
+        if self.tasks:
+            with torch.no_grad():
+                for name, layer in self.masked_layers.items():
+                    layer.expand(*self._missing(name, layer))
+                    for parameter in layer.parameters():
+                        parameter.zero_()
+        self._close()
+
+    def expand(self, layer: str, channels: int) -> None:
+        """Adds free channels to the group that a layer makes (paper, Sec. 4: bottlenecks can be widened between tasks).
+
+        Arguments:
+            layer: name of a hidden layer.
+            channels: how many to add.
+
+        Raises:
+            ConfigError: unknown layer, during a task, or before the first task (convert a wider network then).
+        """
+        if layer not in self.masked_layers:
+            raise ConfigError(f"layer={layer!r}: expected one of {list(self.masked_layers)}")
+        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+            raise ConfigError(f"channels={channels!r}: expected a positive integer")
+        if self.in_task or not self.tasks:
+            raise ConfigError("channels can be added between tasks only; before the first, convert a wider network")
+        group = self.groups[self.groups.makes[layer]]
+        if not group.prunable:
+            raise ConfigError(f"layer={layer!r} writes into the network's input channels, which can't grow")
+        self.sizes[group.name] += channels
+        for name, module in self.masked_layers.items():
+            module.expand(*self._missing(name, module))
+        self._close()
+
+    def _require_task(self, what: str) -> None:
+        if not self.in_task:
+            raise ConfigError(f"{what}() needs a task in training; call begin_task() first")
+
+    # State
+
+    def structure(self) -> dict[str, Any]:
+        """Everything but the numbers, as JSON-able data: graph, sizes, head kind, learned tasks."""
+        return {
+            "graph": self.graph.to_json(),
+            "sizes": dict(self.sizes),
+            "head": self.head.kind,
+            "in_task": self.in_task,
+            "tasks": [asdict(task) for task in self.tasks],
+        }
+
+    @classmethod
+    def from_structure(cls, data: Mapping[str, Any]) -> Model:
+        """A network with the given structure; its numbers come from `load_state_dict`.
+
+        Raises:
+            CheckpointError: the data does not describe a network.
+        """
+        try:
+            graph = Graph.from_json(data["graph"])
+            layers = {n.name: nn.Linear(**n.attrs) for n in graph.layers}
+            model = cls(graph, layers)
+            model._set_structure(data)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"this does not describe a network: {error}") from error
+        return model
+
+    def _set_structure(self, data: Mapping[str, Any]) -> None:
+        if data["graph"] != json.loads(json.dumps(self.graph.to_json())):
+            raise CheckpointError("the saved state belongs to a network with other layers")
+        self.sizes = {str(k): int(v) for k, v in data["sizes"].items()}
+        if data["head"] != self.head.kind:
+            self._swap_head(data["head"])
+        self.in_task = bool(data["in_task"])
+        self.tasks = [
+            LearnedTask(str(t["name"]), int(t["classes"]), {str(k): int(v) for k, v in t["active"].items()})
+            for t in data["tasks"]
+        ]
+        self._skip_active()
+        self._narrow.clear()
+
+    def get_extra_state(self) -> Tensor:
+        """The structure as bytes in a tensor, so that a state dict holds tensors only."""
+        text = json.dumps(self.structure()).encode()
+        return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._set_structure(json.loads(bytes(state.cpu().tolist())))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Model:
+        self._narrow.clear()
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        sizes = ", ".join(f"{g.name} {self.active(g)}/{self.sizes[g.name]}" for g in self.groups.prunable)
+        return f"{len(self.tasks)} tasks learned, {self.head.kind} head, active channels: {sizes}"
+
+
+def keep_everything(model: Model, groups: Iterable[Group] | None = None) -> dict[str, Tensor]:
+    """`keep` with all free channels of every prunable group."""
+    chosen = model.groups.prunable if groups is None else groups
+    return {group.name: torch.arange(model.free(group)) for group in chosen}

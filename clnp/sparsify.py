@@ -1,0 +1,273 @@
+"""Which channels a task keeps: their mean activity, and the highest thresholds that accuracy allows (paper, Sec. 2.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clnp.data.task import Split
+from clnp.graph import Graph, Node, build
+from clnp.groups import Group
+from clnp.model import Model
+from clnp.train import batches, count, count_correct, evaluating
+from clnp_kernels import ops
+
+ACTIVITY_BATCH = 1000
+FEATURE_BYTES = 1 << 30
+
+
+def measure_activity(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
+    """Mean absolute activity E|a| of every channel over a data set, in evaluation mode (paper, Algorithm 1).
+
+    A channel's activity is what the layers that read it see, after the non-linearity; where several read it, the largest of
+    their means.
+
+    Returns:
+        group name -> [channels] float64 on the CPU, active channels first. NaN for channels that were not computed (a single
+        head's final group holds earlier tasks' channels, which the task in training does not touch).
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def watch(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0]
+            sums[layer] = sums.get(layer, 0) + ops.channel_activity(x, dim=-1).double()
+            counts[layer] = counts.get(layer, 0) + x.numel() // max(x.shape[-1], 1)
+
+        return hook
+
+    readers = [name for group in model.groups.prunable for name in group.consumers]
+    handles = [model.net.get_submodule(n).register_forward_pre_hook(watch(n)) for n in readers]
+    try:
+        with evaluating(model):
+            for x, _ in batches(split, ACTIVITY_BATCH, device):
+                model.net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    activity = {}
+    for group in model.groups.prunable:
+        means = [(sums[name] / counts[name]).cpu() for name in group.consumers]
+        mean = torch.stack(means).amax(dim=0)
+        missing = model.active(group) + model.free(group) - mean.numel()
+        activity[group.name] = torch.cat([mean.new_full((missing,), math.nan), mean])
+    return activity
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The outcome of a threshold search.
+
+    Attributes:
+        keep: group name -> ascending indices of the free channels that stay.
+        thresholds: group name -> theta; kept channels have E|a| > theta.
+        correct: correctly classified validation examples afterwards.
+        cost: kept free channels as fractions of their groups, summed with the groups' weights; what the search minimises.
+    """
+
+    keep: dict[str, Tensor]
+    thresholds: dict[str, float]
+    correct: int
+    cost: float
+
+    @property
+    def kept(self) -> int:
+        """Number of free channels that stay, over all groups."""
+        return sum(indices.numel() for indices in self.keep.values())
+
+
+class ThresholdSearch:
+    """Finds high thresholds under an accuracy floor by bisection over the sorted activities.
+
+    Arguments:
+        model: in a task, trained.
+        activity: from `measure_activity`.
+        validation: split on which accuracy is counted.
+        floor: the least number of correctly classified validation examples.
+        device: where to evaluate.
+        granularity: active channels of a group are rounded up to a multiple of this.
+        weights: group name -> its weight in the cost; default 1 each.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        activity: Mapping[str, Tensor],
+        validation: Split,
+        floor: int,
+        device: torch.device,
+        granularity: int = 1,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self.model, self.validation, self.floor, self.device = model, validation, floor, device
+        self.granularity = granularity
+        self.groups = model.groups.prunable
+        self.weights = {g.name: (weights or {}).get(g.name, 1.0) for g in self.groups}
+        self.order: dict[str, Tensor] = {}
+        self.sorted: dict[str, Tensor] = {}
+        self.least: dict[str, int] = {}
+        self.most: dict[str, int] = {}
+        for group in self.groups:
+            free = activity[group.name][model.active(group) :]
+            self.sorted[group.name], self.order[group.name] = free.sort(descending=True, stable=True)
+            own = model.head.kind == "single" and group == model.groups.last
+            self.least[group.name] = int(own or model.active(group) == 0)
+            # theta = 0 already prunes the channels that never fire, at no cost.
+            alive = max(int((free > 0).sum()), self.least[group.name])
+            self.most[group.name] = self._rounded(group, alive)
+            self.least[group.name] = self._rounded(group, self.least[group.name])
+        self.known: dict[tuple[int, ...], int] = {}
+
+    def _rounded(self, group: Group, kept: int) -> int:
+        total = self.model.active(group) + kept
+        up = math.ceil(total / self.granularity) * self.granularity - self.model.active(group)
+        return min(up, self.order[group.name].numel()) if kept else 0
+
+    def keep(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
+        """The most active free channels of each group, so many as `counts` says, as ascending indices."""
+        return {name: self.order[name][:n].sort().values for name, n in counts.items()}
+
+    def cost(self, counts: Mapping[str, int]) -> float:
+        """Kept channels as weighted fractions of the groups' sizes."""
+        return sum(self.weights[name] * n / self.model.sizes[name] for name, n in counts.items())
+
+    def correct(self, counts: Mapping[str, int]) -> int:
+        """Correct validation examples of the network pruned to `counts`."""
+        key = tuple(counts[group.name] for group in self.groups)
+        if key not in self.known:
+            network = self.model.pruned_network(self.keep(counts))
+            self.known[key] = count_correct(network, self.validation, self.device)
+        return self.known[key]
+
+    def layerwise(self) -> Pruning:
+        """One group after the other, the last first, each as far as the whole margin allows."""
+        return self._result(self._descend(list(reversed(self.groups)), 1.0))
+
+    def joint(self) -> Pruning:
+        """The cheapest of several ways to divide the margin among the groups, then improved group by group.
+
+        Groups are searched in both orders; the first one gets all, half or a quarter of the slack, the next the same share of
+        what is left, the last one the rest.
+        """
+        best: dict[str, int] | None = None
+        for order in (list(reversed(self.groups)), list(self.groups)):
+            for share in (1.0, 0.5, 0.25):
+                counts = self._descend(order, share)
+                if best is None or self.cost(counts) < self.cost(best):
+                    best = counts
+            if len(self.groups) < 2:
+                break
+        assert best is not None
+        while True:
+            improved = self._descend(self.groups, 1.0, best)
+            if self.cost(improved) >= self.cost(best):
+                return self._result(best)
+            best = improved
+
+    def _descend(self, order: list[Group], share: float, start: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Lowers the groups' counts one after the other; each may use `share` of the slack that is left."""
+        counts = dict(start or self.most)
+        for position, group in enumerate(order):
+            here = self.correct(counts)
+            last = position == len(order) - 1
+            floor = self.floor if last else math.ceil(here - share * (here - self.floor))
+            counts[group.name] = self._fewest(group, counts, floor)
+        return counts
+
+    def _fewest(self, group: Group, counts: Mapping[str, int], floor: int) -> int:
+        """The fewest channels of one group that keep `floor` examples right, the other groups' counts being fixed.
+
+        Accuracy is not quite monotone in the threshold: after the bisection, lower counts are probed too.
+        """
+        evaluate = self._line(group, counts)
+        low, high = self.least[group.name], counts[group.name]
+
+        def holds(n: int) -> bool:
+            return n == counts[group.name] or evaluate(n) >= floor
+
+        while low < high:
+            middle = self._rounded(group, (low + high) // 2)
+            if middle >= high:
+                break
+            if holds(middle):
+                high = middle
+            else:
+                low = middle + 1
+        if low < high and holds(low):
+            high = low
+        probing = True
+        while probing:
+            probing = False
+            for factor in (0.98, 0.95, 0.9, 0.85):
+                fewer = self._rounded(group, max(int(high * factor), self.least[group.name]))
+                if self.least[group.name] <= fewer < high and holds(fewer):
+                    high, probing = fewer, True
+                    break
+        return self._confirmed(group, counts, high, floor)
+
+    def _confirmed(self, group: Group, counts: Mapping[str, int], n: int, floor: int) -> int:
+        """Line searches may round differently from the whole network in the last bit: the whole network decides."""
+        while n < counts[group.name] and self.correct({**counts, group.name: n}) < floor:
+            n = min(self._rounded(group, n + max(1, n // 50)), counts[group.name])
+        return n
+
+    def _line(self, group: Group, counts: Mapping[str, int]) -> Callable[[int], int]:
+        """An evaluator for one group's count. In a chain of layers everything before the group is computed once."""
+        cut = _cut(self.model.graph, group, self.model.groups.head)
+        rows = count(self.validation)
+        width = self.model.active(group) + counts[group.name]
+        if cut is None or rows * width * 8 > FEATURE_BYTES:
+            return lambda n: self.correct({**counts, group.name: n})
+        front, back = cut
+        layers = self.model.pruned_layers(self.keep(counts), only=[node.name for node in front.layers])
+        features, labels = _features(build(front, layers), self.validation, self.device)
+        widest = self.keep(counts)[group.name]
+        frozen = features.shape[-1] - widest.numel()
+
+        def evaluate(n: int) -> int:
+            key = tuple(n if g == group else counts[g.name] for g in self.groups)
+            if key in self.known:
+                return self.known[key]
+            kept = self.keep({**counts, group.name: n})
+            layers = self.model.pruned_layers(kept, only=[node.name for node in back.layers])
+            columns = torch.cat(
+                [torch.arange(frozen), frozen + torch.searchsorted(widest, kept[group.name])]
+            )
+            narrow = features[:, columns.to(features.device)]
+            return count_correct(build(back, layers), (narrow, labels), self.device)
+
+        return evaluate
+
+    def _result(self, counts: Mapping[str, int]) -> Pruning:
+        thresholds = {}
+        for name, n in counts.items():
+            values = self.sorted[name]
+            thresholds[name] = float(values[n]) if n < values.numel() else 0.0
+        return Pruning(self.keep(counts), thresholds, self.correct(counts), self.cost(counts))
+
+
+def _cut(graph: Graph, group: Group, head: str) -> tuple[Graph, Graph] | None:
+    """Splits a chain of operations before the layer that reads `group`; None where the graph is no chain."""
+    if len(group.consumers) != 1 or any(
+        node.inputs != (before.name,) for before, node in zip(graph.nodes, graph.nodes[1:], strict=False)
+    ):
+        return None
+    at = [node.name for node in graph.nodes].index(group.consumers[0])
+    border = graph.nodes[at - 1].name
+    start = Node(border, "input", attrs={"shape": []})
+    return Graph(graph.nodes[:at], border), Graph((start, *graph.nodes[at:]), graph.output)
+
+
+def _features(net: nn.Module, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A network's outputs over a split, in evaluation mode, and the labels."""
+    values, labels = [], []
+    with evaluating(net):
+        for x, y in batches(split, ACTIVITY_BATCH, device):
+            values.append(net(x))
+            labels.append(y)
+    return torch.cat(values), torch.cat(labels)

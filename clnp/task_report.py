@@ -1,0 +1,98 @@
+"""What is told about a learned task, as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clnp.model import Model
+
+
+@dataclass
+class TaskReport:
+    """Outcome of learning one task; accuracies are fractions, times are seconds.
+
+    Attributes:
+        task, name: index (from 0) and name.
+        epochs, lr, l1: of the chosen grid point; l1 is layer -> alpha.
+        best_validation: best validation accuracy over the grid (paper, Sec. 2.2: the margin counts from here).
+        validation_before, validation: of the chosen network before and after pruning (and fine-tuning).
+        test: test accuracy of the task's network; `row`: test accuracy on tasks 0..task (NaN where a task's test data is not
+            at hand).
+        capacity: group -> {"size", "used", "new", "reused", "free"} channels after the task; "reused" are earlier tasks'
+            channels whose mean activity on this task exceeds the threshold.
+        thresholds: group -> theta.
+        reuse: group -> for each earlier task j, how many of its channels are reused.
+        history: per epoch of the chosen grid point: epoch, loss, train_accuracy, validation_accuracy, lr.
+        grid: per grid point: l1, lr, validation, candidate, chosen, kept (free channels left after pruning; -1 if not pruned).
+        transfer_only: the final hidden layer was full, so only a head was trained (paper, Sec. 2.1).
+        seconds: fit, search, fine_tune, evaluate, total.
+    """
+
+    task: int
+    name: str
+    epochs: int
+    lr: float
+    l1: dict[str, float]
+    best_validation: float
+    validation_before: float
+    validation: float
+    test: float
+    row: list[float]
+    capacity: dict[str, dict[str, int]]
+    thresholds: dict[str, float]
+    reuse: dict[str, list[int]]
+    history: list[dict[str, float]]
+    grid: list[dict[str, Any]]
+    transfer_only: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, the inverse of `TaskReport(**data)`."""
+        return dataclasses.asdict(self)
+
+
+def reuse_of(
+    model: Model, activity: Mapping[str, Tensor], thresholds: Mapping[str, float]
+) -> dict[str, list[int]]:
+    """For each group and each learned task j: how many of the channels that j claimed are active on the data that `activity`
+    ([channels], float64, from `measure_activity`) was measured on.
+
+    Channels that the task in training does not compute (NaN) do not count.
+    """
+    reuse = {}
+    for group in model.groups.prunable:
+        used = activity[group.name] > thresholds[group.name]
+        bounds = [0, *(task.active[group.name] for task in model.tasks)]
+        reuse[group.name] = [int(used[a:b].sum()) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return reuse
+
+
+def capacity_of(model: Model, reuse: Mapping[str, list[int]]) -> dict[str, dict[str, int]]:
+    """Channels per group after the task learned last; `reuse` is that task's."""
+    before = model.tasks[-2].active if len(model.tasks) > 1 else {}
+    table = {}
+    for group in model.groups.prunable:
+        size, used = model.sizes[group.name], model.active(group)
+        new = used - before.get(group.name, 0)
+        table[group.name] = {
+            "size": size,
+            "used": used,
+            "new": new,
+            "reused": sum(reuse[group.name]),
+            "free": size - used,
+        }
+    return table
+
+
+def no_activity(model: Model) -> dict[str, Tensor]:
+    """Stands in for measured activity where nothing is pruned: NaN for every channel."""
+    return {
+        g.name: torch.full((model.active(g) + model.free(g),), torch.nan, dtype=torch.float64)
+        for g in model.groups.prunable
+    }

@@ -1,0 +1,305 @@
+"""One epoch loop for every method: batches, schedule, optimizer, and what is recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from clnp.data.task import Split
+from clnp.errors import TrainingError
+from clnp.model import Model
+from clnp_kernels.optim import AdamL1
+
+EVALUATION_BATCH = 1000
+REPORT_SECONDS = 0.2
+
+
+def seed_for(*parts: Any) -> int:
+    """A seed that depends on all its arguments, the same on every machine."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+
+
+def batches(
+    split: Split, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches (x [B, ...], y [B]) of a split on a device; shuffled by a generator, in order without one."""
+    if isinstance(split, tuple):
+        x, y = split
+        if generator is None:
+            for start in range(0, len(y), batch_size):
+                rows = slice(start, start + batch_size)
+                yield x[rows].to(device), y[rows].to(device)
+            return
+        order = torch.randperm(len(y), generator=generator)
+        for chosen in order.split(batch_size):
+            chosen = chosen.to(x.device)
+            yield x[chosen].to(device), y[chosen].to(device)
+        return
+    loader: DataLoader[Any] = DataLoader(split, batch_size, shuffle=generator is not None, generator=generator)
+    for x, y in loader:
+        yield x.to(device), torch.as_tensor(y, dtype=torch.int64).to(device)
+
+
+def count(split: Split) -> int:
+    """Examples in a split."""
+    return len(split[1]) if isinstance(split, tuple) else len(split)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; restores every module's mode."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def count_correct(net: nn.Module, split: Split, device: torch.device, batch_size: int = EVALUATION_BATCH) -> int:
+    """How many examples of a split the network classifies correctly, in evaluation mode."""
+    correct = 0
+    with evaluating(net):
+        for x, y in batches(split, batch_size, device):
+            correct += int((net(x).argmax(dim=-1) == y).sum())
+    return correct
+
+
+def accuracy(net: nn.Module, split: Split, device: torch.device, batch_size: int = EVALUATION_BATCH) -> float:
+    """Fraction of a split that the network classifies correctly, in evaluation mode."""
+    return count_correct(net, split, device, batch_size) / count(split)
+
+
+def step_factor(epoch: int, epochs: int) -> float:
+    """1, then 0.2 from 60 % and 0.04 from 85 % of the epochs on."""
+    return 0.2 ** ((epoch >= 0.6 * epochs) + (epoch >= 0.85 * epochs))
+
+
+def cosine_factor(epoch: int, epochs: int) -> float:
+    """Half a cosine from 1 towards 0."""
+    return 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
+
+
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": lambda epoch, epochs: 1.0,
+    "step": step_factor,
+    "cosine": cosine_factor,
+}
+
+
+@dataclass
+class FitState:
+    """Where a fit stands after an epoch; all of it that is needed to go on.
+
+    Attributes:
+        epoch: epochs done.
+        history: one record per epoch: epoch, loss, train_accuracy, validation_accuracy, lr.
+        parameters: the trainable tensors, in the order of `trainable`.
+        optimizer: the optimizer's tensors, flat.
+    """
+
+    epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    parameters: list[Tensor] = field(default_factory=list)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to fit.
+
+    Attributes:
+        epochs, lr, batch_size: as usual.
+        l1: layer name -> alpha of the L1 penalty alpha * sum |w| on its trainable weights (paper, Sec. 2.2).
+        schedule: key of `SCHEDULES`: factor on lr per epoch.
+        dtype: torch.bfloat16 computes the layers in that dtype by autocast; torch.float32 as the network is.
+        head_only: train nothing but the head (final-layer transfer learning).
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int
+    l1: dict[str, float]
+    schedule: str = "constant"
+    dtype: torch.dtype = torch.float32
+    head_only: bool = False
+
+
+class Fit:
+    """Trains the free weights of a model on one task.
+
+    Arguments:
+        model: in a task (see `Model.begin_task`).
+        train, validation: splits; validation accuracy is recorded after each epoch.
+        settings: how.
+        seed: every epoch draws its order and its dropout from a generator seeded with this and the epoch's number, so a
+            fit that goes on from a saved `FitState` takes the very steps it would have taken.
+        on_batch: called a few times a second with (loss, fraction correct, examples seen, examples in all).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        train: Split,
+        validation: Split,
+        settings: FitSettings,
+        seed: int,
+        on_batch: Callable[[float, float, int, int], None] | None = None,
+    ) -> None:
+        self.model, self.train, self.validation = model, train, validation
+        self.settings, self.seed = settings, seed
+        self.on_batch = on_batch or (lambda *_: None)
+        self.device = model.head.free_weight.device
+        self.parameters = trainable(model, settings.head_only)
+        self.optimizer = AdamL1(parameter_groups(model, settings), lr=settings.lr)
+        self.state = FitState()
+
+    def resume(self, state: FitState) -> None:
+        """Goes on from a saved state."""
+        with torch.no_grad():
+            for parameter, saved in zip(self.parameters, state.parameters, strict=True):
+                parameter.copy_(saved)
+        _load_optimizer(self.optimizer, state.optimizer)
+        self.state = FitState(state.epoch, list(state.history))
+
+    def run(self, after_epoch: Callable[[FitState, Callable[[], FitState]], None] | None = None) -> FitState:
+        """Trains to the last epoch.
+
+        Arguments:
+            after_epoch: called with (state, snapshot); `snapshot()` copies parameters and optimizer into a full state.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        while self.state.epoch < self.settings.epochs:
+            record = self._epoch(self.state.epoch)
+            self.state.epoch += 1
+            self.state.history.append(record)
+            if after_epoch is not None:
+                after_epoch(self.state, self.snapshot)
+        return self.state
+
+    def snapshot(self) -> FitState:
+        """A copy of everything that `resume` needs, on the CPU."""
+        return FitState(
+            self.state.epoch,
+            list(self.state.history),
+            [p.detach().cpu().clone() for p in self.parameters],
+            _flatten_optimizer(self.optimizer),
+        )
+
+    def _epoch(self, epoch: int) -> dict[str, float]:
+        settings = self.settings
+        lr = settings.lr * SCHEDULES[settings.schedule](epoch, settings.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        seed = seed_for(self.seed, "epoch", epoch)
+        self.model.train()
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            loss, correct = self._steps(torch.Generator().manual_seed(seed), epoch)
+        return {
+            "epoch": epoch,
+            "loss": loss,
+            "train_accuracy": correct,
+            "validation_accuracy": accuracy(self.model, self.validation, self.device),
+            "lr": lr,
+        }
+
+    def _steps(self, generator: torch.Generator, epoch: int) -> tuple[float, float]:
+        total = count(self.train)
+        losses = torch.zeros((), dtype=torch.float64, device=self.device)
+        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        seen, last = 0, time.monotonic()
+        for x, y in batches(self.train, self.settings.batch_size, self.device, generator):
+            loss, correct = self._step(x, y)
+            losses += loss * len(y)
+            hits += correct
+            seen += len(y)
+            now = time.monotonic()
+            # Reading a number waits for the device, so a GPU is asked only a few times a second.
+            if self.device.type == "cpu" or now - last > REPORT_SECONDS or seen == total:
+                self._check(float(losses), epoch)
+            if now - last > REPORT_SECONDS or seen == total:
+                self.on_batch(float(losses) / seen, float(hits) / seen, seen, total)
+                last = now
+        return float(losses) / seen, float(hits) / seen
+
+    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        bf16 = self.settings.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            logits = self.model.net(x)
+        loss = F.cross_entropy(logits.float() if bf16 else logits, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), (logits.detach().argmax(dim=-1) == y).sum()
+
+    def _check(self, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} in epoch {epoch + 1} (lr {self.settings.lr}, l1 {self.settings.l1}); "
+                "what was learned before this task is untouched. A lower lr usually helps"
+            )
+
+
+def trainable(model: Model, head_only: bool = False) -> list[nn.Parameter]:
+    """The parameters that a task trains."""
+    source: nn.Module = model.head if head_only else model
+    return list(source.parameters())
+
+
+def parameter_groups(model: Model, settings: FitSettings) -> list[dict[str, Any]]:
+    """Optimizer groups: each layer's weight with its alpha; all biases without L1."""
+    names = [model.groups.head] if settings.head_only else model.layer_names
+    weights = [(model.layer_weight(name), settings.l1[name]) for name in names]
+    chosen = {id(weight) for weight, _ in weights}
+    biases = [p for p in trainable(model, settings.head_only) if id(p) not in chosen]
+    groups: list[dict[str, Any]] = [{"params": [weight], "l1": alpha} for weight, alpha in weights]
+    return [*groups, {"params": biases, "l1": 0.0}] if biases else groups
+
+
+def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value).detach().cpu().clone()
+        for index, values in state.items()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value.clone()
+    saved = optimizer.state_dict()
+    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+
+
+def labels_of(split: Split) -> Tensor | None:
+    """All labels of a split held as tensors, else None."""
+    return split[1] if isinstance(split, tuple) else None
+
+
+def first_inputs(split: Split | Dataset[Any], rows: int) -> Tensor:
+    """The first inputs of a split, x [rows, ...]."""
+    if isinstance(split, tuple):
+        return split[0][:rows]
+    chosen: Sequence[int] = range(min(rows, count(split)))  # type: ignore[arg-type]
+    return torch.stack([split[i][0] for i in chosen])
