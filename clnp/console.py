@@ -1,0 +1,140 @@
+"""What a run shows while it works: a progress bar on a terminal, plain lines elsewhere, and all of
+it in log.txt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+# Seconds between two lines about epochs where the output is no terminal.
+QUIET = 10.0
+
+
+class Reporter:
+    """Callbacks of a `Learner` that show its progress.
+
+    Arguments:
+        console: where to.
+        log: an open text file that gets every line, with the time; None for no log.
+        tasks: in the whole run, for the time left.
+        learned: tasks that were learned before (a resumed run).
+    """
+
+    def __init__(self, console: Console, log: TextIO | None, tasks: int, learned: int = 0) -> None:
+        self.console, self.log, self.tasks = console, log, tasks
+        self.task, self.name = learned, ""
+        self.epochs, self.epoch = 1, 0
+        self.begun, self.before, self.spoke = time.monotonic(), float(learned), 0.0
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.row = self.bar.add_task("starting", total=tasks, completed=learned, numbers="")
+
+    @contextmanager
+    def live(self) -> Iterator[Reporter]:
+        """Shows the bar for as long as the block runs."""
+        with self.bar:
+            yield self
+
+    def say(self, text: str, quiet: bool = False) -> None:
+        """One line for the log and, unless `quiet`, for the console."""
+        if self.log is not None:
+            self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self.log.flush()
+        if not quiet:
+            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def on_task_begin(self, learner: Any, task_index: int, name: str, total_epochs: int) -> None:
+        """Starts a task; `total_epochs` counts those of all grid points and of fine-tuning."""
+        self.task, self.name, self.epochs, self.epoch = task_index, name, max(1, total_epochs), 0
+        self.say(f"task {task_index + 1}/{self.tasks} {name}: {total_epochs} epochs")
+        self._show("")
+
+    def on_batch_end(
+        self, learner: Any, loss: float, correct: float, seen: int, total: int
+    ) -> None:
+        """Moves the bar: `seen` of `total` samples of the epoch."""
+        self._show(f"loss {loss:.3f} accuracy {100 * correct:.1f} %", seen / max(1, total))
+
+    def on_epoch_end(self, learner: Any, record: dict[str, Any]) -> None:
+        """Logs an epoch; on a console that is no terminal at most every ten seconds."""
+        self.epoch += 1
+        text = (
+            f"task {self.task + 1}/{self.tasks} epoch {self.epoch}/{self.epochs}: loss "
+            f"{record['loss']:.4f}, "
+            f"train {100 * record['train_accuracy']:.2f} %, validation "
+            f"{100 * record['validation_accuracy']:.2f} %"
+        )
+        now = time.monotonic()
+        speak = not self.console.is_terminal and now - self.spoke >= QUIET
+        if speak:
+            self.spoke = now
+            text += f", {self._left()} left"
+        self.say(text, quiet=not speak)
+        self._show(
+            f"loss {record['loss']:.3f} validation {100 * record['validation_accuracy']:.1f} %"
+        )
+
+    def on_task_end(self, learner: Any, report: Any) -> None:
+        """Says what a task reached and what it claimed."""
+        self.task, self.epoch = self.task + 1, 0
+        claimed = ", ".join(
+            f"{layer} {c['used']}/{c['size']} (+{c['new']})" for layer, c in report.capacity.items()
+        )
+        self.say(
+            f"task {self.task}/{self.tasks} {report.name}: test {100 * report.test:.2f} %, "
+            "validation "
+            f"{100 * report.validation_before:.2f} % -> {100 * report.validation:.2f} % by "
+            "pruning; channels used "
+            f"{claimed}; {report.seconds['total']:.1f} s"
+        )
+        self._show("")
+
+    def _show(self, numbers: str, part: float = 0.0) -> None:
+        if self.bar.disable:
+            return
+        epoch = (
+            f" epoch {min(self.epoch + 1, self.epochs)}/{self.epochs}"
+            if self.task < self.tasks
+            else ""
+        )
+        self.bar.update(
+            self.row,
+            completed=self._done(part),
+            numbers=numbers,
+            description=f"task {min(self.task + 1, self.tasks)}/{self.tasks}{epoch}",
+        )
+
+    def _done(self, part: float = 0.0) -> float:
+        return self.task + min(1.0, (self.epoch + part) / self.epochs)
+
+    def _left(self) -> str:
+        done = self._done() - self.before
+        if done <= 0:
+            return "unknown"
+        seconds = (time.monotonic() - self.begun) * (self.tasks - self._done()) / done
+        minutes, seconds = divmod(round(seconds), 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[TextIO]:
+    """log.txt, opened to append: a resumed run goes on in the same log. Raises OSError."""
+    with open(path, "a", encoding="utf-8") as file:
+        yield file

@@ -1,0 +1,177 @@
+"""The tables at the end of a run and of `clnp report`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from clnp import results
+
+# Above this many tasks a table of all accuracies doesn't fit a screen; the files and plots have
+# them.
+MOST_COLUMNS = 12
+
+
+def show(
+    console: Console, metrics: Mapping[str, Any], seconds: Sequence[Mapping[str, Any]]
+) -> None:
+    """Prints one run: accuracies, capacity, times, ACC, BWT, forgetting and the certificate."""
+    console.print(accuracy_table(metrics))
+    console.print(capacity_table(metrics))
+    if seconds:
+        console.print(time_table(seconds))
+    show_line(console, numbers_line(metrics))
+    show_line(console, certificate_line(metrics["certificate"]))
+
+
+def show_line(console: Console, text: str) -> None:
+    """Prints text as it is: no wrapping, no markup, no colours, so that scripts can look for it."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def accuracy_table(metrics: Mapping[str, Any]) -> Table:
+    """R in per cent; only the last row where there are too many tasks for a screen."""
+    R = metrics["accuracy_matrix"]
+    table = _table("Test accuracy (%) on each task, after learning each task")
+    if len(R) > MOST_COLUMNS:
+        table.add_column("task")
+        table.add_column("when learned", justify="right")
+        table.add_column("at the end", justify="right")
+        for j, report in enumerate(metrics["reports"]):
+            table.add_row(_task(j, report["name"]), _percent(R[j][j]), _percent(R[-1][j]))
+        return table
+    table.add_column("after task")
+    for j in range(len(R)):
+        table.add_column(str(j), justify="right")
+    table.add_column("mean", justify="right", style="bold")
+    for i, row in enumerate(R):
+        cells = [_percent(v) for v in row]
+        table.add_row(
+            _task(i, metrics["reports"][i]["name"]), *cells, _percent(metrics["mean_accuracies"][i])
+        )
+    return table
+
+
+def capacity_table(metrics: Mapping[str, Any]) -> Table:
+    """Channels per task and layer: used so far, new, reused."""
+    reports = metrics["reports"]
+    layers = list(reports[0]["capacity"])
+    table = _table("Channels used so far (new + reused by the task), per layer")
+    table.add_column("task")
+    for layer in layers:
+        table.add_column(f"{layer} of {reports[0]['capacity'][layer]['size']}", justify="right")
+    for i, report in enumerate(reports):
+        cells = []
+        for layer in layers:
+            c = report["capacity"][layer]
+            cells.append(
+                f"{c['used']} = {100 * c['used'] / c['size']:.1f} % ({c['new']} + {c['reused']})"
+            )
+        note = " (head only)" if report.get("transfer_only") else ""
+        table.add_row(_task(i, report["name"]) + note, *cells)
+    return table
+
+
+def time_table(seconds: Sequence[Mapping[str, Any]]) -> Table:
+    """Seconds per task and phase."""
+    table = _table("Time (s)")
+    table.add_column("task")
+    for phase in results.PHASES:
+        table.add_column(phase, justify="right")
+    for row in seconds:
+        cells = [f"{row[phase]:.1f}" for phase in results.PHASES]
+        table.add_row(_task(int(row["task"]), row["name"]), *cells)
+    totals = [f"{sum(row[phase] for row in seconds):.1f}" for phase in results.PHASES]
+    table.add_section()
+    table.add_row("all", *totals, style="bold")
+    return table
+
+
+def numbers_line(metrics: Mapping[str, Any]) -> str:
+    """ "ACC 0.9842, BWT 0, forgetting 0": zero is printed as 0 only where it is exactly zero."""
+    return ", ".join(
+        f"{name} {number(metrics[key])}"
+        for name, key in (("ACC", "acc"), ("BWT", "bwt"), ("forgetting", "forgetting"))
+    )
+
+
+def number(value: float | None) -> str:
+    """Four digits, more where those would hide that it isn't zero; "0" exactly for zero; "n/a" for
+    None.
+    """
+    if value is None or math.isnan(value):
+        return "n/a"
+    if value == 0:
+        return "0"
+    return f"{value:.4f}" if abs(value) >= 1e-4 else f"{value:.1e}"
+
+
+def certificate_line(certificate: Mapping[str, Any]) -> str:
+    """ "certificate: 5/5 tasks bit-identical"."""
+    return f"certificate: {certificate['identical']}/{certificate['tasks']} tasks bit-identical"
+
+
+def show_summary(
+    console: Console, summary: Mapping[str, Any], all_metrics: Sequence[Mapping[str, Any]]
+) -> None:
+    """Prints several seeds: one row each, then mean and standard deviation."""
+    layers = list(summary["used"])
+    table = _table(f"{len(all_metrics)} seeds")
+    for column in ("seed", "ACC", "BWT", "forgetting", *(f"{layer} used" for layer in layers)):
+        table.add_column(column, justify="right")
+    for m in all_metrics:
+        last = m["reports"][-1]["capacity"]
+        used = [f"{100 * last[x]['used'] / last[x]['size']:.1f} %" for x in layers]
+        table.add_row(
+            str(m["config"]["seeds"][0]), *(number(m[k]) for k in results.SUMMARIES), *used
+        )
+    table.add_section()
+    means = [spread(summary[k]) for k in results.SUMMARIES]
+    table.add_row(
+        "mean", *means, *(spread(summary["used"][x], percent=True) for x in layers), style="bold"
+    )
+    console.print(table)
+    show_line(
+        console,
+        "mean over seeds: "
+        + ", ".join(
+            f"{name} {spread(summary[key])}"
+            for name, key in (("ACC", "acc"), ("BWT", "bwt"), ("forgetting", "forgetting"))
+        ),
+    )
+    show_line(console, certificate_line(summary["certificate"]))
+
+
+def spread(value: Mapping[str, Any], percent: bool = False) -> str:
+    """ "0.9842 +- 0.0004" of {"mean", "std"}; the mean alone where there is no deviation."""
+    mean, std = value["mean"], value["std"]
+    if percent:
+        return f"{100 * mean:.1f}" + (f" +- {100 * std:.1f} %" if std is not None else " %")
+    return number(mean) + (f" +- {number(std)}" if std is not None else "")
+
+
+def verdict_table(verdicts: Sequence[Any]) -> Table:
+    """What `learner.verify()` found, task by task."""
+    table = _table("Logits on the stored probe batches, recomputed")
+    for column in ("task", "bit-identical", "note"):
+        table.add_column(column)
+    for v in verdicts:
+        table.add_row(_task(v.task, v.name), "yes" if v.identical else "NO", escape(v.note or ""))
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", header_style="")
+
+
+def _task(index: int, name: str) -> str:
+    return escape(f"{index} {name}")
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{100 * value:.2f}"

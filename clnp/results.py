@@ -1,0 +1,232 @@
+"""The numbers of a run as files: metrics.json, the CSV tables and the plots.
+
+metrics.json holds nothing that differs between two runs with the same settings on one machine: no
+times, dates or paths.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clnp import diagnostics, plots, runs
+from clnp.atomic import write_text
+from clnp.config import Config
+
+PHASES = ("fit", "search", "fine_tune", "evaluate", "total")
+SUMMARIES = ("acc", "bwt", "forgetting")
+
+
+def metrics_of(learner: Any, config: Config, verdicts: Sequence[Any]) -> dict[str, Any]:
+    """All deterministic numbers of a learner, JSON-able.
+
+    Arguments:
+        learner: a `clnp.Learner` with at least one learned task.
+        config: of the run, with one seed.
+        verdicts: of `learner.verify()`.
+
+    Returns:
+        {"config", "tasks_learned", "accuracy_matrix" [T, T] with null above the diagonal, "acc",
+        "bwt", "forgetting", "certificate": {"tasks", "identical", "differing"}, "reports": one
+        `TaskReport` per task without its times}.
+    """
+    R = np.asarray(learner.accuracy_matrix, dtype=np.float64)
+    reports = [dataclasses.asdict(report) for report in learner.reports]
+    return {
+        "config": config.as_dict(),
+        "tasks_learned": len(reports),
+        "accuracy_matrix": R.tolist(),
+        **diagnostics.summary(R),
+        "mean_accuracies": diagnostics.mean_accuracies(R).tolist(),
+        "certificate": {
+            "tasks": len(verdicts),
+            "identical": sum(bool(v.identical) for v in verdicts),
+            "differing": [int(v.task) for v in verdicts if not v.identical],
+        },
+        "reports": [{k: v for k, v in report.items() if k != "seconds"} for report in reports],
+    }
+
+
+def seconds_of(learner: Any) -> list[dict[str, Any]]:
+    """One row per task: {"task", "name", "fit", "search", "fine_tune", "evaluate", "total"}, in
+    seconds.
+    """
+    return [
+        {"task": i, "name": report.name, **{p: float(report.seconds.get(p, 0.0)) for p in PHASES}}
+        for i, report in enumerate(learner.reports)
+    ]
+
+
+def write(folder: Path, metrics: Mapping[str, Any], seconds: Sequence[Mapping[str, Any]]) -> None:
+    """Writes metrics.json and the four CSV files, each whole or not at all. Raises OSError."""
+    reports = metrics["reports"]
+    write_csv(folder / "timing.csv", ("task", "name", *PHASES), seconds)
+    names = [f"task_{j}" for j in range(len(reports))]
+    rows = [
+        {"after_task": i, "name": report["name"], **dict(zip(names, row[: i + 1], strict=False))}
+        for i, (report, row) in enumerate(zip(reports, metrics["accuracy_matrix"], strict=True))
+    ]
+    write_csv(folder / "accuracy.csv", ("after_task", "name", *names), rows)
+    write_csv(folder / "capacity.csv", CAPACITY, capacity_rows(reports))
+    history = [
+        {"task": i, **record} for i, report in enumerate(reports) for record in report["history"]
+    ]
+    write_csv(folder / "history.csv", HISTORY, history)
+    runs.write_json(folder / runs.METRICS, _plain(metrics))
+
+
+HISTORY = ("task", "epoch", "loss", "train_accuracy", "validation_accuracy", "lr")
+CAPACITY = ("task", "name", "layer", *diagnostics.CAPACITY_FIELDS, "threshold")
+
+
+def capacity_rows(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per task and layer: what `diagnostics.capacity_table` has, the task's name and the
+    layer's threshold.
+    """
+    table = diagnostics.capacity_table([report["capacity"] for report in reports])
+    return [
+        {
+            "name": reports[int(row["task"])]["name"],
+            "layer": row["group"],
+            "threshold": reports[int(row["task"])]["thresholds"].get(row["group"]),
+            **{k: v for k, v in row.items() if k != "group"},
+        }
+        for row in table
+    ]
+
+
+def draw(folder: Path, metrics: Mapping[str, Any]) -> list[Path]:
+    """Writes the plots of a run into folder/plots, from its metrics; the paths. Raises OSError."""
+    reports = metrics["reports"]
+    capacities = [report["capacity"] for report in reports]
+    groups = list(capacities[0])
+    reuses = [report["reuse"] for report in reports]
+    figures = {
+        "accuracy_matrix": plots.accuracy_heatmap(metrics["accuracy_matrix"]),
+        "mean_accuracy": plots.mean_accuracy([metrics["accuracy_matrix"]]),
+        "capacity": plots.capacity([capacities]),
+        "reuse": plots.reuse({g: diagnostics.reuse_matrix(capacities, reuses, g) for g in groups}),
+        "training": plots.training_curves([report["history"] for report in reports]),
+    }
+    return _save(folder, figures)
+
+
+def summarise(all_metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation (n - 1) over seeds of ACC, BWT, forgetting, and each layer's used
+    share at the end.
+
+    Returns:
+        {"seeds", "acc": {"mean", "std", "n"}, "bwt", "forgetting", "used": {layer: {...}},
+        "certificate": {"tasks", "identical"}}
+    """
+    last = [metrics["reports"][-1]["capacity"] for metrics in all_metrics]
+    used = {
+        layer: diagnostics.mean_std([c[layer]["used"] / c[layer]["size"] for c in last])
+        for layer in last[0]
+    }
+    return {
+        "seeds": [metrics["config"]["seeds"][0] for metrics in all_metrics],
+        **{name: diagnostics.mean_std([m[name] for m in all_metrics]) for name in SUMMARIES},
+        "used": used,
+        "certificate": {
+            name: sum(m["certificate"][name] for m in all_metrics)
+            for name in ("tasks", "identical")
+        },
+    }
+
+
+def write_summary(folder: Path, all_metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Writes summary.json, summary.csv (one row per seed) and the plots over seeds; the summary.
+    Raises OSError.
+    """
+    summary = summarise(all_metrics)
+    layers = list(summary["used"])
+    rows = [
+        {
+            "seed": m["config"]["seeds"][0],
+            **{name: m[name] for name in SUMMARIES},
+            **{
+                f"used_{layer}": counts["used"]
+                for layer, counts in m["reports"][-1]["capacity"].items()
+            },
+        }
+        for m in all_metrics
+    ]
+    write_csv(
+        folder / "summary.csv", ("seed", *SUMMARIES, *(f"used_{layer}" for layer in layers)), rows
+    )
+    runs.write_json(folder / "summary.json", summary)
+    if len({m["tasks_learned"] for m in all_metrics}) == 1:
+        figures = {
+            "mean_accuracy": plots.mean_accuracy([m["accuracy_matrix"] for m in all_metrics]),
+            "capacity": plots.capacity(
+                [[r["capacity"] for r in m["reports"]] for m in all_metrics]
+            ),
+        }
+        _save(folder, figures)
+    return summary
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """metrics.json of a run, NaN above the diagonal again.
+
+    Raises:
+        RunError: no such file, or damaged.
+    """
+    metrics: dict[str, Any] = runs.read_json(folder / runs.METRICS)
+    try:
+        rows = metrics["accuracy_matrix"]
+        metrics["accuracy_matrix"] = [[math.nan if v is None else v for v in row] for row in rows]
+    except (TypeError, KeyError) as error:
+        raise runs.RunError(
+            f"{folder / runs.METRICS}: was not written by clnp ({error!r})"
+        ) from error
+    return metrics
+
+
+def read_seconds(folder: Path) -> list[dict[str, Any]]:
+    """timing.csv as rows; empty where there is no such file."""
+    path = folder / "timing.csv"
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return [
+            {k: v if k == "name" else float(v) for k, v in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """A CSV file with a header line; floats keep all their digits, missing values are empty."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fields, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "" if v is None else v for k, v in row.items()})
+    write_text(path, buffer.getvalue())
+
+
+def _save(folder: Path, figures: Mapping[str, Any]) -> list[Path]:
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / "plots" / f"{name}.png")
+        plots.save(figure, paths[-1])
+    return paths
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinities become null, which is all that JSON has for them."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,213 @@
+"""The folder of a run: who may write into it, what is in it, how it is read again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clnp.atomic import write_text
+from clnp.config import Config, differences
+from clnp.errors import ClnpError, ConfigError
+
+FORMAT = "clnp-run"
+VERSION = 1
+CONFIG = "config.json"
+METRICS = "metrics.json"
+CHECKPOINT = "checkpoint.safetensors"
+PROGRESS = "progress"
+LOCK = ".lock"
+LOG = "log.txt"
+# All that a run writes; --overwrite deletes these names and no others.
+FILES = (
+    CONFIG,
+    METRICS,
+    CHECKPOINT,
+    LOCK,
+    LOG,
+    "summary.json",
+    "environment.json",
+    "timing.csv",
+    "accuracy.csv",
+    "capacity.csv",
+    "history.csv",
+    "summary.csv",
+)
+FOLDERS = ("plots", PROGRESS)
+
+
+class RunError(ClnpError, RuntimeError):
+    """A run folder is missing, damaged, or in use."""
+
+
+def write_json(path: Path, data: Any) -> None:
+    """JSON in a fixed layout: same data, same bytes. NaN is refused. Raises OSError."""
+    write_text(path, json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        RunError: no such file, or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file; is {path.parent} the folder of a run?") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: can't be read ({error})") from error
+
+
+def write_config(folder: Path, config: Config, data_root: str | None) -> None:
+    """config.json: the settings, and where the data was found (which decides nothing)."""
+    data = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": config.as_dict(),
+        "data_root": data_root,
+    }
+    write_json(folder / CONFIG, data)
+
+
+def read_config(folder: Path) -> tuple[Config, str | None]:
+    """(settings, data root) of a run.
+
+    Raises:
+        RunError: no run folder, or from another version. ConfigError: settings that are nonsense.
+    """
+    data = read_json(folder / CONFIG)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise RunError(f"{folder / CONFIG}: was not written by clnp")
+    if data.get("version") != VERSION:
+        raise RunError(
+            f"{folder / CONFIG}: version {data.get('version')!r}, this clnp reads {VERSION}"
+        )
+    return Config.from_dict(data["config"]), data.get("data_root")
+
+
+def is_run(folder: Path) -> bool:
+    """Did a run begin in this folder?"""
+    return (folder / CONFIG).is_file()
+
+
+def is_empty(folder: Path) -> bool:
+    """Is there nothing in it but what a run leaves that was killed before its first file?"""
+    if not folder.exists():
+        return True
+    return all(p.name in (LOCK, LOG) or p.name.endswith(".tmp") for p in folder.iterdir())
+
+
+def seed_folders(root: Path, config: Config) -> list[tuple[int, Path]]:
+    """(seed, its folder): the run folder itself for one seed, seed-0, seed-1, ... below it for
+    several.
+    """
+    if len(config.seeds) == 1:
+        return [(config.seeds[0], root)]
+    return [(seed, root / f"seed-{seed}") for seed in config.seeds]
+
+
+def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """May a run begin in this folder? Nothing is written or deleted.
+
+    Raises:
+        ConfigError: it isn't empty and neither `resume` nor `overwrite` was asked for, it holds
+            something else than a run, or it can't be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out: {folder} is a file, wanted a folder")
+    _check_writable(folder)
+    if is_empty(folder):
+        return
+    if not is_run(folder):
+        raise ConfigError(
+            f"--out: {folder} is not empty and holds no run of clnp; name another folder"
+        )
+    if not (resume or overwrite):
+        raise ConfigError(
+            f"--out: {folder} holds a run; continue it with --resume, or replace it with "
+            "--overwrite"
+        )
+
+
+def check_same(folder: Path, config: Config) -> None:
+    """Refuses to resume a run with other settings.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    found = differences(read_config(folder)[0], config)
+    if found:
+        raise ConfigError(f"--resume: {folder} was begun with other settings: {', '.join(found)}")
+
+
+def clear(folder: Path) -> None:
+    """Deletes what runs write (FILES, FOLDERS, seed folders that hold runs), and nothing else."""
+    for name in FILES:
+        # config.json goes last: until then the folder still counts as a run, should this be
+        # interrupted.
+        if name not in (CONFIG, LOCK):
+            (folder / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for below in folder.glob("seed-*"):
+        if is_run(below):
+            clear(below)
+            if not any(p.name != LOCK for p in below.iterdir()):
+                shutil.rmtree(below)
+    (folder / CONFIG).unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing into the same run; the lock goes with the process, however
+    it ends.
+
+    Raises:
+        RunError: another process holds it. ConfigError: the folder can't be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ConfigError(f"--out: {folder} can't be written ({error})") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"{folder} is in use by another clnp process; wait for it or name another --out"
+            ) from None
+        remove_leftovers(folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes half-written files of a killed process; only while holding the lock."""
+    for path in (
+        *folder.glob(".*.tmp"),
+        *folder.glob("plots/.*.tmp"),
+        *folder.glob("seed-*/.*.tmp"),
+    ):
+        path.unlink(missing_ok=True)
+
+
+def _check_writable(folder: Path) -> None:
+    place = folder
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise ConfigError(f"--out: {folder} can't be made, {place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out: {folder} can't be written, no permission for {place}")
