@@ -12,4 +12,4 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def channel_activity(x: Tensor, dim: int) -> Tensor:
     """Sum of ``|x|`` over every dimension but ``dim``: [..., C, ...] -> [C]."""
     dtype = accumulator(x.dtype)
-    return x.abs().movedim(dim, 0).reshape(x.shape[dim], -1).sum(1, dtype=dtype)
+    return x.abs().movedim(dim, 0).unsqueeze(-1).flatten(1).sum(1, dtype=dtype)
