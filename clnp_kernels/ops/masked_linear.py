@@ -100,16 +100,20 @@ def masked_linear_fwd(
     return cast(tuple[Tensor, Tensor], result)
 
 
-def masked_linear_relu_grad(grad_y: Tensor, y: Tensor, active: int) -> Tensor:
-    """Gradient before the ReLU, of the outputs from number ``active`` on.
+def masked_linear_relu_grad(
+    grad_y: Tensor, y: Tensor, active: int, bias: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Gradients before the ReLU and of the bias, of the outputs from number ``active`` on, in one pass.
 
     Arguments:
         grad_y: [B, O], gradient of the output.
         y: [B, O], the output after the ReLU, same dtype and device.
         active: outputs to leave out at the front.
+        bias: compute the gradient of the bias.
 
     Returns:
-        [B, O - active], contiguous: ``grad_y`` where ``y > 0``, else 0.
+        [B, O - active], contiguous: ``grad_y`` where ``y > 0``, else 0; and its sum over B, [O - active]
+        (an empty tensor without ``bias``).
 
     Raises:
         TypeError, ValueError: dtypes, devices or shapes do not fit.
@@ -120,7 +124,8 @@ def masked_linear_relu_grad(grad_y: Tensor, y: Tensor, active: int) -> Tensor:
     check_shape("y", y, grad_y.shape, "[B, O]")
     if not 0 <= active <= grad_y.shape[1]:
         raise ValueError(message("active", active, f"0 to {grad_y.shape[1]}, the outputs"))
-    return cast(Tensor, call("masked_linear_relu_grad", grad_y, y, active))
+    result = call("masked_linear_relu_grad", grad_y, y, active, bias)
+    return cast(tuple[Tensor, Tensor], result)
 
 
 def masked_linear_dgrad(
@@ -238,11 +243,11 @@ def _fake_fwd(
 
 
 def _setup_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, active_weight, free_weight, _, free_bias, activation, _, full_input_grad = inputs
+    x, active_weight, free_weight, _, _, activation, _, full_input_grad = inputs
     y, sums = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(sums)
-    ctx.relu, ctx.bias, ctx.full = activation == "relu", free_bias is not None, full_input_grad
+    ctx.relu, ctx.full = activation == "relu", full_input_grad
     ctx.save_for_backward(x, active_weight, free_weight, y if ctx.relu else None)
 
 
@@ -251,39 +256,45 @@ def _backward_fwd(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Te
     x, active_weight, free_weight, y = ctx.saved_tensors
     needs_x, _, needs_weight, _, needs_bias = ctx.needs_input_grad[:5]
     grad_x = grad_weight = grad_bias = None
-    if grad_y is not None and (needs_x or needs_weight or needs_bias):
-        active_out = active_weight.shape[0]
-        # The gradient before the activation serves both products; with the whole gradient of x it
-        # starts at the first output, else at the first free one.
-        start = 0 if ctx.full and needs_x else active_out
-        grad_z = (
-            call("masked_linear_relu_grad", grad_y, y, start) if ctx.relu else grad_y[:, start:]
-        )
-        if needs_x:
-            grad_x = call("masked_linear_dgrad", grad_z, active_weight, free_weight, ctx.full)
-        grad_free = grad_z[:, active_out - start :]
-        if needs_weight:
-            bias = ctx.bias and needs_bias
-            grad_weight, grad_bias = call("masked_linear_wgrad", grad_free, x, bias)
-            grad_bias = grad_bias if bias else None
-        elif needs_bias:
-            grad_bias = grad_free.sum(0)
+    if grad_y is None or not (needs_x or needs_weight or needs_bias):
+        return (None,) * 8
+    # Both products take the gradient before the activation. For the whole gradient of x it starts at
+    # the first output, else at the first free one.
+    active_out = active_weight.shape[0]
+    start = 0 if ctx.full and needs_x else active_out
+    free = active_out - start
+    if ctx.relu:
+        grad_z, sums = call("masked_linear_relu_grad", grad_y, y, start, needs_bias)
+        grad_bias = sums[free:] if needs_bias else None
+    else:
+        grad_z = grad_y[:, start:] if start else grad_y
+    grad_free = grad_z[:, free:] if free else grad_z
+    if needs_x:
+        grad_x = call("masked_linear_dgrad", grad_z, active_weight, free_weight, ctx.full)
+    if needs_weight:
+        sum_now = needs_bias and grad_bias is None
+        grad_weight, sums = call("masked_linear_wgrad", grad_free, x, sum_now)
+        grad_bias = sums if sum_now else grad_bias
+    elif needs_bias and grad_bias is None:
+        grad_bias = grad_free.sum(0)
     return grad_x, None, grad_weight, None, grad_bias, None, None, None
 
 
-def _fake_relu_grad(grad_y: Tensor, y: Tensor, active: int) -> Tensor:
-    return grad_y.new_empty(grad_y.shape[0], grad_y.shape[1] - active)
+def _fake_relu_grad(grad_y: Tensor, y: Tensor, active: int, bias: bool) -> tuple[Tensor, Tensor]:
+    outputs = grad_y.shape[1] - active
+    return grad_y.new_empty(grad_y.shape[0], outputs), grad_y.new_empty(outputs if bias else 0)
 
 
-def _setup_relu_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, y, ctx.active = inputs
+def _setup_relu_grad(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, y, ctx.active, ctx.bias = inputs
     ctx.save_for_backward(y)
 
 
-def _backward_relu_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward_relu_grad(ctx: Any, grad: Tensor, grad_bias: Tensor) -> tuple[Tensor | None, ...]:
     (y,) = ctx.saved_tensors
+    grad = grad + grad_bias if ctx.bias else grad
     masked = grad.masked_fill(y[:, ctx.active :] <= 0, 0)
-    return torch.nn.functional.pad(masked, (ctx.active, 0)), None, None
+    return torch.nn.functional.pad(masked, (ctx.active, 0)), None, None, None
 
 
 def _fake_dgrad(
@@ -336,7 +347,7 @@ _register.define(
 )
 _register.define(
     "masked_linear_relu_grad",
-    "(Tensor grad_y, Tensor y, int active) -> Tensor",
+    "(Tensor grad_y, Tensor y, int active, bool bias) -> (Tensor, Tensor)",
     reference.masked_linear_relu_grad,
     _fake_relu_grad,
 )

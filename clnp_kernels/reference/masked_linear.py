@@ -28,9 +28,15 @@ def masked_linear_fwd(
     return y, y.new_empty(0, dtype=accumulator(y.dtype))
 
 
-def masked_linear_relu_grad(grad_y: Tensor, y: Tensor, active: int) -> Tensor:
-    """Gradient before the ReLU of the outputs from ``active`` on: [B, O], [B, O] -> [B, O - active]."""
-    return grad_y[:, active:].masked_fill(y[:, active:] <= 0, 0)
+def masked_linear_relu_grad(
+    grad_y: Tensor, y: Tensor, active: int, bias: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients before the ReLU and of the bias, of the outputs from ``active`` on.
+
+    [B, O], [B, O] -> [B, O - active], [O - active] (empty without bias).
+    """
+    grad_z = grad_y[:, active:].masked_fill(y[:, active:] <= 0, 0)
+    return grad_z, grad_z.sum(0) if bias else grad_z.new_empty(0)
 
 
 def masked_linear_dgrad(
@@ -50,6 +56,9 @@ def masked_linear_dgrad(
 
 
 def masked_linear_wgrad(grad_z: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of the free weight and bias: [B, Of], [B, I] -> [Of, I], [Of] (empty without bias)."""
+    """Gradients of the free weight [Of, I] and bias [Of] (empty without ``bias``).
+
+    ``grad_z`` is [B, Of] and ``x`` [B, I].
+    """
     grad_bias = grad_z.sum(0) if bias else grad_z.new_empty(0)
     return grad_z.t() @ x, grad_bias

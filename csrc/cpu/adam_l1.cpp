@@ -34,9 +34,9 @@ CLNP_INLINE void adam(T* __restrict__ p, const T* __restrict__ g, T* __restrict_
 
 }  // namespace
 
-#define CLNP_FOR(T)                                                                               \
-  CLNP_CLONES void adam_of(T* p, const T* g, T* m, T* v, int64_t count, const AdamNumbers& n) {   \
-    adam(p, g, m, v, count, n);                                                                   \
+#define CLNP_FOR(T)                                                                             \
+  CLNP_CLONES void adam_of(T* p, const T* g, T* m, T* v, int64_t count, const AdamNumbers& n) { \
+    adam(p, g, m, v, count, n);                                                                 \
   }
 CLNP_FOR(float)
 CLNP_FOR(double)

@@ -48,7 +48,7 @@ Tensor planes(const Tensor& x, int64_t outer, int64_t channels, int64_t inner) {
     using T = std::remove_pointer_t<decltype(null)>;
     const T* base = const_pointer<T>(x);
     wide_t<T>* out = pointer<wide_t<T>>(result);
-    const int64_t grain = std::max<int64_t>(32768 / std::max<int64_t>(outer * inner, 1), 1);
+    const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(outer * inner, 1), 1);
     torch::stable::parallel_for(0, channels, grain, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         double sum = 0;
@@ -66,14 +66,14 @@ Tensor channel_activity(const Tensor& x, int64_t dim) {
   STD_TORCH_CHECK(0 <= dim && dim < x.dim(), "dim: got ", dim, ", wanted 0 to ", x.dim() - 1);
   const int64_t channels = x.size(dim);
   if (x.dim() == 2 && dim == 1)
-    return column_sums(with_plain_rows(x), Term::kAbs, false, sum_type(x.scalar_type()));
+    return column_sums(with_plain_rows(x), Term::kAbs, sum_type(x.scalar_type()));
   int64_t inner = 1, outer = 1;
   for (int64_t d = 0; d < x.dim(); ++d) (d < dim ? outer : inner) *= d == dim ? 1 : x.size(d);
   if (x.is_contiguous() && inner > 1) return planes(x, outer, channels, inner);
   // Channels last, as they lie or after a copy.
-  const Tensor rows =
-      torch::stable::reshape(torch::stable::contiguous(permuted(x, dim)), {outer * inner, channels});
-  return column_sums(rows, Term::kAbs, false, sum_type(x.scalar_type()));
+  const Tensor rows = torch::stable::reshape(torch::stable::contiguous(permuted(x, dim)),
+                                             {outer * inner, channels});
+  return column_sums(rows, Term::kAbs, sum_type(x.scalar_type()));
 }
 
 }  // namespace

@@ -75,24 +75,35 @@ std::tuple<Tensor, Tensor> masked_linear_fwd(const Tensor& x, const Tensor& acti
              columns_of(y, 0, active_out));
   linear_out(x, free_weight, free_bias, columns_of(y, active_out, free_out));
   const ScalarType sums = sum_type(x.scalar_type());
-  if (activity) return {y, column_sums(y, Term::kAbs, relu, sums)};
+  if (activity) return {y, column_sums(y, relu ? Term::kReluAbs : Term::kAbs, sums)};
   if (relu) relu_(y);
   return {y, torch::stable::new_empty(x, {0}, sums)};
 }
 
+// Distances between the rows of the three matrices.
+struct Strides {
+  int64_t grad, y, out;
+};
+
+// out = gradient where y > 0; sums over the rows if asked for.
 template <class T>
-CLNP_INLINE void relu_grad_row(const T* __restrict__ grad, const T* __restrict__ y,
-                               T* __restrict__ out, int64_t count) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i)
-    store(out + i, load(y[i]) <= 0 ? wide_t<T>(0) : load(grad[i]));
+CLNP_INLINE void relu_grad(const T* __restrict__ grad, const T* __restrict__ y, T* __restrict__ out,
+                           Strides strides, int64_t rows, int64_t columns, double* sums) {
+  using W = wide_t<T>;
+  const auto term = [=](int64_t r, int64_t c) __attribute__((always_inline)) -> W {
+    const W value = load(y[r * strides.y + c]) <= 0 ? W(0) : load(grad[r * strides.grad + c]);
+    store(out + r * strides.out + c, value);
+    return value;
+  };
+  sum_piece<W>(rows, columns, sums, term);
 }
 
 }  // namespace
 
 #define CLNP_FOR(T)                                                                               \
-  CLNP_CLONES void relu_grad_row_of(const T* grad, const T* y, T* out, int64_t count) {           \
-    relu_grad_row(grad, y, out, count);                                                           \
+  CLNP_CLONES void relu_grad_of(const T* grad, const T* y, T* out, Strides strides, int64_t rows, \
+                                int64_t columns, double* sums) {                                  \
+    relu_grad(grad, y, out, strides, rows, columns, sums);                                        \
   }
 CLNP_FOR(float)
 CLNP_FOR(double)
@@ -102,7 +113,8 @@ CLNP_FOR(Half)
 
 namespace {
 
-Tensor masked_linear_relu_grad(const Tensor& grad_y, const Tensor& y, int64_t active) {
+std::tuple<Tensor, Tensor> masked_linear_relu_grad(const Tensor& grad_y, const Tensor& y,
+                                                   int64_t active, bool bias) {
   check_float("grad_y", grad_y);
   check_matrix("grad_y", grad_y);
   check_matrix("y", y);
@@ -111,22 +123,23 @@ Tensor masked_linear_relu_grad(const Tensor& grad_y, const Tensor& y, int64_t ac
   check_size("y", y, 1, grad_y.size(1));
   STD_TORCH_CHECK(0 <= active && active <= y.size(1), "active: got ", active, ", wanted 0 to ",
                   y.size(1));
-  const int64_t rows = y.size(0), count = y.size(1) - active;
+  const int64_t rows = y.size(0), columns = y.size(1) - active;
   const Tensor g = with_plain_rows(grad_y), z = with_plain_rows(y);
-  Tensor out = torch::stable::new_empty(grad_y, {rows, count});
+  Tensor out = torch::stable::new_empty(grad_y, {rows, columns});
+  std::vector<double> sums(columns);
+  const Strides strides{g.stride(0), z.stride(0), columns};
   visit(y.scalar_type(), [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
-    const T *from_g = const_pointer<T>(g), *from_z = const_pointer<T>(z);
+    const T *from_g = const_pointer<T>(g) + active, *from_z = const_pointer<T>(z) + active;
     T* to = pointer<T>(out);
-    const int64_t step_g = g.stride(0), step_z = z.stride(0);
-    const int64_t grain = std::max<int64_t>(32768 / std::max<int64_t>(count, 1), 1);
-    torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r)
-        relu_grad_row_of(from_g + r * step_g + active, from_z + r * step_z + active, to + r * count,
-                         count);
-    });
+    sum_pieces(rows, columns, sums.data(),
+               [&](int64_t r, int64_t count, int64_t c, int64_t width, double* part) {
+                 relu_grad_of(from_g + r * strides.grad + c, from_z + r * strides.y + c,
+                              to + r * columns + c, strides, count, width, part);
+               });
   });
-  return out;
+  if (!bias) sums.clear();
+  return {out, sums_tensor(grad_y, sums, grad_y.scalar_type())};
 }
 
 // to[r, :] += from[r, :] for the first `columns` columns
@@ -179,7 +192,7 @@ std::tuple<Tensor, Tensor> masked_linear_wgrad(const Tensor& grad_z, const Tenso
   Tensor weight = torch::stable::new_empty(grad_z, {grad_z.size(1), x.size(1)});
   if (weight.numel() > 0) mm_out(torch::stable::transpose(grad_z, 0, 1), x, weight);
   if (!bias) return {weight, torch::stable::new_empty(grad_z, {0})};
-  return {weight, column_sums(with_plain_rows(grad_z), Term::kValue, false, grad_z.scalar_type())};
+  return {weight, column_sums(with_plain_rows(grad_z), Term::kValue, grad_z.scalar_type())};
 }
 
 }  // namespace

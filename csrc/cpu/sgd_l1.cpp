@@ -45,9 +45,9 @@ CLNP_INLINE void sgd(T* __restrict__ p, const T* __restrict__ g, T* __restrict__
 
 }  // namespace
 
-#define CLNP_FOR(T)                                                                        \
+#define CLNP_FOR(T)                                                                          \
   CLNP_CLONES void sgd_of(T* p, const T* g, T* buffer, int64_t count, const SgdNumbers& n) { \
-    sgd(p, g, buffer, count, n);                                                           \
+    sgd(p, g, buffer, count, n);                                                             \
   }
 CLNP_FOR(float)
 CLNP_FOR(double)
@@ -64,9 +64,8 @@ void sgd_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<T
   check_list("params", params, params);
   check_list("grads", grads, params);
   if (momentum != 0) check_list("momentum_buffers", buffers, params);
-  STD_TORCH_CHECK(l1.size() == params.size() && first.size() == params.size(),
-                  "l1, first: got ", l1.size(), " and ", first.size(), " entries, wanted ",
-                  params.size());
+  STD_TORCH_CHECK(l1.size() == params.size() && first.size() == params.size(), "l1, first: got ",
+                  l1.size(), " and ", first.size(), " entries, wanted ", params.size());
   if (is_set(found_inf)) return;
   const double rate = scalar_of("lr", lr), factor = gradient_factor(maximize, grad_scale);
   std::vector<SgdNumbers> numbers;
