@@ -7,7 +7,7 @@ channels that pruning left out; `consolidate` freezes what is left and gives the
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -323,15 +323,13 @@ class Model(nn.Module):
         """
         return build(self.graph, self.pruned_layers(keep)).eval().requires_grad_(False)
 
-    def pruned_layers(self, keep: Keep, only: Collection[str] | None = None) -> dict[str, nn.Module]:
-        """The layers of `pruned_network`, or those of them that `only` names."""
+    def pruned_layers(self, keep: Keep) -> dict[str, nn.Module]:
+        """The layers of `pruned_network`; here `keep` may be in any order."""
         self._require_task("pruned_layers")
         last, head = self.groups.last.name, self.head
         own_only = head.kind == "single" and self.groups.only_feeds_head()
         layers: dict[str, nn.Module] = {}
         for name, layer in self.masked_layers.items():
-            if only is not None and name not in only:
-                continue
             rows, columns = self.rows(name, keep), self.columns(name, keep)
             weight = layer.free_weight.detach()[rows][:, columns]
             bias = None if layer.free_bias is None else layer.free_bias.detach()[rows]

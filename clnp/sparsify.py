@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clnp.data.task import Split
@@ -18,6 +19,7 @@ from clnp_kernels import ops
 
 ACTIVITY_BATCH = 1000
 FEATURE_BYTES = 1 << 30
+SHARES = (1.0, 0.5, 0.2)
 
 
 def measure_activity(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
@@ -122,6 +124,7 @@ class ThresholdSearch:
             self.most[group.name] = self._rounded(group, alive)
             self.least[group.name] = self._rounded(group, self.least[group.name])
         self.known: dict[tuple[int, ...], int] = {}
+        self.lines: dict[tuple[str | int, ...], Callable[[int, int], int]] = {}
 
     def _rounded(self, group: Group, kept: int) -> int:
         total = self.model.active(group) + kept
@@ -151,20 +154,14 @@ class ThresholdSearch:
     def joint(self) -> Pruning:
         """The cheapest of several ways to divide the margin among the groups, then improved group by group.
 
-        Groups are searched in both orders; the first one gets all, half or a quarter of the slack, the next the same share of
-        what is left, the last one the rest.
+        The last group gets all, half or a fifth of the slack, the one before it the same share of what is left, and
+        so on; the first one gets the rest.
         """
-        best: dict[str, int] | None = None
-        for order in (list(reversed(self.groups)), list(self.groups)):
-            for share in (1.0, 0.5, 0.25):
-                counts = self._descend(order, share)
-                if best is None or self.cost(counts) < self.cost(best):
-                    best = counts
-            if len(self.groups) < 2:
-                break
-        assert best is not None
+        order = list(reversed(self.groups))
+        shares = SHARES if len(order) > 1 else SHARES[:1]
+        best = min((self._descend(order, share) for share in shares), key=self.cost)
         while True:
-            improved = self._descend(self.groups, 1.0, best)
+            improved = self._descend(order, 1.0, best)
             if self.cost(improved) >= self.cost(best):
                 return self._result(best)
             best = improved
@@ -176,21 +173,21 @@ class ThresholdSearch:
             here = self.correct(counts)
             last = position == len(order) - 1
             floor = self.floor if last else math.ceil(here - share * (here - self.floor))
-            counts[group.name] = self._fewest(group, counts, floor)
+            counts[group.name] = self._fewest(group, counts, floor, bisect=start is None)
         return counts
 
-    def _fewest(self, group: Group, counts: Mapping[str, int], floor: int) -> int:
+    def _fewest(self, group: Group, counts: Mapping[str, int], floor: int, bisect: bool) -> int:
         """The fewest channels of one group that keep `floor` examples right, the other groups' counts being fixed.
 
-        Accuracy is not quite monotone in the threshold: after the bisection, lower counts are probed too.
+        Accuracy is not quite monotone in the threshold: after the bisection (or instead of it), lower counts are probed too.
         """
         evaluate = self._line(group, counts)
         low, high = self.least[group.name], counts[group.name]
 
         def holds(n: int) -> bool:
-            return n == counts[group.name] or evaluate(n) >= floor
+            return n == counts[group.name] or evaluate(n, floor) >= floor
 
-        while low < high:
+        while bisect and low < high:
             middle = self._rounded(group, (low + high) // 2)
             if middle >= high:
                 break
@@ -198,8 +195,6 @@ class ThresholdSearch:
                 high = middle
             else:
                 low = middle + 1
-        if low < high and holds(low):
-            high = low
         probing = True
         while probing:
             probing = False
@@ -216,32 +211,31 @@ class ThresholdSearch:
             n = min(self._rounded(group, n + max(1, n // 50)), counts[group.name])
         return n
 
-    def _line(self, group: Group, counts: Mapping[str, int]) -> Callable[[int], int]:
-        """An evaluator for one group's count. In a chain of layers everything before the group is computed once."""
-        cut = _cut(self.model.graph, group, self.model.groups.head)
-        rows = count(self.validation)
+    def _line(self, group: Group, counts: Mapping[str, int]) -> Callable[[int, int], int]:
+        """An evaluator (count, floor) -> correct examples, exact down to the floor, for one group. In a chain of layers, everything before the group is computed once, with its
+        channels sorted by activity, so that a count is a slice."""
+        key = (group.name, *(counts[g.name] for g in self.groups))
+        if key not in self.lines:
+            self.lines = {key: self._new_line(group, dict(counts))}
+        return self.lines[key]
+
+    def _new_line(self, group: Group, counts: dict[str, int]) -> Callable[[int, int], int]:
+        cut = _cut(self.model.graph, group)
         width = self.model.active(group) + counts[group.name]
-        if cut is None or rows * width * 8 > FEATURE_BYTES:
-            return lambda n: self.correct({**counts, group.name: n})
+        if cut is None or count(self.validation) * width * 8 > FEATURE_BYTES:
+            return lambda n, floor: self.correct({**counts, group.name: n})
         front, back = cut
-        layers = self.model.pruned_layers(self.keep(counts), only=[node.name for node in front.layers])
+        keep = self.keep(counts)
+        keep[group.name] = self.order[group.name][: counts[group.name]]
+        layers = self.model.pruned_layers(keep)
         features, labels = _features(build(front, layers), self.validation, self.device)
-        widest = self.keep(counts)[group.name]
-        frozen = features.shape[-1] - widest.numel()
-
-        def evaluate(n: int) -> int:
-            key = tuple(n if g == group else counts[g.name] for g in self.groups)
-            if key in self.known:
-                return self.known[key]
-            kept = self.keep({**counts, group.name: n})
-            layers = self.model.pruned_layers(kept, only=[node.name for node in back.layers])
-            columns = torch.cat(
-                [torch.arange(frozen), frozen + torch.searchsorted(widest, kept[group.name])]
-            )
-            narrow = features[:, columns.to(features.device)]
-            return count_correct(build(back, layers), (narrow, labels), self.device)
-
-        return evaluate
+        reader = group.consumers[0]
+        layers[reader] = _Sliced(layers[reader])
+        net = build(back, layers)
+        frozen = features.shape[-1] - counts[group.name]
+        return lambda n, floor: count_correct(
+            net, (features[:, : frozen + n], labels), self.device, at_least=floor
+        )
 
     def _result(self, counts: Mapping[str, int]) -> Pruning:
         thresholds = {}
@@ -251,7 +245,7 @@ class ThresholdSearch:
         return Pruning(self.keep(counts), thresholds, self.correct(counts), self.cost(counts))
 
 
-def _cut(graph: Graph, group: Group, head: str) -> tuple[Graph, Graph] | None:
+def _cut(graph: Graph, group: Group) -> tuple[Graph, Graph] | None:
     """Splits a chain of operations before the layer that reads `group`; None where the graph is no chain."""
     if len(group.consumers) != 1 or any(
         node.inputs != (before.name,) for before, node in zip(graph.nodes, graph.nodes[1:], strict=False)
@@ -261,6 +255,17 @@ def _cut(graph: Graph, group: Group, head: str) -> tuple[Graph, Graph] | None:
     border = graph.nodes[at - 1].name
     start = Node(border, "input", attrs={"shape": []})
     return Graph(graph.nodes[:at], border), Graph((start, *graph.nodes[at:]), graph.output)
+
+
+class _Sliced(nn.Module):
+    """A linear layer that reads as many inputs as it is given, the first ones."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight[:, : x.shape[-1]], self.bias)
 
 
 def _features(net: nn.Module, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:

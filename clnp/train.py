@@ -69,12 +69,22 @@ def evaluating(net: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def count_correct(net: nn.Module, split: Split, device: torch.device, batch_size: int = EVALUATION_BATCH) -> int:
-    """How many examples of a split the network classifies correctly, in evaluation mode."""
-    correct = 0
+def count_correct(
+    net: nn.Module,
+    split: Split,
+    device: torch.device,
+    batch_size: int = EVALUATION_BATCH,
+    at_least: int = 0,
+) -> int:
+    """How many examples of a split the network classifies correctly, in evaluation mode; stops early, with what was counted so
+    far, once `at_least` can't be reached any more."""
+    correct, left = 0, count(split)
     with evaluating(net):
         for x, y in batches(split, batch_size, device):
             correct += int((net(x).argmax(dim=-1) == y).sum())
+            left -= len(y)
+            if correct + left < at_least:
+                break
     return correct
 
 
