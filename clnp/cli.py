@@ -181,9 +181,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 def command_run(options: argparse.Namespace) -> int:
     """`clnp run`: checks everything that can be checked, then works."""
-    from rich.console import Console
-
     from clnp import experiment, runs
+    from clnp.console import make_console
     from clnp.errors import ConfigError
 
     if options.resume and options.overwrite:
@@ -193,17 +192,16 @@ def command_run(options: argparse.Namespace) -> int:
     runs.check_free(folder, resume=options.resume, overwrite=options.overwrite)
     if options.resume and runs.is_run(folder):
         runs.check_same(folder, config)
-    holds = experiment.run(folder, config, data_root, Console(), overwrite=options.overwrite)
+    holds = experiment.run(folder, config, data_root, make_console(), overwrite=options.overwrite)
     return OK if holds else FAILED
 
 
 def command_report(options: argparse.Namespace) -> int:
     """`clnp report`: the tables again, from the files."""
-    from rich.console import Console
-
     from clnp import report, results, runs
+    from clnp.console import make_console
 
-    console = Console()
+    console = make_console()
     config, _ = runs.read_config(options.run)
     every = []
     for seed, folder in runs.seed_folders(options.run, config):
@@ -221,12 +219,12 @@ def command_report(options: argparse.Namespace) -> int:
 def command_verify(options: argparse.Namespace) -> int:
     """`clnp verify`: 0 if every task's logits are the bits that were recorded, else 1."""
     import torch
-    from rich.console import Console
 
     from clnp import report, runs
+    from clnp.console import make_console
     from clnp.learner import Learner
 
-    console = Console()
+    console = make_console()
     config, _ = runs.read_config(options.run)
     torch.set_num_threads(config.threads)
     tasks = identical = 0
@@ -234,7 +232,7 @@ def command_verify(options: argparse.Namespace) -> int:
         verdicts = Learner.load(folder / runs.CHECKPOINT).verify()
         if len(config.seeds) > 1:
             report.show_line(console, f"seed {seed}")
-        console.print(report.verdict_table(verdicts))
+        report.show_table(console, report.verdict_table(verdicts))
         tasks += len(verdicts)
         identical += sum(v.identical for v in verdicts)
     report.show_line(console, report.certificate_line({"tasks": tasks, "identical": identical}))

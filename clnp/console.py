@@ -17,6 +17,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 QUIET = 10.0
 
 
+def make_console() -> Console:
+    """The console of all commands; where the output is no terminal, lines may be long."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
 class Reporter:
     """Callbacks of a `Learner` that show its progress.
 
@@ -74,7 +80,7 @@ class Reporter:
 
     def on_epoch_end(self, learner: Any, record: dict[str, Any]) -> None:
         """Logs an epoch; on a console that is no terminal at most every ten seconds."""
-        self.epoch += 1
+        self.epoch = self._count(learner, record)
         text = (
             f"task {self.task + 1}/{self.tasks} epoch {self.epoch}/{self.epochs}: loss "
             f"{record['loss']:.4f}, "
@@ -90,6 +96,13 @@ class Reporter:
         self._show(
             f"loss {record['loss']:.3f} validation {100 * record['validation_accuracy']:.1f} %"
         )
+
+    def _count(self, learner: Any, record: dict[str, Any]) -> int:
+        """Epochs of the task that are behind, those of a resumed task that an earlier process did too."""
+        per_point = learner.settings.epochs
+        if record.get("fine_tune"):
+            return int(self.epochs - learner.settings.fine_tune.epochs + record["epoch"] + 1)
+        return int(record.get("point", 0) * per_point + record["epoch"] + 1)
 
     def on_task_end(self, learner: Any, report: Any) -> None:
         """Says what a task reached and what it claimed."""

@@ -42,7 +42,7 @@ def make_learner(config: Config, stream: Stream, folder: Path, callbacks: list[A
         dropout=config.dropout,
         seed=config.seeds[0],
     )
-    model = convert(net, torch.zeros(2, inputs))
+    model = convert(net, torch.zeros(2, inputs), verbose=False)
     arguments = config.learner_arguments()
     return Learner(model, checkpoint_dir=folder, callbacks=callbacks, **arguments)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -21,12 +22,19 @@ def show(
     console: Console, metrics: Mapping[str, Any], seconds: Sequence[Mapping[str, Any]]
 ) -> None:
     """Prints one run: accuracies, capacity, times, ACC, BWT, forgetting and the certificate."""
-    console.print(accuracy_table(metrics))
-    console.print(capacity_table(metrics))
+    show_table(console, accuracy_table(metrics))
+    show_table(console, capacity_table(metrics))
     if seconds:
-        console.print(time_table(seconds))
+        show_table(console, time_table(seconds))
     show_line(console, numbers_line(metrics))
     show_line(console, certificate_line(metrics["certificate"]))
+
+
+def show_table(console: Console, table: Table) -> None:
+    """Prints a table below its title, which rich would squeeze to the table's width."""
+    title, table.title = table.title, None
+    show_line(console, f"\n{title}")
+    console.print(table)
 
 
 def show_line(console: Console, text: str) -> None:
@@ -135,7 +143,7 @@ def show_summary(
     table.add_row(
         "mean", *means, *(spread(summary["used"][x], percent=True) for x in layers), style="bold"
     )
-    console.print(table)
+    show_table(console, table)
     show_line(
         console,
         "mean over seeds: "
@@ -166,7 +174,7 @@ def verdict_table(verdicts: Sequence[Any]) -> Table:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", header_style="")
+    return Table(title=title, header_style="", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
 
 
 def _task(index: int, name: str) -> str:

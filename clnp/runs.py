@@ -146,7 +146,7 @@ def check_same(folder: Path, config: Config) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Deletes what runs write (FILES, FOLDERS, seed folders that hold runs), and nothing else."""
+    """Deletes what runs write (FILES, FOLDERS, exports, seed folders with runs), nothing else."""
     for name in FILES:
         # config.json goes last: until then the folder still counts as a run, should this be
         # interrupted.
@@ -154,6 +154,8 @@ def clear(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
     for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
+    for export in folder.glob("task-*.pt2"):
+        export.unlink()
     for below in folder.glob("seed-*"):
         if is_run(below):
             clear(below)
