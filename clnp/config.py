@@ -140,9 +140,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "epochs": 40,
         "batch_size": 32,
         "lr": 2e-3,
-        "l1": (1e-4, 1e-4, 1e-5),
+        "l1": (5e-4, 5e-4, 3e-4),
         "schedule": "step",
-        "width": 400,
+        "width": 600,
         "margin": 0.005,
     },
     # Golkar et al. 2019, Sec. 3.1, but for l1 on the first layer: see METHODS in the report of the
