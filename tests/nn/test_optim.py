@@ -1,0 +1,185 @@
+"""AdamL1 and SGDL1 as optimizers: options, state, closures, schedulers, GradScaler."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clnp_kernels.optim import SGDL1, AdamL1
+
+TWINS = {
+    "adam": (AdamL1, torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.1}),
+    "adam up": (AdamL1, torch.optim.Adam, {"lr": 0.01, "maximize": True}),
+    "sgd": (SGDL1, torch.optim.SGD, {"lr": 0.01}),
+    "momentum": (SGDL1, torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "dampening": 0.5}),
+    "nesterov": (SGDL1, torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
+}
+twins = pytest.mark.parametrize("twin", TWINS)
+ours = pytest.mark.parametrize("kind", [AdamL1, SGDL1])
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+
+
+def loss_of(model: nn.Module, seed: int) -> Tensor:
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return model(x).pow(2).mean()
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, start: int = 0) -> None:
+    for step in range(start, start + steps):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+
+
+def same(one: nn.Module, other: nn.Module) -> None:
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@twins
+def test_is_torchs_optimizer(twin: str) -> None:
+    mine, theirs, options = TWINS[twin]
+    one, other = net(), net()
+    train(one, mine(one.parameters(), **options), 6)
+    train(other, theirs(other.parameters(), **options), 6)
+    same(one, other)
+
+
+@twins
+def test_scheduler_and_rate_as_tensor(twin: str) -> None:
+    mine, theirs, options = TWINS[twin]
+    models = [net(), net(), net()]
+    rate = torch.tensor(options["lr"], dtype=torch.float64)
+    optimizers = [
+        mine(models[0].parameters(), **options),
+        theirs(models[1].parameters(), **options),
+        mine(models[2].parameters(), **{**options, "lr": rate}),
+    ]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)
+        for step in range(4):
+            train(model, optimizer, 1, step)
+            scheduler.step()
+    same(models[0], models[1])
+    same(models[0], models[2])
+
+
+@twins
+def test_state_dict_round_trip(twin: str) -> None:
+    mine, _, options = TWINS[twin]
+    model = net()
+    optimizer = mine(model.parameters(), l1=0.01, **options)
+    train(model, optimizer, 3)
+    copied = copy.deepcopy(model)
+    other = mine(copied.parameters(), lr=123.0)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert other.param_groups[0]["l1"] == 0.01
+    train(model, optimizer, 3, 3)
+    train(copied, other, 3, 3)
+    for a, b in zip(model.parameters(), copied.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@ours
+def test_groups_have_their_own_l1(kind: Any) -> None:
+    model = net()
+    groups = [{"params": model[0].parameters(), "l1": 0.5}, {"params": model[2].parameters()}]
+    optimizer = kind(groups, lr=0.01)
+    before = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert all((model[0].weight != before[0].weight).flatten())
+    assert (model[0].weight.abs() <= before[0].weight.abs().clamp(min=0.01)).all()
+    assert torch.equal(model[2].weight, before[2].weight)
+
+
+@ours
+def test_closure(kind: Any) -> None:
+    one, other = net(), net()
+    optimizer = kind(one.parameters(), lr=0.01)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(one, 0)
+        loss.backward()
+        return loss
+
+    assert torch.equal(optimizer.step(closure), loss_of(other, 0))
+    train(other, kind(other.parameters(), lr=0.01), 1)
+    same(one, other)
+
+
+@ours
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "dampening": 0.5}])
+def test_grad_scaler(kind: Any, options: dict[str, float]) -> None:
+    """A step with an infinite gradient is skipped, as if it had not been."""
+    options = options if kind is SGDL1 else {}
+    one, other = net().float(), net().float()
+    scaled = kind(one.parameters(), lr=0.01, l1=0.01, **options)
+    plain = kind(other.parameters(), lr=0.01, l1=0.01, **options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    for step in range(5):
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+        scaled.zero_grad()
+        scaler.scale(one(x).pow(2).mean() * (float("inf") if step == 0 else 1.0)).backward()
+        scaler.step(scaled)
+        scaler.update()
+        if step > 0:
+            plain.zero_grad()
+            other(x).pow(2).mean().backward()
+            plain.step()
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+        assert torch.isfinite(a).all()
+
+
+@ours
+def test_parameters_without_gradient_and_mixed_dtypes(kind: Any) -> None:
+    dtypes = (torch.float32, torch.bfloat16, torch.float64)
+    params = [nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in dtypes]
+    lonely = nn.Parameter(torch.ones(2))
+    optimizer = kind([*params, lonely], lr=0.1, l1=0.1)
+    optimizer.step()
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert torch.equal(lonely, torch.ones(2))
+    assert all((param < 1).all() for param in params)
+
+
+@ours
+def test_sparse_gradients_are_refused(kind: Any) -> None:
+    embedding = nn.Embedding(4, 3, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(TypeError, match=r"^param.grad: got torch.sparse_coo, wanted a dense"):
+        kind(embedding.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "match"),
+    [
+        (AdamL1, {"lr": -1.0}, "^lr: got -1.0"),
+        (AdamL1, {"lr": torch.zeros(2)}, "^lr.shape: got"),
+        (AdamL1, {"betas": (0.9, 1.0)}, r"^betas\[1\]: got 1.0"),
+        (AdamL1, {"betas": (0.9,)}, r"^betas: got \(0.9,\), wanted two"),
+        (AdamL1, {"eps": -1.0}, "^eps: got -1.0"),
+        (AdamL1, {"l1": float("nan")}, "^l1: got nan"),
+        (AdamL1, {"weight_decay": -1.0}, "^weight_decay: got -1.0"),
+        (SGDL1, {"momentum": -1.0}, "^momentum: got -1.0"),
+        (SGDL1, {"nesterov": True}, "^nesterov=True: got momentum=0.0"),
+        (SGDL1, {"l1": -0.1}, "^l1: got -0.1"),
+    ],
+)
+def test_bad_options(kind: Any, options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        kind(net().parameters(), **options)
+    optimizer = kind(net().parameters())
+    with pytest.raises(ValueError, match=match):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], **options})

@@ -1,0 +1,97 @@
+"""Who serves an operator, and that every operator has all its parts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clnp_kernels import _register, info, ops
+
+ROOT = Path(__file__).parents[2]
+PREFIXES = ("masked_linear",)  # operators of one stem
+
+
+def stem(name: str) -> str:
+    return next((prefix for prefix in PREFIXES if name.startswith(prefix)), name)
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh Python; variables of ours in this one's environment are left out."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("CLNP_")}
+    command = [sys.executable, "-c", code]
+    options = {"cwd": ROOT, "env": {**clean, **environment}, "timeout": 300}
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize("name", [*_register.OPS])
+def test_every_operator_has_all_its_parts(name: str) -> None:
+    for pattern in (
+        "clnp_kernels/ops/{}.py",
+        "clnp_kernels/reference/{}.py",
+        "csrc/cpu/{}.cpp",
+        "tests/ops/test_{}.py",
+    ):
+        assert (ROOT / pattern.format(stem(name))).exists()
+    documentation = getattr(ops, name).__doc__
+    assert documentation
+    assert "Raises:" in documentation
+    assert name in ops.__all__
+
+
+def test_info() -> None:
+    table = info.implementations()
+    assert {name for name, _ in table} == set(_register.OPS)
+    assert all(reason for implementation, reason in table.values() if implementation == "reference")
+    text = info.describe()
+    assert all(word in text for word in ("adam_l1", "torch", torch.__version__, "cpu"))
+
+
+def test_import_is_cheap() -> None:
+    result = python("import clnp_kernels, sys; print('torch' in sys.modules)")
+    assert result.stdout.strip() == "False", result.stderr
+    result = python("import sys; from clnp_kernels import ops; print('triton' in sys.modules)")
+    assert result.stdout.strip() == "False", result.stderr
+
+
+MISSING = """
+import warnings
+from clnp_kernels import _register
+_register.LIBRARIES["cpu"] = ("CPU", "C++", "_cpu_missing*.so")
+import torch
+from clnp_kernels import ops
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        y = ops.masked_linear(torch.ones(2, 3), torch.ones(0, 0), torch.ones(4, 3))
+        ops.channel_activity(y)
+print(len(seen), seen[0].category.__name__ if seen else "", y.sum().item())
+"""
+
+
+def test_missing_library_warns_once() -> None:
+    result = python(MISSING)
+    assert result.stdout.split() == ["1", "ReferenceWarning", "24.0"], result.stderr
+
+
+def test_forced_reference_is_silent() -> None:
+    result = python(MISSING, CLNP_REFERENCE="1")
+    assert result.stdout.split() == ["0", "24.0"], result.stderr
+
+
+def test_strict_mode_raises() -> None:
+    result = python(MISSING, CLNP_STRICT="1")
+    assert result.returncode != 0
+    assert "MissingImplementationError: clnp_kernels::masked_linear_fwd" in result.stderr
+
+
+@pytest.mark.skipif(_register.reference_forced(), reason="this is that run")
+def test_reference_passes_the_same_tests() -> None:
+    """All tests of the operators, again, with the reference in place of the compiled library."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/ops"]
+    environment = {**os.environ, "CLNP_REFERENCE": "1"}
+    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+    result = subprocess.run(command, timeout=600, check=False, **options)
+    assert result.returncode == 0, result.stdout[-3000:]
