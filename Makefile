@@ -1,0 +1,40 @@
+# make demo    install into .venv, then learn five tasks of permuted digits (under 2 minutes)
+# make test    install into .venv, then run the tests
+# make check   formatting, lint and types
+# make build   compile the C++ library again after a change in csrc/
+# A second call installs nothing. PYTHON chooses the interpreter that makes .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+SOURCES := $(wildcard csrc/*.h csrc/cpu/*.h csrc/cpu/*.cpp)
+
+.PHONY: demo test check build clean
+
+demo: $(STAMP)
+	$(BIN)/clnp run permuted-digits --tasks 5 --out runs/demo --overwrite
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+
+build: $(STAMP)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+clean:
+	rm -rf build dist *.egg-info clnp_kernels/*.so
+
+# torch and torchvision go together, in one call, so that they fit each other. The build comes last and
+# without isolation: it then uses this very torch instead of fetching another one.
+$(STAMP): pyproject.toml setup.py $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "torch>=2.11" torchvision setuptools wheel ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[vision,dev]"
+	touch $(STAMP)
