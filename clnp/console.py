@@ -37,7 +37,9 @@ class Reporter:
         self.console, self.log, self.tasks = console, log, tasks
         self.task, self.name = learned, ""
         self.epochs, self.epoch = 1, 0
-        self.begun, self.before, self.spoke = time.monotonic(), float(learned), 0.0
+        # The clock of the time left starts at the first batch: imports come only once.
+        self.begun: float | None = None
+        self.before, self.spoke = float(learned), 0.0
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -76,7 +78,10 @@ class Reporter:
         self, learner: Any, loss: float, correct: float, seen: int, total: int
     ) -> None:
         """Moves the bar: `seen` of `total` samples of the epoch."""
-        self._show(f"loss {loss:.3f} accuracy {100 * correct:.1f} %", seen / max(1, total))
+        part = seen / max(1, total)
+        if self.begun is None:
+            self.begun, self.before = time.monotonic(), self._done(part)
+        self._show(f"loss {loss:.3f} accuracy {100 * correct:.1f} %", part)
 
     def on_epoch_end(self, learner: Any, record: dict[str, Any]) -> None:
         """Logs an epoch; on a console that is no terminal at most every ten seconds."""
@@ -98,7 +103,7 @@ class Reporter:
         )
 
     def _count(self, learner: Any, record: dict[str, Any]) -> int:
-        """Epochs of the task that are behind, those of a resumed task that an earlier process did too."""
+        """Epochs of the task that are behind, those before a resume too."""
         per_point = learner.settings.epochs
         if record.get("fine_tune"):
             return int(self.epochs - learner.settings.fine_tune.epochs + record["epoch"] + 1)
@@ -139,8 +144,8 @@ class Reporter:
 
     def _left(self) -> str:
         done = self._done() - self.before
-        if done <= 0:
-            return "unknown"
+        if self.begun is None or done <= 0:
+            return "unknown time"
         seconds = (time.monotonic() - self.begun) * (self.tasks - self._done()) / done
         minutes, seconds = divmod(round(seconds), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -74,29 +74,29 @@ def run(
     """
     torch.set_num_threads(config.threads)
     # Data is found before anything is deleted or written.
-    make_stream(config.for_seed(config.seeds[0]), data_root)
+    stream = make_stream(config.for_seed(config.seeds[0]), data_root)
     with runs.locked(root):
         if overwrite:
             runs.clear(root)
         runs.write_config(root, config, data_root)
-        every = []
+        every: list[dict[str, Any]] = []
         for seed, folder in runs.seed_folders(root, config):
             if len(config.seeds) > 1:
                 console.print(
                     f"seed {seed} in {folder}", markup=False, highlight=False, soft_wrap=True
                 )
                 runs.write_config(folder, config.for_seed(seed), data_root)
-            every.append(run_seed(folder, config.for_seed(seed), data_root, console))
+            one = config.for_seed(seed)
+            if every:
+                stream = make_stream(one, data_root)
+            every.append(run_seed(folder, one, stream, console))
         if len(every) > 1:
             report.show_summary(console, results.write_summary(root, every), every)
     return all(m["certificate"]["identical"] == m["certificate"]["tasks"] for m in every)
 
 
-def run_seed(
-    folder: Path, config: Config, data_root: str | None, console: Console
-) -> dict[str, Any]:
+def run_seed(folder: Path, config: Config, stream: Stream, console: Console) -> dict[str, Any]:
     """Runs one seed in its folder, or what is left of it; its metrics. Raises as `run` does."""
-    stream = make_stream(config, data_root)
     with log_file(folder / runs.LOG) as log:
         learner = load_or_make(folder, config, stream)
         learned = len(learner.reports)

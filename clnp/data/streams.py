@@ -243,7 +243,7 @@ def _mnist_cache(download: bool) -> Path:
     way_out = "give the folder of the four idx files (root=..., on the command line --data-root)"
     try:
         # Imported here only: torchvision is heavy, and who has the files doesn't need it.
-        from torchvision.datasets import MNIST  # type: ignore[import-untyped]
+        from torchvision.datasets import MNIST
     except Exception as error:  # a torchvision built for another torch fails with RuntimeError
         raise DataError(f"MNIST: torchvision can't be imported ({error}); {way_out}") from error
     try:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from clnp import cli, diagnostics, results, runs
+from clnp import cli, diagnostics, plots, results, runs
 from clnp.config import Config, defaults, differences, validate
 from clnp.console import Reporter
 from clnp.errors import ConfigError
@@ -32,8 +32,16 @@ def same_threads():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_plots():
+    """Figures are looked at in test_plots; here they only have to be drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "DPI", 20)
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(small_plots, tmp_path_factory):
     """A finished run of two tiny tasks; tests must not change it."""
     folder = tmp_path_factory.mktemp("run") / "digits"
     assert cli.main(["run", "--out", str(folder), *TINY]) == 0
@@ -98,9 +106,11 @@ BAD_RUNS = {
 def test_bad_arguments_are_refused_before_any_work(capsys, tmp_path, case):
     words, fragment = BAD_RUNS[case]
     code, out, err = clnp(capsys, "run", "--out", tmp_path / "run", *words)
-    assert code == 2 and out == ""
+    assert code == 2
+    assert out == ""
     assert fragment in err
-    assert err.startswith("clnp: error: ") and err.count("\n") == 1
+    assert err.startswith("clnp: error: ")
+    assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -132,12 +142,14 @@ def test_stored_settings_are_checked():
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["export", "--help"]])
 def test_help(capsys, command):
     code, out, _ = clnp(capsys, *command)
-    assert code == 0 and "usage: clnp" in out
+    assert code == 0
+    assert "usage: clnp" in out
 
 
 def test_no_command(capsys):
     code, _, err = clnp(capsys)
-    assert code == 2 and "COMMAND" in err
+    assert code == 2
+    assert "COMMAND" in err
 
 
 # What a run writes
@@ -176,7 +188,8 @@ def test_numbers_agree(finished):
     learner = Learner.load(finished / "checkpoint.safetensors")
     np.testing.assert_array_equal(R, learner.accuracy_matrix)
     assert metrics["acc"] == diagnostics.average_accuracy(R)
-    assert metrics["bwt"] == 0 and metrics["forgetting"] == 0
+    assert metrics["bwt"] == 0
+    assert metrics["forgetting"] == 0
     assert metrics["certificate"] == {"tasks": 2, "identical": 2, "differing": []}
     accuracy = read_csv(finished / "accuracy.csv")
     for i, row in enumerate(accuracy):
@@ -199,7 +212,9 @@ def test_numbers_agree(finished):
 
 def test_metrics_hold_no_times_dates_or_paths(finished):
     text = (finished / "metrics.json").read_text()
-    assert "seconds" not in text and str(finished.parent) not in text and "NaN" not in text
+    assert "seconds" not in text
+    assert str(finished.parent) not in text
+    assert "NaN" not in text
     assert (
         results.read(finished)["reports"][1]["row"] == results.read(finished)["accuracy_matrix"][1]
     )
@@ -230,7 +245,8 @@ def test_report_prints_the_tables_again(finished, capsys):
 
 def test_verify(finished, capsys):
     code, out, _ = clnp(capsys, "verify", finished)
-    assert code == 0 and out.endswith("certificate: 2/2 tasks bit-identical\n")
+    assert code == 0
+    assert out.endswith("certificate: 2/2 tasks bit-identical\n")
 
 
 def test_verify_finds_a_changed_weight(finished, tmp_path, capsys, monkeypatch):
@@ -246,7 +262,9 @@ def test_verify_finds_a_changed_weight(finished, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(Learner, "load", tampered)
     code, out, _ = clnp(capsys, "verify", finished)
-    assert code == 1 and "NO" in out and "certificate: 0/2 tasks bit-identical" in out
+    assert code == 1
+    assert "NO" in out
+    assert "certificate: 0/2 tasks bit-identical" in out
 
 
 @pytest.mark.parametrize("command", ["report", "verify", "export"])
@@ -256,7 +274,9 @@ def test_foreign_run_folder(command, content, tmp_path, capsys):
         (tmp_path / "config.json").write_text(content)
     words = [command, tmp_path, *(["--task", 0] if command == "export" else [])]
     code, _, err = clnp(capsys, *words)
-    assert code == 2 and "config.json" in err and err.count("\n") == 1
+    assert code == 2
+    assert "config.json" in err
+    assert err.count("\n") == 1
 
 
 def test_damaged_checkpoint(finished, tmp_path, capsys):
@@ -266,7 +286,9 @@ def test_damaged_checkpoint(finished, tmp_path, capsys):
     (tmp_path / "checkpoint.safetensors").write_bytes(raw)
     for words in (["verify", tmp_path], ["run", "--resume", "--out", tmp_path]):
         code, _, err = clnp(capsys, *words)
-        assert code == 2 and "damaged" in err and err.count("\n") == 1
+        assert code == 2
+        assert "damaged" in err
+        assert err.count("\n") == 1
 
 
 # What a run does to what was there before
@@ -275,9 +297,13 @@ def test_damaged_checkpoint(finished, tmp_path, capsys):
 def test_existing_run_is_not_touched_unasked(finished, capsys):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
     code, _, err = clnp(capsys, "run", "--out", finished, *TINY)
-    assert code == 2 and "--resume" in err and "--overwrite" in err
+    assert code == 2
+    assert "--resume" in err
+    assert "--overwrite" in err
     code, _, err = clnp(capsys, "run", "--out", finished, "--resume", "--lr", "0.5", "--width", 24)
-    assert code == 2 and "--lr 0.5 (was " in err and "--width" not in err
+    assert code == 2
+    assert "--lr 0.5 (was " in err
+    assert "--width" not in err
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
 
 
@@ -285,7 +311,8 @@ def test_existing_run_is_not_touched_unasked(finished, capsys):
 def test_foreign_folder_is_never_touched(tmp_path, capsys, flag):
     (tmp_path / "thesis.tex").write_text("ten years")
     code, _, err = clnp(capsys, "run", "--out", tmp_path, *flag)
-    assert code == 2 and "holds no run of clnp" in err
+    assert code == 2
+    assert "holds no run of clnp" in err
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -293,7 +320,9 @@ def test_out_that_cannot_be_a_folder(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere/run")):
         code, _, err = clnp(capsys, "run", "--out", out, *TINY)
-        assert code == 2 and "--out: " in err and err.count("\n") == 1
+        assert code == 2
+        assert "--out: " in err
+        assert err.count("\n") == 1
 
 
 def test_overwrite_deletes_runs_and_nothing_else(finished, tmp_path, capsys):
@@ -312,14 +341,16 @@ def test_resume_of_a_finished_run_changes_no_number(finished, tmp_path, capsys):
     for name in ("config.json", "checkpoint.safetensors"):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
     code, out, _ = clnp(capsys, "run", "--out", tmp_path, "--resume")
-    assert code == 0 and "going on after 2 of 2 tasks" in out
+    assert code == 0
+    assert "going on after 2 of 2 tasks" in out
     assert (tmp_path / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path, capsys):
     with runs.locked(tmp_path):
         code, _, err = clnp(capsys, "run", "--out", tmp_path, *TINY)
-    assert code == 2 and "in use by another clnp process" in err
+    assert code == 2
+    assert "in use by another clnp process" in err
 
 
 # Larger ways of running
@@ -337,18 +368,22 @@ def test_several_seeds(tmp_path, capsys):
         abs(one["acc"] - two["acc"]) / math.sqrt(2), abs=1e-15
     )
     assert [float(r["acc"]) for r in read_csv(tmp_path / "summary.csv")] == [one["acc"], two["acc"]]
-    assert "mean over seeds: ACC" in out and "certificate: 4/4 tasks bit-identical" in out
+    assert "mean over seeds: ACC" in out
+    assert "certificate: 4/4 tasks bit-identical" in out
     assert clnp(capsys, "report", tmp_path)[1].endswith("certificate: 4/4 tasks bit-identical\n")
     assert clnp(capsys, "verify", tmp_path)[0] == 0
     code, _, err = clnp(capsys, "export", tmp_path, "--task", 0)
-    assert code == 2 and "seed-0" in err
+    assert code == 2
+    assert "seed-0" in err
     assert clnp(capsys, "export", tmp_path / "seed-1", "--task", 0)[0] == 0
 
 
 def test_full_network_keeps_what_was_learned(tmp_path, capsys):
     words = ["--tasks", 6, "--epochs", 3, "--width", 3, "--margin", 0, "--threads", 1, "--l1", 0]
     code, out, err = clnp(capsys, "run", "--out", tmp_path, *words)
-    assert code == 3 and "belong to earlier tasks" in err and err.count("\n") == 1
+    assert code == 3
+    assert "belong to earlier tasks" in err
+    assert err.count("\n") == 1
     metrics = results.read(tmp_path)
     learned = metrics["tasks_learned"]
     assert 1 <= learned < 6
@@ -388,7 +423,8 @@ def test_options_reach_the_learner(tmp_path, capsys):
         "bf16",
     )
     assert (settings.margin, settings.seed, settings.epochs) == (0.02, 3, 2)
-    assert settings.fine_tune.epochs == 1 and settings.fine_tune.l1 is None
+    assert settings.fine_tune.epochs == 1
+    assert settings.fine_tune.l1 is None
     report = results.read(tmp_path)["reports"][0]
     assert [(p["l1"]["fc1"], p["l1"]["head"], p["lr"]) for p in report["grid"]] == [
         (1e-5, 1e-5, 1e-3), (1e-5, 1e-5, 2e-3), (1e-4, 1e-5, 1e-3), (1e-4, 1e-5, 2e-3)
@@ -417,7 +453,9 @@ for rows in (1, 7, len(x)):
 def test_export_runs_without_clnp(finished, tmp_path, capsys):
     file = tmp_path / "narrow.pt2"
     code, out, _ = clnp(capsys, "export", finished, "--task", 0, "--out", file)
-    assert code == 0 and str(file) in out and f"{file.stat().st_size} bytes" in out
+    assert code == 0
+    assert str(file) in out
+    assert f"{file.stat().st_size} bytes" in out
     learner = Learner.load(finished / "checkpoint.safetensors")
     x = torch.rand(33, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -431,13 +469,15 @@ def test_export_runs_without_clnp(finished, tmp_path, capsys):
     used = [learner.reports[0].capacity[layer]["used"] for layer in ("fc1", "fc2")]
     assert f"64 -> {used[0]} -> {used[1]} -> 10" in out
     code, _, err = clnp(capsys, "export", finished, "--task", 0, "--out", file)
-    assert code == 2 and "--overwrite" in err
+    assert code == 2
+    assert "--overwrite" in err
 
 
 @pytest.mark.parametrize("task", [-1, 2])
 def test_export_of_an_unknown_task(finished, capsys, task):
     code, _, err = clnp(capsys, "export", finished, f"--task={task}")
-    assert code == 2 and f"--task: got {task}, wanted 0 to 1" in err
+    assert code == 2
+    assert f"--task: got {task}, wanted 0 to 1" in err
 
 
 # Trouble
@@ -449,7 +489,8 @@ def test_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(Learner, "learn", interrupt)
     code, _, err = clnp(capsys, "run", "--out", tmp_path / "r", *TINY)
-    assert code == 130 and f"go on with: clnp run --resume --out {tmp_path / 'r'}" in err
+    assert code == 130
+    assert f"go on with: clnp run --resume --out {tmp_path / 'r'}" in err
 
 
 @pytest.mark.parametrize(("debug", "lines"), [("", 1), ("1", 5)])
@@ -460,7 +501,8 @@ def test_bugs_are_one_line_unless_debugging(tmp_path, capsys, monkeypatch, debug
     monkeypatch.setenv("CLNP_DEBUG", debug)
     monkeypatch.setattr(Learner, "learn", bug)
     code, _, err = clnp(capsys, "run", "--out", tmp_path, *TINY)
-    assert code == 3 and "clnp: error: ZeroDivisionError: by nought" in err
+    assert code == 3
+    assert "clnp: error: ZeroDivisionError: by nought" in err
     assert (err.count("\n") == 1) if lines == 1 else ("Traceback" in err)
 
 
@@ -470,7 +512,9 @@ def test_disk_trouble_is_one_line(finished, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(results, "write", full)
     code, _, err = clnp(capsys, "run", "--out", tmp_path, *TINY)
-    assert code == 3 and "No space left on device" in err and err.count("\n") == 1
+    assert code == 3
+    assert "No space left on device" in err
+    assert err.count("\n") == 1
 
 
 def test_bar_on_a_terminal():

@@ -133,7 +133,8 @@ def test_read_only_and_reversed_arrays_are_taken():
 def test_dataset_stays_a_dataset():
     data = Items()
     task = Task("t", data, xy(), xy(), classes=3)
-    assert task.tensors("train") is None and task.split("train") is data
+    assert task.tensors("train") is None
+    assert task.split("train") is data
     assert (task.size("train"), task.sample_shape, task.num_classes) == (5, (4,), 3)
     with pytest.raises(DataError, match="classes="):
         _ = Task("t", data, xy(), xy()).num_classes
@@ -144,7 +145,10 @@ def test_digits_are_what_the_readme_says():
     task = stream[0]
     assert [task.size(s) for s in ("train", "validation", "test")] == [1100, 297, 400]
     x = torch.cat([task.tensors(s)[0] for s in ("train", "validation", "test")])
-    assert x.dtype == torch.float32 and x.min() == 0 and x.max() == 1 and x.shape == (1797, 64)
+    assert x.dtype == torch.float32
+    assert x.min() == 0
+    assert x.max() == 1
+    assert x.shape == (1797, 64)
     for split in ("train", "validation", "test"):
         counts = torch.bincount(task.tensors(split)[1], minlength=10)
         assert counts.max() - counts.min() <= 5
@@ -153,8 +157,10 @@ def test_digits_are_what_the_readme_says():
 
 def test_stream_is_a_lazy_sequence():
     stream = PermutedDigits(tasks=3)
-    assert len(stream) == 3 and [t.name for t in stream] == ["digits-0", "digits-1", "digits-2"]
-    assert stream[-1].name == "digits-2" and [t.name for t in stream[1:]] == [
+    assert len(stream) == 3
+    assert [t.name for t in stream] == ["digits-0", "digits-1", "digits-2"]
+    assert stream[-1].name == "digits-2"
+    assert [t.name for t in stream[1:]] == [
         "digits-1",
         "digits-2",
     ]
@@ -221,13 +227,15 @@ def test_mnist_files_are_read(tmp_path, mnist_arrays, folder, ending):
     assert torch.equal(
         stream[0].tensors("validation")[0], torch.from_numpy(images[16:]).float() / 255
     )
-    assert stream[1].size("test") == 7 and len(stream) == 2
+    assert stream[1].size("test") == 7
+    assert len(stream) == 2
 
 
 def test_missing_mnist_files_are_listed(tmp_path, mnist_arrays):
     with pytest.raises(DataError) as caught:
         PermutedMNIST(tmp_path / "nowhere")
-    assert "nowhere" in str(caught.value) and "t10k-labels-idx1-ubyte" in str(caught.value)
+    assert "nowhere" in str(caught.value)
+    assert "t10k-labels-idx1-ubyte" in str(caught.value)
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", mnist_arrays["train-images-idx3-ubyte"])
     with pytest.raises(
         DataError,
@@ -251,7 +259,8 @@ def test_damaged_mnist_file(tmp_path, mnist_arrays, content, fragment):
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(content)
     with pytest.raises(DataError) as caught:
         PermutedMNIST(tmp_path, validation=4)
-    assert fragment in str(caught.value) and "t10k-labels-idx1-ubyte" in str(caught.value)
+    assert fragment in str(caught.value)
+    assert "t10k-labels-idx1-ubyte" in str(caught.value)
 
 
 def test_damaged_gzip_and_lengths(tmp_path, mnist_arrays):
@@ -286,7 +295,8 @@ def test_missing_torchvision_says_the_way_out(tmp_path, monkeypatch):
 
 def test_own_arrays():
     stream = Arrays([(xy(), xy(4), xy(3)), (xy(9), xy(4), xy(3))], names=["a", "b"])
-    assert [t.name for t in stream] == ["a", "b"] and stream[1].size("train") == 9
+    assert [t.name for t in stream] == ["a", "b"]
+    assert stream[1].size("train") == 9
     assert Arrays([(xy(), xy(), xy())], classes=7)[0].num_classes == 7
     with pytest.raises(DataError, match="names"):
         Arrays([(xy(), xy(), xy())], names=["a", "b"])

@@ -43,12 +43,14 @@ def test_nothing_forgotten_is_exactly_zero():
     rng = np.random.default_rng(0)
     row = rng.random(10)
     matrix = np.where(np.tri(10, dtype=bool), row, NAN)
-    assert d.backward_transfer(matrix) == 0.0 and d.mean_forgetting(matrix) == 0.0
+    assert d.backward_transfer(matrix) == 0.0
+    assert d.mean_forgetting(matrix) == 0.0
 
 
 def test_one_task():
     assert d.summary([[0.5]]) == {"acc": 0.5, "bwt": None, "forgetting": None}
-    assert math.isnan(d.forward_transfer([[0.5]], 0.1)) and len(d.forgetting([[0.5]])) == 0
+    assert math.isnan(d.forward_transfer([[0.5]], 0.1))
+    assert len(d.forgetting([[0.5]])) == 0
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_one_task():
     [[], [[]], [[0.5, 0.5]], [[1.5]], [[-0.1]], [[NAN]], [[0.5, NAN], [NAN, 0.5]], [["a"]], 0.5],
 )
 def test_bad_matrix(bad):
-    with pytest.raises(DataError, match="^R: "):
+    with pytest.raises(DataError, match=r"^R: "):
         d.average_accuracy(bad)
 
 

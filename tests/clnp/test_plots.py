@@ -72,7 +72,8 @@ def test_all_figures_have_titles_and_labels():
     for figure in figures(2).values():
         axes = figure.axes
         assert figure.get_suptitle() or axes[0].get_title()
-        assert any(a.get_ylabel() for a in axes) and any(a.get_xlabel() for a in axes)
+        assert any(a.get_ylabel() for a in axes)
+        assert any(a.get_xlabel() for a in axes)
 
 
 def test_pyplot_is_not_used(tmp_path):

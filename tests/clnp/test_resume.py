@@ -87,7 +87,8 @@ def attempt():
         text=True,
         env=environment,
     )
-    assert process.stdin and process.stdout
+    assert process.stdin
+    assert process.stdout
 
     def ask(folder: Path, *words: str, bare: bool = False, **when: object):
         settings = ["--resume"] if bare else [*RUN, *words]
@@ -144,7 +145,8 @@ def test_killed_at_random_moments(attempt, undisturbed, tmp_path, seed):
         if done is not None:
             break
         kills += 1
-    assert done[0] == 0 and kills >= 1
+    assert done[0] == 0
+    assert kills >= 1
     assert_same(tmp_path, undisturbed[0])
 
 
