@@ -1,7 +1,7 @@
 """Build of the compiled CPU library; everything else is in pyproject.toml.
 
-The library uses PyTorch's stable ABI only: one binary serves every torch from 2.11 on and every Python.
-Without a compiler the package installs without it, and its operators are served by their reference.
+The library uses PyTorch's stable ABI only: one binary serves every torch from 2.11 on and every
+Python. Without a compiler the package installs without it, and the reference serves.
 """
 
 import os
@@ -15,7 +15,8 @@ try:
 except ImportError as error:
     sys.exit(
         f"clnp: building needs torch >= 2.11 and importing it failed: {error}\n"
-        "Install it first (pip install 'torch>=2.11'), or let pip do so: leave out --no-build-isolation."
+        "Install it first (pip install 'torch>=2.11'), or let pip do so: without "
+        "--no-build-isolation."
     )
 
 # The oldest torch that the binary runs on, as torch/headeronly/version.h writes versions.
@@ -31,8 +32,6 @@ COMPILE = [
     "-Wno-unknown-pragmas",
     f"-DTORCH_TARGET_VERSION={TARGET}",
 ]
-
-
 
 
 def libraries() -> list[CppExtension]:
@@ -65,8 +64,8 @@ class Build(BuildExtension):
             reason = str(error).strip().splitlines() or [type(error).__name__]
             print(
                 "\nclnp: WARNING: the C++ library could not be built, so the slower reference in "
-                f"Python serves. Reason: {reason[-1]}\nclnp: for the fast one install a C++17 compiler "
-                "(Debian: apt install g++) and install clnp again.\n",
+                f"Python serves. Reason: {reason[-1]}\nclnp: for the fast one install a C++17 "
+                "compiler (Debian: apt install g++) and install clnp again.\n",
                 file=sys.stderr,
             )
 

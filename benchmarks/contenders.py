@@ -1,4 +1,4 @@
-"""Ways to train an MLP of which a part of each hidden layer is frozen; ``benchmarks.step`` times them.
+"""Ways to train an MLP of which a part of each hidden layer is frozen, for ``benchmarks.step``.
 
 A problem is dense weights, the fraction of active channels in each hidden layer, and a batch. Each
 contender turns it into a function that makes one training step, and can return its free weights.
@@ -19,10 +19,10 @@ from clnp_kernels.optim import AdamL1
 
 @dataclass(frozen=True)
 class Problem:
-    """What is trained: weights [O, I] and biases [O] of all layers, their boundaries, and the data."""
+    """What is trained: weights and biases of all layers, their boundaries, and the data."""
 
-    weights: list[Tensor]
-    biases: list[Tensor]
+    weights: list[Tensor]  # [O, I] each
+    biases: list[Tensor]  # [O] each
     active: list[tuple[int, int]]  # (Ia, Oa) of each layer
     x: Tensor  # [B, I]
     labels: Tensor  # [B]
@@ -100,7 +100,7 @@ class Dense(Contender):
 
 
 class EagerMasked(Dense):
-    """What is usually written: dense layers, L1 in the loss, masks on gradients, weights restored."""
+    """What is usually written: L1 in the loss, masks on gradients, frozen weights restored."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -131,6 +131,9 @@ class EagerMasked(Dense):
 
 class _SlicedLinear(nn.Module):
     """A masked layer in plain PyTorch operators with autograd."""
+
+    active_weight: Tensor
+    active_bias: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor, active: tuple[int, int]) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
 """Time of a training step of a partly frozen MLP: ``python -m benchmarks.step``.
 
 MLP 784-width-width-10, ReLU, cross entropy, L1 and Adam; a fraction of the channels of both hidden
-layers is frozen. All contenders take turns within one run. Ours is first checked: after a few steps its
-free weights must be as near to a float64 computation as the eager ones are, or no time is printed.
+layers is frozen. All contenders take turns within one run. Ours is first checked: after a few steps
+its free weights must be as near to a float64 computation as the eager ones are, or no time is
+printed.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from benchmarks.contenders import CONTENDERS, EagerMasked, Ours, Problem, make_p
 from clnp_kernels import info
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Our error may be this many times the one of eager PyTorch, plus rounding of the weights themselves.
+# Our error may be this many times the one of eager PyTorch, plus rounding of the weights
+# themselves.
 ERROR_RATIO = 2.0
 ROUNDING = 1e-7
 CHECKED_STEPS = 3
@@ -97,10 +99,9 @@ def rows_of(fraction: float, times: dict[str, Tensor]) -> list[dict[str, object]
 
 def show(rows: list[dict[str, object]]) -> None:
     """Print rows as a table."""
+    form = "{fraction:8.2f}  {contender:14}{ms:8.2f} [{q1:7.2f}, {q3:7.2f}]  {ours is faster by:5.2f} x"
     for row in rows:
-        name, fraction = row["contender"], row["fraction"]
-        numbers = "{ms:8.2f} [{q1:7.2f}, {q3:7.2f}]  {ours is faster by:5.2f} x".format(**row)
-        print(f"{fraction:8.2f}  {name:14}{numbers}")
+        print(form.format(**row))
 
 
 def arguments() -> argparse.Namespace:

@@ -1,11 +1,13 @@
 """Kernels for networks of which a part is frozen: an active (frozen) part and a free part.
 
-This package has never heard of a task or of continual learning: it takes tensors and returns tensors.
+This package has never heard of a task or of continual learning: it takes tensors and returns
+tensors.
 
 - ``clnp_kernels.ops``: the operators, with autograd, checked arguments and documentation
 - ``clnp_kernels.nn``: modules built on them
 - ``clnp_kernels.optim``: optimizers with a coupled L1 term
-- ``clnp_kernels.info``: which implementation serves which operator, and why (``python -m clnp_kernels.info``)
+- ``clnp_kernels.info``: which implementation serves which operator, and why (``python -m
+  clnp_kernels.info``)
 
 Importing the package is cheap: the parts are imported when they are first touched.
 """

@@ -1,4 +1,4 @@
-"""Checks of arguments, shared by the public functions. They look at metadata only, never at values."""
+"""Checks of arguments, shared by the public functions. They look at metadata, never at values."""
 
 from collections.abc import Sequence
 
@@ -35,7 +35,7 @@ def check_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
 
 
 def check_shape(name: str, value: Tensor, wanted: Sequence[int], letters: str) -> None:
-    """Raise unless ``value.shape`` is ``wanted``; ``letters`` names the sizes, as in ``[Of, I]``."""
+    """Raise unless ``value.shape`` is ``wanted``; ``letters`` names the sizes: ``[Of, I]``."""
     if tuple(value.shape) != tuple(wanted):
         text = f"{letters} = {list(wanted)}"
         raise ValueError(message(f"{name}.shape", list(value.shape), text))
@@ -55,7 +55,7 @@ def check_number(name: str, value: float, low: float = 0.0, below: float = float
 
 
 def check_lists(names: Sequence[str], lists: Sequence[Sequence[Tensor]]) -> None:
-    """Raise unless the lists have the length of the first and, entry by entry, its shapes, dtypes and devices.
+    """Raise unless all lists are like the first: length and each shape, dtype and device.
 
     Gradients that are sparse are refused by name.
     """

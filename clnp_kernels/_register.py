@@ -1,9 +1,9 @@
 """Registration of operators, and the table of who serves them.
 
 An operator is a schema plus a reference in plain PyTorch, registered for every device
-(CompositeExplicitAutograd). Faster implementations register themselves for their own dispatch key and
-take precedence: on the CPU the compiled library ``clnp_kernels/_cpu*.so``. Adding a device means adding
-a row to ``LIBRARIES``; no operator contains an ``if device``.
+(CompositeExplicitAutograd). Faster implementations register themselves for their own dispatch key
+and take precedence: on the CPU the compiled library ``clnp_kernels/_cpu*.so``. Adding a device
+means adding a row to ``LIBRARIES``; no operator contains an ``if device``.
 
 Environment: ``CLNP_REFERENCE=1`` leaves compiled libraries unloaded and lets the reference serve
 silently; ``CLNP_STRICT=1`` makes the reference an error.
@@ -85,7 +85,8 @@ def call(name: str, *args: Any) -> Any:
     """Call an operator, within ``torch.func`` transforms too.
 
     The gradient that torch.library registers serves compilers. It can't be used within
-    ``torch.func.grad`` and costs 50 us a call; the same formulas as an autograd.Function can, and cost 10.
+    ``torch.func.grad`` and costs 50 us a call; the same formulas as an autograd.Function can, and
+    cost 10.
     """
     if torch.compiler.is_compiling():
         return getattr(_ops, name)(*args)
@@ -136,7 +137,7 @@ def _load(pattern: str) -> str:
 
 
 def owner(name: str, device: str) -> tuple[str, str]:
-    """Who serves an operator on a device type: (implementation, why it is not a faster one or '')."""
+    """Who serves an operator on a device type, and why it is nothing faster (or '')."""
     key, implementation, _ = LIBRARIES[device]
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key):
         return implementation, ""

@@ -1,4 +1,4 @@
-"""Which implementation serves which operator on which device, and why: ``python -m clnp_kernels.info``."""
+"""Which implementation serves which operator, and why: ``python -m clnp_kernels.info``."""
 
 import platform
 

@@ -1,7 +1,7 @@
 """Float64 oracles and the rule by which a result is right.
 
-The rule: the error against a float64 computation is at most twice the error that PyTorch's own operators
-make at the same dtype, so no tolerance depends on a machine.
+The rule: the error against a float64 computation is at most twice the error that PyTorch's own
+operators make at the same dtype, so no tolerance depends on a machine.
 """
 
 from typing import NamedTuple
@@ -68,7 +68,7 @@ def masked_linear(arguments: Arguments, activation: str) -> Tensor:
 
 
 def joined(tensors: list[Tensor]) -> Tensor:
-    """All elements of all tensors, so that an error of one element alone is not compared with another."""
+    """All elements of all tensors in one, so that no element is judged alone."""
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 

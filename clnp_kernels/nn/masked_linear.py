@@ -21,8 +21,9 @@ class MaskedLinear(nn.Module):
     - ``active_weight`` [Oa, Ia] and ``active_bias`` [Oa]: buffers, frozen
     - ``free_weight`` [Of, I] and ``free_bias`` [Of]: parameters
 
-    With ``active_in = active_out = 0`` it computes exactly what ``torch.nn.Linear`` does, and is initialised
-    alike. CLNP, Golkar et al. 2019, Sec. 2.1; gradients as in :func:`clnp_kernels.ops.masked_linear`.
+    With ``active_in = active_out = 0`` it computes exactly what ``torch.nn.Linear`` does, and is
+    initialised alike. CLNP, Golkar et al. 2019, Sec. 2.1; gradients as in
+    :func:`clnp_kernels.ops.masked_linear`.
 
     Arguments:
         in_features, out_features: I and O, at least 0.
@@ -100,7 +101,7 @@ class MaskedLinear(nn.Module):
         active_out: int = 0,
         activation: str = "none",
     ) -> "MaskedLinear":
-        """A masked layer with copies of the weights of ``linear``; weights that would interfere are dropped.
+        """A masked layer with copies of the weights of ``linear``, without interference.
 
         Raises:
             ValueError: as the constructor.
@@ -123,7 +124,7 @@ class MaskedLinear(nn.Module):
         return layer.train(linear.training)
 
     def to_dense(self) -> nn.Linear:
-        """A ``torch.nn.Linear`` (without the activation) with copies of all weights, interference as zeros."""
+        """A ``torch.nn.Linear`` without the activation: all weights copied, interference zero."""
         bias = self.free_bias is not None
         linear = nn.Linear(self.in_features, self.out_features, bias, device="meta")
         weight = self.free_weight.new_zeros(self.out_features, self.in_features)
@@ -141,7 +142,7 @@ class MaskedLinear(nn.Module):
         return y
 
     def forward_with_activity(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``forward`` and the sum of ``|y|`` over all leading dimensions, [O] in float32 or float64."""
+        """``forward``, and the sum of ``|y|`` over leading dimensions: [O], float32 or float64."""
         result = self._call(x, activity=True)
         assert isinstance(result, tuple)
         return result
@@ -186,10 +187,10 @@ class MaskedLinear(nn.Module):
     def freeze(self, keep_out: Tensor, keep_in: Tensor) -> None:
         """Make free channels active: they move behind the active ones, in the order given.
 
-        Old active outputs get zero weights from the new inputs. Kept outputs keep their weights from the
-        active and the kept inputs and lose the others. The parameters are replaced by smaller ones filled
-        with zeros: call :meth:`reset_free_parameters` next, and build a new optimizer. The inputs of this
-        layer are expected in the new order from now on: active, kept, rest.
+        Old active outputs get zero weights from the new inputs. Kept outputs keep their weights
+        from the active and the kept inputs and lose the others. The parameters are replaced by
+        smaller ones filled with zeros: call :meth:`reset_free_parameters` next, and build a new
+        optimizer. From now on the inputs are expected in the new order: active, kept, rest.
 
         Arguments:
             keep_out: int64 [n], different numbers of free outputs, 0 to Of - 1.
@@ -244,7 +245,7 @@ class MaskedLinear(nn.Module):
         return text if self.activation == "none" else f"{text}, activation={self.activation!r}"
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Take the boundaries of the state that is loaded: tensors change their shapes, not their identity."""
+        """Take the boundaries of the state: tensors change their shapes, not their identity."""
         error_msgs = args[4]
         names = [name for name in _NAMES if getattr(self, name) is not None]
         entries = {name: state_dict.get(prefix + name) for name in names}

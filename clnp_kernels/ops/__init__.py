@@ -1,4 +1,4 @@
-"""Operators on a frozen part and a free part. Importing this loads the compiled libraries that are there."""
+"""Operators on a frozen part and a free part. Importing this loads the compiled libraries."""
 
 from .. import _register
 from .adam_l1 import adam_l1

@@ -27,7 +27,7 @@ def check_l1(l1: Sequence[float], count: int) -> None:
 
 
 def as_rate(lr: float | Tensor) -> Tensor:
-    """The learning rate as a tensor without dimensions: a float as float64, a tensor of one element as it is."""
+    """The learning rate as a tensor without dimensions: a number becomes float64."""
     if not isinstance(lr, Tensor):
         check_number("lr", lr)
         return torch.tensor(lr, dtype=torch.float64)
@@ -55,9 +55,10 @@ def adam_l1(
 ) -> None:
     """One step of Adam (Kingma & Ba 2015, Algorithm 1) with the L1 penalty of CLNP, in place.
 
-    For each tensor w the gradient that enters Adam is ``grad / grad_scale + weight_decay * w + l1 * sign(w)``
-    with ``sign(0) = 0``, the subgradient of ``l1 * sum |w|`` (CLNP, Golkar et al. 2019, Sec. 2.2).
-    With ``l1 = 0`` this is ``torch.optim.Adam`` to rounding. Sums are in float32 (float64 for float64).
+    For each tensor w the gradient that enters Adam is ``grad / grad_scale + weight_decay * w + l1 *
+    sign(w)`` with ``sign(0) = 0``, the subgradient of ``l1 * sum |w|`` (CLNP, Golkar et al. 2019,
+    Sec. 2.2). With ``l1 = 0`` this is ``torch.optim.Adam`` to rounding. Sums are in float32
+    (float64 for float64).
 
     Arguments:
         params, grads, exp_avgs, exp_avg_sqs: lists of tensors, alike in shape, dtype and device.
@@ -69,7 +70,8 @@ def adam_l1(
         found_inf: if not zero (one element), nothing is changed.
 
     Raises:
-        TypeError: an entry is no dense floating-point tensor (sparse gradients too), or dtypes differ.
+        TypeError: an entry is no dense floating-point tensor (sparse gradients too), or dtypes
+        differ.
         ValueError: lengths, shapes or devices differ, or a number is out of its range.
     """
     names = ("params", "grads", "exp_avgs", "exp_avg_sqs")

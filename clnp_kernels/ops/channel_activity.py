@@ -30,8 +30,8 @@ _register.vmap_by_loop("channel_activity")
 def channel_activity(x: Tensor, dim: int = -1) -> Tensor:
     """Sum of ``|x|`` over every dimension but ``dim`` (CLNP, Golkar et al. 2019, Sec. 2.2).
 
-    Divided by the number of summed elements and averaged over a data set this is the average activity by
-    which a channel counts as active.
+    Divided by the number of summed elements and averaged over a data set this is the average
+    activity by which a channel counts as active.
 
     Arguments:
         x: [..., C, ...], float32, bfloat16, float16 or float64, any strides.

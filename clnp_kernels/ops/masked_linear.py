@@ -31,19 +31,19 @@ def masked_linear(
     activity: bool = False,
     full_input_grad: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Linear layer with a frozen block: the first Oa outputs are computed from the first Ia inputs only.
+    """Linear layer with a frozen block: the first Oa outputs see only the first Ia inputs.
 
     ::
 
         y[..., :Oa] = activation(x[..., :Ia] @ active_weight.T + active_bias)
         y[..., Oa:] = activation(x @ free_weight.T + free_bias)
 
-    The weights from free inputs to active outputs (the interference of CLNP, Golkar et al. 2019, Sec. 2.1)
-    do not exist, so nothing a free channel does can reach an active one.
+    The weights from free inputs to active outputs (the interference of CLNP, Golkar et al. 2019,
+    Sec. 2.1) do not exist, so nothing a free channel does can reach an active one.
 
-    The gradient with respect to ``x`` is *defined* as zero for the first Ia inputs: these are active channels,
-    which depend on frozen weights only, so nothing trainable lies behind them. ``full_input_grad=True``
-    computes the true gradient. Frozen weights and biases get no gradient.
+    The gradient with respect to ``x`` is *defined* as zero for the first Ia inputs: these are
+    active channels, which depend on frozen weights only, so nothing trainable lies behind them.
+    ``full_input_grad=True`` computes the true gradient. Frozen weights and biases get no gradient.
 
     Under ``torch.autocast`` the arguments are cast as those of ``torch.nn.functional.linear`` are.
 
@@ -58,8 +58,8 @@ def masked_linear(
         full_input_grad: compute the gradient of the active inputs too.
 
     Returns:
-        y [..., O]; with ``activity`` also [O], float32 (float64 for float64): the sum over all leading
-        dimensions of ``|y|``. No gradient flows through the activity.
+        y [..., O]; with ``activity`` also [O], float32 (float64 for float64): the sum over all
+        leading dimensions of ``|y|``. No gradient flows through the activity.
 
     Raises:
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ.
@@ -86,7 +86,7 @@ def masked_linear_fwd(
     activity: bool,
     full_input_grad: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The forward operator of :func:`masked_linear` on rows: y [B, O] and activity [O] (else empty [0]).
+    """The operator of :func:`masked_linear` on rows: y [B, O] and activity [O] (or empty).
 
     Raises:
         TypeError, ValueError: as :func:`masked_linear`.
@@ -103,7 +103,7 @@ def masked_linear_fwd(
 def masked_linear_relu_grad(
     grad_y: Tensor, y: Tensor, active: int, bias: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Gradients before the ReLU and of the bias, of the outputs from number ``active`` on, in one pass.
+    """Gradients before the ReLU and of the bias, of the outputs from ``active`` on, in one pass.
 
     Arguments:
         grad_y: [B, O], gradient of the output.
@@ -112,8 +112,8 @@ def masked_linear_relu_grad(
         bias: compute the gradient of the bias.
 
     Returns:
-        [B, O - active], contiguous: ``grad_y`` where ``y > 0``, else 0; and its sum over B, [O - active]
-        (an empty tensor without ``bias``).
+        [B, O - active], contiguous: ``grad_y`` where ``y > 0``, else 0; and its sum over B, [O -
+        active] (an empty tensor without ``bias``).
 
     Raises:
         TypeError, ValueError: dtypes, devices or shapes do not fit.
@@ -134,8 +134,8 @@ def masked_linear_dgrad(
     """Gradient of the input.
 
     Arguments:
-        grad_z: [B, Of], gradient of the free outputs before the activation; with ``full_input_grad``
-            [B, O], of all outputs.
+        grad_z: [B, Of], gradient of the free outputs before the activation; with
+            ``full_input_grad`` [B, O], of all outputs.
         active_weight: [Oa, Ia].
         free_weight: [Of, I].
         full_input_grad: compute the columns of the active inputs too.
@@ -259,8 +259,8 @@ def _backward_fwd(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Te
     grad_x = grad_weight = grad_bias = None
     if grad_y is None or not (needs_x or needs_weight or needs_bias):
         return (None,) * 8
-    # Both products take the gradient before the activation. For the whole gradient of x it starts at
-    # the first output, else at the first free one.
+    # Both products take the gradient before the activation. For the whole gradient of x it starts
+    # at the first output, else at the first free one.
     active_out = active_weight.shape[0]
     start = 0 if ctx.full and needs_x else active_out
     free = active_out - start

@@ -12,9 +12,9 @@ from ..reference import sgd_l1 as reference
 from .adam_l1 import as_rate, check_l1
 
 SCHEMA = (
-    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, bool[] first, Tensor lr, "
-    "float[] l1, float momentum, float dampening, bool nesterov, float weight_decay, bool maximize, "
-    "Tensor? grad_scale, Tensor? found_inf) -> ()"
+    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, bool[] first, "
+    "Tensor lr, float[] l1, float momentum, float dampening, bool nesterov, float weight_decay, "
+    "bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()"
 )
 _register.define("sgd_l1", SCHEMA, reference.sgd_l1, lambda *args: None)
 
@@ -48,10 +48,11 @@ def sgd_l1(
         momentum, dampening, nesterov, weight_decay, maximize: as ``torch.optim.SGD``.
         grad_scale: gradients are divided by it (one element).
         found_inf: if not zero (one element), nothing is changed.
-        first: which buffers are new: they become the gradient, without dampening. None: no buffer is.
+        first: which buffers are new: they become the gradient, without dampening. None: none is.
 
     Raises:
-        TypeError: an entry is no dense floating-point tensor (sparse gradients too), or dtypes differ.
+        TypeError: an entry is no dense floating-point tensor (sparse gradients too), or dtypes
+        differ.
         ValueError: lengths, shapes or devices differ, or a number is out of its range.
     """
     names, lists = ["params", "grads"], [params, grads]

@@ -16,10 +16,10 @@ from . import _common
 class AdamL1(torch.optim.Optimizer):
     """Adam (Kingma & Ba 2015) on the loss plus ``l1 * sum |w|``, the sparsity term of CLNP.
 
-    The subgradient ``l1 * sign(w)`` enters Adam like any other gradient (coupled; Golkar et al. 2019,
-    Sec. 2.2), computed within the step's single pass over memory. With ``l1 = 0`` it is
-    ``torch.optim.Adam``, to rounding. Closures, schedulers, ``state_dict`` and ``torch.amp.GradScaler``
-    work as with ``torch.optim``.
+    The subgradient ``l1 * sign(w)`` enters Adam like any other gradient (coupled; Golkar et al.
+    2019, Sec. 2.2), computed within the step's single pass over memory. With ``l1 = 0`` it is
+    ``torch.optim.Adam``, to rounding. Closures, schedulers, ``state_dict`` and
+    ``torch.amp.GradScaler`` work as with ``torch.optim``.
 
     Arguments:
         params: parameters or groups of them; ``l1`` is an option of a group.

@@ -14,7 +14,7 @@ from . import _common
 
 
 class SGDL1(torch.optim.Optimizer):
-    """SGD on the loss plus ``l1 * sum |w|``, the sparsity term of CLNP (Golkar et al. 2019, Sec. 2.2).
+    """SGD on the loss plus ``l1 * sum |w|``, the term of CLNP (Golkar et al. 2019, Sec. 2.2).
 
     With ``l1 = 0`` it is ``torch.optim.SGD``, to rounding. Closures, schedulers, ``state_dict`` and
     ``torch.amp.GradScaler`` work as with ``torch.optim``.
@@ -60,7 +60,8 @@ class SGDL1(torch.optim.Optimizer):
         """Add a group; its options are checked.
 
         Raises:
-            ValueError: a number is out of its range, or Nesterov without momentum or with dampening.
+            ValueError: a number is out of its range, or Nesterov without momentum or with
+            dampening.
         """
         options = {**self.defaults, **param_group}
         _common.check_rate(options["lr"])

@@ -14,7 +14,7 @@ def gradient_l1(
     maximize: bool,
     scale: Tensor | None,
 ) -> Tensor:
-    """Gradient that the step uses: ``grad / scale + weight_decay * w + l1 * sign(w)``, ``sign(0) = 0``.
+    """The step's gradient ``grad / scale + weight_decay * w + l1 * sign(w)``, ``sign(0) = 0``.
 
     float16 and bfloat16 are computed in float32.
     """

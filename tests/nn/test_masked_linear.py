@@ -191,7 +191,7 @@ def test_state_dict_moves_boundaries(sizes: dict[str, int], bias: bool) -> None:
 def test_nonsense_state_is_refused(name: str, shape: tuple[int, ...]) -> None:
     masked = layer()
     before = copy.deepcopy(masked.state_dict())
-    with pytest.raises(RuntimeError, match="got .*, wanted"):
+    with pytest.raises(RuntimeError, match=r"got .*, wanted"):
         masked.load_state_dict({**before, name: torch.zeros(shape)})
     for key, value in masked.state_dict().items():
         assert torch.equal(value, before[key])
@@ -199,9 +199,9 @@ def test_nonsense_state_is_refused(name: str, shape: tuple[int, ...]) -> None:
 
 def test_missing_and_unexpected_keys() -> None:
     state = layer().state_dict()
-    with pytest.raises(RuntimeError, match="Missing key.*free_bias"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*free_bias"):
         layer().load_state_dict({k: v for k, v in state.items() if k != "free_bias"})
-    with pytest.raises(RuntimeError, match="Unexpected key.*active_bias"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*active_bias"):
         layer(bias=False).load_state_dict(state)
 
 

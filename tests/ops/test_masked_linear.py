@@ -76,7 +76,8 @@ def test_gradients(
     if not full:
         assert not ours[0][:, :active_in].any()
         exact[0], torchs[0], ours[0] = (g[0][:, active_in:] for g in (exact, torchs, ours))
-    # Restricted, the input's gradient is that of the free outputs only for free inputs: the same numbers.
+    # Restricted, the input's gradient is that of the free outputs only for free inputs: the same
+    # numbers.
     for our, their, true in zip(ours, torchs, exact, strict=True):
         assert_accurate(our, their, true)
 
