@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,8 @@ def run_seed(folder: Path, config: Config, stream: Stream, console: Console) -> 
             for index in range(learned, len(stream)):
                 learner.learn(stream[index])
                 _write(folder, learner, config)
+        # A kill between the last checkpoint and its clean-up leaves the fits of a learned task.
+        shutil.rmtree(folder / runs.PROGRESS, ignore_errors=True)
         metrics = _write(folder, learner, config, plots=True)
         for line in (report.numbers_line(metrics), report.certificate_line(metrics["certificate"])):
             reporter.say(line, quiet=True)
