@@ -99,7 +99,8 @@ def rows_of(fraction: float, times: dict[str, Tensor]) -> list[dict[str, object]
 
 def show(rows: list[dict[str, object]]) -> None:
     """Print rows as a table."""
-    form = "{fraction:8.2f}  {contender:14}{ms:8.2f} [{q1:7.2f}, {q3:7.2f}]  {ours is faster by:5.2f} x"
+    form = "{fraction:8.2f}  {contender:14}{ms:8.2f} [{q1:7.2f}, {q3:7.2f}]"
+    form += "  {ours is faster by:5.2f} x"
     for row in rows:
         print(form.format(**row))
 
