@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +27,17 @@ OPS: list[str] = []
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 _ops = getattr(torch.ops, NAMESPACE)
-_functions: dict[str, Any] = {}
+_ways: dict[str, "_Ways"] = {}
 _reasons: dict[str, str] = {}
 _warned: set[str] = set()
+
+
+class _Ways(NamedTuple):
+    """Ways to call an operator: without gradient, with it, and within torch.func transforms."""
+
+    plain: Callable[..., Any]
+    eager: Any
+    within_func: Any
 
 
 def reference_forced() -> bool:
@@ -68,34 +76,37 @@ def differentiate(name: str, backward: Callable[..., Any], setup: Callable[..., 
     torch.library.register_autograd(qualname, backward, setup_context=setup, lib=_library)
     op = getattr(_ops, name).default
 
-    def forward(*args: Any) -> Any:
+    def plain(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
-    members = {
-        "forward": staticmethod(forward),
-        "setup_context": staticmethod(setup),
-        "backward": staticmethod(backward),
-        "generate_vmap_rule": True,
-    }
-    _functions[name] = type(name, (torch.autograd.Function,), members)
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = plain(*args)
+        setup(ctx, args, output)
+        return output
+
+    for_func: dict[str, Any] = {"forward": staticmethod(plain), "generate_vmap_rule": True}
+    for_func |= {"setup_context": staticmethod(setup), "backward": staticmethod(backward)}
+    eager = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    base = (torch.autograd.Function,)
+    _ways[name] = _Ways(plain, type(name, base, eager), type(name, base, for_func))
 
 
 def call(name: str, *args: Any) -> Any:
-    """Call an operator, within ``torch.func`` transforms too.
+    """Call an operator the cheapest way that does what is asked for.
 
-    The gradient that torch.library registers serves compilers. It can't be used within
-    ``torch.func.grad`` and costs 50 us a call; the same formulas as an autograd.Function can, and
-    cost 10.
+    The gradient that torch.library registers serves compilers; it can't be used within
+    ``torch.func`` transforms and costs more than an autograd.Function with the same formulas. One
+    with ``setup_context`` serves ``torch.func``, one without it is the cheapest.
     """
     if torch.compiler.is_compiling():
         return getattr(_ops, name)(*args)
-    function = _functions[name]
-    if torch._C._are_functorch_transforms_active() or (
-        torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
-    ):
-        return function.apply(*args)
-    return function.forward(*args)
+    ways = _ways[name]
+    if torch._C._are_functorch_transforms_active():
+        return ways.within_func.apply(*args)
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        return ways.eager.apply(*args)
+    return ways.plain(*args)
 
 
 def vmap_by_loop(name: str) -> None:
