@@ -1,4 +1,5 @@
-"""Continual Learning via Neural Pruning (CLNP): networks that learn task after task and never forget a bit.
+"""Continual Learning via Neural Pruning (CLNP): networks that learn task after task and never
+forget a bit.
 
 Golkar, Kagan, Cho: "Continual Learning via Neural Pruning", 2019.
 """

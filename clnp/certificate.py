@@ -40,7 +40,8 @@ class Verdict:
     Attributes:
         task, name: which.
         identical: whether the logits are the same bits.
-        note: empty, or why a difference need not mean that the network moved (other threads, device, torch).
+        note: empty, or why a difference need not mean that the network moved (other threads,
+            device, torch).
     """
 
     task: int
@@ -50,7 +51,9 @@ class Verdict:
 
 
 def probe_from(x: Tensor) -> Tensor:
-    """The first rows of x: at most 64 and at most 4 MiB, at least one. Contiguous copy on the CPU."""
+    """The first rows of x: at most 64 and at most 4 MiB, at least one. Contiguous copy on the
+    CPU.
+    """
     row = max(1, x[:1].numel() * x.element_size())
     rows = max(1, min(PROBE_ROWS, PROBE_BYTES // row))
     return x[:rows].detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -66,7 +69,8 @@ def logits_digest(logits: Tensor) -> str:
 class Certificate:
     """Per learned task a probe batch and the hash of its logits.
 
-    The claim is exact under fixed conditions: the same batch, dtype, device, number of threads and torch build. Matrix
+    The claim is exact under fixed conditions: the same batch, dtype, device, number of threads and
+        torch build. Matrix
     products may round differently elsewhere, which `verify` reports as a note.
     """
 
@@ -78,16 +82,22 @@ class Certificate:
         return len(self.entries)
 
     def record(self, model: Model, x: Tensor) -> Entry:
-        """Records the task learned last. x [B, ...]: examples of it; the first few are kept as the probe."""
+        """Records the task learned last. x [B, ...]: examples of it; the first few are kept as the
+        probe.
+        """
         task = len(self.entries)
         probe = probe_from(x)
-        entry = Entry(task, model.tasks[task].name, _digest_of(model, task, probe), _conditions(model))
+        entry = Entry(
+            task, model.tasks[task].name, _digest_of(model, task, probe), _conditions(model)
+        )
         self.entries.append(entry)
         self.probes.append(probe)
         return entry
 
     def verify(self, model: Model) -> list[Verdict]:
-        """Recomputes every entry from the network's frozen buffers as they are now and compares bit by bit."""
+        """Recomputes every entry from the network's frozen buffers as they are now and compares bit
+        by bit.
+        """
         now = _conditions(model)
         verdicts = []
         for entry, probe in zip(self.entries, self.probes, strict=True):
@@ -95,8 +105,16 @@ class Certificate:
                 entry.task < len(model.tasks)
                 and _digest_of(model, entry.task, probe) == entry.digest
             )
-            changed = [f"{k} {entry.conditions.get(k)} -> {v}" for k, v in now.items() if entry.conditions.get(k) != v]
-            note = "" if identical or not changed else "recorded under other conditions: " + ", ".join(changed)
+            changed = [
+                f"{k} {entry.conditions.get(k)} -> {v}"
+                for k, v in now.items()
+                if entry.conditions.get(k) != v
+            ]
+            note = (
+                ""
+                if identical or not changed
+                else "recorded under other conditions: " + ", ".join(changed)
+            )
             verdicts.append(Verdict(entry.task, entry.name, identical, note))
         return verdicts
 
@@ -109,14 +127,16 @@ class Certificate:
         """The inverse of `to_json`; raises TypeError or KeyError for other data."""
         certificate = cls()
         certificate.entries = [
-            Entry(int(e["task"]), str(e["name"]), str(e["digest"]), dict(e["conditions"])) for e in data
+            Entry(int(e["task"]), str(e["name"]), str(e["digest"]), dict(e["conditions"]))
+            for e in data
         ]
         certificate.probes = list(probes)
         return certificate
 
 
 def _digest_of(model: Model, task: int, probe: Tensor) -> str:
-    # Fresh copies of the frozen buffers: a copy kept from earlier would agree with itself whatever happened since.
+    # Fresh copies of the frozen buffers: a copy kept from earlier would agree with itself whatever
+    # happened since.
     network = model.subnetwork(task, fresh=True)
     device = next(network.parameters()).device
     with torch.inference_mode():
@@ -126,7 +146,11 @@ def _digest_of(model: Model, task: int, probe: Tensor) -> str:
 def _conditions(model: Model) -> dict[str, Any]:
     weight = model.head.free_weight
     device = weight.device
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    hardware = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
     return {
         "dtype": str(weight.dtype).removeprefix("torch."),
         "device": device.type,

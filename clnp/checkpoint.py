@@ -1,4 +1,6 @@
-"""Files of tensors and JSON: safetensors, never pickle, written whole or not at all, checked when read."""
+"""Files of tensors and JSON: safetensors, never pickle, written whole or not at all, checked when
+read.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,8 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Any:
-    """Yields a temporary path beside `path`; on success it is synced to disk and renamed over `path`, so a reader finds
-    the old file or the new one, never a part."""
+    """Yields a temporary path beside `path`; on success it is synced to disk and renamed over
+    `path`, so a reader finds the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -64,7 +66,9 @@ def replacing(path: Path) -> Any:
         temporary.unlink(missing_ok=True)
 
 
-def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+def write(
+    path: str | Path, kind: str, tensors: Mapping[str, Tensor], data: Mapping[str, Any]
+) -> None:
     """Writes tensors and JSON-able data into one safetensors file, atomically.
 
     Arguments:

@@ -38,14 +38,16 @@ class Conversion:
 def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> Model:
     """Rebuilds a dense network from masked layers that compute the same function.
 
-    The network is copied, never changed. Supported: Linear, the common activations, Dropout, Flatten, sums and products of
-    hidden values, and any module built of these whose forward torch.fx can trace. The last layer has to be a Linear that
-    gives the logits.
+    The network is copied, never changed. Supported: Linear, the common activations, Dropout,
+        Flatten, sums and products of
+    hidden values, and any module built of these whose forward torch.fx can trace. The last layer
+    has to be a Linear that gives the logits.
 
     Arguments:
         net: the dense network.
         example_input: a batch [B, ...], B >= 1, that it accepts; only its shape and dtype matter.
-        verbose: print what was converted and what was left alone; also available as `model.conversion`.
+        verbose: print what was converted and what was left alone; also available as
+            `model.conversion`.
 
     Returns:
         the masked network; `model(x)` equals `net(x)`.
@@ -61,7 +63,8 @@ def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> M
         raise ConvertError(f"example_input: expected a tensor, got {type(example_input).__name__}")
     if example_input.dim() < 2 or example_input.shape[0] < 1:
         raise ConvertError(
-            f"example_input: expected a batch [B, ...] with B >= 1, got shape {list(example_input.shape)}"
+            "example_input: expected a batch [B, ...] with B >= 1, got shape "
+            f"{list(example_input.shape)}"
         )
     training = net.training
     net = copy.deepcopy(net)
@@ -70,7 +73,8 @@ def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> M
     graph = trace(net, example_input)
     if not graph.layers:
         raise ConvertError("the network has no Linear layer to convert")
-    model = Model(graph, {node.name: net.get_submodule(node.name) for node in graph.layers})
+    dense = {node.name: net.get_submodule(node.name) for node in graph.layers}
+    model = Model(graph, {name: m for name, m in dense.items() if isinstance(m, nn.Linear)})
     model.train(training)
     model.conversion = _describe(graph, model)
     _check_same(net, model, example_input)
@@ -87,11 +91,20 @@ def _describe(graph: Graph, model: Model) -> Conversion:
         if node.role == "layer" and node.name != model.groups.head:
             made = model.groups[model.groups.makes[node.name]]
             size = f"{node.attrs['in_features']} -> {node.attrs['out_features']}"
-            note = "" if made.prunable else ", frozen whole with the first task: it is added to the network's input"
+            note = (
+                ""
+                if made.prunable
+                else ", frozen whole with the first task: it is added to the network's input"
+            )
             relu = ", ReLU fused" if "activation" in (fused[node.name].attrs) else ""
             masked.append((node.name, f"Linear {size}{relu}{note}"))
         elif node.name == model.groups.head:
-            left.append((node.name, f"output layer with {node.attrs['out_features']} classes: becomes the head"))
+            left.append(
+                (
+                    node.name,
+                    f"output layer with {node.attrs['out_features']} classes: becomes the head",
+                )
+            )
         elif node.role in ("elementwise", "flatten", "merge") and node.name in kept:
             left.append((node.name, f"{node.op}: has no weights, works on every width"))
     return Conversion(tuple(masked), tuple(left))
@@ -104,7 +117,9 @@ def _check_same(net: nn.Module, model: Model, x: Tensor) -> None:
     with torch.no_grad():
         expected, got = net(x), model(x)
     net.train(modes[0]), model.train(modes[1])
-    if expected.shape != got.shape or not torch.allclose(expected, got, rtol=1e-4, atol=1e-5, equal_nan=True):
+    if expected.shape != got.shape or not torch.allclose(
+        expected, got, rtol=1e-4, atol=1e-5, equal_nan=True
+    ):
         raise ConvertError(
             "the converted network does not give the logits of the original one; "
             "does its forward depend on something other than its input and weights?"

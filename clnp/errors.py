@@ -1,7 +1,7 @@
 """Everything that `clnp` raises on purpose.
 
-Each error also derives from the built-in that a caller would expect, so `except ValueError` works for bad
-arguments without knowing this module.
+Each error also derives from the built-in that a caller would expect, so `except ValueError` works
+for bad arguments without knowing this module.
 """
 
 from __future__ import annotations

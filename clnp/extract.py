@@ -12,9 +12,10 @@ from clnp.model import Model
 def extract(model: Model, task: int) -> fx.GraphModule:
     """The network of one learned task as a plain, narrow torch module.
 
-    It holds `torch.nn.Linear` and activation modules only, under the names that they had in the original network, with
-    contiguous copies of the task's weights; it needs no `clnp` to run, train further, compile or export, and later tasks
-    do not change it. `torch.export.save` (or `clnp export`) writes it to a file.
+    It holds `torch.nn.Linear` and activation modules only, under the names that they had in the
+    original network, with contiguous copies of the task's weights; it needs no `clnp` to run, train
+    further, compile or export, and later tasks do not change it. `torch.export.save` (or `clnp
+    export`) writes it to a file.
 
     Arguments:
         model: a converted network.

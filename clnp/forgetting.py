@@ -1,4 +1,6 @@
-"""Graceful forgetting: the sparsest network within a margin of the best, over a grid of settings (paper, Sec. 2.2)."""
+"""Graceful forgetting: the sparsest network within a margin of the best, over a grid of settings
+(paper, Sec. 2.2).
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,11 @@ class GridPoint:
 
 
 def floor_of(best: int, margin: float, total: int) -> int:
-    """The least number of correct examples (of `total`) within `margin` (a fraction, 0.0005 = 0.05 %) of `best` correct ones."""
-    # The small term keeps 0.0005 * 10000 from becoming 4.999...: exactly at the margin is within it.
+    """The least number of correct examples (of `total`) within `margin` (a fraction, 0.0005 = 0.05
+    %) of `best` correct ones.
+    """
+    # The small term keeps 0.0005 * 10000 from becoming 4.999...: exactly at the margin is within
+    # it.
     return max(0, math.ceil(best - margin * total - 1e-9))
 
 
@@ -45,27 +50,36 @@ def per_layer(l1: Any, layers: Sequence[str], what: str = "l1") -> dict[str, flo
     """Brings an L1 setting into the form layer name -> alpha.
 
     Arguments:
-        l1: one alpha for all layers, one per layer in execution order (the head last), or {layer name: alpha} where layers
-            that are not named get 0.
+        l1: one alpha for all layers, one per layer in execution order (the head last), or {layer
+            name: alpha} where layers that are not named get 0.
         layers: names of all layers.
         what: the setting's name in errors.
 
     Raises:
-        ConfigError: a wrong number of alphas, an unknown layer, or an alpha that is negative or not finite.
+        ConfigError: a wrong number of alphas, an unknown layer, or an alpha that is negative or not
+            finite.
     """
     if isinstance(l1, dict):
         unknown = set(l1) - set(layers)
         if unknown:
-            raise ConfigError(f"{what}: no layers named {sorted(unknown)}; there are {list(layers)}")
+            raise ConfigError(
+                f"{what}: no layers named {sorted(unknown)}; there are {list(layers)}"
+            )
         alphas = {name: l1.get(name, 0.0) for name in layers}
     elif isinstance(l1, (list, tuple)):
         if len(l1) != len(layers):
-            raise ConfigError(f"{what}={list(l1)}: expected {len(layers)} alphas, one for each of {list(layers)}")
+            raise ConfigError(
+                f"{what}={list(l1)}: expected {len(layers)} alphas, one for each of {list(layers)}"
+            )
         alphas = dict(zip(layers, l1, strict=True))
     else:
         alphas = dict.fromkeys(layers, l1)
     for name, alpha in alphas.items():
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha < math.inf:
+        if (
+            isinstance(alpha, bool)
+            or not isinstance(alpha, (int, float))
+            or not 0 <= alpha < math.inf
+        ):
             raise ConfigError(f"{what} of layer {name!r}: got {alpha!r}, expected a number >= 0")
     return {name: float(alpha) for name, alpha in alphas.items()}
 
@@ -74,8 +88,8 @@ def grid_points(grid: Any, l1: Any, lr: float, layers: Sequence[str]) -> list[Gr
     """All combinations of the grid's alphas and learning rates; one point without a grid.
 
     Arguments:
-        grid: None, or {"l1": [settings as `per_layer` takes], "lr": [...]}; an entry that is missing takes the value given by
-            `l1` or `lr`.
+        grid: None, or {"l1": [settings as `per_layer` takes], "lr": [...]}; an entry that is
+            missing takes the value given by `l1` or `lr`.
 
     Raises:
         ConfigError: unknown keys, empty lists, or values out of range.

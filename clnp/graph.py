@@ -1,8 +1,9 @@
 """A network as data: a short list of named operations that can be written to JSON and built again.
 
-`convert` lowers a user's module to a `Graph` once. Everything else is made from it: the masked network that trains,
-the narrow plain network of each task, and the checkpoint, which therefore needs no pickle. An operation that is not
-in `OPS` can't be built, so reading a graph from a file never runs anything but the layers named here.
+`convert` lowers a user's module to a `Graph` once. Everything else is made from it: the masked
+network that trains, the narrow plain network of each task, and the checkpoint, which therefore
+needs no pickle. An operation that is not in `OPS` can't be built, so reading a graph from a file
+never runs anything but the layers named here.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class Op:
     """What one kind of operation needs to be built.
 
     Attributes:
-        role: how it treats channels: "input", "layer" (makes new channels out of all it reads), "elementwise" (keeps
-            channels apart), "flatten" (merges positions into the channel axis) or "merge" (joins tensors whose
-            channels then live and die together).
+        role: how it treats channels: "input", "layer" (makes new channels out of all it reads),
+            "elementwise" (keeps channels apart), "flatten" (merges positions into the channel axis)
+            or "merge" (joins tensors whose channels then live and die together).
         make: attributes -> plain `torch.nn` module; None for a function.
         function: what to call on the inputs when there is no module.
         attrs: names of the attributes, all required.
@@ -61,7 +62,9 @@ OPS: dict[str, Op] = {
 
 @dataclass(frozen=True)
 class Node:
-    """One operation: a unique qualified name, its kind (a key of `OPS`), the names it reads, its attributes."""
+    """One operation: a unique qualified name, its kind (a key of `OPS`), the names it reads, its
+    attributes.
+    """
 
     name: str
     op: str
@@ -75,7 +78,9 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Operations in execution order; the first is the input, `output` names the node that is returned."""
+    """Operations in execution order; the first is the input, `output` names the node that is
+    returned.
+    """
 
     nodes: tuple[Node, ...]
     output: str
@@ -91,7 +96,9 @@ class Graph:
             if node.name in seen:
                 raise ValueError(f"two nodes are named {node.name!r}")
             if not set(node.inputs) <= seen:
-                raise ValueError(f"node {node.name!r} reads {set(node.inputs) - seen} before they are made")
+                raise ValueError(
+                    f"node {node.name!r} reads {set(node.inputs) - seen} before they are made"
+                )
             seen.add(node.name)
         if self.output not in seen:
             raise ValueError(f"the output {self.output!r} is not a node")
@@ -132,7 +139,9 @@ class Graph:
 
 
 def fuse_relu(graph: Graph) -> Graph:
-    """Folds every ReLU that is the only reader of a layer into that layer (attribute `activation="relu"`)."""
+    """Folds every ReLU that is the only reader of a layer into that layer (attribute
+    `activation="relu"`).
+    """
     fused = {
         node.name: node.inputs[0]
         for node in graph.nodes
@@ -158,7 +167,8 @@ def build(graph: Graph, layers: Mapping[str, nn.Module]) -> fx.GraphModule:
 
     Arguments:
         graph: the operations.
-        layers: node name -> module, for every node with weights (role "layer"); the other modules are made here.
+        layers: node name -> module, for every node with weights (role "layer"); the other modules
+            are made here.
 
     Returns:
         a module with one tensor in, one tensor out, whose submodules carry the node names.

@@ -1,8 +1,9 @@
 """Channels that live and die together.
 
-A channel that is pruned disappears from the layer that makes it and from every layer that reads it; tensors that are
-added up share their channels. `find_groups` walks the graph once and collects, for each such set, who makes it and
-who reads it. All bookkeeping of CLNP (activity, thresholds, boundaries) is per group.
+A channel that is pruned disappears from the layer that makes it and from every layer that reads it;
+tensors that are added up share their channels. `find_groups` walks the graph once and collects, for
+each such set, who makes it and who reads it. All bookkeeping of CLNP (activity, thresholds,
+boundaries) is per group.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class Group:
         size: how many channels.
         producers: layers whose outputs they are.
         consumers: layers that read them.
-        prunable: False for the inputs and everything added to them: all of it is active from the first task on.
+        prunable: False for the inputs and everything added to them: all of it is active from the
+            first task on.
     """
 
     name: str
@@ -64,24 +66,31 @@ class Groups:
         return self[self.reads[self.head]]
 
     def only_feeds_head(self) -> bool:
-        """Whether nothing but the head reads the final hidden group, so that a single-head network need not even
-        compute the channels that belong to earlier tasks (paper, Fig. 2, right)."""
+        """Whether nothing but the head reads the final hidden group, so that a single-head network
+        need not even compute the channels that belong to earlier tasks (paper, Fig. 2, right)."""
         return self.last.prunable and self.last.consumers == (self.head,)
 
 
 def find_head(graph: Graph) -> Node:
-    """The output layer: the last layer of the graph, followed by nothing but a log-softmax or identity."""
+    """The output layer: the last layer of the graph, followed by nothing but a log-softmax or
+    identity.
+    """
     node = graph[graph.output]
     while node.op in ("log_softmax", "identity"):
         node = graph[node.inputs[0]]
     if node.role != "layer":
         raise ConvertError(
-            f"the network ends in {node.name!r} ({node.op}); it has to end in a Linear layer that gives the logits "
+            f"the network ends in {node.name!r} ({node.op}); it has to end in a Linear layer that "
+            "gives the logits "
             "(a LogSoftmax may follow)"
         )
-    inside = [reader.name for reader in graph.readers(node.name) if reader.role in ("layer", "merge")]
+    inside = [
+        reader.name for reader in graph.readers(node.name) if reader.role in ("layer", "merge")
+    ]
     if inside:
-        raise ConvertError(f"the output layer {node.name!r} is also read by {inside}; it has to be the last layer")
+        raise ConvertError(
+            f"the output layer {node.name!r} is also read by {inside}; it has to be the last layer"
+        )
     return node
 
 
@@ -93,7 +102,8 @@ def find_groups(graph: Graph) -> Groups:
     """
     head = find_head(graph)
     parent: dict[str, str] = {}
-    # The group key of each node's value, and whether its channels are on the last axis of a value of that rank.
+    # The group key of each node's value, and whether its channels are on the last axis of a value
+    # of that rank.
     key: dict[str, str] = {}
     rank: dict[str, int] = {}
 
@@ -111,7 +121,9 @@ def find_groups(graph: Graph) -> Groups:
             rank[node.name] = rank[node.inputs[0]]
         else:
             if node.op == "log_softmax" and root(key[node.inputs[0]]) != head.name:
-                raise ConvertError(f"{node.name!r} mixes hidden channels; a LogSoftmax may only end the network")
+                raise ConvertError(
+                    f"{node.name!r} mixes hidden channels; a LogSoftmax may only end the network"
+                )
             source = node.inputs[0]
             key[node.name] = key[source]
             rank[node.name] = rank[source]
@@ -120,7 +132,9 @@ def find_groups(graph: Graph) -> Groups:
                 _check_flatten(node, root(key[source]), rank[source], graph)
             for other in node.inputs[1:]:
                 # The later group joins the earlier one, so a group's name is its first producer.
-                first, second = sorted((root(key[source]), root(key[other])), key=list(parent).index)
+                first, second = sorted(
+                    (root(key[source]), root(key[other])), key=list(parent).index
+                )
                 parent[second] = first
 
     source = graph.nodes[0].name
@@ -144,10 +158,13 @@ def find_groups(graph: Graph) -> Groups:
 
 
 def _check_flatten(node: Node, group: str, rank: int, graph: Graph) -> None:
-    """Flattening hidden values [B, T, C] would interleave the channels; only [B, C] and raw inputs pass."""
+    """Flattening hidden values [B, T, C] would interleave the channels; only [B, C] and raw inputs
+    pass.
+    """
     if graph[group].role != "input" and rank > 2:
         raise ConvertError(
-            f"{node.name!r} flattens a hidden value of rank {rank}: its channels would no longer lie side by side. "
+            f"{node.name!r} flattens a hidden value of rank {rank}: its channels would no longer "
+            "lie side by side. "
             "Apply the layers to [B, C] values, or flatten the input first"
         )
 
@@ -156,6 +173,7 @@ def _check_sizes(graph: Graph, producers: tuple[str, ...], size: int) -> None:
     for name in producers:
         if graph[name].attrs["out_features"] != size:
             raise ConvertError(
-                f"{name!r} makes {graph[name].attrs['out_features']} channels but is joined with values of {size}; "
+                f"{name!r} makes {graph[name].attrs['out_features']} channels but is joined with "
+                f"values of {size}; "
                 "broadcasting over channels can't be pruned"
             )

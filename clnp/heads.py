@@ -1,7 +1,8 @@
-"""Output layers that give every task its own, frozen, way out of a shared network (paper, Sec. 2.1 and Fig. 2).
+"""Output layers that give every task its own, frozen, way out of a shared network (paper, Sec. 2.1
+and Fig. 2).
 
-While a task is learned its output weights are the parameters `free_weight [C, I]` and `free_bias [C]`. When it ends they
-become buffers that nothing can move.
+While a task is learned its output weights are the parameters `free_weight [C, I]` and `free_bias
+[C]`. When it ends they become buffers that nothing can move.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Head(nn.Module):
     """What both kinds of output layer share.
 
     Arguments:
-        weight: [C, I] output weights of the dense network, C classes, I channels of the final hidden group.
+        weight: [C, I] output weights of the dense network, C classes, I channels of the final
+            hidden group.
         bias: [C] or None.
     """
 
@@ -46,7 +48,9 @@ class Head(nn.Module):
         self.free_weight = nn.Parameter(self.free_weight.detach()[:, columns])
 
     def task_weights(self, k: int, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        """Weights [C_k, I'] and bias [C_k] of learned task k, whose own channels are start..stop of the final group."""
+        """Weights [C_k, I'] and bias [C_k] of learned task k, whose own channels are start..stop of
+        the final group.
+        """
         raise NotImplementedError
 
     def current_bias(self) -> Tensor | None:
@@ -55,18 +59,24 @@ class Head(nn.Module):
 
     def _outputs(self, x: Tensor, bias: Tensor | None) -> Tensor:
         none = None if bias is None else bias.new_empty(0)
-        return ops.masked_linear(x, self.active_weight, self.free_weight, none, bias)
+        logits = ops.masked_linear(x, self.active_weight, self.free_weight, none, bias)
+        assert isinstance(logits, Tensor)
+        return logits
 
     def freeze(self) -> None:
         """Turns the current output weights into buffers: the task is learned."""
         raise NotImplementedError
 
     def place(self, classes: int, active: int, total: int) -> None:
-        """Makes zero-filled output weights for the next task: `active` of the `total` inputs are frozen."""
+        """Makes zero-filled output weights for the next task: `active` of the `total` inputs are
+        frozen.
+        """
         raise NotImplementedError
 
     def reset_free_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the current output weights (and bias, if trained) as `torch.nn.Linear` does, in place."""
+        """Draws the current output weights (and bias, if trained) as `torch.nn.Linear` does, in
+        place.
+        """
         bound = 1.0 / math.sqrt(max(self.free_weight.shape[1], 1))
         with torch.no_grad():
             _uniform(self.free_weight, bound, generator)
@@ -96,14 +106,18 @@ class Head(nn.Module):
 
 def _uniform(tensor: Tensor, bound: float, generator: torch.Generator | None) -> None:
     """Fills in place from a CPU stream, so that the numbers do not depend on the device."""
-    draw = torch.empty(tensor.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+    draw = torch.empty(tensor.shape, dtype=torch.float32).uniform_(
+        -bound, bound, generator=generator
+    )
     tensor.copy_(draw)
 
 
 class MultiHead(Head):
-    """A new output layer for every task, over all channels of the final hidden group (paper, Fig. 2, left).
+    """A new output layer for every task, over all channels of the final hidden group (paper, Fig.
+    2, left).
 
-    Learned heads are the buffers `weight_k [C_k, I_k]` and `bias_k [C_k]`. Tasks may differ in their number of classes.
+    Learned heads are the buffers `weight_k [C_k, I_k]` and `bias_k [C_k]`. Tasks may differ in
+    their number of classes.
     """
 
     kind = "multi"
@@ -133,10 +147,11 @@ class MultiHead(Head):
 
 
 class SingleHead(Head):
-    """One output layer for all tasks; every task owns its channels of the final hidden group (paper, Fig. 2, right).
+    """One output layer for all tasks; every task owns its channels of the final hidden group
+    (paper, Fig. 2, right).
 
-    Learned columns are the buffer `frozen_weight [C, A]`, in the order of the tasks. The bias belongs to the first task:
-    it is the buffer `frozen_bias [C]` from then on.
+    Learned columns are the buffer `frozen_weight [C, A]`, in the order of the tasks. The bias
+    belongs to the first task: it is the buffer `frozen_bias [C]` from then on.
     """
 
     kind = "single"

@@ -1,4 +1,6 @@
-"""The life cycle of CLNP: learn a task, prune it, freeze it, prove that the earlier ones did not move (Algorithm 1)."""
+"""The life cycle of CLNP: learn a task, prune it, freeze it, prove that the earlier ones did not
+move (Algorithm 1).
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,22 @@ from clnp.progress import Progress
 from clnp.settings import DTYPES, Settings
 from clnp.sparsify import Pruning, ThresholdSearch, measure_activity
 from clnp.task_report import TaskReport, capacity_of, no_activity, reuse_of
-from clnp.train import Fit, FitSettings, FitState, accuracy, count, count_correct, first_inputs, seed_for, trainable
+from clnp.train import (
+    Fit,
+    FitSettings,
+    FitState,
+    accuracy,
+    count,
+    count_correct,
+    first_inputs,
+    seed_for,
+    seeded,
+    trainable,
+)
 
 KIND = "learner"
 CHECKPOINT = "checkpoint.safetensors"
+EXTRA = "_extra_state"  # the structure within a state dict; a checkpoint holds it as JSON
 
 
 @dataclass
@@ -48,13 +62,13 @@ class Learner:
     Arguments:
         model: from `clnp.convert`; it is trained in place.
         device: where the network and its batches live.
-        checkpoint_dir: folder for `checkpoint.safetensors`, written after every task, and for the progress of the task in
-            training; None writes nothing.
-        callbacks: objects with any of the methods `on_task_begin(learner, task_index, name, total_epochs)`,
-            `on_batch_end(learner, loss, correct, seen, total)` (a few times a second), `on_epoch_end(learner, record)` and
-            `on_task_end(learner, report)`.
-        settings: the fields of `Settings`: head, margin, l1, lr, epochs, batch_size, schedule, seed, grid, search,
-            fine_tune, dtype, reinit_scale, granularity.
+        checkpoint_dir: folder for `checkpoint.safetensors`, written after every task, and for the
+            progress of the task in training; None writes nothing.
+        callbacks: objects with any of the methods `on_task_begin(learner, task_index, name,
+            total_epochs)`, `on_batch_end(learner, loss, correct, seen, total)` (a few times a
+            second), `on_epoch_end(learner, record)` and `on_task_end(learner, report)`.
+        settings: the fields of `Settings`: head, margin, l1, lr, epochs, batch_size, schedule,
+            seed, grid, search, fine_tune, dtype, reinit_scale, granularity.
 
     Raises:
         ConfigError: a setting out of range, naming it.
@@ -70,19 +84,28 @@ class Learner:
         **settings: Any,
     ) -> None:
         if not isinstance(model, Model):
-            raise ConfigError(f"model: expected the result of clnp.convert, got {type(model).__name__}")
+            raise ConfigError(
+                f"model: expected the result of clnp.convert, got {type(model).__name__}"
+            )
         unknown = set(settings) - set(Settings.__dataclass_fields__)
         if unknown:
-            raise ConfigError(f"unknown settings {sorted(unknown)}; there are {sorted(Settings.__dataclass_fields__)}")
+            raise ConfigError(
+                f"unknown settings {sorted(unknown)}; there are "
+                f"{sorted(Settings.__dataclass_fields__)}"
+            )
         self.settings = Settings(**settings)
         self.settings.check_layers(model.layer_names)
-        self.points = grid_points(self.settings.grid, self.settings.l1, self.settings.lr, model.layer_names)
+        self.points = grid_points(
+            self.settings.grid, self.settings.l1, self.settings.lr, model.layer_names
+        )
         self.device = _device(device)
         model.set_head(self.settings.head)
         self.model = model.to(self.device)
         self.callbacks = list(callbacks)
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
-        self._progress = Progress(None if self.checkpoint_dir is None else self.checkpoint_dir / "progress")
+        self._progress = Progress(
+            None if self.checkpoint_dir is None else self.checkpoint_dir / "progress"
+        )
         self.reports: list[TaskReport] = []
         self.certificate = Certificate()
         self._tests: list[Split | None] = []
@@ -91,15 +114,16 @@ class Learner:
     # Learning
 
     def learn(self, task: Task) -> TaskReport:
-        """Learns one more task: trains the free weights at every grid point, prunes the candidates within the margin, freezes
-        the sparsest, and tests it and all earlier tasks.
+        """Learns one more task: trains the free weights at every grid point, prunes the candidates
+        within the margin, freezes the sparsest, and tests it and all earlier tasks.
 
         If anything goes wrong the learner is left as it was before the call.
 
         Raises:
             DataError: the task does not fit the network (shape, dtype, labels).
-            CapacityError: single head and no free channel in the final hidden layer. With several heads the task is learned by
-                a new head alone, which the report tells (`transfer_only`).
+            CapacityError: single head and no free channel in the final hidden layer. With several
+                heads the task is learned by a new head alone, which the report tells
+                (`transfer_only`).
             TrainingError: the loss became NaN or infinite.
         """
         classes = self._check(task)
@@ -107,7 +131,8 @@ class Learner:
         index = len(self.reports)
         self._seconds = dict.fromkeys(("fit", "search", "fine_tune", "evaluate", "total"), 0.0)
         try:
-            with self._timed("total"):
+            # Data sets may draw random numbers whenever they are read.
+            with self._timed("total"), seeded(seed_for(self.settings.seed, index), self.device):
                 report = self._learn(task, index, classes)
             report.seconds = dict(self._seconds)
         except BaseException:
@@ -136,7 +161,8 @@ class Learner:
         best = max(t.correct for t in trained)
         with self._timed("search"):
             chosen = self._prune_candidates(task, trained, best, transfer_only)
-        assert chosen.pruning is not None and chosen.activity is not None
+        assert chosen.pruning is not None
+        assert chosen.activity is not None
         reuse = reuse_of(model, chosen.activity, chosen.pruning.thresholds)
         model.compact(chosen.pruning.keep)
         with self._timed("fine_tune"):
@@ -175,15 +201,24 @@ class Learner:
         for i, point in enumerate(self.points):
             _restore(parameters, start)
             state = self._fit(task, index, i, point, head_only)
-            correct = count_correct(self.model, task.validation, self.device)
-            trained.append(_Trained(point, [p.detach().clone() for p in parameters], state.history, correct))
+            correct = round(state.history[-1]["validation_accuracy"] * count(task.validation))
+            trained.append(
+                _Trained(point, [p.detach().clone() for p in parameters], state.history, correct)
+            )
         return trained
 
     def _fit(self, task: Task, index: int, i: int, point: GridPoint, head_only: bool) -> FitState:
         s = self.settings
-        settings = FitSettings(s.epochs, point.lr, s.batch_size, point.l1, s.schedule, DTYPES[s.dtype], head_only)
+        settings = FitSettings(
+            s.epochs, point.lr, s.batch_size, point.l1, s.schedule, DTYPES[s.dtype], head_only
+        )
         fit = self._new_fit(task, settings, seed_for(s.seed, index, "fit"))
-        stamp = {"settings": s.to_json(), "task": index, "name": task.name, "data": _fingerprint(task.train)}
+        stamp = {
+            "settings": s.to_json(),
+            "task": index,
+            "name": task.name,
+            "data": _fingerprint(task.train),
+        }
         saved = self._progress.load(i, _as_json(stamp))
         if saved is not None:
             fit.resume(saved)
@@ -191,32 +226,55 @@ class Learner:
         def after_epoch(state: FitState, snapshot: Any) -> None:
             if state.epoch == s.epochs or self._progress.due():
                 self._progress.save(i, snapshot(), _as_json(stamp))
-            self._call("on_epoch_end", {**state.history[-1], "point": i, "points": len(self.points)})
+            self._call(
+                "on_epoch_end", {**state.history[-1], "point": i, "points": len(self.points)}
+            )
 
         return fit.run(after_epoch)
 
     def _new_fit(self, task: Task, settings: FitSettings, seed: int) -> Fit:
         return Fit(
-            self.model, task.train, task.validation, settings, seed, lambda *args: self._call("on_batch_end", *args)
+            self.model,
+            task.train,
+            task.validation,
+            settings,
+            seed,
+            lambda *args: self._call("on_batch_end", *args),
         )
 
-    def _prune_candidates(self, task: Task, trained: list[_Trained], best: int, head_only: bool) -> _Trained:
-        """Searches the thresholds of every candidate; returns the sparsest, its weights in the model (paper, Sec. 2.2)."""
+    def _prune_candidates(
+        self, task: Task, trained: list[_Trained], best: int, head_only: bool
+    ) -> _Trained:
+        """Searches the thresholds of every candidate; returns the sparsest, its weights in the
+        model (paper, Sec. 2.2).
+        """
         total = count(task.validation)
         floor = floor_of(best, self.settings.margin, total)
         parameters = trainable(self.model, head_only)
-        chosen = [trained[i] for i in candidates([t.correct for t in trained], self.settings.margin, total)]
+        chosen = [
+            trained[i]
+            for i in candidates([t.correct for t in trained], self.settings.margin, total)
+        ]
         for t in chosen:
             _restore(parameters, t.parameters)
             if head_only:
                 # Nothing is claimed, so the most accurate head is the best one.
-                none = {g.name: torch.empty(0, dtype=torch.int64) for g in self.model.groups.prunable}
+                none = {
+                    g.name: torch.empty(0, dtype=torch.int64) for g in self.model.groups.prunable
+                }
                 t.activity = no_activity(self.model)
                 t.pruning = Pruning(none, dict.fromkeys(none, 0.0), t.correct, -t.correct)
                 continue
+            # A resumed run gets here without having trained: the generator must not depend on that.
+            torch.manual_seed(seed_for(self.settings.seed, len(self.reports), "prune"))
             t.activity = measure_activity(self.model, task.train, self.device)
             search = ThresholdSearch(
-                self.model, t.activity, task.validation, floor, self.device, self.settings.granularity
+                self.model,
+                t.activity,
+                task.validation,
+                floor,
+                self.device,
+                self.settings.granularity,
             )
             t.pruning = search.joint() if self.settings.search == "joint" else search.layerwise()
         winner = chosen[sparsest([t.pruning.cost for t in chosen if t.pruning])]
@@ -229,9 +287,15 @@ class Learner:
         if tune is not None:
             l1 = chosen.point.l1 if tune.l1 is None else per_layer(tune.l1, self.model.layer_names)
             s = self.settings
-            settings = FitSettings(tune.epochs, tune.lr, s.batch_size, l1, "constant", DTYPES[s.dtype], head_only)
+            settings = FitSettings(
+                tune.epochs, tune.lr, s.batch_size, l1, "constant", DTYPES[s.dtype], head_only
+            )
             fit = self._new_fit(task, settings, seed_for(s.seed, index, "fine-tune"))
-            fit.run(lambda state, _: self._call("on_epoch_end", {**state.history[-1], "fine_tune": True}))
+            fit.run(
+                lambda state, _: self._call(
+                    "on_epoch_end", {**state.history[-1], "fine_tune": True}
+                )
+            )
         network = self.model.pruned_network(keep_everything(self.model))
         return count_correct(network, task.validation, self.device)
 
@@ -260,26 +324,33 @@ class Learner:
         shape = tuple(model.graph.nodes[0].attrs["shape"][1:])
         if task.sample_shape != shape:
             raise DataError(
-                f"task {task.name!r}: examples have shape {list(task.sample_shape)}, but the network was converted for "
+                f"task {task.name!r}: examples have shape {list(task.sample_shape)}, but the "
+                "network was converted for "
                 f"{list(shape)}"
             )
         dtype = model.head.free_weight.dtype
         if task.dtype != dtype:
-            raise DataError(f"task {task.name!r}: inputs are {task.dtype}, the network is {dtype}; convert one of them")
+            raise DataError(
+                f"task {task.name!r}: inputs are {task.dtype}, the network is {dtype}; convert "
+                "one of them"
+            )
         single = self.settings.head == "single"
         classes = outputs if single or task.classes is None else task.classes
         for split in ("train", "validation", "test"):
             tensors = task.tensors(split)
             if tensors is not None and int(tensors[1].max()) >= classes:
                 raise DataError(
-                    f"task {task.name!r}, {split}: label {int(tensors[1].max())} is outside the head's {classes} classes"
+                    f"task {task.name!r}, {split}: label {int(tensors[1].max())} is outside the "
+                    f"head's {classes} classes"
                     + ("" if single else "; pass Task(..., classes=...)")
                 )
         if single and model.is_full:
             last = model.groups.last.name
             raise CapacityError(
-                f"task {task.name!r}: all {model.sizes[last]} channels of the final hidden layer {last!r} belong to earlier "
-                "tasks, and a single head needs free ones. Add some with learner.expand(), start wider, or use head='multi'"
+                f"task {task.name!r}: all {model.sizes[last]} channels of the final hidden layer "
+                f"{last!r} belong to earlier "
+                "tasks, and a single head needs free ones. Add some with learner.expand(), start "
+                "wider, or use head='multi'"
             )
         return classes
 
@@ -291,7 +362,9 @@ class Learner:
 
     @property
     def accuracy_matrix(self) -> np.ndarray:
-        """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above the diagonal."""
+        """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above
+        the diagonal.
+        """
         learned = len(self.reports)
         matrix = np.full((learned, learned), np.nan)
         for i, report in enumerate(self.reports):
@@ -299,18 +372,21 @@ class Learner:
         return matrix
 
     def verify(self) -> list[Verdict]:
-        """Recomputes every learned task's logits on its probe batch and compares them bit by bit."""
+        """Recomputes every learned task's logits on its probe batch and compares them bit by
+        bit.
+        """
         return self.certificate.verify(self.model)
 
     # Saving
 
     def save(self, path: str | Path) -> None:
-        """Writes everything needed to go on into one file (safetensors and JSON, no pickle), atomically.
+        """Writes everything needed to go on into one file (safetensors and JSON, no pickle),
+        atomically.
 
         Raises:
             CheckpointError: the file can't be written; an older one is still whole.
         """
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items() if isinstance(v, Tensor)}
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items() if k != EXTRA}
         tensors |= {f"probe.{k}": probe for k, probe in enumerate(self.certificate.probes)}
         data = {
             "settings": self.settings.to_json(),
@@ -335,29 +411,32 @@ class Learner:
 
         Arguments:
             path: the file, or the folder that holds `checkpoint.safetensors`.
-            tasks: the learned tasks (or the whole stream), whose test splits later rows of the accuracy matrix need; without
-                them those entries are NaN.
+            tasks: the learned tasks (or the whole stream), whose test splits later rows of the
+                accuracy matrix need; without them those entries are NaN.
             device, checkpoint_dir, callbacks: as for a new learner.
 
         Raises:
             CheckpointError: no such file, damaged, or not a learner's.
             DataError: `tasks` are not the tasks that were learned.
         """
-        path = Path(path)
+        path, device = Path(path), _device(device)
         tensors, data = checkpoint.read(path / CHECKPOINT if path.is_dir() else path, KIND)
         try:
             model = Model.from_structure(data["structure"]).to(getattr(torch, data["dtype"]))
             prefix = "model."
-            model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            model.load_state_dict({**state, EXTRA: model.get_extra_state()})
             learner = cls(
-                model.eval(), device=device, checkpoint_dir=checkpoint_dir, callbacks=callbacks, **data["settings"]
+                model.eval(),
+                device=device,
+                checkpoint_dir=checkpoint_dir,
+                callbacks=callbacks,
+                **data["settings"],
             )
             learner.reports = [TaskReport(**report) for report in data["reports"]]
             probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
             learner.certificate = Certificate.from_json(data["certificate"], probes)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if isinstance(error, (CheckpointError, ConfigError)) and "device" in str(error):
-                raise
             raise CheckpointError(f"{path} does not hold a complete learner: {error}") from error
         learner._attach(tasks)
         return learner
@@ -367,11 +446,16 @@ class Learner:
         if tasks is None:
             return
         if len(tasks) < len(self.reports):
-            raise DataError(f"tasks: {len(self.reports)} tasks have been learned, but only {len(tasks)} were given")
+            raise DataError(
+                f"tasks: {len(self.reports)} tasks have been learned, but only {len(tasks)} were "
+                "given"
+            )
         for k, report in enumerate(self.reports):
             task = tasks[k]
             if task.name != report.name:
-                raise DataError(f"tasks[{k}] is {task.name!r}; the task learned there was {report.name!r}")
+                raise DataError(
+                    f"tasks[{k}] is {task.name!r}; the task learned there was {report.name!r}"
+                )
             self._tests[k] = task.test
 
     # Helpers
@@ -420,7 +504,9 @@ def _fingerprint(split: Split) -> str:
 
 
 def _as_json(data: dict[str, Any]) -> dict[str, Any]:
-    """What JSON makes of the data (tuples become lists), so that it compares equal to what was read back."""
+    """What JSON makes of the data (tuples become lists), so that it compares equal to what was read
+    back.
+    """
     import json
 
     result: dict[str, Any] = json.loads(json.dumps(data))

@@ -1,7 +1,10 @@
-"""The masked network: one set of layers that learns task after task, and a narrow network for every learned task.
+"""The masked network: one set of layers that learns task after task, and a narrow network for every
+learned task.
 
-Life of a task: `begin_task` re-initialises the free weights; any training loop updates `parameters()`; `compact` drops the
-channels that pruning left out; `consolidate` freezes what is left and gives the dropped channels back as free capacity.
+Life of a task: `begin_task` re-initialises the free weights; any training loop updates
+    `parameters()`; `compact` drops the
+channels that pruning left out; `consolidate` freezes what is left and gives the dropped channels
+back as free capacity.
 """
 
 from __future__ import annotations
@@ -46,13 +49,15 @@ class Model(nn.Module):
         layers: layer name -> dense `torch.nn.Linear` that supplies its first weights.
 
     Calling it:
-        `model(x)`: while a task is being learned, and before the first one, the whole network in training; otherwise the
-            network of the task learned last.
-        `model(x, task=k)`: the network of learned task k: a narrow plain network in evaluation mode, whose logits
-            never change again (bit for bit, for the same batch, dtype, device and number of threads).
+        `model(x)`: while a task is being learned, and before the first one, the whole network in
+            training; otherwise the network of the task learned last.
+        `model(x, task=k)`: the network of learned task k: a narrow plain network in evaluation
+        mode, whose logits
+            never change again (bit for bit, for the same batch, dtype, device and number of
+            threads).
     """
 
-    def __init__(self, graph: Graph, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, graph: Graph, layers: Mapping[str, nn.Linear]) -> None:
         super().__init__()
         self.graph = graph
         self.groups = find_groups(graph)
@@ -60,6 +65,7 @@ class Model(nn.Module):
         self.in_task = False
         self.sizes = {group.name: group.size for group in self.groups.all}
         self._narrow: dict[int, fx.GraphModule] = {}
+        self.conversion: Any = None
         fused = fuse_relu(graph)
         masked: dict[str, nn.Module] = {}
         for node in fused.layers:
@@ -77,12 +83,19 @@ class Model(nn.Module):
     @property
     def head(self) -> Head:
         """The output layer."""
-        return self.net.get_submodule(self.groups.head)
+        head = self.net.get_submodule(self.groups.head)
+        assert isinstance(head, Head)
+        return head
 
     @property
     def masked_layers(self) -> dict[str, MaskedLinear]:
         """Layer name -> masked layer, in execution order, without the head."""
-        return {name: self.net.get_submodule(name) for name in self.groups.makes}
+        return {name: self._layer(name) for name in self.groups.makes}
+
+    def _layer(self, name: str) -> MaskedLinear:
+        layer = self.net.get_submodule(name)
+        assert isinstance(layer, MaskedLinear)
+        return layer
 
     @property
     def layer_names(self) -> list[str]:
@@ -91,7 +104,7 @@ class Model(nn.Module):
 
     def layer_weight(self, name: str) -> nn.Parameter:
         """The trainable weight of a layer, [Of, I]."""
-        return self.net.get_submodule(name).free_weight
+        return (self.head if name == self.groups.head else self._layer(name)).free_weight
 
     def active(self, group: Group | str) -> int:
         """How many channels of a group are frozen."""
@@ -99,7 +112,9 @@ class Model(nn.Module):
         return self.tasks[-1].active[name] if self.tasks else 0
 
     def free(self, group: Group | str) -> int:
-        """How many channels of a group can still be claimed, by the task in training or a later one."""
+        """How many channels of a group can still be claimed, by the task in training or a later
+        one.
+        """
         name = group if isinstance(group, str) else group.name
         if not self.groups[name].prunable:
             return 0 if self.tasks else self.sizes[name]
@@ -128,7 +143,8 @@ class Model(nn.Module):
             )
         if kind == "single" and not self.groups.last.prunable:
             raise ConfigError(
-                "head='single' needs a hidden layer before the output layer to divide among the tasks; use head='multi'"
+                "head='single' needs a hidden layer before the output layer to divide among the "
+                "tasks; use head='multi'"
             )
         self._swap_head(kind)
 
@@ -159,7 +175,8 @@ class Model(nn.Module):
         return task % learned
 
     def subnetwork(self, task: int, *, fresh: bool = False) -> fx.GraphModule:
-        """The narrow network of a learned task: contiguous copies of its corner of every layer, in evaluation mode.
+        """The narrow network of a learned task: contiguous copies of its corner of every layer, in
+        evaluation mode.
 
         Arguments:
             task: index of the task.
@@ -187,7 +204,8 @@ class Model(nn.Module):
             layers[name] = plain_linear(layer.active_weight[rows, columns], bias)
         weight, bias = head.task_weights(task, before[last], bounds[last])
         if head.kind == "single" and not own_only:
-            # Other layers read the earlier tasks' channels, so they are computed; this head does not look at them.
+            # Other layers read the earlier tasks' channels, so they are computed; this head does
+            # not look at them.
             weight = torch.cat([weight.new_zeros(weight.shape[0], before[last]), weight], dim=1)
         layers[self.groups.head] = plain_linear(weight, bias)
         return layers
@@ -206,11 +224,12 @@ class Model(nn.Module):
         generator: torch.Generator | None = None,
         reinit_scale: float = 1.0,
     ) -> None:
-        """Re-initialises the free weights and places the task's head (paper, Algorithm 1). The first task starts from the
-        weights that the network was converted with.
+        """Re-initialises the free weights and places the task's head (paper, Algorithm 1). The
+        first task starts from the weights that the network was converted with.
 
         Arguments:
-            classes: number of outputs; default: as the network had when it was converted. A single head can't change it.
+            classes: number of outputs; default: as the network had when it was converted. A single
+                head can't change it.
             generator: CPU random generator for the new weights; default: torch's global one.
             reinit_scale: factor on the re-initialised hidden weights.
 
@@ -220,7 +239,9 @@ class Model(nn.Module):
         """
         head = self.head
         if self.in_task:
-            raise ConfigError("a task has already begun; end it with consolidate() or cancel_task()")
+            raise ConfigError(
+                "a task has already begun; end it with consolidate() or cancel_task()"
+            )
         wanted = self.graph[self.groups.head].attrs["out_features"]
         classes = wanted if classes is None else classes
         if head.kind == "single":
@@ -229,14 +250,20 @@ class Model(nn.Module):
             classes = wanted
             if self.is_full:
                 raise CapacityError(
-                    f"all {self.sizes[self.groups.last.name]} channels of the final hidden layer {self.groups.last.name!r} "
-                    "are taken by earlier tasks, so a single head has nothing to connect a new task to. Add channels with "
+                    f"all {self.sizes[self.groups.last.name]} channels of the final hidden layer "
+                    f"{self.groups.last.name!r} "
+                    "are taken by earlier tasks, so a single head has nothing to connect a new "
+                    "task to. Add channels with "
                     "expand(), start with a wider network, or use head='multi'"
                 )
         if self.tasks:
             for layer in self.masked_layers.values():
                 layer.reset_free_parameters(generator, reinit_scale)
-            head.place(classes, self._width(self.groups.head, self.tasks[-1].active), self._inputs_of_head())
+            head.place(
+                classes,
+                self._width(self.groups.head, self.tasks[-1].active),
+                self._inputs_of_head(),
+            )
             head.reset_free_parameters(generator)
         elif classes != head.classes:
             head.place(classes, 0, self._inputs_of_head())
@@ -246,20 +273,27 @@ class Model(nn.Module):
 
     def _inputs_of_head(self) -> int:
         group = self.groups.last
-        return self.sizes[group.name] if group.prunable else self.graph[self.groups.head].attrs["in_features"]
+        return (
+            self.sizes[group.name]
+            if group.prunable
+            else self.graph[self.groups.head].attrs["in_features"]
+        )
 
     def _skip_active(self) -> None:
-        """A single head does not look at earlier tasks' channels; where nothing else does, they are not computed."""
+        """A single head does not look at earlier tasks' channels; where nothing else does, they are
+        not computed.
+        """
         skip = self.head.kind == "single" and self.groups.only_feeds_head()
         for name in self.groups.last.producers:
             self.masked_layers[name].skip_active = skip
 
     def columns(self, layer: str, keep: Keep) -> Tensor:
-        """Input columns of a layer that are left when of each group's free channels only `keep` stays."""
+        """Input columns of a layer that are left when of each group's free channels only `keep`
+        stays.
+        """
         group = self.groups[self.groups.reads[layer]]
-        module = self.net.get_submodule(layer)
-        device = module.free_weight.device
-        total = module.free_weight.shape[1]
+        weight = self.layer_weight(layer)
+        device, total = weight.device, weight.shape[1]
         if not group.prunable:
             return torch.arange(total, device=device)
         kept = keep[group.name].to(device)
@@ -269,31 +303,42 @@ class Model(nn.Module):
     def rows(self, layer: str, keep: Keep) -> Tensor:
         """Free outputs of a hidden layer that are left."""
         group = self.groups[self.groups.makes[layer]]
-        device = self.net.get_submodule(layer).free_weight.device
+        weight = self.layer_weight(layer)
+        device = weight.device
         if not group.prunable:
-            return torch.arange(self.masked_layers[layer].free_weight.shape[0], device=device)
+            return torch.arange(weight.shape[0], device=device)
         return keep[group.name].to(device)
 
     def check_keep(self, keep: Keep) -> None:
-        """Raises ConfigError unless `keep` names, for every prunable group, ascending indices of its free channels."""
+        """Raises ConfigError unless `keep` names, for every prunable group, ascending indices of
+        its free channels.
+        """
         for group in self.groups.prunable:
             free = self.free(group)
             kept = keep.get(group.name)
             if kept is None or kept.dtype != torch.int64 or kept.dim() != 1:
-                raise ConfigError(f"keep[{group.name!r}]: expected a 1-D int64 tensor of free channels to keep")
+                raise ConfigError(
+                    f"keep[{group.name!r}]: expected a 1-D int64 tensor of free channels to keep"
+                )
             if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= free):
                 raise ConfigError(f"keep[{group.name!r}]: expected indices in 0..{free - 1}")
             if bool((kept[1:] <= kept[:-1]).any()):
-                raise ConfigError(f"keep[{group.name!r}]: expected ascending indices without repeats")
+                raise ConfigError(
+                    f"keep[{group.name!r}]: expected ascending indices without repeats"
+                )
             if self.active(group) + kept.numel() == 0:
-                raise ConfigError(f"keep[{group.name!r}]: at least one channel of {group.name!r} has to stay")
+                raise ConfigError(
+                    f"keep[{group.name!r}]: at least one channel of {group.name!r} has to stay"
+                )
             if self.head.kind == "single" and group == self.groups.last and kept.numel() == 0:
                 raise ConfigError(
-                    f"keep[{group.name!r}]: with a single head a task needs at least one channel of its own there"
+                    f"keep[{group.name!r}]: with a single head a task needs at least one channel "
+                    "of its own there"
                 )
 
     def compact(self, keep: Keep) -> None:
-        """Prunes: of the free channels only `keep` stays; the rest disappears from every layer until `consolidate`.
+        """Prunes: of the free channels only `keep` stays; the rest disappears from every layer
+        until `consolidate`.
 
         The function of what stays is the function of the network with the other channels cut.
         """
@@ -316,10 +361,11 @@ class Model(nn.Module):
         return self.columns(self.groups.head, keep)
 
     def pruned_network(self, keep: Keep) -> fx.GraphModule:
-        """The network in training with all free channels but `keep` cut, as a narrow plain network in evaluation mode.
+        """The network in training with all free channels but `keep` cut, as a narrow plain network
+        in evaluation mode.
 
-        Its weights are laid out as `consolidate` will lay them out, so its logits are those of the learned task, bit for
-        bit.
+        Its weights are laid out as `consolidate` will lay them out, so its logits are those of the
+        learned task, bit for bit.
         """
         return build(self.graph, self.pruned_layers(keep)).eval().requires_grad_(False)
 
@@ -338,11 +384,14 @@ class Model(nn.Module):
                 grown = frozen.new_zeros(frozen.shape[0], weight.shape[1])
                 grown[:, : frozen.shape[1]] = frozen
                 weight = torch.cat([grown, weight])
-                bias = None if bias is None else torch.cat([layer.active_bias, bias])
+                if bias is not None and layer.active_bias is not None:
+                    bias = torch.cat([layer.active_bias, bias])
             layers[name] = plain_linear(weight, bias)
         weight = head.free_weight.detach()[:, self._head_columns(keep)]
         if head.kind == "single" and not own_only:
-            weight = torch.cat([weight.new_zeros(weight.shape[0], self.active(last)), weight], dim=1)
+            weight = torch.cat(
+                [weight.new_zeros(weight.shape[0], self.active(last)), weight], dim=1
+            )
         layers[self.groups.head] = plain_linear(weight, head.current_bias())
         return layers
 
@@ -350,7 +399,8 @@ class Model(nn.Module):
         """Ends a task: freezes the channels that are left and returns the others as free capacity.
 
         Arguments:
-            keep: passed to `compact` first, if given; otherwise all channels that are still there are frozen.
+            keep: passed to `compact` first, if given; otherwise all channels that are still there
+                are frozen.
             name: the task's name; default "task k".
         """
         self._require_task("consolidate")
@@ -385,7 +435,9 @@ class Model(nn.Module):
         return outputs, inputs
 
     def _close(self) -> None:
-        """Leaves the state between tasks: nothing is in training, the free weights are zero until the next task."""
+        """Leaves the state between tasks: nothing is in training, the free weights are zero until
+        the next task.
+        """
         self.in_task = False
         if self.tasks:
             self.head.place(
@@ -395,7 +447,9 @@ class Model(nn.Module):
             )
 
     def cancel_task(self) -> None:
-        """Leaves a task unlearned; its weights are dropped (those of the first task stay as they are now)."""
+        """Leaves a task unlearned; its weights are dropped (those of the first task stay as they
+        are now).
+        """
         self._require_task("cancel_task")
         if self.tasks:
             with torch.no_grad():
@@ -406,24 +460,31 @@ class Model(nn.Module):
         self._close()
 
     def expand(self, layer: str, channels: int) -> None:
-        """Adds free channels to the group that a layer makes (paper, Sec. 4: bottlenecks can be widened between tasks).
+        """Adds free channels to the group that a layer makes (paper, Sec. 4: bottlenecks can be
+        widened between tasks).
 
         Arguments:
             layer: name of a hidden layer.
             channels: how many to add.
 
         Raises:
-            ConfigError: unknown layer, during a task, or before the first task (convert a wider network then).
+            ConfigError: unknown layer, during a task, or before the first task (convert a wider
+                network then).
         """
         if layer not in self.masked_layers:
             raise ConfigError(f"layer={layer!r}: expected one of {list(self.masked_layers)}")
         if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
             raise ConfigError(f"channels={channels!r}: expected a positive integer")
         if self.in_task or not self.tasks:
-            raise ConfigError("channels can be added between tasks only; before the first, convert a wider network")
+            raise ConfigError(
+                "channels can be added between tasks only; before the first, convert a wider "
+                "network"
+            )
         group = self.groups[self.groups.makes[layer]]
         if not group.prunable:
-            raise ConfigError(f"layer={layer!r} writes into the network's input channels, which can't grow")
+            raise ConfigError(
+                f"layer={layer!r} writes into the network's input channels, which can't grow"
+            )
         self.sizes[group.name] += channels
         for name, module in self.masked_layers.items():
             module.expand(*self._missing(name, module))
@@ -469,11 +530,63 @@ class Model(nn.Module):
             self._swap_head(data["head"])
         self.in_task = bool(data["in_task"])
         self.tasks = [
-            LearnedTask(str(t["name"]), int(t["classes"]), {str(k): int(v) for k, v in t["active"].items()})
+            LearnedTask(
+                str(t["name"]), int(t["classes"]), {str(k): int(v) for k, v in t["active"].items()}
+            )
             for t in data["tasks"]
         ]
         self._skip_active()
         self._narrow.clear()
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As `torch.nn.Module.load_state_dict`, also from a state with other boundaries; tensors
+        that contradict the saved structure are refused.
+
+        Raises:
+            CheckpointError: the state belongs to another network, or its shapes do not fit
+                together.
+        """
+        result = super().load_state_dict(state_dict, strict, assign)
+        self._check_shapes()
+        return result
+
+    def _check_shapes(self) -> None:
+        """Raises CheckpointError unless every tensor has the shape that the boundaries ask for."""
+        wanted: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        for name, layer in self.masked_layers.items():
+            made, read = (self.groups[g[name]] for g in (self.groups.makes, self.groups.reads))
+            frozen = (
+                self.active(made),
+                self._width(name, self.tasks[-1].active) if self.tasks else 0,
+            )
+            rows = self.free(made) if self.in_task else self.sizes[made.name] - self.active(made)
+            columns = self.graph[name].attrs["in_features"]
+            if read.prunable:
+                columns = (
+                    self.active(read) + self.free(read) if self.in_task else self.sizes[read.name]
+                )
+            if made.prunable or self.tasks:
+                wanted[f"{name}.active_weight"] = (tuple(layer.active_weight.shape), frozen)
+                wanted[f"{name}.free_weight"] = (tuple(layer.free_weight.shape), (rows, columns))
+            if layer.active_bias is not None:
+                wanted[f"{name}.active_bias"] = (tuple(layer.active_bias.shape), frozen[:1])
+        for k, task in enumerate(self.tasks):
+            start = self.tasks[k - 1].active[self.groups.last.name] if k else 0
+            stop = task.active[self.groups.last.name]
+            weight, _ = self.head.task_weights(k, start, stop)
+            columns = (
+                stop - start
+                if self.head.kind == "single"
+                else self._width(self.groups.head, task.active)
+            )
+            wanted[f"{self.groups.head}, task {k}"] = (tuple(weight.shape), (task.classes, columns))
+        for what, (got, expected) in wanted.items():
+            if got != expected:
+                raise CheckpointError(
+                    f"{what} has shape {list(got)}; the learned tasks ask for {list(expected)}"
+                )
 
     def get_extra_state(self) -> Tensor:
         """The structure as bytes in a tensor, so that a state dict holds tensors only."""
@@ -488,7 +601,9 @@ class Model(nn.Module):
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
-        sizes = ", ".join(f"{g.name} {self.active(g)}/{self.sizes[g.name]}" for g in self.groups.prunable)
+        sizes = ", ".join(
+            f"{g.name} {self.active(g)}/{self.sizes[g.name]}" for g in self.groups.prunable
+        )
         return f"{len(self.tasks)} tasks learned, {self.head.kind} head, active channels: {sizes}"
 
 

@@ -17,7 +17,8 @@ def mlp(
     dropout: float = 0.0,
     seed: int | None = None,
 ) -> nn.Sequential:
-    """Multi-layer perceptron with ReLU; the defaults are the network of the permuted-MNIST experiment (Sec. 3.1).
+    """Multi-layer perceptron with ReLU; the defaults are the network of the permuted-MNIST
+    experiment (Sec. 3.1).
 
     Arguments:
         inputs: features of one example.
@@ -25,7 +26,8 @@ def mlp(
         depth: number of hidden layers.
         classes: outputs.
         dropout: probability of dropping a hidden activation; 0 adds no layer.
-        seed: seeds the weights without touching torch's global generator; None draws from that generator.
+        seed: seeds the weights without touching torch's global generator; None draws from that
+            generator.
 
     Returns:
         a module x [B, inputs] -> logits [B, classes], layers named fc1, fc2, ..., head.
@@ -33,7 +35,12 @@ def mlp(
     Raises:
         ConfigError: a size below 1 or dropout outside [0, 1).
     """
-    for name, value in (("inputs", inputs), ("width", width), ("depth", depth), ("classes", classes)):
+    for name, value in (
+        ("inputs", inputs),
+        ("width", width),
+        ("depth", depth),
+        ("classes", classes),
+    ):
         if value < 1:
             raise ConfigError(f"{name}={value}: expected at least 1")
     if not 0.0 <= dropout < 1.0:

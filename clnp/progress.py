@@ -33,7 +33,9 @@ class Progress:
         return self.folder / f"point-{point}.safetensors"
 
     def load(self, point: int, stamp: dict[str, Any]) -> FitState | None:
-        """The saved state of a grid point, or None: nothing there, damaged, or saved by a run that `stamp` tells apart."""
+        """The saved state of a grid point, or None: nothing there, damaged, or saved by a run that
+        `stamp` tells apart.
+        """
         if self.folder is None or not self._file(point).is_file():
             return None
         try:

@@ -40,13 +40,17 @@ class Settings:
     Attributes:
         head: "single" or "multi" (paper, Fig. 2).
         margin: validation accuracy given up for sparsity.
-        l1: alpha of the L1 penalty alpha * sum |w|: one number, one per layer (the head last), or {layer: alpha}.
-        lr, epochs, batch_size, schedule: of training with Adam; schedule is "constant", "step" or "cosine".
+        l1: alpha of the L1 penalty alpha * sum |w|: one number, one per layer (the head last), or
+            {layer: alpha}.
+        lr, epochs, batch_size, schedule: of training with Adam; schedule is "constant", "step" or
+            "cosine".
         seed: of everything random.
         grid: None, or {"l1": [...], "lr": [...]}: graceful forgetting over all combinations.
-        search: "joint" (divides the margin among the layers for the fewest channels) or "layerwise" (last layer first).
+        search: "joint" (divides the margin among the layers for the fewest channels) or "layerwise"
+            (last layer first).
         fine_tune: None or `FineTune`.
-        dtype: "fp32", or "bf16" to train under autocast; evaluation is always in the network's own dtype.
+        dtype: "fp32", or "bf16" to train under autocast; evaluation is always in the network's own
+            dtype.
         reinit_scale: factor on re-initialised hidden weights.
         granularity: active channels per group are rounded up to a multiple of this.
     """
@@ -75,7 +79,9 @@ class Settings:
         if isinstance(tune, dict):
             unknown = set(tune) - {f.name for f in dataclasses.fields(FineTune)}
             if unknown:
-                raise ConfigError(f"fine_tune: unknown keys {sorted(unknown)}; there are epochs, lr, l1")
+                raise ConfigError(
+                    f"fine_tune: unknown keys {sorted(unknown)}; there are epochs, lr, l1"
+                )
             object.__setattr__(self, "fine_tune", FineTune(**tune))
             tune = self.fine_tune
         if tune is not None:
@@ -84,7 +90,9 @@ class Settings:
             for name in ("epochs", "lr"):
                 wanted, holds = CHECKS[name]
                 if not holds(getattr(tune, name)):
-                    raise ConfigError(f"fine_tune {name}={getattr(tune, name)!r}: expected {wanted}")
+                    raise ConfigError(
+                        f"fine_tune {name}={getattr(tune, name)!r}: expected {wanted}"
+                    )
 
     def check_layers(self, layers: list[str]) -> None:
         """Raises ConfigError where an L1 setting does not fit a network with these layers."""

@@ -1,10 +1,13 @@
-"""Which channels a task keeps: their mean activity, and the highest thresholds that accuracy allows (paper, Sec. 2.2)."""
+"""Which channels a task keeps: their mean activity, and the highest thresholds that accuracy allows
+(paper, Sec. 2.2).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +26,16 @@ SHARES = (1.0, 0.5, 0.2)
 
 
 def measure_activity(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
-    """Mean absolute activity E|a| of every channel over a data set, in evaluation mode (paper, Algorithm 1).
+    """Mean absolute activity E|a| of every channel over a data set, in evaluation mode (paper,
+    Algorithm 1).
 
-    A channel's activity is what the layers that read it see, after the non-linearity; where several read it, the largest of
-    their means.
+    A channel's activity is what the layers that read it see, after the non-linearity; where several
+    read it, the largest of their means.
 
     Returns:
-        group name -> [channels] float64 on the CPU, active channels first. NaN for channels that were not computed (a single
-        head's final group holds earlier tasks' channels, which the task in training does not touch).
+        group name -> [channels] float64 on the CPU, active channels first. NaN for channels that
+        were not computed (a single head's final group holds earlier tasks' channels, which the task
+        in training does not touch).
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -69,7 +74,8 @@ class Pruning:
         keep: group name -> ascending indices of the free channels that stay.
         thresholds: group name -> theta; kept channels have E|a| > theta.
         correct: correctly classified validation examples afterwards.
-        cost: kept free channels as fractions of their groups, summed with the groups' weights; what the search minimises.
+        cost: kept free channels as fractions of their groups, summed with the groups' weights; what
+            the search minimises.
     """
 
     keep: dict[str, Tensor]
@@ -116,7 +122,9 @@ class ThresholdSearch:
         self.most: dict[str, int] = {}
         for group in self.groups:
             free = activity[group.name][model.active(group) :]
-            self.sorted[group.name], self.order[group.name] = free.sort(descending=True, stable=True)
+            self.sorted[group.name], self.order[group.name] = free.sort(
+                descending=True, stable=True
+            )
             own = model.head.kind == "single" and group == model.groups.last
             self.least[group.name] = int(own or model.active(group) == 0)
             # theta = 0 already prunes the channels that never fire, at no cost.
@@ -124,7 +132,7 @@ class ThresholdSearch:
             self.most[group.name] = self._rounded(group, alive)
             self.least[group.name] = self._rounded(group, self.least[group.name])
         self.known: dict[tuple[int, ...], int] = {}
-        self.lines: dict[tuple[str | int, ...], Callable[[int, int], int]] = {}
+        self.lines: dict[tuple[Any, ...], Callable[[int, int], int]] = {}
 
     def _rounded(self, group: Group, kept: int) -> int:
         total = self.model.active(group) + kept
@@ -132,7 +140,9 @@ class ThresholdSearch:
         return min(up, self.order[group.name].numel()) if kept else 0
 
     def keep(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
-        """The most active free channels of each group, so many as `counts` says, as ascending indices."""
+        """The most active free channels of each group, so many as `counts` says, as ascending
+        indices.
+        """
         return {name: self.order[name][:n].sort().values for name, n in counts.items()}
 
     def cost(self, counts: Mapping[str, int]) -> float:
@@ -152,10 +162,11 @@ class ThresholdSearch:
         return self._result(self._descend(list(reversed(self.groups)), 1.0))
 
     def joint(self) -> Pruning:
-        """The cheapest of several ways to divide the margin among the groups, then improved group by group.
+        """The cheapest of several ways to divide the margin among the groups, then improved group
+        by group.
 
-        The last group gets all, half or a fifth of the slack, the one before it the same share of what is left, and
-        so on; the first one gets the rest.
+        The last group gets all, half or a fifth of the slack, the one before it the same share of
+        what is left, and so on; the first one gets the rest.
         """
         order = list(reversed(self.groups))
         shares = SHARES if len(order) > 1 else SHARES[:1]
@@ -166,8 +177,12 @@ class ThresholdSearch:
                 return self._result(best)
             best = improved
 
-    def _descend(self, order: list[Group], share: float, start: Mapping[str, int] | None = None) -> dict[str, int]:
-        """Lowers the groups' counts one after the other; each may use `share` of the slack that is left."""
+    def _descend(
+        self, order: list[Group], share: float, start: Mapping[str, int] | None = None
+    ) -> dict[str, int]:
+        """Lowers the groups' counts one after the other; each may use `share` of the slack that is
+        left.
+        """
         counts = dict(start or self.most)
         for position, group in enumerate(order):
             here = self.correct(counts)
@@ -177,9 +192,11 @@ class ThresholdSearch:
         return counts
 
     def _fewest(self, group: Group, counts: Mapping[str, int], floor: int, bisect: bool) -> int:
-        """The fewest channels of one group that keep `floor` examples right, the other groups' counts being fixed.
+        """The fewest channels of one group that keep `floor` examples right, the other groups'
+        counts being fixed.
 
-        Accuracy is not quite monotone in the threshold: after the bisection (or instead of it), lower counts are probed too.
+        Accuracy is not quite monotone in the threshold: after the bisection (or instead of it),
+            lower counts are probed too.
         """
         evaluate = self._line(group, counts)
         low, high = self.least[group.name], counts[group.name]
@@ -206,14 +223,17 @@ class ThresholdSearch:
         return self._confirmed(group, counts, high, floor)
 
     def _confirmed(self, group: Group, counts: Mapping[str, int], n: int, floor: int) -> int:
-        """Line searches may round differently from the whole network in the last bit: the whole network decides."""
+        """Line searches may round differently from the whole network in the last bit: the whole
+        network decides.
+        """
         while n < counts[group.name] and self.correct({**counts, group.name: n}) < floor:
             n = min(self._rounded(group, n + max(1, n // 50)), counts[group.name])
         return n
 
     def _line(self, group: Group, counts: Mapping[str, int]) -> Callable[[int, int], int]:
-        """An evaluator (count, floor) -> correct examples, exact down to the floor, for one group. In a chain of layers, everything before the group is computed once, with its
-        channels sorted by activity, so that a count is a slice."""
+        """An evaluator (count, floor) -> correct examples, exact down to the floor, for one group.
+        In a chain of layers, everything before the group is computed once, with its channels sorted
+        by activity, so that a count is a slice."""
         key = (group.name, *(counts[g.name] for g in self.groups))
         if key not in self.lines:
             self.lines = {key: self._new_line(group, dict(counts))}
@@ -246,9 +266,12 @@ class ThresholdSearch:
 
 
 def _cut(graph: Graph, group: Group) -> tuple[Graph, Graph] | None:
-    """Splits a chain of operations before the layer that reads `group`; None where the graph is no chain."""
+    """Splits a chain of operations before the layer that reads `group`; None where the graph is no
+    chain.
+    """
     if len(group.consumers) != 1 or any(
-        node.inputs != (before.name,) for before, node in zip(graph.nodes, graph.nodes[1:], strict=False)
+        node.inputs != (before.name,)
+        for before, node in zip(graph.nodes, graph.nodes[1:], strict=False)
     ):
         return None
     at = [node.name for node in graph.nodes].index(group.consumers[0])
@@ -262,6 +285,7 @@ class _Sliced(nn.Module):
 
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
+        assert isinstance(linear, nn.Linear)
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,17 +21,23 @@ class TaskReport:
     Attributes:
         task, name: index (from 0) and name.
         epochs, lr, l1: of the chosen grid point; l1 is layer -> alpha.
-        best_validation: best validation accuracy over the grid (paper, Sec. 2.2: the margin counts from here).
-        validation_before, validation: of the chosen network before and after pruning (and fine-tuning).
-        test: test accuracy of the task's network; `row`: test accuracy on tasks 0..task (NaN where a task's test data is not
-            at hand).
-        capacity: group -> {"size", "used", "new", "reused", "free"} channels after the task; "reused" are earlier tasks'
-            channels whose mean activity on this task exceeds the threshold.
+        best_validation: best validation accuracy over the grid (paper, Sec. 2.2: the margin counts
+            from here).
+        validation_before, validation: of the chosen network before and after pruning (and
+            fine-tuning).
+        test: test accuracy of the task's network; `row`: test accuracy on tasks 0..task (NaN where
+            a task's test data is not at hand).
+        capacity: group -> {"size", "used", "new", "reused", "free"} channels after the task;
+            "reused" are earlier tasks' channels whose mean activity on this task exceeds the
+            threshold.
         thresholds: group -> theta.
         reuse: group -> for each earlier task j, how many of its channels are reused.
-        history: per epoch of the chosen grid point: epoch, loss, train_accuracy, validation_accuracy, lr.
-        grid: per grid point: l1, lr, validation, candidate, chosen, kept (free channels left after pruning; -1 if not pruned).
-        transfer_only: the final hidden layer was full, so only a head was trained (paper, Sec. 2.1).
+        history: per epoch of the chosen grid point: epoch, loss, train_accuracy,
+            validation_accuracy, lr.
+        grid: per grid point: l1, lr, validation, candidate, chosen, kept (free channels left after
+            pruning; -1 if not pruned).
+        transfer_only: the final hidden layer was full, so only a head was trained (paper, Sec.
+            2.1).
         seconds: fit, search, fine_tune, evaluate, total.
     """
 
@@ -60,8 +67,8 @@ class TaskReport:
 def reuse_of(
     model: Model, activity: Mapping[str, Tensor], thresholds: Mapping[str, float]
 ) -> dict[str, list[int]]:
-    """For each group and each learned task j: how many of the channels that j claimed are active on the data that `activity`
-    ([channels], float64, from `measure_activity`) was measured on.
+    """For each group and each learned task j: how many of the channels that j claimed are active on
+    the data that `activity` ([channels], float64, from `measure_activity`) was measured on.
 
     Channels that the task in training does not compute (NaN) do not count.
     """
@@ -69,7 +76,7 @@ def reuse_of(
     for group in model.groups.prunable:
         used = activity[group.name] > thresholds[group.name]
         bounds = [0, *(task.active[group.name] for task in model.tasks)]
-        reuse[group.name] = [int(used[a:b].sum()) for a, b in zip(bounds, bounds[1:], strict=False)]
+        reuse[group.name] = [int(used[a:b].sum()) for a, b in itertools.pairwise(bounds)]
     return reuse
 
 

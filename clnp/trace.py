@@ -1,7 +1,7 @@
 """Lowering a user's module to a `Graph`, with torch.fx.
 
-Every operation is either recognised exactly or refused by name: a converted network that silently computes something
-else would be worse than none.
+Every operation is either recognised exactly or refused by name: a converted network that silently
+computes something else would be worse than none.
 """
 
 from __future__ import annotations
@@ -79,7 +79,10 @@ BINARY: dict[Any, str] = {
 
 RESHAPES: tuple[Any, ...] = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
 
-HELP = "Supported are Linear, activations, Dropout, Flatten, sums and products of hidden values, and modules built of them."
+HELP = (
+    "Supported are Linear, activations, Dropout, Flatten, sums and products of hidden values, "
+    "and modules built of them."
+)
 
 
 def trace(net: nn.Module, example_input: Tensor) -> Graph:
@@ -108,13 +111,20 @@ def _refuse_hidden_state(net: nn.Module) -> None:
             raise ConvertError(f"{where} has hooks, which conversion would lose; remove them first")
         if parametrize.is_parametrized(module):
             raise ConvertError(
-                f"{where} is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
+                f"{where} is parametrized; call "
+                "torch.nn.utils.parametrize.remove_parametrizations first"
             )
-    if any(isinstance(m, (nn.DataParallel, nn.parallel.DistributedDataParallel)) for m in net.modules()):
-        raise ConvertError("the network is wrapped for parallel training; pass the inner module (.module)")
+    if any(
+        isinstance(m, (nn.DataParallel, nn.parallel.DistributedDataParallel)) for m in net.modules()
+    ):
+        raise ConvertError(
+            "the network is wrapped for parallel training; pass the inner module (.module)"
+        )
 
 
-def _symbolic(net: nn.Module, example: Tensor, train: bool) -> tuple[dict[str, tuple[int, ...]], fx.GraphModule]:
+def _symbolic(
+    net: nn.Module, example: Tensor, train: bool
+) -> tuple[dict[str, tuple[int, ...]], fx.GraphModule]:
     """Traces in one mode and runs the trace in evaluation mode to learn every tensor's shape."""
     modes = {name: module.training for name, module in net.named_modules()}
     try:
@@ -122,7 +132,8 @@ def _symbolic(net: nn.Module, example: Tensor, train: bool) -> tuple[dict[str, t
         traced = fx.GraphModule(net, fx.Tracer().trace(net))
     except Exception as error:
         raise ConvertError(
-            f"{type(net).__name__} can't be traced with torch.fx: {error}. Control flow that depends on the data, "
+            f"{type(net).__name__} can't be traced with torch.fx: {error}. Control flow that "
+            "depends on the data, "
             "and inputs other than one tensor, can't be converted"
         ) from error
     finally:
@@ -145,7 +156,8 @@ def _symbolic(net: nn.Module, example: Tensor, train: bool) -> tuple[dict[str, t
             Recorder(traced).run(example)
         except Exception as error:
             raise ConvertError(
-                f"{type(net).__name__} does not accept example_input of shape {list(example.shape)}, "
+                f"{type(net).__name__} does not accept example_input of shape "
+                f"{list(example.shape)}, "
                 f"{example.dtype}: {error}"
             ) from error
         finally:
@@ -165,17 +177,22 @@ def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
 
 
 def _compare_modes(training: fx.GraphModule, evaluating: fx.GraphModule) -> set[str]:
-    """The two traces may differ in `F.dropout(training=...)` only; returns the dropouts that are off in both."""
+    """The two traces may differ in `F.dropout(training=...)` only; returns the dropouts that are
+    off in both.
+    """
     first, second = list(training.graph.nodes), list(evaluating.graph.nodes)
     if [(n.op, str(n.target)) for n in first] != [(n.op, str(n.target)) for n in second]:
-        raise ConvertError("the network's forward takes another path in training than in evaluation mode")
+        raise ConvertError(
+            "the network's forward takes another path in training than in evaluation mode"
+        )
     off = set()
     for a, b in zip(first, second, strict=True):
         if not _is_dropout(a):
             continue
         if _argument(b, 2, "training", True):
             raise ConvertError(
-                f"{a.name!r}: F.dropout is on in evaluation mode too; pass training=self.training, or use nn.Dropout"
+                f"{a.name!r}: F.dropout is on in evaluation mode too; pass "
+                "training=self.training, or use nn.Dropout"
             )
         if not _argument(a, 2, "training", True):
             off.add(a.name)
@@ -183,7 +200,9 @@ def _compare_modes(training: fx.GraphModule, evaluating: fx.GraphModule) -> set[
 
 
 class _Lowering:
-    """Turns the nodes of one fx trace into `Node`s, from the output backwards only as far as it reads."""
+    """Turns the nodes of one fx trace into `Node`s, from the output backwards only as far as it
+    reads.
+    """
 
     def __init__(
         self,
@@ -205,13 +224,16 @@ class _Lowering:
         if not isinstance(result, fx.Node):
             raise ConvertError("the network has to return one tensor (the logits)")
         needed = self._needed(result)
-        # Names of layers are reserved first: a function called "fc" must not take the name of a layer.
+        # Names of layers are reserved first: a function called "fc" must not take the name of a
+        # layer.
         for node in needed:
             if node.op == "call_module" and str(node.target) not in self.taken:
                 self.names[node] = str(node.target)
                 self.taken.add(str(node.target))
         for node in needed:
-            self.names.setdefault(node, self._unique(node.name))
+            base = "input" if node.op == "placeholder" else node.name
+            if node not in self.names:
+                self.names[node] = self._unique(base)
             self.nodes.append(self._lower(node, input_shape))
         return Graph(tuple(self.nodes), self.names[result])
 
@@ -264,15 +286,21 @@ class _Lowering:
         if op == "linear":
             if id(module) in self.layer_ids:
                 raise ConvertError(
-                    f"{where} is called twice; layers that share their weights can't be pruned apart"
+                    f"{where} is called twice; layers that share their weights can't be pruned "
+                    "apart"
                 )
             self.layer_ids[id(module)] = str(node.target)
             if not module.weight.requires_grad:
-                raise ConvertError(f"{where} is frozen (requires_grad=False); convert the network before freezing it")
+                raise ConvertError(
+                    f"{where} is frozen (requires_grad=False); convert the network before "
+                    "freezing it"
+                )
         if op == "flatten":
             return self._flatten(node, where)
         if op == "log_softmax" and module.dim not in (None, 1, -1):
-            raise ConvertError(f"{where}: dim={module.dim}; only the class axis (1 or -1) is supported")
+            raise ConvertError(
+                f"{where}: dim={module.dim}; only the class axis (1 or -1) is supported"
+            )
         return op, attrs(module)
 
     def _function(self, node: fx.Node) -> tuple[str, dict[str, Any]]:
@@ -289,7 +317,9 @@ class _Lowering:
         if node.target is F.gelu:
             return "gelu", {"approximate": node.kwargs.get("approximate", "none")}
         if node.target is F.leaky_relu:
-            return "leaky_relu", {"negative_slope": float(_argument(node, 1, "negative_slope", 0.01))}
+            return "leaky_relu", {
+                "negative_slope": float(_argument(node, 1, "negative_slope", 0.01))
+            }
         if node.target in (F.log_softmax, torch.log_softmax, "log_softmax"):
             dim = _argument(node, 1, "dim", -1)
             if dim in (1, -1):
@@ -305,7 +335,8 @@ class _Lowering:
         first, second = (self.shapes[n.name] for n in pair)
         if first != second:
             raise ConvertError(
-                f"{node.name!r} joins values of shape {list(first)} and {list(second)}; broadcasting can't be pruned"
+                f"{node.name!r} joins values of shape {list(first)} and {list(second)}; "
+                "broadcasting can't be pruned"
             )
         return True
 
@@ -317,5 +348,6 @@ class _Lowering:
         if len(after) == 2 and after[0] == before[0]:
             return "flatten", {"start_dim": 1, "end_dim": -1}
         raise ConvertError(
-            f"{where} turns shape {list(before)} into {list(after)}; only flattening to [batch, features] is supported"
+            f"{where} turns shape {list(before)} into {list(after)}; only flattening to [batch, "
+            "features] is supported"
         )

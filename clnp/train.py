@@ -33,7 +33,9 @@ def seed_for(*parts: Any) -> int:
 def batches(
     split: Split, batch_size: int, device: torch.device, generator: torch.Generator | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (x [B, ...], y [B]) of a split on a device; shuffled by a generator, in order without one."""
+    """Batches (x [B, ...], y [B]) of a split on a device; shuffled by a generator, in order without
+    one.
+    """
     if isinstance(split, tuple):
         x, y = split
         if generator is None:
@@ -46,7 +48,9 @@ def batches(
             chosen = chosen.to(x.device)
             yield x[chosen].to(device), y[chosen].to(device)
         return
-    loader: DataLoader[Any] = DataLoader(split, batch_size, shuffle=generator is not None, generator=generator)
+    loader: DataLoader[Any] = DataLoader(
+        split, batch_size, shuffle=generator is not None, generator=generator
+    )
     for x, y in loader:
         yield x.to(device), torch.as_tensor(y, dtype=torch.int64).to(device)
 
@@ -54,6 +58,14 @@ def batches(
 def count(split: Split) -> int:
     """Examples in a split."""
     return len(split[1]) if isinstance(split, tuple) else len(split)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's generators seeded inside, as they were before outside."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextlib.contextmanager
@@ -76,8 +88,8 @@ def count_correct(
     batch_size: int = EVALUATION_BATCH,
     at_least: int = 0,
 ) -> int:
-    """How many examples of a split the network classifies correctly, in evaluation mode; stops early, with what was counted so
-    far, once `at_least` can't be reached any more."""
+    """How many examples of a split the network classifies correctly, in evaluation mode; stops
+    early, with what was counted so far, once `at_least` can't be reached any more."""
     correct, left = 0, count(split)
     with evaluating(net):
         for x, y in batches(split, batch_size, device):
@@ -88,7 +100,9 @@ def count_correct(
     return correct
 
 
-def accuracy(net: nn.Module, split: Split, device: torch.device, batch_size: int = EVALUATION_BATCH) -> float:
+def accuracy(
+    net: nn.Module, split: Split, device: torch.device, batch_size: int = EVALUATION_BATCH
+) -> float:
     """Fraction of a split that the network classifies correctly, in evaluation mode."""
     return count_correct(net, split, device, batch_size) / count(split)
 
@@ -133,9 +147,11 @@ class FitSettings:
 
     Attributes:
         epochs, lr, batch_size: as usual.
-        l1: layer name -> alpha of the L1 penalty alpha * sum |w| on its trainable weights (paper, Sec. 2.2).
+        l1: layer name -> alpha of the L1 penalty alpha * sum |w| on its trainable weights (paper,
+            Sec. 2.2).
         schedule: key of `SCHEDULES`: factor on lr per epoch.
-        dtype: torch.bfloat16 computes the layers in that dtype by autocast; torch.float32 as the network is.
+        dtype: torch.bfloat16 computes the layers in that dtype by autocast; torch.float32 as the
+            network is.
         head_only: train nothing but the head (final-layer transfer learning).
     """
 
@@ -155,9 +171,11 @@ class Fit:
         model: in a task (see `Model.begin_task`).
         train, validation: splits; validation accuracy is recorded after each epoch.
         settings: how.
-        seed: every epoch draws its order and its dropout from a generator seeded with this and the epoch's number, so a
-            fit that goes on from a saved `FitState` takes the very steps it would have taken.
-        on_batch: called a few times a second with (loss, fraction correct, examples seen, examples in all).
+        seed: every epoch draws its order and its dropout from a generator seeded with this and the
+            epoch's number, so a fit that goes on from a saved `FitState` takes the very steps it
+            would have taken.
+        on_batch: called a few times a second with (loss, fraction correct, examples seen, examples
+            in all).
     """
 
     def __init__(
@@ -185,11 +203,14 @@ class Fit:
         _load_optimizer(self.optimizer, state.optimizer)
         self.state = FitState(state.epoch, list(state.history))
 
-    def run(self, after_epoch: Callable[[FitState, Callable[[], FitState]], None] | None = None) -> FitState:
+    def run(
+        self, after_epoch: Callable[[FitState, Callable[[], FitState]], None] | None = None
+    ) -> FitState:
         """Trains to the last epoch.
 
         Arguments:
-            after_epoch: called with (state, snapshot); `snapshot()` copies parameters and optimizer into a full state.
+            after_epoch: called with (state, snapshot); `snapshot()` copies parameters and optimizer
+                into a full state.
 
         Raises:
             TrainingError: the loss is not finite.
@@ -218,15 +239,14 @@ class Fit:
             group["lr"] = lr
         seed = seed_for(self.seed, "epoch", epoch)
         self.model.train()
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+        with seeded(seed, self.device):
             loss, correct = self._steps(torch.Generator().manual_seed(seed), epoch)
+            validation = accuracy(self.model, self.validation, self.device)
         return {
             "epoch": epoch,
             "loss": loss,
             "train_accuracy": correct,
-            "validation_accuracy": accuracy(self.model, self.validation, self.device),
+            "validation_accuracy": validation,
             "lr": lr,
         }
 
@@ -262,7 +282,8 @@ class Fit:
     def _check(self, loss: float, epoch: int) -> None:
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss became {loss} in epoch {epoch + 1} (lr {self.settings.lr}, l1 {self.settings.l1}); "
+                f"the loss became {loss} in epoch {epoch + 1} (lr {self.settings.lr}, l1 "
+                f"{self.settings.l1}); "
                 "what was learned before this task is untouched. A lower lr usually helps"
             )
 
@@ -311,5 +332,5 @@ def first_inputs(split: Split | Dataset[Any], rows: int) -> Tensor:
     """The first inputs of a split, x [rows, ...]."""
     if isinstance(split, tuple):
         return split[0][:rows]
-    chosen: Sequence[int] = range(min(rows, count(split)))  # type: ignore[arg-type]
+    chosen: Sequence[int] = range(min(rows, count(split)))
     return torch.stack([split[i][0] for i in chosen])

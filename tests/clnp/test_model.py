@@ -1,0 +1,268 @@
+"""The life of a task on the model itself, and its refusals."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from clnp.errors import CapacityError, CheckpointError, ConfigError
+from clnp.model import Model, keep_everything
+from tests.clnp.cases import Residual, convert, mlp, random_keep, some_steps
+
+
+def none_of(model: Model) -> dict[str, torch.Tensor]:
+    return {g.name: torch.empty(0, dtype=torch.int64) for g in model.groups.prunable}
+
+
+def first(model: Model, counts: dict[str, int]) -> dict[str, torch.Tensor]:
+    return {name: torch.arange(n) for name, n in counts.items()}
+
+
+def test_first_task_starts_from_the_converted_weights() -> None:
+    net = mlp([8, 6])
+    model = convert(net)
+    model.begin_task()
+    x = torch.randn(5, 12)
+    assert torch.equal(model(x), net(x))
+
+
+def test_boundaries_follow_the_tasks() -> None:
+    model = convert(mlp([8, 6]))
+    for k, counts in enumerate([{"0": 3, "2": 2}, {"0": 0, "2": 1}, {"0": 5, "2": 3}]):
+        model.begin_task(generator=torch.Generator().manual_seed(k))
+        model.consolidate(first(model, counts))
+    assert [task.active for task in model.tasks] == [
+        {"input": 12, "0": 3, "2": 2},
+        {"input": 12, "0": 3, "2": 3},
+        {"input": 12, "0": 8, "2": 6},
+    ]
+    layers = model.masked_layers
+    assert layers["0"].active_weight.shape == (8, 12)
+    assert layers["2"].active_weight.shape == (6, 8)
+    assert model.is_full
+    narrow = model.subnetwork(1)
+    assert narrow.get_submodule("2").weight.shape == (3, 3)
+    assert model.subnetwork(2).get_submodule("2").weight.shape == (6, 8)
+
+
+def test_interference_weights_are_zero_in_the_learned_corner() -> None:
+    model = convert(mlp([8, 6]))
+    model.begin_task()
+    model.consolidate(first(model, {"0": 3, "2": 2}))
+    model.begin_task()
+    model.consolidate(first(model, {"0": 4, "2": 3}))
+    corner = model.masked_layers["2"].active_weight
+    assert corner.shape == (5, 7)
+    assert corner[:2, 3:].abs().sum() == 0
+    assert corner[2:, 3:].abs().sum() > 0
+
+
+def test_single_head_gives_every_task_its_own_channels_and_keeps_the_first_bias() -> None:
+    model = convert(mlp([8, 6]), head="single")
+    bias = []
+    for _ in range(2):
+        model.begin_task()
+        some_steps(model)
+        bias.append(model.head.current_bias().detach().clone())
+        model.consolidate(first(model, {"0": 2, "2": 2}))
+    assert torch.equal(bias[0], bias[1])
+    assert model.subnetwork(1).get_submodule("2").weight.shape == (2, 4)
+    assert model.subnetwork(1).get_submodule("4").weight.shape == (3, 2)
+
+
+def test_single_head_skips_channels_of_earlier_tasks_while_training() -> None:
+    model = convert(mlp([8, 6]), head="single")
+    model.begin_task()
+    model.consolidate(first(model, {"0": 2, "2": 2}))
+    model.begin_task()
+    shapes = {}
+    model.head.register_forward_pre_hook(lambda module, args: shapes.update(head=args[0].shape))
+    model(torch.randn(5, 12))
+    assert shapes["head"] == (5, 4)
+
+
+def test_single_head_of_a_residual_network_ignores_earlier_channels() -> None:
+    model = convert(Residual(), head="single")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        model.begin_task(generator=generator)
+        model.consolidate(random_keep(model, generator))
+    before, after = (task.active["stem"] for task in model.tasks)
+    weight = model.subnetwork(1).get_submodule("out").weight
+    assert weight.shape == (3, after)
+    assert weight[:, :before].abs().sum() == 0
+
+
+def test_multi_head_tasks_may_differ_in_classes() -> None:
+    model = convert(mlp([8]))
+    for classes in (3, 5, 2):
+        model.begin_task(classes)
+        assert model(torch.randn(4, 12)).shape == (4, classes)
+        model.consolidate(first(model, {"0": 2}))
+    assert [model(torch.randn(4, 12), task=k).shape[1] for k in range(3)] == [3, 5, 2]
+
+
+def test_transfer_learning_when_everything_is_taken() -> None:
+    model = convert(mlp([4]))
+    model.begin_task()
+    model.consolidate(keep_everything(model))
+    model.begin_task(generator=torch.Generator().manual_seed(0))
+    some_steps(model)
+    model.consolidate(none_of(model))
+    assert [task.active["0"] for task in model.tasks] == [4, 4]
+    assert not torch.equal(model.head.weight_0, model.head.weight_1)
+
+
+def test_without_task_the_current_network_answers() -> None:
+    model = convert(mlp([8]))
+    x = torch.randn(4, 12)
+    model.begin_task()
+    model.consolidate(first(model, {"0": 3}))
+    assert torch.equal(model(x), model(x, task=0))
+    model.begin_task()
+    assert torch.equal(model(x), model.net(x))
+    model.consolidate(first(model, {"0": 3}))
+    assert torch.equal(model(x), model(x, task=1))
+    assert torch.equal(model(x), model(x, task=-1))
+
+
+def test_expand_adds_free_channels_and_moves_nothing() -> None:
+    model = convert(mlp([4, 4]), head="single")
+    x = torch.randn(6, 12)
+    model.begin_task()
+    model.consolidate(keep_everything(model))
+    expected = model(x, task=0)
+    with pytest.raises(CapacityError, match="expand"):
+        model.begin_task()
+    model.expand("2", 3)
+    model.expand("0", 2)
+    assert torch.equal(model.subnetwork(0, fresh=True)(x), expected)
+    model.begin_task()
+    assert model.masked_layers["2"].free_weight.shape == (3, 6)
+    some_steps(model)
+    model.consolidate(keep_everything(model))
+    assert torch.equal(model.subnetwork(0, fresh=True)(x), expected)
+    assert model.subnetwork(1).get_submodule("2").weight.shape == (3, 6)
+
+
+def test_cancelled_tasks_leave_no_trace() -> None:
+    model = convert(mlp([6]))
+    x = torch.randn(4, 12)
+    model.begin_task()
+    model.consolidate(first(model, {"0": 2}))
+    expected, state = model(x, task=0), copy.deepcopy(model.state_dict())
+    model.begin_task()
+    some_steps(model)
+    model.compact(first(model, {"0": 1}))
+    model.cancel_task()
+    assert torch.equal(model(x), expected)
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in state.items()
+    }
+    model.begin_task()
+    assert model(x).shape == (4, 3)
+
+
+def test_reinit_scale_shrinks_new_weights() -> None:
+    large, small = (convert(mlp([50])) for _ in range(2))
+    for model, scale in ((large, 1.0), (small, 0.1)):
+        model.begin_task()
+        model.consolidate(first(model, {"0": 5}))
+        model.begin_task(generator=torch.Generator().manual_seed(0), reinit_scale=scale)
+    torch.testing.assert_close(small.layer_weight("0"), 0.1 * large.layer_weight("0"))
+
+
+def test_only_free_weights_are_parameters() -> None:
+    model = convert(mlp([8, 6]))
+    before = sum(p.numel() for p in model.parameters())
+    model.begin_task()
+    model.consolidate(first(model, {"0": 4, "2": 3}))
+    after = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert after["net.0.free_weight"] == (4, 12)
+    assert after["net.2.free_weight"] == (3, 8)
+    assert sum(p.numel() for p in model.parameters()) < before
+
+
+def test_dense_weights_travel_through_from_structure() -> None:
+    model = convert(mlp([8, 6]), head="single")
+    model.begin_task()
+    model.consolidate(first(model, {"0": 4, "2": 3}))
+    other = Model.from_structure(model.structure())
+    other.load_state_dict(model.state_dict())
+    x = torch.randn(3, 12)
+    assert torch.equal(other(x, task=0), model(x, task=0))
+
+
+@pytest.mark.parametrize("damage", ["graph", "sizes", "head", "tasks"])
+def test_structure_that_is_none_is_refused(damage: str) -> None:
+    data = convert(mlp([8])).structure()
+    del data[damage]
+    with pytest.raises(CheckpointError, match=damage):
+        Model.from_structure(data)
+
+
+def test_unknown_operations_are_not_built() -> None:
+    data = convert(mlp([8])).structure()
+    data["graph"]["nodes"][1]["op"] = "os.system"
+    with pytest.raises(CheckpointError, match=r"os\.system"):
+        Model.from_structure(data)
+
+
+def test_state_of_another_network_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="other layers"):
+        convert(mlp([8])).load_state_dict(convert(mlp([9])).state_dict())
+
+
+def test_refusals() -> None:
+    model = convert(mlp([8, 6]))
+    with pytest.raises(ConfigError, match="begin_task"):
+        model.consolidate()
+    with pytest.raises(ConfigError, match="none yet"):
+        model(torch.randn(2, 12), task=0)
+    with pytest.raises(ConfigError, match="before the first"):
+        model.expand("0", 1)
+    model.begin_task()
+    with pytest.raises(ConfigError, match="already begun"):
+        model.begin_task()
+    for keep, message in [
+        ({"0": torch.arange(2)}, r"keep\['2'\].*1-D int64"),
+        ({"0": torch.arange(2), "2": torch.tensor([0.0])}, "int64"),
+        ({"0": torch.arange(9), "2": torch.arange(2)}, r"0\.\.7"),
+        ({"0": torch.tensor([2, 1]), "2": torch.arange(2)}, "ascending"),
+        ({"0": torch.tensor([1, 1]), "2": torch.arange(2)}, "ascending"),
+        ({"0": torch.arange(0), "2": torch.arange(2)}, "at least one channel"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            model.compact(keep)
+    model.consolidate(first(model, {"0": 2, "2": 2}))
+    with pytest.raises(ConfigError, match="0 to 0"):
+        model(torch.randn(2, 12), task=1)
+    with pytest.raises(ConfigError, match="already learned 1"):
+        model.set_head("single")
+    with pytest.raises(ConfigError, match="expected one of"):
+        model.set_head("triple")
+    with pytest.raises(ConfigError, match="expected one of"):
+        model.expand("nowhere", 1)
+    with pytest.raises(ConfigError, match="positive integer"):
+        model.expand("0", 0)
+
+
+def test_single_head_needs_a_hidden_layer() -> None:
+    with pytest.raises(ConfigError, match="hidden layer"):
+        convert(nn.Linear(12, 3), head="single")
+
+
+def test_copies_are_independent() -> None:
+    model = convert(mlp([8]))
+    model.begin_task()
+    model.consolidate(first(model, {"0": 3}))
+    x = torch.randn(4, 12)
+    expected = model(x, task=0)
+    other = copy.deepcopy(model)
+    other.begin_task()
+    some_steps(other)
+    other.consolidate(first(other, {"0": 2}))
+    assert len(model.tasks) == 1
+    assert torch.equal(model(x, task=0), expected)
+    assert torch.equal(other(x, task=0), expected)

@@ -1,0 +1,193 @@
+"""Activity, thresholds and graceful forgetting against slow, direct definitions."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clnp.data import Task
+from clnp.errors import ConfigError
+from clnp.forgetting import candidates, floor_of, grid_points, per_layer, sparsest
+from clnp.model import Model
+from clnp.sparsify import ThresholdSearch, measure_activity
+from clnp.train import Fit, FitSettings, count_correct
+from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep
+
+CPU = torch.device("cpu")
+
+
+def trained(net: torch.nn.Module, task: Task, head: str = "single", before: int = 0) -> Model:
+    """A model in a task, trained; `before` tasks were learned with random channel sets."""
+    torch.manual_seed(0)
+    model = convert(net, head=head)
+    generator = torch.Generator().manual_seed(1)
+    for k in range(before + 1):
+        model.begin_task(generator=generator)
+        Fit(
+            model,
+            task.train,
+            task.validation,
+            FitSettings(15, 0.01, 32, dict.fromkeys(model.layer_names, 1e-4)),
+            k,
+        ).run()
+        if k < before:
+            model.consolidate(random_keep(model, generator))
+    return model
+
+
+def test_activity_is_the_mean_absolute_value_the_readers_see() -> None:
+    task = blobs(0)
+    model = trained(mlp([20, 10], dropout=0.3), task)
+    x = task.train[0]
+    first = torch.relu(x @ model.layer_weight("0").T + model.masked_layers["0"].free_bias)
+    second = torch.relu(first @ model.layer_weight("3").T + model.masked_layers["3"].free_bias)
+    activity = measure_activity(model, task.train, CPU)
+    torch.testing.assert_close(activity["0"], first.abs().double().mean(0), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(activity["3"], second.abs().double().mean(0), rtol=1e-5, atol=1e-7)
+    assert model.training, "measuring leaves the mode as it was"
+
+
+def test_activity_of_shared_channels_is_the_largest_that_a_reader_sees() -> None:
+    task = blobs(1)
+    model = trained(Residual(), task, head="multi")
+    dense = model.pruned_network(
+        {g.name: torch.arange(model.free(g)) for g in model.groups.prunable}
+    )
+    stem = torch.relu(dense.stem(task.train[0]))
+    added = torch.relu(stem + dense.outer(torch.relu(dense.inner(stem))))
+    expected = torch.maximum(stem.abs().double().mean(0), added.abs().double().mean(0))
+    activity = measure_activity(model, task.train, CPU)
+    torch.testing.assert_close(activity["stem"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_channels_that_were_not_computed_are_nan() -> None:
+    task = blobs(2)
+    model = trained(mlp([20, 10]), task, before=1)
+    activity = measure_activity(model, task.train, CPU)
+    own = model.active("2")
+    assert own > 0
+    assert activity["2"][:own].isnan().all()
+    assert not activity["2"][own:].isnan().any()
+    assert not activity["0"].isnan().any()
+
+
+@pytest.mark.parametrize("head", ["single", "multi"])
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("method", ["joint", "layerwise"])
+@pytest.mark.parametrize("granularity", [1, 4])
+def test_searches_hold_the_floor_and_their_thresholds_tell_what_is_kept(
+    head: str, before: int, method: str, granularity: int
+) -> None:
+    task = blobs(3)
+    model = trained(mlp([40, 30]), task, head, before)
+    best = count_correct(model, task.validation, CPU)
+    floor = floor_of(best, 0.02, 80)
+    activity = measure_activity(model, task.train, CPU)
+    search = ThresholdSearch(model, activity, task.validation, floor, CPU, granularity)
+    pruning = getattr(search, method)()
+    pruned = count_correct(model.pruned_network(pruning.keep), task.validation, CPU)
+    assert pruned == pruning.correct
+    assert pruned >= floor
+    for group in model.groups.prunable:
+        free = activity[group.name][model.active(group) :]
+        kept = pruning.keep[group.name]
+        theta = pruning.thresholds[group.name]
+        assert (free[kept] > theta).all() or granularity > 1 or theta == 0
+        others = torch.ones_like(free, dtype=torch.bool)
+        others[kept] = False
+        assert (free[others] <= theta).all()
+        if granularity > 1 and kept.numel() < free.numel():
+            assert (model.active(group) + kept.numel()) % granularity == 0 or kept.numel() == 0
+    model.check_keep(pruning.keep)
+
+
+def test_joint_search_is_never_worse_than_layerwise() -> None:
+    for seed in range(4):
+        task = blobs(seed)
+        model = trained(mlp([40, 30, 20]), task)
+        floor = floor_of(count_correct(model, task.validation, CPU), 0.03, 80)
+        activity = measure_activity(model, task.train, CPU)
+        costs = [
+            getattr(ThresholdSearch(model, activity, task.validation, floor, CPU), method)().cost
+            for method in ("joint", "layerwise")
+        ]
+        assert costs[0] <= costs[1]
+
+
+def test_no_single_channel_of_the_layerwise_result_can_go() -> None:
+    """The search stops where the definition says: one more channel of the last-searched group costs
+    too much.
+    """
+    task = blobs(5)
+    model = trained(mlp([30]), task)
+    best = count_correct(model, task.validation, CPU)
+    activity = measure_activity(model, task.train, CPU)
+    search = ThresholdSearch(model, activity, task.validation, best, CPU)
+    kept = search.layerwise().keep["0"].numel()
+    # Bisection finds a boundary: at it the floor holds, one below it does not.
+    assert search.correct({"0": kept}) >= best
+    assert kept == 1 or search.correct({"0": kept - 1}) < best
+
+
+def test_dead_channels_cost_nothing_to_cut() -> None:
+    task = blobs(6)
+    model = trained(mlp([30]), task)
+    with torch.no_grad():
+        model.masked_layers["0"].free_weight[10:] = 0
+        model.masked_layers["0"].free_bias[10:] = -1
+    activity = measure_activity(model, task.train, CPU)
+    search = ThresholdSearch(
+        model, activity, task.validation, count_correct(model, task.validation, CPU), CPU
+    )
+    assert search.most["0"] <= 10
+
+
+def test_a_group_whose_channels_are_all_dead_keeps_one() -> None:
+    task = blobs(6)
+    model = trained(mlp([30]), task)
+    with torch.no_grad():
+        model.masked_layers["0"].free_weight.zero_()
+        model.masked_layers["0"].free_bias.fill_(-1)
+    activity = measure_activity(model, task.train, CPU)
+    pruning = ThresholdSearch(model, activity, task.validation, 0, CPU).joint()
+    assert pruning.keep["0"].numel() == 1
+
+
+def test_margin_is_a_fraction_and_the_boundary_is_inside() -> None:
+    assert floor_of(9848, 0.0005, 10000) == 9843
+    assert floor_of(9848, 0.0, 10000) == 9848
+    assert floor_of(3, 0.9, 100) == 0
+    assert floor_of(297, 1 / 297, 297) == 296
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=20), st.floats(0, 0.5))
+@settings(max_examples=200, deadline=None)
+def test_candidates_are_those_within_the_margin(correct: list[int], margin: float) -> None:
+    chosen = candidates(correct, margin, 1000)
+    assert chosen == [
+        i for i, c in enumerate(correct) if c / 1000 >= max(correct) / 1000 - margin - 1e-11
+    ]
+    assert correct.index(max(correct)) in chosen
+
+
+def test_sparsest_takes_the_first_of_equals() -> None:
+    assert sparsest([3.0, 1.0, 1.0]) == 1
+
+
+def test_l1_settings() -> None:
+    layers = ["a", "b"]
+    assert per_layer(0.1, layers) == {"a": 0.1, "b": 0.1}
+    assert per_layer([1, 2], layers) == {"a": 1.0, "b": 2.0}
+    assert per_layer({"b": 3}, layers) == {"a": 0.0, "b": 3.0}
+    for bad in ([1.0], {"c": 1.0}, -1.0, float("nan"), "x", True, [0.1, None]):
+        with pytest.raises(ConfigError, match="l1"):
+            per_layer(bad, layers)
+
+
+def test_grids() -> None:
+    points = grid_points({"l1": [0.1, [1, 2]], "lr": [0.5, 1.0]}, 0.0, 9.0, ["a", "b"])
+    assert [(p.l1["b"], p.lr) for p in points] == [(0.1, 0.5), (0.1, 1.0), (2.0, 0.5), (2.0, 1.0)]
+    assert [p.lr for p in grid_points({"l1": [0.1, 0.2]}, 0.0, 9.0, ["a"])] == [9.0, 9.0]
+    for bad in ({"rate": [1]}, {"lr": []}, {"lr": 0.1}, {"lr": [0.0]}, {"l1": [-1.0]}, [1]):
+        with pytest.raises(ConfigError):
+            grid_points(bad, 0.0, 1.0, ["a"])
