@@ -4,7 +4,6 @@ move (Algorithm 1).
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
@@ -18,11 +17,13 @@ from torch import Tensor
 
 from clnp import checkpoint
 from clnp.certificate import Certificate, Verdict
+from clnp.checks import check_device, check_task
 from clnp.data.task import Split, Task
-from clnp.errors import CapacityError, CheckpointError, ConfigError, DataError
+from clnp.errors import CheckpointError, ConfigError, DataError
 from clnp.forgetting import GridPoint, candidates, floor_of, grid_points, per_layer, sparsest
-from clnp.model import Model, keep_everything
-from clnp.progress import Progress
+from clnp.model import Model
+from clnp.progress import Progress, fingerprint
+from clnp.pruning import keep_everything
 from clnp.settings import DTYPES, Settings
 from clnp.sparsify import Pruning, ThresholdSearch, measure_activity
 from clnp.task_report import TaskReport, capacity_of, no_activity, reuse_of
@@ -98,7 +99,7 @@ class Learner:
         self.points = grid_points(
             self.settings.grid, self.settings.l1, self.settings.lr, model.layer_names
         )
-        self.device = _device(device)
+        self.device = check_device(device)
         model.set_head(self.settings.head)
         self.model = model.to(self.device)
         self.callbacks = list(callbacks)
@@ -126,7 +127,7 @@ class Learner:
                 (`transfer_only`).
             TrainingError: the loss became NaN or infinite.
         """
-        classes = self._check(task)
+        classes = check_task(self.model, task)
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
         index = len(self.reports)
         self._seconds = dict.fromkeys(("fit", "search", "fine_tune", "evaluate", "total"), 0.0)
@@ -217,15 +218,15 @@ class Learner:
             "settings": s.to_json(),
             "task": index,
             "name": task.name,
-            "data": _fingerprint(task.train),
+            "data": fingerprint(task.train),
         }
-        saved = self._progress.load(i, _as_json(stamp))
+        saved = self._progress.load(i, stamp)
         if saved is not None:
             fit.resume(saved)
 
         def after_epoch(state: FitState, snapshot: Any) -> None:
             if state.epoch == s.epochs or self._progress.due():
-                self._progress.save(i, snapshot(), _as_json(stamp))
+                self._progress.save(i, snapshot(), stamp)
             self._call(
                 "on_epoch_end", {**state.history[-1], "point": i, "points": len(self.points)}
             )
@@ -315,45 +316,6 @@ class Learner:
             "kept": -1 if t.pruning is None else t.pruning.kept,
         }
 
-    def _check(self, task: Task) -> int:
-        """Refuses a task that does not fit, before any work; returns its number of classes."""
-        if not isinstance(task, Task):
-            raise DataError(f"task: expected a clnp.data.Task, got {type(task).__name__}")
-        model = self.model
-        outputs = model.graph[model.groups.head].attrs["out_features"]
-        shape = tuple(model.graph.nodes[0].attrs["shape"][1:])
-        if task.sample_shape != shape:
-            raise DataError(
-                f"task {task.name!r}: examples have shape {list(task.sample_shape)}, but the "
-                "network was converted for "
-                f"{list(shape)}"
-            )
-        dtype = model.head.free_weight.dtype
-        if task.dtype != dtype:
-            raise DataError(
-                f"task {task.name!r}: inputs are {task.dtype}, the network is {dtype}; convert "
-                "one of them"
-            )
-        single = self.settings.head == "single"
-        classes = outputs if single or task.classes is None else task.classes
-        for split in ("train", "validation", "test"):
-            tensors = task.tensors(split)
-            if tensors is not None and int(tensors[1].max()) >= classes:
-                raise DataError(
-                    f"task {task.name!r}, {split}: label {int(tensors[1].max())} is outside the "
-                    f"head's {classes} classes"
-                    + ("" if single else "; pass Task(..., classes=...)")
-                )
-        if single and model.is_full:
-            last = model.groups.last.name
-            raise CapacityError(
-                f"task {task.name!r}: all {model.sizes[last]} channels of the final hidden layer "
-                f"{last!r} belong to earlier "
-                "tasks, and a single head needs free ones. Add some with learner.expand(), start "
-                "wider, or use head='multi'"
-            )
-        return classes
-
     def expand(self, layer: str, channels: int) -> None:
         """Adds free channels to a hidden layer between tasks; see `Model.expand`."""
         self.model.expand(layer, channels)
@@ -419,7 +381,7 @@ class Learner:
             CheckpointError: no such file, damaged, or not a learner's.
             DataError: `tasks` are not the tasks that were learned.
         """
-        path, device = Path(path), _device(device)
+        path, device = Path(path), check_device(device)
         tensors, data = checkpoint.read(path / CHECKPOINT if path.is_dir() else path, KIND)
         try:
             model = Model.from_structure(data["structure"]).to(getattr(torch, data["dtype"]))
@@ -479,35 +441,3 @@ def _restore(parameters: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for parameter, value in zip(parameters, saved, strict=True):
             parameter.copy_(value)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device={device!r}: {error}") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={device!r}: torch sees no GPU here; use device='cpu'")
-    if found.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device={device!r}: expected 'cpu' or 'cuda'")
-    return found
-
-
-def _fingerprint(split: Split) -> str:
-    """Tells data sets apart: sizes, labels, and every so many-th input."""
-    sha = hashlib.sha256(str(count(split)).encode())
-    if isinstance(split, tuple):
-        x, y = split
-        sha.update(checkpoint.tensor_bytes(y))
-        sha.update(checkpoint.tensor_bytes(x[:: max(1, len(x) // 64)]))
-    return sha.hexdigest()
-
-
-def _as_json(data: dict[str, Any]) -> dict[str, Any]:
-    """What JSON makes of the data (tuples become lists), so that it compares equal to what was read
-    back.
-    """
-    import json
-
-    result: dict[str, Any] = json.loads(json.dumps(data))
-    return result

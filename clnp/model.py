@@ -10,8 +10,8 @@ back as free capacity.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,24 +21,9 @@ from clnp.errors import CapacityError, CheckpointError, ConfigError
 from clnp.graph import Graph, build, fuse_relu, plain_linear
 from clnp.groups import Group, find_groups
 from clnp.heads import HEADS, Head, MultiHead
+from clnp.learned import LearnedTask, check_shapes
+from clnp.pruning import Keep, check_keep, columns, head_columns, pruned_layers, rows
 from clnp_kernels.nn import MaskedLinear
-
-Keep = Mapping[str, Tensor]  # group name -> indices (int64, ascending) into its free channels
-
-
-@dataclass(frozen=True)
-class LearnedTask:
-    """What the network remembers of a learned task.
-
-    Attributes:
-        name: the task's name.
-        classes: number of outputs C of its head.
-        active: group name -> how many channels were active after it (its boundary).
-    """
-
-    name: str
-    classes: int
-    active: dict[str, int]
 
 
 class Model(nn.Module):
@@ -199,7 +184,7 @@ class Model(nn.Module):
         for name, layer in self.masked_layers.items():
             made = self.groups.makes[name]
             rows = slice(before[made] if own_only and made == last else 0, bounds[made])
-            columns = slice(0, self._width(name, bounds))
+            columns = slice(0, self.width(name, bounds))
             bias = None if layer.active_bias is None else layer.active_bias[rows]
             layers[name] = plain_linear(layer.active_weight[rows, columns], bias)
         weight, bias = head.task_weights(task, before[last], bounds[last])
@@ -210,7 +195,7 @@ class Model(nn.Module):
         layers[self.groups.head] = plain_linear(weight, bias)
         return layers
 
-    def _width(self, layer: str, active: Mapping[str, int]) -> int:
+    def width(self, layer: str, active: Mapping[str, int]) -> int:
         """Inputs of a layer when only the active channels exist."""
         group = self.groups[self.groups.reads[layer]]
         return active[group.name] if group.prunable else self.graph[layer].attrs["in_features"]
@@ -261,7 +246,7 @@ class Model(nn.Module):
                 layer.reset_free_parameters(generator, reinit_scale)
             head.place(
                 classes,
-                self._width(self.groups.head, self.tasks[-1].active),
+                self.width(self.groups.head, self.tasks[-1].active),
                 self._inputs_of_head(),
             )
             head.reset_free_parameters(generator)
@@ -287,55 +272,6 @@ class Model(nn.Module):
         for name in self.groups.last.producers:
             self.masked_layers[name].skip_active = skip
 
-    def columns(self, layer: str, keep: Keep) -> Tensor:
-        """Input columns of a layer that are left when of each group's free channels only `keep`
-        stays.
-        """
-        group = self.groups[self.groups.reads[layer]]
-        weight = self.layer_weight(layer)
-        device, total = weight.device, weight.shape[1]
-        if not group.prunable:
-            return torch.arange(total, device=device)
-        kept = keep[group.name].to(device)
-        frozen = total - self.free(group)
-        return torch.cat([torch.arange(frozen, device=device), frozen + kept])
-
-    def rows(self, layer: str, keep: Keep) -> Tensor:
-        """Free outputs of a hidden layer that are left."""
-        group = self.groups[self.groups.makes[layer]]
-        weight = self.layer_weight(layer)
-        device = weight.device
-        if not group.prunable:
-            return torch.arange(weight.shape[0], device=device)
-        return keep[group.name].to(device)
-
-    def check_keep(self, keep: Keep) -> None:
-        """Raises ConfigError unless `keep` names, for every prunable group, ascending indices of
-        its free channels.
-        """
-        for group in self.groups.prunable:
-            free = self.free(group)
-            kept = keep.get(group.name)
-            if kept is None or kept.dtype != torch.int64 or kept.dim() != 1:
-                raise ConfigError(
-                    f"keep[{group.name!r}]: expected a 1-D int64 tensor of free channels to keep"
-                )
-            if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= free):
-                raise ConfigError(f"keep[{group.name!r}]: expected indices in 0..{free - 1}")
-            if bool((kept[1:] <= kept[:-1]).any()):
-                raise ConfigError(
-                    f"keep[{group.name!r}]: expected ascending indices without repeats"
-                )
-            if self.active(group) + kept.numel() == 0:
-                raise ConfigError(
-                    f"keep[{group.name!r}]: at least one channel of {group.name!r} has to stay"
-                )
-            if self.head.kind == "single" and group == self.groups.last and kept.numel() == 0:
-                raise ConfigError(
-                    f"keep[{group.name!r}]: with a single head a task needs at least one channel "
-                    "of its own there"
-                )
-
     def compact(self, keep: Keep) -> None:
         """Prunes: of the free channels only `keep` stays; the rest disappears from every layer
         until `consolidate`.
@@ -343,22 +279,17 @@ class Model(nn.Module):
         The function of what stays is the function of the network with the other channels cut.
         """
         self._require_task("compact")
-        self.check_keep(keep)
+        check_keep(self, keep)
         chosen = {
-            name: (self.rows(name, keep), self.columns(name, keep)) for name in self.masked_layers
+            name: (rows(self, name, keep), columns(self, name, keep)) for name in self.masked_layers
         }
-        head_columns = self._head_columns(keep)
+        read_by_head = head_columns(self, keep)
         for name, layer in self.masked_layers.items():
-            rows, columns = chosen[name]
-            layer.free_weight = nn.Parameter(layer.free_weight.detach()[rows][:, columns])
+            kept, read = chosen[name]
+            layer.free_weight = nn.Parameter(layer.free_weight.detach()[kept][:, read])
             if layer.free_bias is not None:
-                layer.free_bias = nn.Parameter(layer.free_bias.detach()[rows])
-        self.head.select(head_columns)
-
-    def _head_columns(self, keep: Keep) -> Tensor:
-        if self.head.kind == "single":
-            return keep[self.groups.last.name].to(self.head.free_weight.device)
-        return self.columns(self.groups.head, keep)
+                layer.free_bias = nn.Parameter(layer.free_bias.detach()[kept])
+        self.head.select(read_by_head)
 
     def pruned_network(self, keep: Keep) -> fx.GraphModule:
         """The network in training with all free channels but `keep` cut, as a narrow plain network
@@ -367,33 +298,8 @@ class Model(nn.Module):
         Its weights are laid out as `consolidate` will lay them out, so its logits are those of the
         learned task, bit for bit.
         """
-        return build(self.graph, self.pruned_layers(keep)).eval().requires_grad_(False)
-
-    def pruned_layers(self, keep: Keep) -> dict[str, nn.Module]:
-        """The layers of `pruned_network`; here `keep` may be in any order."""
-        self._require_task("pruned_layers")
-        last, head = self.groups.last.name, self.head
-        own_only = head.kind == "single" and self.groups.only_feeds_head()
-        layers: dict[str, nn.Module] = {}
-        for name, layer in self.masked_layers.items():
-            rows, columns = self.rows(name, keep), self.columns(name, keep)
-            weight = layer.free_weight.detach()[rows][:, columns]
-            bias = None if layer.free_bias is None else layer.free_bias.detach()[rows]
-            if not (own_only and self.groups.makes[name] == last) and layer.active_weight.shape[0]:
-                frozen = layer.active_weight
-                grown = frozen.new_zeros(frozen.shape[0], weight.shape[1])
-                grown[:, : frozen.shape[1]] = frozen
-                weight = torch.cat([grown, weight])
-                if bias is not None and layer.active_bias is not None:
-                    bias = torch.cat([layer.active_bias, bias])
-            layers[name] = plain_linear(weight, bias)
-        weight = head.free_weight.detach()[:, self._head_columns(keep)]
-        if head.kind == "single" and not own_only:
-            weight = torch.cat(
-                [weight.new_zeros(weight.shape[0], self.active(last)), weight], dim=1
-            )
-        layers[self.groups.head] = plain_linear(weight, head.current_bias())
-        return layers
+        self._require_task("pruned_network")
+        return build(self.graph, pruned_layers(self, keep)).eval().requires_grad_(False)
 
     def consolidate(self, keep: Keep | None = None, *, name: str | None = None) -> LearnedTask:
         """Ends a task: freezes the channels that are left and returns the others as free capacity.
@@ -442,7 +348,7 @@ class Model(nn.Module):
         if self.tasks:
             self.head.place(
                 self.tasks[-1].classes,
-                self._width(self.groups.head, self.tasks[-1].active),
+                self.width(self.groups.head, self.tasks[-1].active),
                 self._inputs_of_head(),
             )
 
@@ -496,6 +402,20 @@ class Model(nn.Module):
 
     # State
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As `torch.nn.Module.load_state_dict`, also from a state with other boundaries; tensors
+        that contradict the saved structure are refused.
+
+        Raises:
+            CheckpointError: the state belongs to another network, or its shapes do not fit
+                together.
+        """
+        result = super().load_state_dict(state_dict, strict, assign)
+        check_shapes(self)
+        return result
+
     def structure(self) -> dict[str, Any]:
         """Everything but the numbers, as JSON-able data: graph, sizes, head kind, learned tasks."""
         return {
@@ -515,8 +435,7 @@ class Model(nn.Module):
         """
         try:
             graph = Graph.from_json(data["graph"])
-            layers = {n.name: nn.Linear(**n.attrs) for n in graph.layers}
-            model = cls(graph, layers)
+            model = cls(graph, {n.name: nn.Linear(**n.attrs) for n in graph.layers})
             model._set_structure(data)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"this does not describe a network: {error}") from error
@@ -525,68 +444,13 @@ class Model(nn.Module):
     def _set_structure(self, data: Mapping[str, Any]) -> None:
         if data["graph"] != json.loads(json.dumps(self.graph.to_json())):
             raise CheckpointError("the saved state belongs to a network with other layers")
-        self.sizes = {str(k): int(v) for k, v in data["sizes"].items()}
+        self.sizes = {str(name): int(size) for name, size in data["sizes"].items()}
         if data["head"] != self.head.kind:
             self._swap_head(data["head"])
         self.in_task = bool(data["in_task"])
-        self.tasks = [
-            LearnedTask(
-                str(t["name"]), int(t["classes"]), {str(k): int(v) for k, v in t["active"].items()}
-            )
-            for t in data["tasks"]
-        ]
+        self.tasks = [LearnedTask.from_json(task) for task in data["tasks"]]
         self._skip_active()
         self._narrow.clear()
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """As `torch.nn.Module.load_state_dict`, also from a state with other boundaries; tensors
-        that contradict the saved structure are refused.
-
-        Raises:
-            CheckpointError: the state belongs to another network, or its shapes do not fit
-                together.
-        """
-        result = super().load_state_dict(state_dict, strict, assign)
-        self._check_shapes()
-        return result
-
-    def _check_shapes(self) -> None:
-        """Raises CheckpointError unless every tensor has the shape that the boundaries ask for."""
-        wanted: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-        for name, layer in self.masked_layers.items():
-            made, read = (self.groups[g[name]] for g in (self.groups.makes, self.groups.reads))
-            frozen = (
-                self.active(made),
-                self._width(name, self.tasks[-1].active) if self.tasks else 0,
-            )
-            rows = self.free(made) if self.in_task else self.sizes[made.name] - self.active(made)
-            columns = self.graph[name].attrs["in_features"]
-            if read.prunable:
-                columns = (
-                    self.active(read) + self.free(read) if self.in_task else self.sizes[read.name]
-                )
-            if made.prunable or self.tasks:
-                wanted[f"{name}.active_weight"] = (tuple(layer.active_weight.shape), frozen)
-                wanted[f"{name}.free_weight"] = (tuple(layer.free_weight.shape), (rows, columns))
-            if layer.active_bias is not None:
-                wanted[f"{name}.active_bias"] = (tuple(layer.active_bias.shape), frozen[:1])
-        for k, task in enumerate(self.tasks):
-            start = self.tasks[k - 1].active[self.groups.last.name] if k else 0
-            stop = task.active[self.groups.last.name]
-            weight, _ = self.head.task_weights(k, start, stop)
-            columns = (
-                stop - start
-                if self.head.kind == "single"
-                else self._width(self.groups.head, task.active)
-            )
-            wanted[f"{self.groups.head}, task {k}"] = (tuple(weight.shape), (task.classes, columns))
-        for what, (got, expected) in wanted.items():
-            if got != expected:
-                raise CheckpointError(
-                    f"{what} has shape {list(got)}; the learned tasks ask for {list(expected)}"
-                )
 
     def get_extra_state(self) -> Tensor:
         """The structure as bytes in a tensor, so that a state dict holds tensors only."""
@@ -605,9 +469,3 @@ class Model(nn.Module):
             f"{g.name} {self.active(g)}/{self.sizes[g.name]}" for g in self.groups.prunable
         )
         return f"{len(self.tasks)} tasks learned, {self.head.kind} head, active channels: {sizes}"
-
-
-def keep_everything(model: Model, groups: Iterable[Group] | None = None) -> dict[str, Tensor]:
-    """`keep` with all free channels of every prunable group."""
-    chosen = model.groups.prunable if groups is None else groups
-    return {group.name: torch.arange(model.free(group)) for group in chosen}

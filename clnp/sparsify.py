@@ -17,6 +17,7 @@ from clnp.data.task import Split
 from clnp.graph import Graph, Node, build
 from clnp.groups import Group
 from clnp.model import Model
+from clnp.pruning import pruned_layers
 from clnp.train import batches, count, count_correct, evaluating
 from clnp_kernels import ops
 
@@ -247,7 +248,7 @@ class ThresholdSearch:
         front, back = cut
         keep = self.keep(counts)
         keep[group.name] = self.order[group.name][: counts[group.name]]
-        layers = self.model.pruned_layers(keep)
+        layers = pruned_layers(self.model, keep)
         features, labels = _features(build(front, layers), self.validation, self.device)
         reader = group.consumers[0]
         layers[reader] = _Sliced(layers[reader])

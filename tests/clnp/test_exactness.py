@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clnp
-from clnp.model import Model, keep_everything
+from clnp.model import Model
+from clnp.pruning import keep_everything
 from tests.clnp.cases import (
     Functional,
     InputResidual,

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from clnp.errors import CapacityError, CheckpointError, ConfigError
-from clnp.model import Model, keep_everything
+from clnp.model import Model
+from clnp.pruning import keep_everything
 from tests.clnp.cases import Residual, convert, mlp, random_keep, some_steps
 
 

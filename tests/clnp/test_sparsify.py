@@ -9,6 +9,7 @@ from clnp.data import Task
 from clnp.errors import ConfigError
 from clnp.forgetting import candidates, floor_of, grid_points, per_layer, sparsest
 from clnp.model import Model
+from clnp.pruning import check_keep
 from clnp.sparsify import ThresholdSearch, measure_activity
 from clnp.train import Fit, FitSettings, count_correct
 from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep
@@ -98,7 +99,7 @@ def test_searches_hold_the_floor_and_their_thresholds_tell_what_is_kept(
         assert (free[others] <= theta).all()
         if granularity > 1 and kept.numel() < free.numel():
             assert (model.active(group) + kept.numel()) % granularity == 0 or kept.numel() == 0
-    model.check_keep(pruning.keep)
+    check_keep(model, pruning.keep)
 
 
 def test_joint_search_is_never_worse_than_layerwise() -> None:

@@ -1,0 +1,59 @@
+"""What is refused before any work is done."""
+
+from __future__ import annotations
+
+import torch
+
+from clnp.data.task import Task
+from clnp.errors import CapacityError, ConfigError, DataError
+from clnp.model import Model
+
+
+def check_task(model: Model, task: Task) -> int:
+    """Refuses a task that does not fit, before any work; returns its number of classes."""
+    if not isinstance(task, Task):
+        raise DataError(f"task: expected a clnp.data.Task, got {type(task).__name__}")
+    outputs = model.graph[model.groups.head].attrs["out_features"]
+    shape = tuple(model.graph.nodes[0].attrs["shape"][1:])
+    if task.sample_shape != shape:
+        raise DataError(
+            f"task {task.name!r}: examples have shape {list(task.sample_shape)}, but the "
+            "network was converted for "
+            f"{list(shape)}"
+        )
+    dtype = model.head.free_weight.dtype
+    if task.dtype != dtype:
+        raise DataError(
+            f"task {task.name!r}: inputs are {task.dtype}, the network is {dtype}; convert "
+            "one of them"
+        )
+    single = model.head.kind == "single"
+    classes = outputs if single or task.classes is None else task.classes
+    for split in ("train", "validation", "test"):
+        tensors = task.tensors(split)
+        if tensors is not None and int(tensors[1].max()) >= classes:
+            raise DataError(
+                f"task {task.name!r}, {split}: label {int(tensors[1].max())} is outside the "
+                f"head's {classes} classes" + ("" if single else "; pass Task(..., classes=...)")
+            )
+    if single and model.is_full:
+        last = model.groups.last.name
+        raise CapacityError(
+            f"task {task.name!r}: all {model.sizes[last]} channels of the final hidden layer "
+            f"{last!r} belong to earlier "
+            "tasks, and a single head needs free ones. Add some with learner.expand(), start "
+            "wider, or use head='multi'"
+        )
+    return classes
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device={device!r}: {error}") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={device!r}: torch sees no GPU here; use device='cpu'")
+    if found.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={device!r}: expected 'cpu' or 'cuda'")
+    return found
