@@ -3,6 +3,8 @@
 Exit codes: 0 done; 1 a certificate doesn't hold; 2 bad arguments, settings or data; 3 stopped in
 the middle (network full, loss not finite, disk full, bug); 130 interrupted. Errors are one line on
 stderr; with CLNP_DEBUG=1 the traceback too.
+
+Each command imports rich and matplotlib itself, so that --help and complaints come quickly.
 """
 
 from __future__ import annotations
@@ -15,8 +17,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
+from clnp import config as configs
+from clnp import runs
+from clnp.config import DEFAULTS
+from clnp.errors import CheckpointError, ClnpError, ConfigError, ConvertError, DataError
+from clnp.heads import HEADS
+from clnp.learner import Learner
+from clnp.settings import DTYPES, SEARCHES
+from clnp.train import SCHEDULES
+
 OK, FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
-STREAMS = ("permuted-digits", "permuted-mnist")
+STREAMS = tuple(DEFAULTS)
 # argparse destinations that are no settings of `clnp.config.Config`.
 PLACES = ("command", "data_root", "out", "resume", "overwrite", "seed", "grid")
 
@@ -124,8 +137,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "batch-size": {"type": int, "metavar": "B"},
         "lr": {"type": float, "metavar": "X", "help": "learning rate of Adam"},
         "l1": {**NUMBERS, "help": "L1 coefficient, one or one per layer"},
-        "schedule": {"choices": ("constant", "cosine", "step"), "help": "of the learning rate"},
-        "dtype": {"choices": ("fp32", "bf16")},
+        "schedule": {"choices": tuple(SCHEDULES), "help": "of the learning rate"},
+        "dtype": {"choices": tuple(DTYPES)},
         "device": {"metavar": "D", "help": "cpu, cuda or cuda:N"},
         "threads": {
             "type": int,
@@ -138,7 +151,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "depth": {"type": int, "metavar": "N", "help": "hidden layers"},
         "dropout": {"type": float, "metavar": "P"},
         "head": {
-            "choices": ("single", "multi"),
+            "choices": tuple(HEADS),
             "help": "one output layer for all tasks, or one each",
         },
     },
@@ -149,7 +162,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "help": "validation accuracy that pruning may cost (0.0005 = 0.05 %%)",
         },
         "search": {
-            "choices": ("joint", "layerwise"),
+            "choices": SEARCHES,
             "help": "thresholds of all layers together, or one by one",
         },
         "grid": {
@@ -181,9 +194,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 def command_run(options: argparse.Namespace) -> int:
     """`clnp run`: checks everything that can be checked, then works."""
-    from clnp import experiment, runs
+    from clnp import experiment
     from clnp.console import make_console
-    from clnp.errors import ConfigError
 
     if options.resume and options.overwrite:
         raise ConfigError("--resume and --overwrite: got both, wanted one")
@@ -198,7 +210,7 @@ def command_run(options: argparse.Namespace) -> int:
 
 def command_report(options: argparse.Namespace) -> int:
     """`clnp report`: the tables again, from the files."""
-    from clnp import report, results, runs
+    from clnp import report, results
     from clnp.console import make_console
 
     console = make_console()
@@ -218,18 +230,15 @@ def command_report(options: argparse.Namespace) -> int:
 
 def command_verify(options: argparse.Namespace) -> int:
     """`clnp verify`: 0 if every task's logits are the bits that were recorded, else 1."""
-    import torch
-
-    from clnp import report, runs
+    from clnp import report
     from clnp.console import make_console
-    from clnp.learner import Learner
 
     console = make_console()
     config, _ = runs.read_config(options.run)
     torch.set_num_threads(config.threads)
     tasks = identical = 0
     for seed, folder in runs.seed_folders(options.run, config):
-        verdicts = Learner.load(folder / runs.CHECKPOINT).verify()
+        verdicts = Learner.load(folder / runs.CHECKPOINT, device=config.device).verify()
         if len(config.seeds) > 1:
             report.show_line(console, f"seed {seed}")
         report.show_table(console, report.verdict_table(verdicts))
@@ -241,9 +250,7 @@ def command_verify(options: argparse.Namespace) -> int:
 
 def command_export(options: argparse.Namespace) -> int:
     """`clnp export`: one task's network as a .pt2 file that needs torch alone."""
-    from clnp import export, runs
-    from clnp.errors import ConfigError
-    from clnp.learner import Learner
+    from clnp import export
 
     config, _ = runs.read_config(options.run)
     if len(config.seeds) > 1:
@@ -280,9 +287,6 @@ def _settings(options: argparse.Namespace, folder: Path) -> tuple[Any, str | Non
     """(Config, data root): the given options over the resumed run's settings, or else over the
     stream's defaults.
     """
-    from clnp import config as configs
-    from clnp import runs
-
     given = {k: v for k, v in vars(options).items() if k not in PLACES and v is not None}
     given |= _seeds(options) | _grid(options.grid)
     data_root = options.data_root
@@ -300,8 +304,6 @@ def _settings(options: argparse.Namespace, folder: Path) -> tuple[Any, str | Non
 
 
 def _seeds(options: argparse.Namespace) -> dict[str, Any]:
-    from clnp.errors import ConfigError
-
     if options.seeds is not None:
         if not 1 <= options.seeds <= 1000:
             raise ConfigError(f"--seeds: got {options.seeds}, wanted 1 to 1000 seeds")
@@ -313,8 +315,6 @@ def _grid(items: Sequence[str] | None) -> dict[str, Any]:
     """["l1=1e-6,1e-5:1e-5:1e-6", "lr=1e-3"] -> {"grid_l1": ((1e-6,), (1e-5, 1e-5, 1e-6)),
     "grid_lr": (1e-3,)}.
     """
-    from clnp.errors import ConfigError
-
     grid: dict[str, Any] = {}
     for item in items or ():
         name, equals, text = item.partition("=")
@@ -354,12 +354,11 @@ def _interrupted(options: argparse.Namespace) -> int:
 
 def _complain(error: Exception) -> int:
     """One line on stderr; the exit code that goes with the error."""
-    from clnp.errors import CheckpointError, ClnpError, ConfigError, ConvertError, DataError
-    from clnp.runs import RunError
-
     if os.environ.get("CLNP_DEBUG"):
         traceback.print_exception(error)
-    usage = isinstance(error, (ConfigError, DataError, ConvertError, CheckpointError, RunError))
+    usage = isinstance(
+        error, (ConfigError, DataError, ConvertError, CheckpointError, runs.RunError)
+    )
     ours = isinstance(error, (ClnpError, OSError))
     text = " ".join(str(error).split())
     kind = "" if ours else f"{type(error).__name__}: "

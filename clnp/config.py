@@ -11,6 +11,9 @@ from typing import Any
 import torch
 
 from clnp.errors import ConfigError
+from clnp.heads import HEADS
+from clnp.settings import DTYPES, SEARCHES
+from clnp.train import SCHEDULES
 
 Numbers = tuple[float, ...]
 
@@ -21,9 +24,8 @@ class Config:
 
     Numbers without a unit are counts or fractions; l1 is the coefficient of the summed absolute
     weights of a layer, one for all layers or one per layer (depth + 1); fine_tune_l1 () takes that
-    of training. `grid` is None or {"l1": [one entry per candidate, each like l1], "lr": [...]}.
-    `threads` is torch's number of CPU
-    threads: another number can change the last bits.
+    of training. grid_l1 and grid_lr are the candidates of graceful forgetting, () for none.
+    threads is torch's number of CPU threads: another number can change the last bits.
 
     Raises:
         ConfigError: from `validate`, naming the field.
@@ -144,6 +146,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "schedule": "step",
         "width": 600,
         "margin": 0.005,
+        # Steps of a millisecond: two threads win little, and lose much where others want the cores.
+        "threads": 1,
     },
     # Golkar et al. 2019, Sec. 3.1, but for l1 on the first layer: see METHODS in the report of the
     # run.
@@ -165,7 +169,7 @@ def defaults(stream: str) -> dict[str, Any]:
     """All settings of a stream. Raises ConfigError for an unknown one."""
     if stream not in DEFAULTS:
         raise ConfigError(f"stream: got {stream!r}, wanted one of {', '.join(DEFAULTS)}")
-    return {"stream": stream, **DEFAULTS[stream], "threads": torch.get_num_threads()}
+    return {"stream": stream, "threads": torch.get_num_threads(), **DEFAULTS[stream]}
 
 
 def _whole(low: int, high: int) -> tuple[Callable[[Any], bool], str]:
@@ -204,13 +208,13 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("batch_size", _whole(1, 1_000_000)),
     ("lr", LR),
     ("l1", _each(L1, least=1)),
-    ("schedule", _one_of("constant", "cosine", "step")),
+    ("schedule", _one_of(*SCHEDULES)),
     ("width", _whole(1, 1_000_000)),
     ("depth", _whole(1, 100)),
     ("dropout", (lambda v: _real(0, 1)[0](v) and v < 1, "a number from 0 to below 1")),
-    ("head", _one_of("single", "multi")),
+    ("head", _one_of(*HEADS)),
     ("margin", (lambda v: _real(0, 1)[0](v) and v < 1, "a fraction from 0 to below 1")),
-    ("search", _one_of("joint", "layerwise")),
+    ("search", _one_of(*SEARCHES)),
     ("grid_l1", _each(_each(L1, least=1))),
     ("grid_lr", _each(LR)),
     ("fine_tune_epochs", _whole(0, 100_000)),
@@ -218,7 +222,7 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("fine_tune_l1", _each(L1)),
     ("reinit_scale", _real(0, 100, above=True)),
     ("granularity", _whole(1, 4096)),
-    ("dtype", _one_of("fp32", "bf16")),
+    ("dtype", _one_of(*DTYPES)),
     ("threads", _whole(1, 4096)),
 )
 
