@@ -10,7 +10,7 @@ from clnp_kernels import ops
 from tests.oracles import DTYPES, assert_accurate, joined
 
 # no element, one, an odd number, more than one piece of work, a matrix
-SHAPES = [(0,), (1,), (37,), (40001,), (30, 7)]
+SHAPES = [(0,), (1,), (37,), (70001,), (30, 7)]
 OPTIONS = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
 
 
