@@ -1,16 +1,19 @@
 """Time of a training step of a partly frozen MLP: ``python -m benchmarks.step``.
 
 MLP 784-width-width-10, ReLU, cross entropy, L1 and Adam; a fraction of the channels of both hidden
-layers is frozen. All contenders take turns within one run. Ours is first checked: after a few steps
-its free weights must be as near to a float64 computation as the eager ones are, or no time is
-printed.
+layers is frozen. All contenders take turns within one run, each in its own process. Ours is first
+checked: after a few steps its free weights must be as near to a float64 computation as the eager
+ones are, or no time is printed.
 """
 
 import argparse
 import csv
+import multiprocessing
 import os
+import resource
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -26,6 +29,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ERROR_RATIO = 2.0
 ROUNDING = 1e-7
 CHECKED_STEPS = 3
+WARM_UP = 5
+TURN = 4  # steps in a row
+PAUSE = 0.03  # seconds
 
 
 def exact_weights(problem: Problem, steps: int) -> list[Tensor]:
@@ -72,27 +78,61 @@ def check(problem: Problem) -> None:
         )
 
 
-def measure(problem: Problem, rounds: int) -> dict[str, Tensor]:
-    """Milliseconds of a step, [rounds] for each contender; they take turns."""
-    contenders = {name: build(problem) for name, build in CONTENDERS.items()}
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 2):
-        for name, contender in contenders.items():
-            start = time.perf_counter()
+def page_faults() -> int:
+    """Pages that this process has had to be given since it started."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def work(name: str, problem: Problem, pipe: Connection) -> None:
+    """Life of a contender's process: steps when asked for a number of them, 0 ends it."""
+    contender = CONTENDERS[name](problem)
+    for _ in range(WARM_UP):
+        contender.step()
+    pipe.send([])
+    while count := pipe.recv():
+        results = []
+        for _ in range(count):
+            pages, start = page_faults(), time.perf_counter()
             contender.step()
-            # the first turns fill caches and make the optimizers' state
-            if turn >= 2:
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: torch.tensor(values) for name, values in times.items()}
+            results.append(((time.perf_counter() - start) * 1e3, page_faults() - pages))
+        pipe.send(results)
 
 
-def rows_of(fraction: float, times: dict[str, Tensor]) -> list[dict[str, object]]:
+def measure(problem: Problem, rounds: int) -> dict[str, Tensor]:
+    """For each contender [steps, 2]: milliseconds and page faults of at least ``rounds`` steps.
+
+    They take turns, each in a process of its own, as it would be in use: within one process, a
+    contender's time depends on what memory the others have left in the allocator.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name in CONTENDERS:
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=work, args=(name, problem, theirs), daemon=True))
+        processes[-1].start()
+        pipes[name].recv()
+    results: dict[str, list[tuple[float, int]]] = {name: [] for name in CONTENDERS}
+    for _ in range(-(-rounds // (TURN - 1))):
+        for name, pipe in pipes.items():
+            # The threads of the last one stop spinning meanwhile; the first step fills the caches.
+            time.sleep(PAUSE)
+            pipe.send(TURN)
+            results[name] += pipe.recv()[1:]
+    for pipe in pipes.values():
+        pipe.send(0)
+    for process in processes:
+        process.join()
+    return {name: torch.tensor(values) for name, values in results.items()}
+
+
+def rows_of(fraction: float, results: dict[str, Tensor]) -> list[dict[str, object]]:
     """One row of numbers for each contender."""
-    ours = times["ours"].median()
+    ours = results["ours"][:, 0].quantile(0.5)
     rows = []
-    for name, values in times.items():
-        low, middle, high = values.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    for name, values in results.items():
+        low, middle, high = values[:, 0].quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
         row = {"fraction": fraction, "contender": name, "ms": middle, "q1": low, "q3": high}
+        row |= {"page faults": int(values[:, 1].median())}
         rows.append({**row, "ours is faster by": float(middle / ours)})
     return rows
 
@@ -100,7 +140,7 @@ def rows_of(fraction: float, times: dict[str, Tensor]) -> list[dict[str, object]
 def show(rows: list[dict[str, object]]) -> None:
     """Print rows as a table."""
     form = "{fraction:8.2f}  {contender:14}{ms:8.2f} [{q1:7.2f}, {q3:7.2f}]"
-    form += "  {ours is faster by:5.2f} x"
+    form += "{page faults:8}{ours is faster by:14.2f} x"
     for row in rows:
         print(form.format(**row))
 
@@ -136,7 +176,7 @@ def main() -> None:
     print(
         f"load of the machine: {os.getloadavg()[0]:.1f}; median [quartiles] of {args.rounds} steps"
     )
-    print("fraction  contender           ms  [quartiles]         ours is faster by")
+    print("fraction  contender           ms [quartiles]         faults  ours is faster by")
     for fraction in args.fractions:
         problem = make_problem(args.width, args.batch, fraction, DTYPES[args.dtype])
         check(problem)
