@@ -149,18 +149,22 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         # Steps of a millisecond: two threads win little, and lose much where others want the cores.
         "threads": 1,
     },
-    # Golkar et al. 2019, Sec. 3.1, but for l1 on the first layer: see METHODS in the report of the
-    # run.
+    # Network, optimizer, learning rate and batch as in Golkar et al. 2019, Sec. 3.1. There alpha is
+    # 1e-7, 1e-5, 1e-6, the margin 0.0005, and nothing is fine-tuned: here that takes more channels
+    # per task. A wider margin and fine-tuning of the survivors reach the same accuracy with fewer.
     "permuted-mnist": {
         **COMMON,
         "tasks": 10,
-        "epochs": 12,
+        "epochs": 15,
         "batch_size": 256,
         "lr": 2e-3,
-        "l1": (1e-5, 1e-5, 1e-6),
+        "l1": (3e-5, 1e-5, 1e-6),
         "schedule": "step",
         "width": 2000,
-        "margin": 0.0005,
+        "dropout": 0.25,
+        "margin": 0.01,
+        "fine_tune_epochs": 10,
+        "fine_tune_lr": 5e-4,
     },
 }
 

@@ -75,8 +75,8 @@ class Pruning:
         keep: group name -> ascending indices of the free channels that stay.
         thresholds: group name -> theta; kept channels have E|a| > theta.
         correct: correctly classified validation examples afterwards.
-        cost: kept free channels as fractions of their groups, summed with the groups' weights; what
-            the search minimises.
+        cost: what the search minimises: over the groups, the sum of the fractions of free channels
+            that are kept.
     """
 
     keep: dict[str, Tensor]
@@ -100,7 +100,6 @@ class ThresholdSearch:
         floor: the least number of correctly classified validation examples.
         device: where to evaluate.
         granularity: active channels of a group are rounded up to a multiple of this.
-        weights: group name -> its weight in the cost; default 1 each.
     """
 
     def __init__(
@@ -111,12 +110,10 @@ class ThresholdSearch:
         floor: int,
         device: torch.device,
         granularity: int = 1,
-        weights: Mapping[str, float] | None = None,
     ) -> None:
         self.model, self.validation, self.floor, self.device = model, validation, floor, device
         self.granularity = granularity
         self.groups = model.groups.prunable
-        self.weights = {g.name: (weights or {}).get(g.name, 1.0) for g in self.groups}
         self.order: dict[str, Tensor] = {}
         self.sorted: dict[str, Tensor] = {}
         self.least: dict[str, int] = {}
@@ -147,8 +144,10 @@ class ThresholdSearch:
         return {name: self.order[name][:n].sort().values for name, n in counts.items()}
 
     def cost(self, counts: Mapping[str, int]) -> float:
-        """Kept channels as weighted fractions of the groups' sizes."""
-        return sum(self.weights[name] * n / self.model.sizes[name] for name, n in counts.items())
+        """Kept channels as fractions of those that are still free in their groups, summed: where
+        channels are scarce, each costs more.
+        """
+        return sum(n / max(self.order[name].numel(), 1) for name, n in counts.items())
 
     def correct(self, counts: Mapping[str, int]) -> int:
         """Correct validation examples of the network pruned to `counts`."""
