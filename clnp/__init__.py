@@ -8,6 +8,7 @@ from clnp import data, models
 from clnp.convert import convert
 from clnp.errors import (
     CapacityError,
+    CapacityWarning,
     CheckpointError,
     ClnpError,
     ConfigError,
@@ -23,6 +24,7 @@ from clnp.task_report import TaskReport
 
 __all__ = [
     "CapacityError",
+    "CapacityWarning",
     "CheckpointError",
     "ClnpError",
     "ConfigError",

@@ -27,6 +27,10 @@ class CapacityError(ClnpError, RuntimeError):
     """No free channels are left where the next task needs them."""
 
 
+class CapacityWarning(UserWarning):
+    """No free channels are left: a task is learned by its head alone."""
+
+
 class CheckpointError(ClnpError, RuntimeError):
     """A checkpoint is damaged, incomplete, or was not written by this package."""
 

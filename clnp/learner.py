@@ -5,6 +5,7 @@ move (Algorithm 1).
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from clnp import checkpoint
 from clnp.certificate import Certificate, Verdict
 from clnp.checks import check_device, check_task
 from clnp.data.task import Split, Task
-from clnp.errors import CheckpointError, ConfigError, DataError
+from clnp.errors import CapacityWarning, CheckpointError, ConfigError, DataError
 from clnp.forgetting import GridPoint, candidates, floor_of, grid_points, per_layer, sparsest
 from clnp.model import Model
 from clnp.progress import Progress, fingerprint
@@ -123,8 +124,8 @@ class Learner:
         Raises:
             DataError: the task does not fit the network (shape, dtype, labels).
             CapacityError: single head and no free channel in the final hidden layer. With several
-                heads the task is learned by a new head alone, which the report tells
-                (`transfer_only`).
+                heads the task is learned by a new head alone: a CapacityWarning, and the report's
+                `transfer_only`, say so.
             TrainingError: the loss became NaN or infinite.
         """
         classes = check_task(self.model, task)
@@ -156,6 +157,14 @@ class Learner:
         self._call("on_task_begin", index, task.name, epochs)
         generator = torch.Generator().manual_seed(seed_for(settings.seed, index, "weights"))
         transfer_only = model.is_full
+        if transfer_only:
+            warnings.warn(
+                f"task {task.name!r}: no free channels are left in the final hidden layer, so only "
+                "a new head is trained on what earlier tasks learned (final-layer transfer). "
+                "learner.expand() adds channels",
+                CapacityWarning,
+                stacklevel=3,
+            )
         model.begin_task(classes, generator=generator, reinit_scale=settings.reinit_scale)
         with self._timed("fit"):
             trained = self._train_grid(task, index, transfer_only)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from clnp.errors import CapacityError, CheckpointError, ConfigError
+from clnp.errors import CapacityError, CheckpointError, ConfigError, DataError
 from clnp.graph import Graph, build, fuse_relu, plain_linear
 from clnp.groups import Group, find_groups
 from clnp.heads import HEADS, Head, MultiHead
@@ -40,6 +40,7 @@ class Model(nn.Module):
         mode, whose logits
             never change again (bit for bit, for the same batch, dtype, device and number of
             threads).
+        Raises DataError where x does not fit the network, ConfigError for an unknown task.
     """
 
     def __init__(self, graph: Graph, layers: Mapping[str, nn.Linear]) -> None:
@@ -141,11 +142,26 @@ class Model(nn.Module):
     # Calling
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        self._check_input(x)
         if task is None:
             if self.in_task or not self.tasks:
                 return self.net(x)
             task = len(self.tasks) - 1
         return self.subnetwork(task)(x)
+
+    def _check_input(self, x: Tensor) -> None:
+        """Raises DataError unless x [B, ...] has the shape, dtype and device of this network."""
+        if not isinstance(x, Tensor):
+            raise DataError(f"x: expected a tensor, got {type(x).__name__}")
+        shape = list(self.graph.nodes[0].attrs["shape"][1:])
+        if list(x.shape[1:]) != shape or x.dim() < 1:
+            wanted = ", ".join(map(str, ["B", *shape]))
+            raise DataError(f"x: expected shape [{wanted}], got {list(x.shape)}")
+        weight = self.head.free_weight
+        if x.device != weight.device:
+            raise DataError(f"x is on {x.device}, the network on {weight.device}; move one of them")
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise DataError(f"x is {x.dtype}, the network {weight.dtype}; convert one of them")
 
     def check_task(self, task: int) -> int:
         """Returns the index of a learned task, counting from 0; negative ones count from the end.

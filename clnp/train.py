@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from clnp.data.task import Split
-from clnp.errors import TrainingError
+from clnp.errors import DataError, TrainingError
 from clnp.model import Model
 from clnp_kernels.optim import AdamL1
 
@@ -273,6 +273,8 @@ class Fit:
         bf16 = self.settings.dtype == torch.bfloat16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             logits = self.model.net(x)
+        if not isinstance(self.train, tuple):
+            _check_labels(y, logits.shape[-1])
         loss = F.cross_entropy(logits.float() if bf16 else logits, y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -286,6 +288,13 @@ class Fit:
                 f"{self.settings.l1}); "
                 "what was learned before this task is untouched. A lower lr usually helps"
             )
+
+
+def _check_labels(y: Tensor, classes: int) -> None:
+    """Labels of a data set that makes its items when asked are seen here first."""
+    worst = y[(y < 0) | (y >= classes)]
+    if worst.numel():
+        raise DataError(f"train: label {int(worst[0])} is outside the head's {classes} classes")
 
 
 def trainable(model: Model, head_only: bool = False) -> list[nn.Parameter]:

@@ -146,24 +146,13 @@ def test_single_head_refuses_a_task_when_full_before_any_work() -> None:
     assert all(v.identical for v in lt.verify())
 
 
-def test_multi_head_learns_by_transfer_when_full() -> None:
+def test_multi_head_learns_by_transfer_when_full_and_says_so() -> None:
     lt = learner(mlp([6]), head="multi", margin=0.0, l1=0.0)
-    lt.learn(blobs(0))
-    lt.model.begin_task()
-    lt.model.cancel_task()
-    if not lt.model.is_full:
-        lt.model.begin_task()
-        lt.model.consolidate({"0": torch.arange(lt.model.free("0"))}, name="filler")
-        lt.model.tasks.pop(0)  # as if the one task had taken all
-        lt.model._narrow.clear()
-        lt.model.head.register_buffer("weight_0", lt.model.head.weight_1)
-        lt.model.head.register_buffer("bias_0", lt.model.head.bias_1)
-        lt.model.head.register_buffer("weight_1", None)
-        lt.model.head.register_buffer("bias_1", None)
-        lt.certificate.entries.clear()
-        lt.certificate.probes.clear()
-        lt.certificate.record(lt.model, blobs(0).test[0])
-    report = lt.learn(blobs(1))
+    while not lt.model.is_full:
+        assert not lt.learn(blobs(len(lt.reports))).transfer_only
+    before = len(lt.reports)
+    with pytest.warns(clnp.CapacityWarning, match="final-layer transfer"):
+        report = lt.learn(blobs(before))
     assert report.transfer_only
     assert report.capacity["0"]["new"] == 0
     assert report.test > 0.4
@@ -192,6 +181,16 @@ def test_true_data_sets_are_learned_too() -> None:
     assert torch.equal(
         a.model.masked_layers["0"].active_weight, b.model.masked_layers["0"].active_weight
     )
+
+
+def test_labels_of_true_data_sets_are_checked_when_seen() -> None:
+    source = blobs(0)
+    bad = Noisy(source.train[0], source.train[1] + 3)
+    task = Task("noisy", bad, source.validation, source.test, classes=3)
+    lt = learner()
+    with pytest.raises(DataError, match="outside the head's 3 classes"):
+        lt.learn(task)
+    assert lt.learn(blobs(0)).task == 0
 
 
 @pytest.mark.parametrize("schedule", ["constant", "step", "cosine"])

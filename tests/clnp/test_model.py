@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from clnp.errors import CapacityError, CheckpointError, ConfigError
+from clnp.errors import CapacityError, CheckpointError, ConfigError, DataError
 from clnp.model import Model
 from clnp.pruning import keep_everything
 from tests.clnp.cases import Residual, convert, mlp, random_keep, some_steps
@@ -267,3 +267,49 @@ def test_copies_are_independent() -> None:
     assert len(model.tasks) == 1
     assert torch.equal(model(x, task=0), expected)
     assert torch.equal(other(x, task=0), expected)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([1.0], "expected a tensor"),
+        (torch.zeros(3, 11), r"\[B, 12\], got \[3, 11\]"),
+        (torch.zeros(12), r"got \[12\]"),
+        (torch.zeros(2, 3, 12), r"got \[2, 3, 12\]"),
+        (torch.zeros(3, 12, dtype=torch.float64), r"float64, the network torch\.float32"),
+        (torch.zeros(3, 12, dtype=torch.int64), "int64"),
+        (torch.zeros(3, 12, device="meta"), "meta"),
+    ],
+)
+def test_inputs_that_do_not_fit(learned: bool, x: torch.Tensor, message: str) -> None:
+    model = convert(mlp([8]))
+    if learned:
+        model.begin_task()
+        model.consolidate(first(model, {"0": 2}))
+    with pytest.raises(DataError, match=message):
+        model(x)
+
+
+def test_an_empty_batch_is_fine() -> None:
+    assert convert(mlp([8]))(torch.zeros(0, 12)).shape == (0, 3)
+
+
+def test_autocast_and_compile() -> None:
+    model = convert(mlp([8, 6]))
+    model.begin_task()
+    model.consolidate(first(model, {"0": 2, "2": 2}))
+    model.begin_task()
+    x = torch.randn(5, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).dtype == torch.bfloat16
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x))
+    compiled(x).sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model(x).sum().backward()
+    assert expected
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, expected[name])
