@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from clnp import cli, results, runs
-from clnp.config import Config, defaults, differences, validate
-from clnp.console import Reporter
+from clnp import cli
+from clnp.cli import results, runs
+from clnp.cli.config import Config, defaults, differences, validate
+from clnp.cli.console import Reporter
 from clnp.errors import ConfigError
 from clnp.learner import Learner
 from tests.clnp.commands import TINY, clnp, finished_run
@@ -85,11 +86,11 @@ def test_bad_arguments_are_refused_before_any_work(capsys, tmp_path, case):
 
 
 def test_defaults_are_good_settings():
-    for stream in cli.STREAMS:
+    for stream in cli.commands.STREAMS:
         config = Config(**defaults(stream))
         validate(config)
         assert Config.from_dict(json.loads(json.dumps(config.as_dict()))) == config
-    assert tuple(cli.STREAMS) == ("permuted-digits", "permuted-mnist")
+    assert tuple(cli.commands.STREAMS) == ("permuted-digits", "permuted-mnist")
     with pytest.raises(ConfigError, match="stream"):
         defaults("permuted-cats")
 

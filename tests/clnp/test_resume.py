@@ -23,7 +23,7 @@ RUN = ["--tasks", "3", "--epochs", "3", "--width", "24", "--threads", "1", "--gr
 # the n-th file, "after": bool}. Answers with {"killed": bool, "replaced": n, "error": text}.
 HELPER = """
 import json, os, select, signal, sys, time, traceback
-import clnp.cli, clnp.experiment, clnp.plots, clnp.progress, clnp.export
+import clnp.cli, clnp.cli.experiment, clnp.plots, clnp.progress, clnp.cli.export
 import torch
 import torch._dynamo  # optimizers import it when first made, which takes seconds
 torch.set_num_threads(1)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from clnp import diagnostics, results
-from clnp.config import defaults
+from clnp import diagnostics
+from clnp.cli import results
+from clnp.cli.config import defaults
 from clnp.learner import Learner
 from tests.clnp.commands import TINY, clnp, finished_run
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clnp import results
+from clnp.cli import results
 
 # Above this many tasks a table of all accuracies doesn't fit a screen; the files and plots have
 # them.

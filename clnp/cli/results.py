@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from clnp import diagnostics, plots, runs
+from clnp import diagnostics, plots
 from clnp.atomic import write_text
-from clnp.config import Config
+from clnp.cli import runs
+from clnp.cli.config import Config
 
 PHASES = ("fit", "search", "fine_tune", "evaluate", "total")
 SUMMARIES = ("acc", "bwt", "forgetting")

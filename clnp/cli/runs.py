@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clnp.atomic import write_text
-from clnp.config import Config, differences
+from clnp.cli.config import Config, differences
 from clnp.errors import ClnpError, ConfigError
 
 FORMAT = "clnp-run"

@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from clnp import config as configs
-from clnp import runs
-from clnp.config import DEFAULTS
+from clnp.cli import config as configs
+from clnp.cli import runs
+from clnp.cli.config import DEFAULTS
 from clnp.errors import CheckpointError, ClnpError, ConfigError, ConvertError, DataError
 from clnp.heads import HEADS
 from clnp.learner import Learner
@@ -30,7 +30,7 @@ from clnp.train import SCHEDULES
 
 OK, FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 STREAMS = tuple(DEFAULTS)
-# argparse destinations that are no settings of `clnp.config.Config`.
+# argparse destinations that are no settings of `clnp.cli.config.Config`.
 PLACES = ("command", "data_root", "out", "resume", "overwrite", "seed", "grid")
 
 
@@ -194,8 +194,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 def command_run(options: argparse.Namespace) -> int:
     """`clnp run`: checks everything that can be checked, then works."""
-    from clnp import experiment
-    from clnp.console import make_console
+    from clnp.cli import experiment
+    from clnp.cli.console import make_console
 
     if options.resume and options.overwrite:
         raise ConfigError("--resume and --overwrite: got both, wanted one")
@@ -210,8 +210,8 @@ def command_run(options: argparse.Namespace) -> int:
 
 def command_report(options: argparse.Namespace) -> int:
     """`clnp report`: the tables again, from the files."""
-    from clnp import report, results
-    from clnp.console import make_console
+    from clnp.cli import report, results
+    from clnp.cli.console import make_console
 
     console = make_console()
     config, _ = runs.read_config(options.run)
@@ -230,8 +230,8 @@ def command_report(options: argparse.Namespace) -> int:
 
 def command_verify(options: argparse.Namespace) -> int:
     """`clnp verify`: 0 if every task's logits are the bits that were recorded, else 1."""
-    from clnp import report
-    from clnp.console import make_console
+    from clnp.cli import report
+    from clnp.cli.console import make_console
 
     console = make_console()
     config, _ = runs.read_config(options.run)
@@ -250,7 +250,7 @@ def command_verify(options: argparse.Namespace) -> int:
 
 def command_export(options: argparse.Namespace) -> int:
     """`clnp export`: one task's network as a .pt2 file that needs torch alone."""
-    from clnp import export
+    from clnp.cli import export
 
     config, _ = runs.read_config(options.run)
     if len(config.seeds) > 1:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from clnp import environment, report, results, runs
-from clnp.config import Config
-from clnp.console import Reporter, log_file
+from clnp.cli import environment, report, results, runs
+from clnp.cli.config import Config
+from clnp.cli.console import Reporter, log_file
 from clnp.convert import convert
 from clnp.data import PermutedDigits, PermutedMNIST, Stream
 from clnp.errors import CapacityError, ConfigError
