@@ -169,7 +169,7 @@ class MaskedLinear(nn.Module):
         """Initialise the free parameters in place as ``torch.nn.Linear`` would with I inputs.
 
         Arguments:
-            generator: source of the random numbers; None: the global one.
+            generator: source of the random numbers, on any device; None: the global one.
             scale: factor on the weights (not on the biases).
         """
         if self.in_features == 0:
@@ -177,11 +177,13 @@ class MaskedLinear(nn.Module):
                 self.free_bias.zero_()
             return
         if self.free_weight.numel():
-            nn.init.kaiming_uniform_(self.free_weight, a=math.sqrt(5), generator=generator)
-            self.free_weight.mul_(scale)
+            drawn = _on_device_of(generator, self.free_weight)
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+            self.free_weight.copy_(drawn.mul_(scale))
         if self.free_bias is not None and self.free_bias.numel():
             bound = 1 / math.sqrt(self.in_features)
-            nn.init.uniform_(self.free_bias, -bound, bound, generator=generator)
+            drawn = _on_device_of(generator, self.free_bias)
+            self.free_bias.copy_(nn.init.uniform_(drawn, -bound, bound, generator=generator))
 
     @torch.no_grad()
     def freeze(self, keep_out: Tensor, keep_in: Tensor) -> None:
@@ -310,3 +312,10 @@ def _check_index(name: str, index: Tensor, size: int) -> Tensor:
     if len(torch.unique(index)) != len(index):
         raise ValueError(message(name, "a number twice", "different numbers"))
     return index
+
+
+def _on_device_of(generator: torch.Generator | None, tensor: Tensor) -> Tensor:
+    """An empty tensor like the given one where the generator can fill it: a CPU generator then gives
+    the same weights on every device.
+    """
+    return torch.empty_like(tensor, device=None if generator is None else generator.device)
