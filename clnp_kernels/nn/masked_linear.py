@@ -315,7 +315,7 @@ def _check_index(name: str, index: Tensor, size: int) -> Tensor:
 
 
 def _on_device_of(generator: torch.Generator | None, tensor: Tensor) -> Tensor:
-    """An empty tensor like the given one where the generator can fill it: a CPU generator then gives
-    the same weights on every device.
+    """An empty tensor like the given one where the generator can fill it, so that a CPU generator
+    gives the same weights on every device.
     """
     return torch.empty_like(tensor, device=None if generator is None else generator.device)
