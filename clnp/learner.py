@@ -153,7 +153,8 @@ class Learner:
     def _learn(self, task: Task, index: int, classes: int) -> TaskReport:
         settings, model = self.settings, self.model
         tune = settings.fine_tune
-        epochs = settings.epochs * len(self.points) + (tune.epochs if tune else 0)
+        points = self._points()
+        epochs = settings.epochs * len(points) + (tune.epochs if tune else 0)
         self._call("on_task_begin", index, task.name, epochs)
         generator = torch.Generator().manual_seed(seed_for(settings.seed, index, "weights"))
         transfer_only = model.is_full
@@ -167,7 +168,7 @@ class Learner:
             )
         model.begin_task(classes, generator=generator, reinit_scale=settings.reinit_scale)
         with self._timed("fit"):
-            trained = self._train_grid(task, index, transfer_only)
+            trained = self._train_grid(task, index, points, transfer_only)
         best = max(t.correct for t in trained)
         with self._timed("search"):
             chosen = self._prune_candidates(task, trained, best, transfer_only)
@@ -203,12 +204,20 @@ class Learner:
             transfer_only=transfer_only,
         )
 
-    def _train_grid(self, task: Task, index: int, head_only: bool) -> list[_Trained]:
+    def _points(self) -> list[GridPoint]:
+        """The grid points that the next task is trained with."""
+        if self.settings.grid_first_only and self.reports:
+            return [GridPoint(self.reports[0].l1, self.reports[0].lr)]
+        return self.points
+
+    def _train_grid(
+        self, task: Task, index: int, points: list[GridPoint], head_only: bool
+    ) -> list[_Trained]:
         """Trains every grid point from the same weights, in the same order of examples."""
         parameters = trainable(self.model, head_only)
         start = [p.detach().clone() for p in parameters]
         trained = []
-        for i, point in enumerate(self.points):
+        for i, point in enumerate(points):
             _restore(parameters, start)
             state = self._fit(task, index, i, point, head_only)
             correct = round(state.history[-1]["validation_accuracy"] * count(task.validation))
@@ -237,7 +246,7 @@ class Learner:
             if state.epoch == s.epochs or self._progress.due():
                 self._progress.save(i, snapshot(), stamp)
             self._call(
-                "on_epoch_end", {**state.history[-1], "point": i, "points": len(self.points)}
+                "on_epoch_end", {**state.history[-1], "point": i, "points": len(self._points())}
             )
 
         return fit.run(after_epoch)

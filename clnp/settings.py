@@ -46,6 +46,8 @@ class Settings:
             "cosine".
         seed: of everything random.
         grid: None, or {"l1": [...], "lr": [...]}: graceful forgetting over all combinations.
+        grid_first_only: search the grid on the first task only and keep what it chose (as the paper
+            does on permuted MNIST, Sec. 3.1).
         search: "joint" (divides the margin among the layers for the fewest channels) or "layerwise"
             (last layer first).
         fine_tune: None or `FineTune`.
@@ -64,6 +66,7 @@ class Settings:
     schedule: str = "constant"
     seed: int = 0
     grid: dict[str, list[Any]] | None = None
+    grid_first_only: bool = False
     search: str = "joint"
     fine_tune: FineTune | None = None
     dtype: str = "fp32"
@@ -126,6 +129,7 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "batch_size": ("an integer >= 1", lambda v: _whole(v) and v >= 1),
     "schedule": _one_of(SCHEDULES),
     "seed": ("an integer >= 0", lambda v: _whole(v) and v >= 0),
+    "grid_first_only": ("True or False", lambda v: isinstance(v, bool)),
     "search": _one_of(SEARCHES),
     "dtype": _one_of(DTYPES),
     "reinit_scale": ("a number > 0", lambda v: _number(v) and v > 0),

@@ -171,6 +171,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "help": "graceful forgetting over a grid: l1=1e-6,1e-5 lr=1e-3,2e-3; per layer with "
             "colons, l1=1e-5:1e-5:1e-6",
         },
+        "grid-first-only": {
+            "action": argparse.BooleanOptionalAction,
+            "help": "search the grid on the first task and keep what it chose",
+        },
         "granularity": {
             "type": int,
             "metavar": "N",

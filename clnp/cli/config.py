@@ -47,6 +47,7 @@ class Config:
     search: str
     grid_l1: tuple[Numbers, ...]
     grid_lr: Numbers
+    grid_first_only: bool
     fine_tune_epochs: int
     fine_tune_lr: float
     fine_tune_l1: Numbers
@@ -108,9 +109,15 @@ class Config:
             "search",
             "schedule",
             "dtype",
+            "reinit_scale",
+            "granularity",
+            "grid_first_only",
         )
         return {
-            **{name: getattr(self, name) for name in (*same, "reinit_scale", "granularity")},
+            **{
+                name: getattr(self, name)
+                for name in (*same, "reinit_scale", "granularity", "grid_first_only")
+            },
             "seed": self.seeds[0],
             "l1": _one_or_list(self.l1),
             "grid": grid or None,
@@ -126,6 +133,7 @@ COMMON: dict[str, Any] = {
     "search": "joint",
     "grid_l1": (),
     "grid_lr": (),
+    "grid_first_only": False,
     "fine_tune_epochs": 0,
     "fine_tune_lr": 1e-4,
     "fine_tune_l1": (),
@@ -221,6 +229,7 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("search", _one_of(*SEARCHES)),
     ("grid_l1", _each(_each(L1, least=1))),
     ("grid_lr", _each(LR)),
+    ("grid_first_only", (lambda v: type(v) is bool, "true or false")),
     ("fine_tune_epochs", _whole(0, 100_000)),
     ("fine_tune_lr", LR),
     ("fine_tune_l1", _each(L1)),
@@ -271,7 +280,7 @@ def differences(old: Config, new: Config) -> list[str]:
 
 def option(field: str) -> str:
     """The command-line option that sets a field."""
-    if field.startswith("grid_"):
+    if field in ("grid_l1", "grid_lr"):
         return "--grid " + field.removeprefix("grid_")
     return field if field == "stream" else "--" + field.replace("_", "-")
 

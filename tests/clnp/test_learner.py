@@ -107,6 +107,13 @@ def test_grid_takes_the_sparsest_within_the_margin_of_the_best() -> None:
     assert (report.lr, report.l1) == (chosen[0]["lr"], chosen[0]["l1"])
 
 
+def test_grid_on_the_first_task_only() -> None:
+    lt = learner(grid={"lr": [1e-5, 0.01]}, grid_first_only=True)
+    first, second = lt.learn(blobs(0)), lt.learn(blobs(1))
+    assert len(first.grid) == 2
+    assert [row["lr"] for row in second.grid] == [first.lr] == [0.01]
+
+
 def test_a_grid_of_one_equals_no_grid() -> None:
     a = learner().learn(blobs(0))
     b = learner(grid={"l1": [1e-4], "lr": [0.01]}).learn(blobs(0))
@@ -463,6 +470,7 @@ def test_bad_tasks(make: Any, message: str) -> None:
         ({"granularity": 0}, "granularity"),
         ({"reinit_scale": 0}, "reinit_scale"),
         ({"grid": {"lr": []}}, "grid"),
+        ({"grid_first_only": 1}, "grid_first_only"),
         ({"fine_tune": {"epoch": 1}}, "unknown keys"),
         ({"fine_tune": {"epochs": 0}}, "fine_tune epochs"),
         ({"fine_tune": {"l1": [1.0]}}, "fine_tune l1"),
