@@ -56,8 +56,8 @@ def measure(model: clnp.Model, batch: int, rounds: int) -> list[dict[str, float]
             raise SystemExit(f"task {k}: the extracted network's logits differ; no time is printed")
     times: list[list[float]] = [[] for _ in (dense, *narrow)]
     for _ in range(rounds):
-        for network, found in zip((dense, *narrow), times, strict=True):
-            found.append(milliseconds(network, x))
+        for contender, found in zip((dense, *narrow), times, strict=True):
+            found.append(milliseconds(contender, x))
     whole = statistics.median(times[0])
     rows = []
     for k, network in enumerate(narrow):
