@@ -117,7 +117,8 @@ def vmap_by_loop(name: str) -> None:
         results = []
         for i in range(info.batch_size):
             pairs = zip(args, in_dims, strict=True)
-            results.append(op(*(a if d is None else a.select(d, i) for a, d in pairs)))
+            # of a list of numbers d is a list of None
+            results.append(op(*(a.select(d, i) if isinstance(d, int) else a for a, d in pairs)))
         if isinstance(results[0], Tensor):
             return torch.stack(results), 0
         return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])

@@ -3,6 +3,13 @@
 from .. import _register
 from .adam_l1 import adam_l1
 from .channel_activity import channel_activity
+from .masked_conv2d import (
+    masked_conv2d,
+    masked_conv2d_dgrad,
+    masked_conv2d_fwd,
+    masked_conv2d_relu_grad,
+    masked_conv2d_wgrad,
+)
 from .masked_linear import (
     masked_linear,
     masked_linear_dgrad,
@@ -15,6 +22,11 @@ from .sgd_l1 import sgd_l1
 __all__ = [
     "adam_l1",
     "channel_activity",
+    "masked_conv2d",
+    "masked_conv2d_dgrad",
+    "masked_conv2d_fwd",
+    "masked_conv2d_relu_grad",
+    "masked_conv2d_wgrad",
     "masked_linear",
     "masked_linear_dgrad",
     "masked_linear_fwd",

@@ -1,0 +1,195 @@
+"""Definition of ``masked_conv2d`` and of its gradients.
+
+Images without channels or without elements are no images for PyTorch's convolution, so they are
+answered here.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from .channel_activity import accumulator, channel_activity
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """How [B, C, H, W] lies: ``torch.channels_last`` or ``torch.contiguous_format``.
+
+    As PyTorch decides it: by the order of the strides, so that a slice of channels lies like its
+    whole.
+    """
+    smallest = 0
+    if x.stride(1) == 0:
+        return torch.contiguous_format
+    for dim in (1, 3, 2, 0):
+        size, stride = x.shape[dim], x.stride(dim)
+        if size == 0 or stride < smallest or (dim == 0 and smallest == x.stride(1)):
+            return torch.contiguous_format
+        smallest = stride * max(size, 1)
+    return torch.channels_last
+
+
+def output_size(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """H and W of the output."""
+    return [
+        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1
+        for d in (0, 1)
+    ]
+
+
+def convolve(
+    x: Tensor,  # [B, I, H, W]
+    weight: Tensor,  # [O, I, K, K'], depthwise [O, 1, K, K']
+    bias: Tensor | None,  # [O]
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    depthwise: bool,
+) -> Tensor:
+    """The plain convolution [B, O, H', W'], which lies as ``x`` does."""
+    outputs, kernel = weight.shape[0], weight.shape[2:]
+    if x.numel() and outputs:
+        format_x = memory_format(x)
+        groups = x.shape[1] if depthwise else 1
+        # a weight in channels_last would decide how the output lies
+        weight = weight.contiguous(memory_format=format_x)
+        y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return y.contiguous(memory_format=format_x)
+    sizes = output_size(x, kernel, stride, padding, dilation)
+    y = x.new_zeros(x.shape[0], outputs, *sizes)
+    return y if bias is None else y + bias[:, None, None]
+
+
+def input_gradient(
+    grad_z: Tensor,  # [B, O, H', W']
+    shape: Sequence[int],  # B, I, H, W
+    weight: Tensor,  # [O, I, K, K'], depthwise [O, 1, K, K']
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    depthwise: bool,
+) -> Tensor:
+    """The gradient [B, I, H, W] of the input of :func:`convolve`."""
+    grad_x = grad_z.new_zeros(shape)
+    if not (grad_x.numel() and grad_z.numel()):
+        return grad_x
+    groups = shape[1] if depthwise else 1
+    return conv2d_input(list(shape), weight, grad_z, stride, padding, dilation, groups)
+
+
+def weight_gradient(
+    grad_z: Tensor,  # [B, O, H', W']
+    x: Tensor,  # [B, I, H, W]
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    depthwise: bool,
+) -> Tensor:
+    """The gradient of the weight of :func:`convolve`: [O, I, K, K'], depthwise [O, 1, K, K']."""
+    shape = [grad_z.shape[1], 1 if depthwise else x.shape[1], *kernel]
+    if not (x.numel() and grad_z.numel()):
+        return x.new_zeros(shape)
+    groups = x.shape[1] if depthwise else 1
+    return conv2d_weight(x, shape, grad_z, stride, padding, dilation, groups)
+
+
+def masked_conv2d_fwd(
+    x: Tensor,  # [B, I, H, W]
+    active_weight: Tensor,  # [Oa, Ia, K, K'], depthwise [Ca, 1, K, K']
+    free_weight: Tensor,  # [Of, I, K, K'], depthwise [Cf, 1, K, K']
+    active_bias: Tensor | None,  # [Oa]
+    free_bias: Tensor | None,  # [Of]
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    depthwise: bool,
+    activation: str,
+    activity: bool,
+    full_input_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """y [B, O, H', W'] and its activity [O] (an empty tensor unless asked for)."""
+    geometry = (stride, padding, dilation, depthwise)
+    split = active_weight.shape[0] if depthwise else active_weight.shape[1]
+    free_x = x[:, split:] if depthwise else x
+    active = convolve(x[:, :split], active_weight, active_bias, *geometry)
+    free = convolve(free_x, free_weight, free_bias, *geometry)
+    y = torch.cat([active, free], 1).contiguous(memory_format=memory_format(x))
+    if activation == "relu":
+        y = y.relu()
+    if activity:
+        return y, channel_activity(y, 1)
+    return y, y.new_empty(0, dtype=accumulator(y.dtype))
+
+
+def masked_conv2d_relu_grad(
+    grad_y: Tensor, y: Tensor, active: int, bias: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients before the ReLU and of the bias, of the outputs from ``active`` on.
+
+    [B, O, H', W'] twice -> [B, O - active, H', W'], [O - active] (empty without bias).
+    """
+    grad_z = grad_y[:, active:].masked_fill(y[:, active:] <= 0, 0)
+    grad_z = grad_z.contiguous(memory_format=memory_format(y))
+    return grad_z, grad_z.sum((0, 2, 3)) if bias else grad_z.new_empty(0)
+
+
+def masked_conv2d_dgrad(
+    grad_z: Tensor,  # [B, Of, H', W'], or [B, O, H', W'] with full_input_grad
+    x: Tensor,  # [B, I, H, W]: only its shape and how it lies are looked at
+    active_weight: Tensor,  # [Oa, Ia, K, K'], depthwise [Ca, 1, K, K']
+    free_weight: Tensor,  # [Of, I, K, K'], depthwise [Cf, 1, K, K']
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    depthwise: bool,
+    full_input_grad: bool,
+) -> Tensor:
+    """Gradient of the input, [B, I, H, W]: zero for active inputs unless ``full_input_grad``."""
+    geometry = (stride, padding, dilation, depthwise)
+    split = active_weight.shape[0] if depthwise else active_weight.shape[1]
+    sizes = x.shape[0], *x.shape[2:]
+
+    def part(grad: Tensor, weight: Tensor, channels: int) -> Tensor:
+        return input_gradient(grad, (sizes[0], channels, *sizes[1:]), weight, *geometry)
+
+    if full_input_grad:
+        active_grad = grad_z[:, : active_weight.shape[0]]
+        active = part(active_grad, active_weight, split)
+        grad_z = grad_z[:, active_weight.shape[0] :]
+    else:
+        active = x.new_zeros(sizes[0], split, *sizes[1:])
+    if depthwise or not full_input_grad:
+        weight = free_weight if depthwise else free_weight[:, split:]
+        grad_x = torch.cat([active, part(grad_z, weight, x.shape[1] - split)], 1)
+    else:
+        grad_x = part(grad_z, free_weight, x.shape[1])
+        grad_x[:, :split] += active
+    return grad_x.contiguous(memory_format=memory_format(x))
+
+
+def masked_conv2d_wgrad(
+    grad_z: Tensor,  # [B, Of, H', W']
+    x: Tensor,  # [B, I, H, W]
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    depthwise: bool,
+    bias: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the free weight [Of, I, K, K'] ([Cf, 1, K, K']) and bias [Of] (or empty)."""
+    format_x = memory_format(x)
+    if depthwise:
+        x = x[:, x.shape[1] - grad_z.shape[1] :]
+    weight = weight_gradient(grad_z, x, kernel, stride, padding, dilation, depthwise)
+    grad_bias = grad_z.sum((0, 2, 3)) if bias else grad_z.new_empty(0)
+    return weight.contiguous(memory_format=format_x), grad_bias

@@ -1,0 +1,141 @@
+#include "channels.h"
+
+namespace clnp {
+
+bool is_channels_last(const Tensor& x) {
+  if (x.stride(1) == 0) return false;
+  int64_t smallest = 0;
+  for (const int64_t dim : {1, 3, 2, 0}) {
+    const int64_t size = x.size(dim), stride = x.stride(dim);
+    if (size == 0 || stride < smallest || (dim == 0 && smallest == x.stride(1))) return false;
+    smallest = stride * std::max<int64_t>(size, 1);
+  }
+  return true;
+}
+
+Tensor dense(const Tensor& x, bool last) {
+  using torch::headeronly::MemoryFormat;
+  return torch::stable::contiguous(x, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+Tensor new_images(const Tensor& like, int64_t batch, int64_t channels, int64_t height,
+                  int64_t width, bool last) {
+  if (!last) return torch::stable::new_empty(like, {batch, channels, height, width});
+  const Tensor rows = torch::stable::new_empty(like, {batch, height, width, channels});
+  return torch::stable::permute(rows, {0, 3, 1, 2});
+}
+
+void check_images(const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() == 4, name, ".shape: got ", shape_text(t), ", wanted 4 dimensions");
+}
+
+Images::Images(const Tensor& x, bool last) : tensor(x), lie{last, 0, 0, 0} {
+  // Dimensions of size 1 have any stride and say nothing.
+  const int64_t height = x.size(2), width = x.size(3), channels = x.size(1), batch = x.size(0);
+  const int64_t pixel = width > 1 ? x.stride(3) : x.stride(2);
+  const bool one = height * width == 1;
+  const bool even = width <= 1 || height <= 1 || x.stride(2) == width * x.stride(3);
+  const bool flat = last ? (channels <= 1 || x.stride(1) == 1) : (one || pixel == 1);
+  const bool spaced = !last || batch <= 1 || one || x.stride(0) == height * width * pixel;
+  if (x.numel() > 0 && !(even && flat && spaced)) {
+    tensor = dense(x, last);
+    const int64_t plane = height * width;
+    lie = last ? Lie{last, plane * channels, 1, channels} : Lie{last, plane * channels, plane, 1};
+    return;
+  }
+  // Rows of one-pixel images are as far from each other as the images.
+  lie = {last, x.stride(0), last ? 1 : x.stride(1), last ? (one ? x.stride(0) : pixel) : 1};
+}
+
+namespace {
+
+// `from` may be `to`.
+template <class T>
+CLNP_INLINE wide_t<T> join(const T* from, T* to, bool relu) {
+  const wide_t<T> value = load(*from);
+  const wide_t<T> result = relu && value < 0 ? wide_t<T>(0) : value;
+  store(to, result);
+  return std::fabs(result);
+}
+
+template <class T>
+CLNP_INLINE void join_rows(const T* from, int64_t from_row, T* to, int64_t to_row, bool relu,
+                           int64_t rows, int64_t columns, double* sums) {
+  sum_piece<wide_t<T>>(rows, columns, sums,
+                       [=](int64_t r, int64_t c) __attribute__((always_inline)) {
+                         return join(from + r * from_row + c, to + r * to_row + c, relu);
+                       });
+}
+
+template <class T>
+CLNP_INLINE double join_run(const T* from, T* to, bool relu, int64_t count) {
+  return sum_run(count, [=](int64_t i) __attribute__((always_inline)) {
+    return join(from + i, to + i, relu);
+  });
+}
+
+}  // namespace
+
+#define CLNP_FOR(T)                                                                                \
+  CLNP_CLONES void value_rows_of(const T* x, int64_t stride, int64_t rows, int64_t columns,        \
+                                 double* sums) {                                                   \
+    sum_piece<wide_t<T>>(rows, columns, sums,                                                      \
+                         [=](int64_t r, int64_t c)                                                 \
+                             __attribute__((always_inline)) { return load(x[r * stride + c]); });  \
+  }                                                                                                \
+  CLNP_CLONES double value_run_of(const T* x, int64_t count) {                                     \
+    return sum_run(count, [=](int64_t i) __attribute__((always_inline)) { return load(x[i]); });   \
+  }                                                                                                \
+  CLNP_CLONES void join_rows_of(const T* from, int64_t from_row, T* to, int64_t to_row, bool relu, \
+                                int64_t rows, int64_t columns, double* sums) {                     \
+    join_rows(from, from_row, to, to_row, relu, rows, columns, sums);                              \
+  }                                                                                                \
+  CLNP_CLONES double join_run_of(const T* from, T* to, bool relu, int64_t count) {                 \
+    return join_run(from, to, relu, count);                                                        \
+  }
+CLNP_FOR(float)
+CLNP_FOR(double)
+CLNP_FOR(BFloat16)
+CLNP_FOR(Half)
+#undef CLNP_FOR
+
+void sum_images(const Tensor& x, bool last, double* sums) {
+  const Images images(x, last);
+  const Lie lie = images.lie;
+  const int64_t pixels = x.size(2) * x.size(3);
+  visit(x.scalar_type(), [&](auto* null) {
+    using T = std::remove_pointer_t<decltype(null)>;
+    const T* data = const_pointer<T>(images.tensor);
+    sum_channels(
+        last, x.size(0), x.size(1), pixels, sums,
+        [&](int64_t r, int64_t rows, int64_t c, int64_t columns, double* part) {
+          value_rows_of(data + r * lie.pixel + c, lie.pixel, rows, columns, part);
+        },
+        [&](int64_t i, int64_t c) {
+          return value_run_of(data + i * lie.image + c * lie.channel, pixels);
+        });
+  });
+}
+
+void join_images(const Tensor& from, const Tensor& to, bool relu, bool last, double* sums) {
+  const Images source(from, last), target(to, last);
+  const Lie s = source.lie, t = target.lie;
+  visit(to.scalar_type(), [&](auto* null) {
+    using T = std::remove_pointer_t<decltype(null)>;
+    const T* a = const_pointer<T>(source.tensor);
+    T* b = pointer<T>(target.tensor);
+    const int64_t pixels = to.size(2) * to.size(3);
+    sum_channels(
+        last, to.size(0), to.size(1), pixels, sums,
+        [&](int64_t r, int64_t rows, int64_t c, int64_t columns, double* part) {
+          join_rows_of(a + r * s.pixel + c, s.pixel, b + r * t.pixel + c, t.pixel, relu, rows,
+                       columns, part);
+        },
+        [&](int64_t i, int64_t c) {
+          return join_run_of(a + i * s.image + c * s.channel, b + i * t.image + c * t.channel, relu,
+                             pixels);
+        });
+  });
+}
+
+}  // namespace clnp

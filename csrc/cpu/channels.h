@@ -1,0 +1,86 @@
+// Images [B, C, H, W] by channels: in rows (channels_last: all channels of a pixel side by side) or
+// in planes (all pixels of a channel side by side). Sums over batch and pixels, one for each
+// channel, fused with work on the elements.
+#pragma once
+
+#include <vector>
+
+#include "columns.h"
+
+namespace clnp {
+
+// Whether images lie in channels_last, as PyTorch decides it: by the order of the strides, so that
+// a slice of channels lies like its whole.
+bool is_channels_last(const Tensor& x);
+
+// x itself or a copy that lies densely in this format.
+Tensor dense(const Tensor& x, bool last);
+
+// New images that lie like `like`'s format says, not initialised.
+Tensor new_images(const Tensor& like, int64_t batch, int64_t channels, int64_t height,
+                  int64_t width, bool last);
+
+inline Tensor channels_of(const Tensor& x, int64_t start, int64_t length) {
+  Tensor source = x;
+  if (start == 0 && length == x.size(1)) return source;
+  return torch::stable::narrow(source, 1, start, length);
+}
+
+void check_images(const char* name, const Tensor& t);
+
+// Distances in elements: from image to image, from channel to channel and from pixel to pixel. One
+// of the last two is 1.
+struct Lie {
+  bool last;
+  int64_t image, channel, pixel;
+};
+
+// The same data as x, or as a copy of it, and how it lies: its pixels are evenly spaced.
+struct Images {
+  Images(const Tensor& x, bool last);
+  Tensor tensor;
+  Lie lie;
+};
+
+// sum over i of term(i) by independent sums, so that the additions need not wait for each other
+template <class F>
+CLNP_INLINE double sum_run(int64_t count, const F& term) {
+  constexpr int64_t kLanes = 16;
+  double lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+#pragma GCC ivdep
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += static_cast<double>(term(i + j));
+  }
+  double sum = 0;
+  for (; i < count; ++i) sum += static_cast<double>(term(i));
+  for (int64_t j = 0; j < kLanes; ++j) sum += lanes[j];
+  return sum;
+}
+
+// Go over all elements of images, in parallel, and add up the sums, sums[c] for channel c:
+// - in rows: rows(row, rows, channel, channels, sums) for each piece; a row is a pixel
+// - in planes: run(image, channel) returns the sum over a plane
+// The result does not depend on the number of threads.
+template <class Rows, class Run>
+void sum_channels(bool last, int64_t images, int64_t channels, int64_t pixels, double* sums,
+                  const Rows& rows, const Run& run) {
+  if (last) return sum_pieces(images * pixels, channels, sums, rows);
+  const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(images * pixels, 1), 1);
+  torch::stable::parallel_for(0, channels, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      double sum = 0;
+      for (int64_t i = 0; i < images; ++i) sum += run(i, c);
+      sums[c] = sum;
+    }
+  });
+}
+
+// to = max(from, 0) or from; sums[c] = sum of |to| over batch and pixels of channel c. Both have
+// one shape; they may be one.
+void join_images(const Tensor& from, const Tensor& to, bool relu, bool last, double* sums);
+
+// sums[c] = sum over batch and pixels of channel c.
+void sum_images(const Tensor& x, bool last, double* sums);
+
+}  // namespace clnp
