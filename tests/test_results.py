@@ -1,0 +1,52 @@
+"""The figures in the README are those of the committed results."""
+
+import csv
+import json
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = " ".join((ROOT / "README.md").read_text().split())
+
+
+def test_permuted_mnist() -> None:
+    metrics = json.loads((RESULTS / "permuted-mnist" / "metrics.json").read_text())
+    R = metrics["accuracy_matrix"]
+    last = R[-1]
+    assert len(last) == 10
+    assert all(row == last[: len(row)] for row in (r[: i + 1] for i, r in enumerate(R)))
+    assert f"**{100 * mean(last):.2f} %**" in README
+    assert f"(lowest {100 * min(last):.2f}, highest {100 * max(last):.2f})" in README
+    used = [metrics["reports"][-1]["capacity"][layer]["used"] for layer in ("fc1", "fc2")]
+    assert f"{used[0]} and {used[1]} of the 2000 channels" in README
+    assert metrics["certificate"]["identical"] == metrics["certificate"]["tasks"] == 10
+    with (RESULTS / "permuted-mnist" / "timing.csv").open() as file:
+        seconds = sum(float(row["total"]) for row in csv.DictReader(file) if row["task"].isdigit())
+    assert f"{seconds / 60:.0f} minutes" in README
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("contender", ["eager-masked", "dense", "slices"])
+def test_step_times(dtype: str, contender: str) -> None:
+    with (RESULTS / "step.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["dtype"] == dtype]
+    times = {(float(r["fraction"]), r["contender"]): float(r["ms"]) for r in rows}
+    fractions = (0.0, 0.25, 0.5, 0.75)
+    ratios = [times[f, contender] / times[f, "ours"] for f in fractions]
+    cells = " | ".join(f"{ratio:.2f} x" for ratio in ratios)
+    assert f"| {dtype}, against {contender} | {cells} |" in README
+    if (dtype, contender) == ("fp32", "dense"):
+        share = 100 * times[0.5, "ours"] / times[0.5, "dense"]
+        assert f"takes {share:.0f} % of the dense network's time" in README
+
+
+def test_inference() -> None:
+    with (RESULTS / "inference.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    work = [100 * float(row["work"]) for row in rows]
+    time = [100 * float(row["time"]) for row in rows]
+    assert f"{work[0]:.0f} to {work[-1]:.0f} % of the dense network's multiply-adds" in README
+    assert f"{time[0]:.0f} to {time[-1]:.0f} % of its time" in README
