@@ -2,16 +2,20 @@
 
 An operator is a schema plus a reference in plain PyTorch, registered for every device
 (CompositeExplicitAutograd). Faster implementations register themselves for their own dispatch key
-and take precedence: on the CPU the compiled library ``clnp_kernels/_cpu*.so``. Adding a device
-means adding a row to ``LIBRARIES``; no operator contains an ``if device``.
+and take precedence: on the CPU the compiled library ``clnp_kernels/_cpu*.so``, on CUDA the modules
+named in ``TRITON``. Adding a device means adding a row to ``LIBRARIES``; no operator contains an
+``if device``.
 
 Environment: ``CLNP_REFERENCE=1`` leaves compiled libraries unloaded and lets the reference serve
-silently; ``CLNP_STRICT=1`` makes the reference an error.
+silently; ``CLNP_STRICT=1`` makes the reference an error; ``CLNP_TRITON=1`` lets the Triton kernels
+serve on CUDA, which are experimental: no GPU has run them yet.
 """
 
 import os
 import warnings
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +27,22 @@ from .errors import MissingImplementationError, ReferenceWarning
 NAMESPACE = "clnp_kernels"
 # device type -> (dispatch key, owner, pattern of the library's file in this folder)
 LIBRARIES = {"cpu": ("CPU", "C++ (csrc/cpu)", "_cpu*.so"), "cuda": ("CUDA", "CUDA", "_cuda*.so")}
+# operator -> the module of triton_kernels that serves it on CUDA
+TRITON = {
+    "channel_activity": "channel_activity",
+    "masked_linear_fwd": "masked_linear",
+    "masked_linear_relu_grad": "masked_linear",
+    "masked_linear_dgrad": "masked_linear",
+    "masked_linear_wgrad": "masked_linear",
+}
 OPS: list[str] = []
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 _ops = getattr(torch.ops, NAMESPACE)
 _ways: dict[str, "_Ways"] = {}
-_reasons: dict[str, str] = {}
+_references: dict[str, Callable[..., Any]] = {}
+_reasons: dict[str, str] = {}  # by device type
+_triton_reason = ""
 _warned: set[str] = set()
 
 
@@ -43,6 +57,11 @@ class _Ways(NamedTuple):
 def reference_forced() -> bool:
     """Whether ``CLNP_REFERENCE`` asks for the reference."""
     return os.environ.get("CLNP_REFERENCE", "0") not in ("", "0")
+
+
+def triton_asked() -> bool:
+    """Whether ``CLNP_TRITON`` lets the experimental Triton kernels serve."""
+    return os.environ.get("CLNP_TRITON", "0") not in ("", "0")
 
 
 def strict() -> bool:
@@ -64,6 +83,7 @@ def define(name: str, schema: str, reference: Callable[..., Any], fake: Callable
         _note_fallback(name, _device_type([*args, *kwargs.values()]))
         return reference(*args, **kwargs)
 
+    _references[name] = reference
     _library.define(name + schema)
     _library.impl(name, serve, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
@@ -128,8 +148,10 @@ def vmap_by_loop(name: str) -> None:
 
 def load_libraries() -> None:
     """Load the compiled libraries that are there and remember why the others are not."""
+    global _triton_reason
     for device, (_, _, pattern) in LIBRARIES.items():
         _reasons[device] = _load(pattern)
+    _triton_reason = _register_triton()
 
 
 def _load(pattern: str) -> str:
@@ -148,9 +170,42 @@ def _load(pattern: str) -> str:
     return ""
 
 
+def _register_triton() -> str:
+    """Let the Triton kernels serve on CUDA; the reason why not, or an empty string.
+
+    Nothing imports triton before the first CUDA tensor comes.
+    """
+    if reference_forced():
+        return "CLNP_REFERENCE is set"
+    if not triton_asked():
+        return "its Triton kernel is experimental, CLNP_TRITON=1 turns it on"
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    for name, module in TRITON.items():
+        _library.impl(name, _triton_server(name, module), "CUDA")
+    return ""
+
+
+def _triton_server(name: str, module: str) -> Callable[..., Any]:
+    """The Triton implementation of an operator; what it can't take goes to the reference."""
+    package = f"{__package__}.triton_kernels"
+
+    def serve(*args: Any) -> Any:
+        kernels = import_module(package)
+        reason = kernels.unsupported(args[0])
+        if reason:
+            _note_fallback(name, "cuda", reason)
+            return _references[name](*args)
+        return getattr(import_module(f"{package}.{module}"), name)(*args)
+
+    return serve
+
+
 def owner(name: str, device: str) -> tuple[str, str]:
     """Who serves an operator on a device type, and why it is nothing faster (or '')."""
     key, implementation, _ = LIBRARIES[device]
+    if device == "cuda" and name in TRITON:
+        return ("reference", _triton_reason) if _triton_reason else ("Triton", "experimental")
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key):
         return implementation, ""
     return "reference", _reasons.get(device) or "no implementation for this device yet"
@@ -165,11 +220,11 @@ def _device_type(arguments: list[Any]) -> str:
     return "cpu"
 
 
-def _note_fallback(name: str, device: str) -> None:
+def _note_fallback(name: str, device: str, reason: str = "") -> None:
     """Say once per device that the reference serves, or raise in strict mode."""
     if reference_forced() or device not in LIBRARIES:
         return
-    reason = owner(name, device)[1]
+    reason = reason or owner(name, device)[1]
     if strict():
         raise MissingImplementationError(
             f"{NAMESPACE}::{name} has only its reference on {device}: {reason}. Reinstall with a "

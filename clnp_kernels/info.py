@@ -10,7 +10,8 @@ from . import __version__
 def implementations() -> dict[tuple[str, str], tuple[str, str]]:
     """The table ``{(operator, device type): (implementation, reason)}``.
 
-    The reason is empty unless the reference serves because something is missing.
+    The reason is empty unless the reference serves because something is missing, or the
+    implementation is experimental.
     """
     from . import _register, ops  # noqa: F401  (importing ops registers the operators)
 

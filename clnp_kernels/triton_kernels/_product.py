@@ -1,0 +1,56 @@
+"""The matrix product that the kernels of ``masked_linear`` share."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_of(program, tiles_m, tiles_n, GROUP: tl.constexpr):
+    """Row and column of a program's tile: GROUP rows of tiles at a time, for reuse in the cache."""
+    width = GROUP * tiles_n
+    first = program // width * GROUP
+    height = tl.minimum(tiles_m - first, GROUP)
+    inner = program % width
+    return first + inner % height, inner // height
+
+
+@triton.jit
+def offsets_of(tile, BLOCK: tl.constexpr):
+    """The BLOCK indices of a tile, int64 as everything that is multiplied by a stride."""
+    return tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def product(
+    acc,  # [BM, BN] float32
+    a,  # element [i, k] at i * a_row + k * a_depth
+    a_row,
+    a_depth,
+    b,  # element [k, j] at k * b_depth + j * b_column
+    b_depth,
+    b_column,
+    i,  # [BM] rows of a
+    j,  # [BN] columns of b
+    rows,
+    columns,
+    depth,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """acc + a[i, :depth] @ b[:depth, j]; what lies outside [rows, columns] counts as zero."""
+    k = tl.arange(0, BK).to(tl.int64)
+    lefts = a + (i[:, None] * a_row + k[None, :] * a_depth)
+    rights = b + (k[:, None] * b_depth + j[None, :] * b_column)
+    left_step = tl.full([], BK, tl.int64) * a_depth
+    right_step = tl.full([], BK, tl.int64) * b_depth
+    for start in range(0, depth, BK):
+        inside = k < depth - start
+        left = tl.load(lefts, mask=(i < rows)[:, None] & inside[None, :], other=0.0)
+        right = tl.load(rights, mask=inside[:, None] & (j < columns)[None, :], other=0.0)
+        if WIDEN:  # the interpreter's bfloat16 products are wrong
+            left, right = left.to(tl.float32), right.to(tl.float32)
+        acc = tl.dot(left, right, acc, input_precision=PRECISION)
+        lefts += left_step
+        rights += right_step
+    return acc

@@ -1,0 +1,105 @@
+"""``channel_activity`` in Triton: one pass over memory, channels last or channels first.
+
+Each program sums a stripe for some channels; the stripes are added in a fixed order, without
+atomics: the same numbers in every run.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import _launch
+from ._product import offsets_of
+
+# elements of a block [along the sum, channels] by whether channels are next to each other in
+# memory, and the most stripes that are summed apart
+BLOCKS = {True: (32, 128), False: (512, 4)}
+STRIPES = 512
+
+
+@triton.jit
+def activity_kernel(
+    x,  # element [p, c, q] at p * p_stride + c * c_stride + q * q_stride
+    partial,  # [stripes, C] float32
+    C,
+    Q,
+    count,  # P * Q
+    p_stride,
+    c_stride,
+    q_stride,
+    blocks,  # per stripe
+    NARROW: tl.constexpr,
+    LENGTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    stripe = tl.program_id(1)
+    c = offsets_of(tl.program_id(0), CHANNELS)
+    sums = tl.zeros((CHANNELS,), tl.float32)
+    for block in range(stripe * blocks, stripe * blocks + blocks):
+        start = block * tl.full([], LENGTH, tl.int64)
+        inner = start % Q
+        if NARROW:  # many divisions follow, and in 64 bits they are slow
+            inner = inner.to(tl.int32)
+        inner += tl.arange(0, LENGTH)
+        p, q = start // Q + inner // Q, (inner % Q).to(tl.int64)
+        at = p[:, None] * p_stride + q[:, None] * q_stride + c[None, :] * c_stride
+        mask = (start + tl.arange(0, LENGTH) < count)[:, None] & (c < C)[None, :]
+        value = tl.load(x + at, mask=mask, other=0.0)
+        sums += tl.sum(tl.abs(value.to(tl.float32)), 0)
+    tl.store(partial + (stripe.to(tl.int64) * C + c), sums, mask=c < C)
+
+
+def channel_activity(x: Tensor, dim: int) -> Tensor:
+    """Sum of ``|x|`` over every dimension but ``dim``: [..., C, ...] -> [C] float32."""
+    channels = x.shape[dim]
+    count = x.numel() // channels if channels else 0
+    if count == 0:
+        return x.new_zeros(channels, dtype=torch.float32)
+    view = as_planes(x, dim)
+    length, width = BLOCKS[view.stride(1) == 1]
+    blocks = triton.cdiv(count, length * STRIPES)
+    stripes = triton.cdiv(count, length * blocks)
+    partial = x.new_empty(stripes, channels, dtype=torch.float32)
+    arguments: dict[str, Any] = {
+        "x": view,
+        "partial": partial,
+        "C": channels,
+        "Q": view.shape[2],
+        "count": count,
+        "p_stride": view.stride(0),
+        "c_stride": view.stride(1),
+        "q_stride": view.stride(2),
+        "blocks": blocks,
+        "NARROW": view.shape[2] < 1 << 30,
+        "LENGTH": length,
+        "CHANNELS": width,
+    }
+    _launch.launch(activity_kernel, (triton.cdiv(channels, width), stripes), x, arguments)
+    return partial[0] if stripes == 1 else partial.sum(0)
+
+
+def as_planes(x: Tensor, dim: int) -> Tensor:
+    """``x`` as [P, C, Q], a view where there is one whose last or middle stride is 1, else a copy.
+
+    Any order of the summed elements will do, so the dimensions are sorted by their strides first.
+    """
+    channel = x.movedim(dim, 0)
+    others = sorted(range(1, x.ndim), key=channel.stride, reverse=True)
+    sorted_x = channel.permute(0, *others)
+    if sorted_x.stride(0) == 1 or x.ndim == 1:
+        rows = sorted_x.movedim(0, -1)
+        return rows.reshape(-1, x.shape[dim])[:, :, None]
+    for split in range(1, x.ndim):
+        try:
+            planes = sorted_x.view(
+                x.shape[dim],
+                sorted_x.shape[1:split].numel(),
+                sorted_x.shape[split:].numel(),
+            )
+        except RuntimeError:  # not a view
+            continue
+        return planes.movedim(0, 1)
+    return sorted_x.reshape(x.shape[dim], 1, -1).movedim(0, 1)

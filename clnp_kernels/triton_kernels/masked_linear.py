@@ -1,0 +1,358 @@
+"""``masked_linear`` in Triton: each operator is one launch, sums of tiles apart.
+
+A tile of the result lies on one side of the frozen/free boundary, so the boundary need not be
+aligned: the columns of each side are covered by tiles of their own, and each tile sums over the
+inputs that its side has. Tiles of the free side, which sum over more, come first.
+
+Letters as in ``ops.masked_linear``. Sums over tiles (activity, bias gradient) are written per tile
+and added in a fixed order, without atomics: the same numbers in every run.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import _launch
+from ._product import offsets_of, product, tile_of
+
+# relu_grad: elements of a block, and the most stripes of rows that are summed apart
+BLOCK_ROWS, BLOCK_COLUMNS, STRIPES = 32, 128, 256
+
+
+@triton.jit
+def fwd_kernel(
+    x,  # [B, I]
+    active_weight,  # [Oa, Ia]
+    free_weight,  # [Of, I]
+    active_bias,  # [Oa]
+    free_bias,  # [Of]
+    y,  # [B, O], contiguous
+    partial,  # [tiles_m, O] float32
+    B,
+    Ia,
+    I,  # noqa: E741
+    Oa,
+    Of,
+    x_stride,
+    active_stride,
+    free_stride,
+    BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    ACTIVITY: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    tiles_free = tl.cdiv(Of, BN)
+    tiles_n = tiles_free + tl.cdiv(Oa, BN)
+    m, n = tile_of(tl.program_id(0), tl.cdiv(B, BM), tiles_n, GROUP)
+    i = offsets_of(m, BM)
+    acc = tl.zeros((BM, BN), tl.float32)
+    # Two loops, not one on chosen pointers: each keeps the alignment that its side has.
+    if n < tiles_free:
+        j = offsets_of(n, BN)
+        inside = j < Of
+        acc = product(acc, x, x_stride, 1, free_weight, 1, free_stride, i, j, B, Of, I,
+                      PRECISION, WIDEN, BK)  # fmt: skip
+        if BIAS:
+            acc += tl.load(free_bias + j, mask=inside, other=0.0).to(tl.float32)[None, :]
+        column = Oa + j
+    else:
+        j = offsets_of(n - tiles_free, BN)
+        inside = j < Oa
+        acc = product(acc, x, x_stride, 1, active_weight, 1, active_stride, i, j, B, Oa, Ia,
+                      PRECISION, WIDEN, BK)  # fmt: skip
+        if BIAS:
+            acc += tl.load(active_bias + j, mask=inside, other=0.0).to(tl.float32)[None, :]
+        column = j
+    if RELU:  # a NaN stays
+        acc = tl.where(acc <= 0.0, 0.0, acc)
+    value = acc.to(y.dtype.element_ty)
+    mask = (i < B)[:, None] & inside[None, :]
+    outputs = tl.full([], 0, tl.int64) + Oa + Of
+    tl.store(y + (i[:, None] * outputs + column[None, :]), value, mask=mask)
+    if ACTIVITY:
+        sums = tl.sum(tl.where(mask, tl.abs(value.to(tl.float32)), 0.0), 0)
+        tl.store(partial + (m * outputs + column), sums, mask=inside)
+
+
+@triton.jit
+def relu_grad_kernel(
+    grad_y,  # [B, O], from the first wanted column on
+    y,  # [B, O], from the first wanted column on
+    grad_z,  # [B, columns], contiguous
+    partial,  # [stripes, columns] float32
+    B,
+    columns,
+    grad_stride,
+    y_stride,
+    blocks,  # of rows, per stripe
+    BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    stripe = tl.program_id(1)
+    j = offsets_of(tl.program_id(0), COLUMNS)
+    sums = tl.zeros((COLUMNS,), tl.float32)
+    for block in range(stripe * blocks, stripe * blocks + blocks):
+        i = block * tl.full([], ROWS, tl.int64) + tl.arange(0, ROWS)
+        mask = (i < B)[:, None] & (j < columns)[None, :]
+        grad = tl.load(grad_y + (i[:, None] * grad_stride + j[None, :]), mask=mask, other=0.0)
+        value = tl.load(y + (i[:, None] * y_stride + j[None, :]), mask=mask, other=0.0)
+        kept = tl.where(value.to(tl.float32) <= 0.0, 0.0, grad.to(tl.float32))
+        tl.store(grad_z + (i[:, None] * columns + j[None, :]), kept, mask=mask)
+        if BIAS:
+            sums += tl.sum(tl.where(mask, kept, 0.0), 0)
+    if BIAS:
+        tl.store(partial + (stripe.to(tl.int64) * columns + j), sums, mask=j < columns)
+
+
+@triton.jit
+def dgrad_kernel(
+    grad_z,  # [B, Of]; FULL: [B, O]
+    active_weight,  # [Oa, Ia]
+    free_weight,  # [Of, I]
+    grad_x,  # [B, I], contiguous
+    B,
+    Ia,
+    I,  # noqa: E741
+    Oa,
+    Of,
+    grad_stride,
+    active_stride,
+    free_stride,
+    FULL: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    tiles_free = tl.cdiv(I - Ia, BN)
+    tiles_n = tiles_free + tl.cdiv(Ia, BN)
+    m, n = tile_of(tl.program_id(0), tl.cdiv(B, BM), tiles_n, GROUP)
+    i = offsets_of(m, BM)
+    acc = tl.zeros((BM, BN), tl.float32)
+    grad_free, zero = grad_z, tl.full([], 0, tl.int64)
+    if FULL:
+        grad_free += zero + Oa
+    if n < tiles_free:
+        j = offsets_of(n, BN)
+        inside = j < I - Ia
+        acc = product(acc, grad_free, grad_stride, 1, free_weight + (zero + Ia), free_stride, 1, i,
+                      j, B, I - Ia, Of, PRECISION, WIDEN, BK)  # fmt: skip
+        column = Ia + j
+    else:  # zero, unless FULL
+        j = offsets_of(n - tiles_free, BN)
+        inside = j < Ia
+        if FULL:
+            acc = product(acc, grad_free, grad_stride, 1, free_weight, free_stride, 1, i, j, B,
+                          Ia, Of, PRECISION, WIDEN, BK)  # fmt: skip
+            acc = product(acc, grad_z, grad_stride, 1, active_weight, active_stride, 1, i, j, B,
+                          Ia, Oa, PRECISION, WIDEN, BK)  # fmt: skip
+        column = j
+    mask = (i < B)[:, None] & inside[None, :]
+    value = acc.to(grad_x.dtype.element_ty)
+    tl.store(grad_x + (i[:, None] * I + column[None, :]), value, mask=mask)
+
+
+@triton.jit
+def wgrad_kernel(
+    grad_z,  # [B, Of]
+    x,  # [B, I]
+    grad_weight,  # [Of, I], contiguous
+    grad_bias,  # [Of]
+    B,
+    I,  # noqa: E741
+    Of,
+    grad_stride,
+    x_stride,
+    BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    tiles_m = tl.cdiv(Of, BM)
+    tiles_n = tl.cdiv(I, BN)
+    program = tl.program_id(0)
+    if program < tiles_m * tiles_n:
+        m, n = tile_of(program, tiles_m, tiles_n, GROUP)
+        i, j = offsets_of(m, BM), offsets_of(n, BN)
+        acc = tl.zeros((BM, BN), tl.float32)
+        acc = product(acc, grad_z, 1, grad_stride, x, x_stride, 1, i, j, Of, I, B,
+                      PRECISION, WIDEN, BK)  # fmt: skip
+        mask = (i < Of)[:, None] & (j < I)[None, :]
+        value = acc.to(grad_weight.dtype.element_ty)
+        tl.store(grad_weight + (i[:, None] * I + j[None, :]), value, mask=mask)
+    elif BIAS:  # programs of their own: a sum within the product's loop would slow the product
+        i = offsets_of(program - tiles_m * tiles_n, BM)
+        sums = tl.zeros((BM,), tl.float32)
+        for start in range(0, B, BK):
+            k = start + tl.arange(0, BK).to(tl.int64)
+            mask = (k < B)[:, None] & (i < Of)[None, :]
+            grad = tl.load(grad_z + (k[:, None] * grad_stride + i[None, :]), mask=mask, other=0.0)
+            sums += tl.sum(grad.to(tl.float32), 0)
+        tl.store(grad_bias + i, sums.to(grad_bias.dtype.element_ty), mask=i < Of)
+
+
+def masked_linear_fwd(
+    x: Tensor,  # [B, I]
+    active_weight: Tensor,  # [Oa, Ia]
+    free_weight: Tensor,  # [Of, I]
+    active_bias: Tensor | None,  # [Oa]
+    free_bias: Tensor | None,  # [Of]
+    activation: str,
+    activity: bool,
+    full_input_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """y [B, O] and its activity [O] (an empty tensor unless asked for)."""
+    rows, inputs = x.shape
+    (active_out, active_in), free_out = active_weight.shape, free_weight.shape[0]
+    outputs = active_out + free_out
+    y = x.new_empty(rows, outputs)
+    if rows == 0 or outputs == 0:
+        return y, x.new_zeros(outputs if activity else 0, dtype=torch.float32)
+    x, active, free = map(_launch.rows_of, (x, active_weight, free_weight))
+    operands = (x, active, free) if active_out else (x, free)
+    options = _launch.product_options(rows, outputs, operands, (active_in, inputs))
+    tiles_m = triton.cdiv(rows, options["BM"])
+    tiles_n = sum(triton.cdiv(count, options["BN"]) for count in (active_out, free_out))
+    partial = x.new_empty(tiles_m if activity else 0, outputs, dtype=torch.float32)
+    arguments: dict[str, Any] = {
+        "x": x,
+        "active_weight": active,
+        "free_weight": free,
+        "active_bias": None if active_bias is None else active_bias.contiguous(),
+        "free_bias": None if free_bias is None else free_bias.contiguous(),
+        "y": y,
+        "partial": partial,
+        "B": rows,
+        "Ia": active_in,
+        "I": inputs,
+        "Oa": active_out,
+        "Of": free_out,
+        "x_stride": x.stride(0),
+        "active_stride": active.stride(0),
+        "free_stride": free.stride(0),
+        "BIAS": free_bias is not None,
+        "RELU": activation == "relu",
+        "ACTIVITY": activity,
+    }
+    _launch.launch(fwd_kernel, (tiles_m * tiles_n,), x, arguments | options)
+    return y, _sum(partial) if activity else partial.view(-1)
+
+
+def masked_linear_relu_grad(
+    grad_y: Tensor,  # [B, O]
+    y: Tensor,  # [B, O]
+    active: int,
+    bias: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients before the ReLU [B, O - active] and of the bias [O - active] (or empty)."""
+    grad, y = (_launch.rows_of(t)[:, active:] for t in (grad_y, y))
+    rows, columns = grad.shape
+    grad_z = grad.new_empty(rows, columns)
+    if rows == 0 or columns == 0:
+        return grad_z, grad.new_zeros(columns if bias else 0)
+    blocks = triton.cdiv(rows, BLOCK_ROWS * STRIPES)
+    stripes = triton.cdiv(rows, BLOCK_ROWS * blocks)
+    partial = grad.new_empty(stripes if bias else 0, columns, dtype=torch.float32)
+    arguments: dict[str, Any] = {
+        "grad_y": grad,
+        "y": y,
+        "grad_z": grad_z,
+        "partial": partial,
+        "B": rows,
+        "columns": columns,
+        "grad_stride": grad.stride(0),
+        "y_stride": y.stride(0),
+        "blocks": blocks,
+        "BIAS": bias,
+        "ROWS": BLOCK_ROWS,
+        "COLUMNS": BLOCK_COLUMNS,
+    }
+    programs = (triton.cdiv(columns, BLOCK_COLUMNS), stripes)
+    _launch.launch(relu_grad_kernel, programs, grad, arguments)
+    return grad_z, (_sum(partial) if bias else partial.view(-1)).to(grad.dtype)
+
+
+def masked_linear_dgrad(
+    grad_z: Tensor,  # [B, Of], or [B, O] with full_input_grad
+    active_weight: Tensor,  # [Oa, Ia]
+    free_weight: Tensor,  # [Of, I]
+    full_input_grad: bool,
+) -> Tensor:
+    """Gradient of the input, [B, I]: zero for active inputs unless ``full_input_grad``."""
+    rows, (free_out, inputs) = grad_z.shape[0], free_weight.shape
+    active_out, active_in = active_weight.shape
+    grad_x = grad_z.new_empty(rows, inputs)
+    if rows == 0 or inputs == 0:
+        return grad_x
+    grad, active, free = map(_launch.rows_of, (grad_z, active_weight, free_weight))
+    operands = (grad, active, free) if full_input_grad else (grad, free)
+    columns = inputs if full_input_grad else inputs - active_in
+    options = _launch.product_options(rows, columns, operands, (active_in, inputs, free_out))
+    tiles_n = sum(triton.cdiv(n, options["BN"]) for n in (active_in, inputs - active_in))
+    arguments: dict[str, Any] = {
+        "grad_z": grad,
+        "active_weight": active,
+        "free_weight": free,
+        "grad_x": grad_x,
+        "B": rows,
+        "Ia": active_in,
+        "I": inputs,
+        "Oa": active_out,
+        "Of": free_out,
+        "grad_stride": grad.stride(0),
+        "active_stride": active.stride(0),
+        "free_stride": free.stride(0),
+        "FULL": full_input_grad,
+    }
+    programs = (triton.cdiv(rows, options["BM"]) * tiles_n,)
+    _launch.launch(dgrad_kernel, programs, grad, arguments | options)
+    return grad_x
+
+
+def masked_linear_wgrad(grad_z: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of the free weight [Of, I] and bias [Of] (empty without ``bias``).
+
+    ``grad_z`` is [B, Of] and ``x`` [B, I].
+    """
+    (rows, free_out), inputs = grad_z.shape, x.shape[1]
+    grad_weight = grad_z.new_empty(free_out, inputs)
+    grad_bias = grad_z.new_empty(free_out if bias else 0)
+    grad, x = map(_launch.rows_of, (grad_z, x))
+    options = _launch.product_options(free_out, inputs, (grad, x), (free_out, inputs))
+    tiles_m = triton.cdiv(free_out, options["BM"])
+    programs = tiles_m * (triton.cdiv(inputs, options["BN"]) + bias)
+    if programs == 0:
+        return grad_weight, grad_bias
+    arguments: dict[str, Any] = {
+        "grad_z": grad,
+        "x": x,
+        "grad_weight": grad_weight,
+        "grad_bias": grad_bias,
+        "B": rows,
+        "I": inputs,
+        "Of": free_out,
+        "grad_stride": grad.stride(0),
+        "x_stride": x.stride(0),
+        "BIAS": bias,
+    }
+    _launch.launch(wgrad_kernel, (programs,), grad, arguments | options)
+    return grad_weight, grad_bias
+
+
+def _sum(partial: Tensor) -> Tensor:
+    """The sum over the parts: [parts, C] -> [C]."""
+    return partial[0] if partial.shape[0] == 1 else partial.sum(0)

@@ -1,0 +1,106 @@
+"""Tiles of the matrix products: a table per architecture and the function that chooses from it.
+
+The entries are those that compile without spills (tests/triton/test_compiled.py); none has been
+timed on a GPU yet. There is no autotuning: the first call of a shape costs what every call costs.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Tile(NamedTuple):
+    """What one program computes at a time: [rows, columns] of the result, depth of the sum."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    def shared(self, element: int) -> int:
+        """Bytes of shared memory that its stages take, for elements of ``element`` bytes."""
+        return (self.rows + self.columns) * self.depth * self.stages * element
+
+    def cover(self, rows: int, columns: int) -> int:
+        """How many of them cover [rows, columns]."""
+        return -(-rows // self.rows) * -(-columns // self.columns)
+
+
+# architecture (0: the interpreter) -> precision -> tiles, from large to small
+TILES: dict[int, dict[str, tuple[Tile, ...]]] = {
+    0: {
+        "half": (Tile(32, 16, 64, 4, 1),),
+        "tf32": (Tile(32, 16, 64, 4, 1),),
+        "ieee": (Tile(32, 16, 64, 4, 1),),
+    },
+    80: {
+        "half": (Tile(128, 256, 32, 8, 3), Tile(128, 128, 32, 4, 4), Tile(64, 64, 64, 4, 3)),
+        "tf32": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 4)),
+        "ieee": (Tile(128, 64, 16, 8, 3), Tile(64, 32, 16, 4, 3)),
+    },
+    90: {
+        "half": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
+        "tf32": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
+        "ieee": (Tile(128, 64, 16, 8, 3), Tile(64, 32, 16, 4, 3)),
+    },
+    100: {
+        "half": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
+        "tf32": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 8, 4)),
+        "ieee": (Tile(128, 64, 16, 8, 2), Tile(64, 32, 16, 4, 3)),
+    },
+}
+# Where rows of memory don't start at multiples of 16 elements, each element is loaded by itself:
+# many addresses, so larger tiles spill. The interpreter has no such tiles.
+UNALIGNED = {
+    "half": Tile(64, 64, 32, 8, 3),
+    "tf32": Tile(64, 64, 32, 8, 3),
+    "ieee": Tile(64, 32, 16, 8, 2),
+}
+
+
+def row_of(capability: int) -> int:
+    """The row of the table for a compute capability (major * 10 + minor).
+
+    Only 9.0 has wgmma and only 10.x has tcgen05; all others multiply as 8.0 does.
+    """
+    if capability == 90:
+        return 90
+    return 100 if 100 <= capability < 110 else 80
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """How products of this dtype are computed: "half", "tf32" (if torch allows it) or "ieee"."""
+    if dtype != torch.float32:
+        return "half"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def choose(
+    architecture: int,
+    precision: str,
+    rows: int,
+    columns: int,
+    aligned: bool,
+    processors: int,
+    shared: int,
+) -> Tile:
+    """The largest tile that fits and gives every multiprocessor work, else the smallest.
+
+    Unaligned operands have a tile of their own.
+
+    Arguments:
+        architecture: a row of the table.
+        precision: as :func:`precision_of` says.
+        rows, columns: of the result.
+        aligned: whether all rows of the operands start and end at multiples of 16 elements.
+        processors: multiprocessors of the device.
+        shared: bytes of shared memory that one program may take.
+    """
+    if architecture and not aligned:
+        return UNALIGNED[precision]
+    element = 2 if precision == "half" else 4
+    tiles = TILES[architecture][precision]
+    fitting = [tile for tile in tiles if tile.shared(element) <= shared] or [tiles[-1]]
+    busy = [tile for tile in fitting if tile.cover(rows, columns) >= processors]
+    return busy[0] if busy else fitting[-1]

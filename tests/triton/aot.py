@@ -1,0 +1,88 @@
+"""Compiles kernels ahead of time, as a launch on a given architecture would, without a GPU."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from clnp_kernels.triton_kernels import _launch
+
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+# architecture -> multiprocessors and bytes of shared memory of A100, H200 and B200
+DEVICES = {80: (108, 166912), 90: (132, 232448), 100: (148, 232448)}
+
+
+class Binary(NamedTuple):
+    """What the compiler made of one launch."""
+
+    name: str
+    ttir: str
+    ptx: str
+    registers: int
+    local: int  # bytes of spilled registers and stack
+    shared: int  # bytes
+
+
+def compile_launches(architecture: int, call: Callable[[], Any]) -> list[Binary]:
+    """The kernels that ``call`` (on tensors of the meta device) would launch, compiled."""
+    launches: list[tuple[Any, dict[str, Any]]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        here = _launch.Device(architecture, *DEVICES[architecture])
+        patch.setattr(_launch, "describe", lambda device: here)
+        patch.setattr(_launch, "launch", lambda *given: launches.append((given[0], given[3])))
+        call()
+    assert launches
+    return [_compile(architecture, *one) for one in launches]
+
+
+def _compile(architecture: int, kernel: Any, arguments: dict[str, Any]) -> Binary:
+    """Types, constants and alignment are those that triton derives from the arguments."""
+    options = {name: arguments[name] for name in ("num_warps", "num_stages") if name in arguments}
+    options |= _launch.OPTIONS
+    constants: dict[str, Any] = {}
+    signature: dict[str, str] = {}
+    aligned: dict[tuple[int, ...], list[list[Any]]] = {}
+    for place, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if isinstance(value, Tensor):
+            signature[parameter.name] = "*" + TYPES[value.dtype]
+        elif value is None or parameter.is_constexpr or value == 1:
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        else:
+            signature[parameter.name] = "i32" if value < 1 << 31 else "i64"
+        if isinstance(value, Tensor) or (signature[parameter.name][0] == "i" and value % 16 == 0):
+            aligned[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, aligned)
+    target = GPUTarget("cuda", architecture, 32)
+    compiled = triton.compile(source, target=target, options=options)
+    cubin = compiled.asm["cubin"]
+    registers, local = _resources(cubin)
+    texts = compiled.asm["ttir"], compiled.asm["ptx"]
+    return Binary(kernel.fn.__name__, *texts, registers, local, compiled.metadata.shared)
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of local memory (stack and spills) of a kernel."""
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [_cuobjdump(), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    numbers = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
+    return int(numbers["REG"]), int(numbers["STACK"]) + int(numbers["LOCAL"])
+
+
+@cache
+def _cuobjdump() -> str:
+    """The tool that triton's wheel brings."""
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")

@@ -1,0 +1,163 @@
+"""Every Triton kernel compiled ahead of time for sm_80, sm_90 and sm_100, without a GPU.
+
+By default the forward product is compiled with each tile for bfloat16 and the first ones for
+float32, and everything with the first tiles for bfloat16; CLNP_EVERY_TILE=1 compiles everything
+with each tile (1 to 2 minutes).
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("interpreted kernels can't be compiled", allow_module_level=True)
+
+from clnp_kernels.triton_kernels import channel_activity, masked_linear, tiles
+from tests.triton import aot
+
+EVERY_TILE = os.environ.get("CLNP_EVERY_TILE") == "1"
+ARCHITECTURES = (80, 90, 100)
+PRODUCTS = ("fwd", "dgrad", "dgrad full", "wgrad")
+# the matrix instruction that each architecture must use, by precision
+MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+# registers a thread may take; 65536 are there for all threads of a multiprocessor
+REGISTERS = {
+    (80, "product"): 255,
+    (90, "product"): 224,
+    (100, "product"): 208,
+    "relu_grad": 72,
+    "activity of rows": 48,
+    "activity of images": 96,
+}
+
+
+@pytest.fixture(autouse=True)
+def _tf32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def calls(precision: str, rows: int, active_in: int, inputs: int) -> dict[str, Callable[[], Any]]:
+    """The operators on tensors without memory, square layers."""
+    dtype = torch.bfloat16 if precision == "half" else torch.float32
+    # "none" is what a fresh process has
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+
+    def empty(*sizes: int) -> Tensor:
+        return torch.empty(*sizes, dtype=dtype, device="meta")
+
+    x, y, free_out = empty(rows, inputs), empty(rows, inputs), inputs - active_in
+    active, free = empty(active_in, active_in), empty(free_out, inputs)
+    biases = empty(active_in), empty(free_out)
+    part, images = y[:, active_in:], empty(64, 96, 14, 14)
+    return {
+        "fwd": lambda: masked_linear.masked_linear_fwd(
+            x, active, free, *biases, "relu", True, False
+        ),
+        "dgrad": lambda: masked_linear.masked_linear_dgrad(part, active, free, False),
+        "dgrad full": lambda: masked_linear.masked_linear_dgrad(y, active, free, True),
+        "wgrad": lambda: masked_linear.masked_linear_wgrad(part, x, True),
+        "relu_grad": lambda: masked_linear.masked_linear_relu_grad(x, y, active_in, True),
+        "activity of rows": lambda: channel_activity.channel_activity(x, 1),
+        "activity of images": lambda: channel_activity.channel_activity(images, 1),
+    }
+
+
+def cases() -> list[tuple[int, str, int, str]]:
+    """Architecture, precision, place of the tile in the table, kernel."""
+    return [
+        (architecture, precision, place, name)
+        for architecture in ARCHITECTURES
+        for precision, row in tiles.TILES[architecture].items()
+        for place in range(len(row))
+        for name in PRODUCTS
+        if EVERY_TILE
+        or (precision == "half" and place == 0)
+        or (name == "fwd" and (precision == "half" or place == 0))
+    ]
+
+
+@pytest.mark.parametrize(("architecture", "precision", "place", "name"), cases())
+def test_products(
+    architecture: int, precision: str, place: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile = tiles.TILES[architecture][precision][place]
+    monkeypatch.setattr(tiles, "choose", lambda *_: tile)
+    (binary,) = aot.compile_launches(architecture, calls(precision, 8192, 2048, 4096)[name])
+    assert binary.local == 0
+    assert binary.registers <= REGISTERS[architecture, "product"]
+    assert binary.registers * 32 * tile.warps <= 65536
+    assert binary.shared <= aot.DEVICES[architecture][1]
+    # 16 more bytes are barriers; sm_80 keeps one stage less in shared memory
+    assert binary.shared <= tile.shared(2 if precision == "half" else 4) + 16
+    used = MATRIX[architecture] in binary.ptx
+    assert used == (precision != "ieee")
+    assert "cp.async" in binary.ptx
+    if precision == "half" or name == "fwd":  # 16 bytes at a time
+        assert "cp.async.ca" not in binary.ptx
+    assert_offsets_are_wide(binary.ttir)
+
+
+@pytest.mark.parametrize("name", ["relu_grad", "activity of rows", "activity of images"])
+@pytest.mark.parametrize("precision", ["half", "ieee"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_others(architecture: int, precision: str, name: str) -> None:
+    (binary,) = aot.compile_launches(architecture, calls(precision, 8192, 2048, 4096)[name])
+    assert binary.local == 0
+    assert binary.registers <= REGISTERS[name]
+    assert binary.shared <= 4096
+    assert_offsets_are_wide(binary.ttir)
+
+
+@pytest.mark.parametrize("precision", tiles.UNALIGNED)
+@pytest.mark.parametrize("architecture", ARCHITECTURES if EVERY_TILE else (90,))
+def test_odd_sizes(architecture: int, precision: str) -> None:
+    """Sizes that allow no loads of 16 bytes: by their own tiles, without spills too."""
+    for name, call in calls(precision, 4097, 1001, 2003).items():
+        if EVERY_TILE or name == "dgrad full" or precision == "half":
+            (binary,) = aot.compile_launches(architecture, call)
+            assert binary.local == 0
+            if name in PRODUCTS:
+                assert (MATRIX[architecture] in binary.ptx) == (precision != "ieee")
+
+
+def assert_offsets_are_wide(ttir: str) -> None:
+    """Every pointer moves by a 64-bit offset, and no stride is multiplied in 32 bits."""
+    moves = re.findall(r"tt\.addptr .* : (.*?)(?: loc.*)?$", ttir, re.M)
+    assert moves
+    for types in moves:
+        assert types.endswith(("i64", "xi64>")), types
+    for line in re.findall(r"arith\.muli .*", ttir):
+        assert "stride" not in line or "i64" in line, line
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_choice(architecture: int) -> None:
+    """Large results take large tiles, small ones smaller tiles; little memory is respected."""
+    processors, shared = aot.DEVICES[architecture]
+    for precision, row in tiles.TILES[architecture].items():
+
+        def choose(size: int, shared: int = shared, aligned: bool = True) -> tiles.Tile:
+            sizes = size, size, aligned, processors, shared
+            return tiles.choose(architecture, precision, *sizes)  # noqa: B023
+
+        assert choose(8192) == row[0]
+        assert choose(64) == row[-1]
+        assert choose(8192, shared=0) == row[-1]
+        assert choose(8192, aligned=False) == tiles.UNALIGNED[precision]
+        element = 2 if precision == "half" else 4
+        assert all(tile.shared(element) <= 99 * 1024 for tile in row[-1:])
+
+
+def test_rows_of_the_table() -> None:
+    rows = {tiles.row_of(capability) for capability in (80, 86, 89, 90, 100, 103, 120, 121)}
+    assert rows == {80, 90, 100}
+    assert tiles.row_of(120) == tiles.row_of(89) == 80
+    assert tiles.row_of(103) == 100

@@ -1,0 +1,75 @@
+"""Runs test_values.py, and training through the operators, in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: str) -> str:
+    """Output of a Python process in which the Triton kernels are interpreted and asked for."""
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("CLNP_")}
+    environment = {**ours, "TRITON_INTERPRET": "1", "CLNP_TRITON": "1", "OMP_NUM_THREADS": "1"}
+    command = (sys.executable, *command)
+    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+    result = subprocess.run(command, timeout=600, check=False, **options)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
+    return result.stdout
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that run")
+def test_values() -> None:
+    run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/triton/test_values.py")
+
+
+# The Triton kernels in place of the C++ library, on the CPU: a network of two layers learns.
+TRAINING = """
+import sys
+from clnp_kernels import _register
+_register.LIBRARIES["cpu"] = ("CPU", "C++", "_cpu_missing*.so")
+import torch
+from clnp_kernels import nn, ops
+calls = []
+def count(name, serve):
+    return lambda *args: (calls.append(name), serve(*args))[1]
+for name, module in _register.TRITON.items():
+    serve = _register._triton_server(name, module)
+    _register._library.impl(name, count(name, serve), "CPU")
+assert "triton" not in sys.modules
+
+def losses(dtype):
+    generator = torch.Generator().manual_seed(0)
+    net = torch.nn.Sequential(
+        nn.MaskedLinear(20, 30, active_in=7, active_out=11, activation="relu"),
+        nn.MaskedLinear(30, 5, active_in=11, active_out=2),
+    ).to(dtype)
+    for tensor in net.state_dict().values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) / 4)
+    x = torch.randn(40, 20, generator=generator).to(dtype)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(3):
+        loss = (net(x) - x[:, :5]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield loss.item()
+
+triton = list(losses(torch.float32))
+assert "triton" in sys.modules
+assert set(calls) >= set(_register.TRITON) - {"channel_activity"}, calls
+import warnings
+warnings.simplefilter("ignore")
+torch.testing.assert_close(triton, list(losses(torch.float64)), rtol=1e-5, atol=0)
+assert triton[2] < triton[0]
+print("learned")
+"""
+
+
+def test_training() -> None:
+    assert run("-c", TRAINING).strip() == "learned"
