@@ -17,6 +17,11 @@ from .masked_linear import (
     masked_linear_relu_grad,
     masked_linear_wgrad,
 )
+from .partial_batch_norm import (
+    partial_batch_norm,
+    partial_batch_norm_bwd,
+    partial_batch_norm_fwd,
+)
 from .sgd_l1 import sgd_l1
 
 __all__ = [
@@ -32,6 +37,9 @@ __all__ = [
     "masked_linear_fwd",
     "masked_linear_relu_grad",
     "masked_linear_wgrad",
+    "partial_batch_norm",
+    "partial_batch_norm_bwd",
+    "partial_batch_norm_fwd",
     "sgd_l1",
 ]
 

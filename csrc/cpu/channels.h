@@ -76,6 +76,99 @@ void sum_channels(bool last, int64_t images, int64_t channels, int64_t pixels, d
   });
 }
 
+template <class W>
+struct Two {
+  W first, second;
+};
+
+// first[c] and second[c] = sums over rows of the two parts of term(r, c), four rows at a time.
+template <class W, class F>
+CLNP_INLINE void sum_two_piece(int64_t rows, int64_t columns, double* __restrict__ first,
+                               double* __restrict__ second, const F& term) {
+  for (int64_t c = 0; c < columns; ++c) first[c] = second[c] = 0;
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) {
+#pragma GCC ivdep
+    for (int64_t c = 0; c < columns; ++c) {
+      const Two<W> t0 = term(r, c), t1 = term(r + 1, c), t2 = term(r + 2, c), t3 = term(r + 3, c);
+      first[c] += static_cast<double>((t0.first + t1.first) + (t2.first + t3.first));
+      second[c] += static_cast<double>((t0.second + t1.second) + (t2.second + t3.second));
+    }
+  }
+  for (; r < rows; ++r) {
+#pragma GCC ivdep
+    for (int64_t c = 0; c < columns; ++c) {
+      const Two<W> t = term(r, c);
+      first[c] += static_cast<double>(t.first);
+      second[c] += static_cast<double>(t.second);
+    }
+  }
+}
+
+// The same over a run of elements, by independent sums.
+template <class W, class F>
+CLNP_INLINE Two<double> sum_two_run(int64_t count, const F& term) {
+  constexpr int64_t kLanes = 16;
+  double first[kLanes] = {}, second[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const Two<W> t = term(i + j);
+      first[j] += static_cast<double>(t.first);
+      second[j] += static_cast<double>(t.second);
+    }
+  Two<double> sum{0, 0};
+  for (; i < count; ++i) {
+    const Two<W> t = term(i);
+    sum.first += static_cast<double>(t.first);
+    sum.second += static_cast<double>(t.second);
+  }
+  for (int64_t j = 0; j < kLanes; ++j) {
+    sum.first += first[j];
+    sum.second += second[j];
+  }
+  return sum;
+}
+
+// sum_channels for two sums: rows(row, rows, channel, channels, first, second) and run(image,
+// channel). The result does not depend on the number of threads.
+template <class Rows, class Run>
+void sum_two(bool last, int64_t images, int64_t channels, int64_t pixels, double* first,
+             double* second, const Rows& rows, const Run& run) {
+  if (!last) {
+    const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(images * pixels, 1), 1);
+    torch::stable::parallel_for(0, channels, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        first[c] = second[c] = 0;
+        for (int64_t i = 0; i < images; ++i) {
+          const Two<double> two = run(i, c);
+          first[c] += two.first;
+          second[c] += two.second;
+        }
+      }
+    });
+    return;
+  }
+  const int64_t count = images * pixels, down = std::max<int64_t>((count + kRows - 1) / kRows, 1);
+  const int64_t across = (channels + kColumns - 1) / kColumns;
+  std::vector<double> partial(2 * down * channels);
+  torch::stable::parallel_for(0, down * across, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t r = i / across * kRows, c = i % across * kColumns;
+      double* part = partial.data() + i / across * 2 * channels + c;
+      rows(r, std::min(count - r, kRows), c, std::min(channels - c, kColumns), part,
+           part + channels);
+    }
+  });
+  std::fill(first, first + channels, 0.0);
+  std::fill(second, second + channels, 0.0);
+  for (int64_t d = 0; d < down; ++d)
+    for (int64_t c = 0; c < channels; ++c) {
+      first[c] += partial[2 * d * channels + c];
+      second[c] += partial[(2 * d + 1) * channels + c];
+    }
+}
+
 // to = max(from, 0) or from; sums[c] = sum of |to| over batch and pixels of channel c. Both have
 // one shape; they may be one.
 void join_images(const Tensor& from, const Tensor& to, bool relu, bool last, double* sums);

@@ -11,7 +11,7 @@ import torch
 from clnp_kernels import _register, info, ops
 
 ROOT = Path(__file__).parents[2]
-PREFIXES = ("masked_linear", "masked_conv2d")  # operators of one stem
+PREFIXES = ("masked_linear", "masked_conv2d", "partial_batch_norm")  # operators of one stem
 
 
 def stem(name: str) -> str:
