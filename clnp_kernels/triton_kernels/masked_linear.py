@@ -299,7 +299,8 @@ def masked_linear_dgrad(
     if rows == 0 or inputs == 0:
         return grad_x
     grad, active, free = map(_launch.rows_of, (grad_z, active_weight, free_weight))
-    operands = (grad, active, free) if full_input_grad else (grad, free)
+    reads_active = full_input_grad and active_out > 0
+    operands = (grad, active, free) if reads_active else (grad, free)
     columns = inputs if full_input_grad else inputs - active_in
     options = _launch.product_options(rows, columns, operands, (active_in, inputs, free_out))
     tiles_n = sum(triton.cdiv(n, options["BN"]) for n in (active_in, inputs - active_in))

@@ -29,7 +29,7 @@ MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 # registers a thread may take; 65536 are there for all threads of a multiprocessor
 REGISTERS = {
     (80, "product"): 255,
-    (90, "product"): 224,
+    (90, "product"): 232,
     (100, "product"): 208,
     "relu_grad": 72,
     "activity of rows": 48,
