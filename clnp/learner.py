@@ -73,7 +73,7 @@ class Learner:
             seed, grid, search, fine_tune, dtype, reinit_scale, granularity.
 
     Raises:
-        ConfigError: a setting out of range, naming it.
+        ConfigError: a setting out of range, naming it; `checkpoint_dir` holds another learner.
     """
 
     def __init__(
@@ -104,14 +104,26 @@ class Learner:
         model.set_head(self.settings.head)
         self.model = model.to(self.device)
         self.callbacks = list(callbacks)
-        self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
-        self._progress = Progress(
-            None if self.checkpoint_dir is None else self.checkpoint_dir / "progress"
-        )
+        self._use_folder(checkpoint_dir, None)
         self.reports: list[TaskReport] = []
         self.certificate = Certificate()
         self._tests: list[Split | None] = []
         self._seconds: dict[str, float] = {}
+
+    def _use_folder(self, folder: str | Path | None, source: Path | None) -> None:
+        """Keeps checkpoint and progress in a folder; one that holds another learner is refused."""
+        self.checkpoint_dir = None if folder is None else Path(folder)
+        self._progress = Progress(
+            None if self.checkpoint_dir is None else self.checkpoint_dir / "progress"
+        )
+        if self.checkpoint_dir is None:
+            return
+        file = self.checkpoint_dir / CHECKPOINT
+        if file.exists() and (source is None or not file.samefile(source)):
+            raise ConfigError(
+                f"checkpoint_dir: {file} holds another learner; go on with it by Learner.load, or "
+                "name another folder"
+            )
 
     # Learning
 
@@ -361,7 +373,7 @@ class Learner:
 
     def save(self, path: str | Path) -> None:
         """Writes everything needed to go on into one file (safetensors and JSON, no pickle),
-        atomically.
+        atomically; a file that is there is replaced.
 
         Raises:
             CheckpointError: the file can't be written; an older one is still whole.
@@ -400,24 +412,21 @@ class Learner:
             DataError: `tasks` are not the tasks that were learned.
         """
         path, device = Path(path), check_device(device)
-        tensors, data = checkpoint.read(path / CHECKPOINT if path.is_dir() else path, KIND)
+        path = path / CHECKPOINT if path.is_dir() else path
+        tensors, data = checkpoint.read(path, KIND)
         try:
             model = Model.from_structure(data["structure"]).to(getattr(torch, data["dtype"]))
             prefix = "model."
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             model.load_state_dict({**state, EXTRA: model.get_extra_state()})
-            learner = cls(
-                model.eval(),
-                device=device,
-                checkpoint_dir=checkpoint_dir,
-                callbacks=callbacks,
-                **data["settings"],
-            )
+            settings = data["settings"]
+            learner = cls(model.eval(), device=device, callbacks=callbacks, **settings)
             learner.reports = [TaskReport(**report) for report in data["reports"]]
             probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
             learner.certificate = Certificate.from_json(data["certificate"], probes)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{path} does not hold a complete learner: {error}") from error
+        learner._use_folder(checkpoint_dir, path)
         learner._attach(tasks)
         return learner
 

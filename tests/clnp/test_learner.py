@@ -503,6 +503,20 @@ def test_reports_are_json(tmp_path: Path) -> None:
     assert clnp.TaskReport(**json.loads(json.dumps(report.to_json()))) == report
 
 
+def test_a_folder_with_another_learner_is_refused(tmp_path: Path) -> None:
+    learner(checkpoint_dir=tmp_path).learn(blobs(0))
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(ConfigError, match="holds another learner"):
+        learner(checkpoint_dir=tmp_path)
+    other = learner()
+    other.save(tmp_path / "other")
+    with pytest.raises(ConfigError, match="holds another learner"):
+        clnp.Learner.load(tmp_path / "other", checkpoint_dir=tmp_path)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    again = clnp.Learner.load(tmp_path, checkpoint_dir=tmp_path)
+    assert len(again.reports) == 1
+
+
 def test_unwritable_checkpoint_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     lt = learner(checkpoint_dir=tmp_path / "file")
