@@ -1,5 +1,7 @@
 """Modules with a frozen part and a free part."""
 
+from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear
+from .partial_batch_norm import PartialBatchNorm2d
 
-__all__ = ["MaskedLinear"]
+__all__ = ["MaskedConv2d", "MaskedLinear", "PartialBatchNorm2d"]

@@ -1,0 +1,283 @@
+"""``PartialBatchNorm2d``: ``torch.nn.BatchNorm2d`` whose first channels are frozen."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from .._checks import check_choice
+from ..errors import message
+from ..ops.masked_linear import ACTIVATIONS
+from ._state import take_shapes, wrong_dimensions
+from .masked_linear import _check_boundary, _check_index, _parameter
+
+# kind -> value of a fresh channel
+_FRESH = {"mean": 0.0, "var": 1.0, "weight": 1.0, "bias": 0.0}
+_NAMES = tuple(f"{part}_{kind}" for part in ("active", "free") for kind in _FRESH)
+
+
+class PartialBatchNorm2d(nn.Module):
+    """Batch normalisation of images whose first Ca channels are frozen.
+
+    The boundary is the shape of its tensors; only two are parameters:
+
+    - ``active_mean``, ``active_var``, ``active_weight``, ``active_bias`` [Ca]: buffers, frozen; the
+      active channels are in evaluation mode always
+    - ``free_mean``, ``free_var`` [Cf]: buffers, running statistics
+    - ``free_weight``, ``free_bias`` [Cf]: parameters
+
+    With ``active = 0`` it computes what ``torch.nn.BatchNorm2d`` does, to rounding. CLNP, Golkar et
+    al. 2019, Sec. 2; see :func:`clnp_kernels.ops.partial_batch_norm`.
+
+    Arguments:
+        num_features: C, at least 0.
+        eps: added to the variance.
+        momentum: of the running statistics; None: their cumulative average.
+        affine: have weights and biases.
+        active: Ca.
+        activation: "none" or "relu".
+        full_input_grad: let gradients flow into active channels too.
+        device, dtype: of all tensors.
+
+    Attributes:
+        skip_active: if set, ``forward`` computes and returns the free channels only.
+
+    Raises:
+        ValueError: a size is negative, the boundary exceeds it, or the activation is unknown.
+    """
+
+    active_mean: Tensor
+    active_var: Tensor
+    active_weight: Tensor | None
+    active_bias: Tensor | None
+    free_mean: Tensor
+    free_var: Tensor
+    free_weight: nn.Parameter | None
+    free_bias: nn.Parameter | None
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        *,
+        active: int = 0,
+        activation: str = "none",
+        full_input_grad: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("activation", activation, ACTIVATIONS)
+        _check_boundary("active", active, "num_features", num_features)
+        self.eps, self.momentum = eps, momentum
+        self.activation, self.full_input_grad, self.skip_active = activation, full_input_grad, False
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        for part, size in (("active", active), ("free", num_features - active)):
+            for kind, value in _FRESH.items():
+                has = affine or kind in ("mean", "var")
+                tensor = torch.full((size,), value, **factory) if has else None
+                if part == "free" and kind in ("weight", "bias"):
+                    parameter = None if tensor is None else nn.Parameter(tensor)
+                    self.register_parameter(f"free_{kind}", parameter)
+                else:
+                    self.register_buffer(f"{part}_{kind}", tensor)
+        batches = torch.tensor(0, dtype=torch.long, device=device)
+        self.register_buffer("num_batches_tracked", batches)
+
+    @property
+    def num_features(self) -> int:
+        """C, active and free."""
+        return self.active_mean.shape[0] + self.free_mean.shape[0]
+
+    @property
+    def active(self) -> int:
+        """Ca: frozen channels."""
+        return self.active_mean.shape[0]
+
+    @property
+    def affine(self) -> bool:
+        """Whether there are weights and biases."""
+        return self.free_weight is not None
+
+    @classmethod
+    def from_dense(
+        cls, norm: nn.BatchNorm2d, *, active: int = 0, activation: str = "none"
+    ) -> "PartialBatchNorm2d":
+        """A layer with copies of the tensors of ``norm``.
+
+        Raises:
+            ValueError: as the constructor; or ``norm`` has no running statistics.
+        """
+        if norm.running_mean is None or norm.running_var is None:
+            wanted = "running statistics, to be frozen"
+            raise ValueError(message("norm.track_running_stats", False, wanted))
+        layer = cls(
+            norm.num_features,
+            norm.eps,
+            norm.momentum,
+            norm.affine,
+            active=active,
+            activation=activation,
+            device=norm.running_mean.device,
+            dtype=norm.running_mean.dtype,
+        )
+        kinds = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        with torch.no_grad():
+            for kind, values in zip(_FRESH, kinds, strict=True):
+                if values is not None:
+                    getattr(layer, f"active_{kind}").copy_(values[:active])
+                    getattr(layer, f"free_{kind}").copy_(values[active:])
+            if norm.num_batches_tracked is not None:
+                layer.num_batches_tracked.copy_(norm.num_batches_tracked)
+        return layer.train(norm.training)
+
+    def to_dense(self) -> nn.BatchNorm2d:
+        """A ``torch.nn.BatchNorm2d`` with copies of all tensors, without the activation."""
+        like = self.free_mean
+        norm = nn.BatchNorm2d(
+            self.num_features,
+            self.eps,
+            self.momentum,
+            self.affine,
+            device=like.device,
+            dtype=like.dtype,
+        )
+        targets = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        with torch.no_grad():
+            for kind, target in zip(_FRESH, targets, strict=True):
+                if target is not None:
+                    parts = [getattr(self, f"{part}_{kind}") for part in ("active", "free")]
+                    target.copy_(torch.cat(parts))
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(self.num_batches_tracked)
+        return norm.train(self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W] -> y alike, or [B, Cf, H, W] with ``skip_active``."""
+        y = self._call(x, activity=False)
+        assert isinstance(y, Tensor)
+        return y
+
+    def forward_with_activity(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``forward``, and the sum of ``|y|`` over batch and pixels: [C], float32 or float64."""
+        result = self._call(x, activity=True)
+        assert isinstance(result, tuple)
+        return result
+
+    def _call(self, x: Tensor, activity: bool) -> Tensor | tuple[Tensor, Tensor]:
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.training:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        active = [self.active_mean, self.active_var, self.active_weight, self.active_bias]
+        if self.skip_active:
+            x = x[:, self.active :]
+            active = [None if tensor is None else tensor[:0] for tensor in active]
+        mean, var, weight, bias = active
+        assert mean is not None
+        assert var is not None
+        return ops.partial_batch_norm(
+            x,
+            mean,
+            var,
+            self.free_mean,
+            self.free_var,
+            weight,
+            self.free_weight,
+            bias,
+            self.free_bias,
+            training=self.training,
+            momentum=momentum,
+            eps=self.eps,
+            activation=self.activation,
+            activity=activity,
+            full_input_grad=self.full_input_grad,
+        )
+
+    @torch.no_grad()
+    def reset_free_parameters(self) -> None:
+        """Free channels as new, in place: mean 0, variance 1, weight 1, bias 0, no batches seen."""
+        for kind, value in _FRESH.items():
+            tensor = getattr(self, f"free_{kind}")
+            if tensor is not None:
+                tensor.fill_(value)
+        self.num_batches_tracked.zero_()
+
+    @torch.no_grad()
+    def freeze(self, keep: Tensor) -> None:
+        """Make free channels active: they move behind the active ones, in the order given.
+
+        Their statistics and parameters stay as they are. The other free channels are as new
+        (:meth:`reset_free_parameters`), and the parameters are replaced: build a new optimizer.
+        From now on the channels are expected in the new order: active, kept, rest.
+
+        Arguments:
+            keep: int64 [n], different numbers of free channels, 0 to Cf - 1.
+
+        Raises:
+            TypeError, ValueError: the argument is not that; nothing is changed.
+        """
+        free = self.free_mean.shape[0]
+        keep = _check_index("keep", keep, free).to(self.free_mean.device)
+        for kind in _FRESH:
+            values = getattr(self, f"free_{kind}")
+            if values is not None:
+                frozen = torch.cat([getattr(self, f"active_{kind}"), values.detach()[keep]])
+                setattr(self, f"active_{kind}", frozen)
+        self._replace_free(lambda values, value: values.new_empty(free - len(keep)))
+        self.reset_free_parameters()
+
+    @torch.no_grad()
+    def expand(self, num_features: int = 0) -> None:
+        """Add free channels at the end, as new. The parameters are replaced.
+
+        Raises:
+            ValueError: the number is negative.
+        """
+        if num_features < 0:
+            wanted = "a number of channels to add, at least 0"
+            raise ValueError(message("num_features", num_features, wanted))
+        self._replace_free(
+            lambda values, value: nn.functional.pad(values, (0, num_features), value=value)
+        )
+
+    def _replace_free(self, new: Any) -> None:
+        """free_<kind> = new(free_<kind>, value of a fresh channel)."""
+        for kind, value in _FRESH.items():
+            old = getattr(self, f"free_{kind}")
+            if old is not None:
+                tensor = new(old.detach(), value)
+                is_parameter = isinstance(old, nn.Parameter)
+                setattr(self, f"free_{kind}", _parameter(tensor, old) if is_parameter else tensor)
+
+    def extra_repr(self) -> str:
+        """Sizes, boundary and what is not default."""
+        text = f"{self.num_features}, active={self.active}, eps={self.eps}"
+        text += f", momentum={self.momentum}, affine={self.affine}"
+        return text if self.activation == "none" else f"{text}, activation={self.activation!r}"
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Take the boundary of the state."""
+        problem = take_shapes(self, _NAMES, state_dict, prefix, _nonsense)
+        if problem:
+            args[4].append(problem)
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _nonsense(shapes: Mapping[str, list[int]]) -> str:
+    """What is wrong with the shapes of a state, or ''."""
+    problem = wrong_dimensions(shapes, 1)
+    if problem:
+        return problem
+    for name, shape in shapes.items():
+        like = name.split("_")[0] + "_mean"
+        if shape != shapes[like]:
+            return message(f"{name}.shape", shape, f"{shapes[like]} like {like}")
+    return ""
