@@ -216,6 +216,28 @@ def test_no_interference(training: bool, lies: str, generator: torch.Generator) 
     assert torch.equal(arguments.active_var, frozen[1])
 
 
+@pytest.mark.parametrize("lies", FORMATS)
+def test_same_for_any_number_of_threads(
+    lies: str, compiled: None, generator: torch.Generator
+) -> None:
+    arguments = random_arguments("even", torch.float32, lies, generator)
+    x = torch.randn(40, 16, 24, 24, generator=generator)
+    arguments = arguments._replace(x=x.contiguous(memory_format=FORMATS[lies]))
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found = ops.partial_batch_norm_fwd(*arguments, True, 1e-5, "relu", True)
+        a = arguments
+        vectors = (a.active_var, *found[2:], a.active_weight, a.free_weight)
+        grads = ops.partial_batch_norm_bwd(a.x, a.x, found[0], *vectors, True, 1e-5)
+        results.append((*found, *grads))
+    torch.set_num_threads(before)
+    for one, two, three in zip(*results, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+
+
 def test_far_from_zero(generator: torch.Generator) -> None:
     """Large means cost the variance nothing."""
     arguments = random_arguments("even", torch.float32, "channels_last", generator)
