@@ -332,11 +332,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -
     optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
 
 
-def labels_of(split: Split) -> Tensor | None:
-    """All labels of a split held as tensors, else None."""
-    return split[1] if isinstance(split, tuple) else None
-
-
 def first_inputs(split: Split | Dataset[Any], rows: int) -> Tensor:
     """The first inputs of a split, x [rows, ...]."""
     if isinstance(split, tuple):
