@@ -13,7 +13,7 @@ from ..errors import message
 from ..ops.masked_conv2d import _pairs
 from ..ops.masked_linear import ACTIVATIONS
 from ._state import format_of, take_shapes, wrong_dimensions
-from .masked_linear import _check_boundary, _check_index, _parameter
+from .masked_linear import _check_boundary, _check_index, _on_device_of, _parameter
 
 Pair = int | tuple[int, int]
 _NAMES = ("active_weight", "active_bias", "free_weight", "free_bias")
@@ -225,16 +225,18 @@ class MaskedConv2d(nn.Module):
         """Initialise the free parameters in place as ``torch.nn.Conv2d`` would with I inputs.
 
         Arguments:
-            generator: source of the random numbers; None: the global one.
+            generator: source of the random numbers, on any device; None: the global one.
             scale: factor on the weights (not on the biases).
         """
         fan_in = self.free_weight.shape[1:].numel()
         if self.free_weight.numel():
-            nn.init.kaiming_uniform_(self.free_weight, a=math.sqrt(5), generator=generator)
-            self.free_weight.mul_(scale)
+            drawn = _on_device_of(generator, self.free_weight)
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+            self.free_weight.copy_(drawn.mul_(scale))
         if self.free_bias is not None and self.free_bias.numel():
             bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
-            nn.init.uniform_(self.free_bias, -bound, bound, generator=generator)
+            drawn = _on_device_of(generator, self.free_bias)
+            self.free_bias.copy_(nn.init.uniform_(drawn, -bound, bound, generator=generator))
 
     @torch.no_grad()
     def freeze(self, keep_out: Tensor, keep_in: Tensor) -> None:
