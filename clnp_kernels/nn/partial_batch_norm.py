@@ -10,8 +10,8 @@ from .. import ops
 from .._checks import check_choice
 from ..errors import message
 from ..ops.masked_linear import ACTIVATIONS
+from ._masked import check_boundary, check_index, parameter
 from ._state import take_shapes, wrong_dimensions
-from .masked_linear import _check_boundary, _check_index, _parameter
 
 # kind -> value of a fresh channel
 _FRESH = {"mean": 0.0, "var": 1.0, "weight": 1.0, "bias": 0.0}
@@ -73,7 +73,7 @@ class PartialBatchNorm2d(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("activation", activation, ACTIVATIONS)
-        _check_boundary("active", active, "num_features", num_features)
+        check_boundary("active", active, "num_features", num_features)
         self.eps, self.momentum = eps, momentum
         self.activation, self.full_input_grad, self.skip_active = activation, full_input_grad, False
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -224,7 +224,7 @@ class PartialBatchNorm2d(nn.Module):
             TypeError, ValueError: the argument is not that; nothing is changed.
         """
         free = self.free_mean.shape[0]
-        keep = _check_index("keep", keep, free).to(self.free_mean.device)
+        keep = check_index("keep", keep, free).to(self.free_mean.device)
         for kind in _FRESH:
             values = getattr(self, f"free_{kind}")
             if values is not None:
@@ -254,7 +254,7 @@ class PartialBatchNorm2d(nn.Module):
             if old is not None:
                 tensor = new(old.detach(), value)
                 is_parameter = isinstance(old, nn.Parameter)
-                setattr(self, f"free_{kind}", _parameter(tensor, old) if is_parameter else tensor)
+                setattr(self, f"free_{kind}", parameter(tensor, old) if is_parameter else tensor)
 
     def extra_repr(self) -> str:
         """Sizes, boundary and what is not default."""

@@ -1,0 +1,251 @@
+"""What the layers with a frozen block share, whatever their kernel."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_choice
+from ..errors import message
+from ..ops.masked_linear import ACTIVATIONS
+from ._state import format_of, take_shapes, wrong_dimensions
+
+NAMES = ("active_weight", "active_bias", "free_weight", "free_bias")
+
+
+class Masked(nn.Module):
+    """A layer whose first Oa outputs are frozen and see only its first Ia inputs.
+
+    Weights are [rows, columns, *kernel]; the kernel of a linear layer is (). A depthwise layer has
+    one column, and its inputs are its outputs.
+    """
+
+    active_weight: Tensor
+    active_bias: Tensor | None
+    free_weight: nn.Parameter
+    free_bias: nn.Parameter | None
+    depthwise: bool
+
+    def __init__(self, activation: str, full_input_grad: bool, depthwise: bool = False) -> None:
+        super().__init__()
+        check_choice("activation", activation, ACTIVATIONS)
+        self.activation, self.full_input_grad, self.skip_active = activation, full_input_grad, False
+        self.depthwise = depthwise
+
+    def _fill(
+        self,
+        active: tuple[int, int],
+        free: tuple[int, int],
+        kernel: tuple[int, ...],
+        bias: bool,
+        factory: dict[str, Any],
+    ) -> None:
+        """Make the tensors: (rows, columns) of the frozen and of the free weight."""
+        self.register_buffer("active_weight", torch.zeros(*active, *kernel, **factory))
+        self.register_buffer("active_bias", torch.zeros(active[0], **factory) if bias else None)
+        self.free_weight = nn.Parameter(torch.empty(*free, *kernel, **factory))
+        free_bias = nn.Parameter(torch.empty(free[0], **factory)) if bias else None
+        self.register_parameter("free_bias", free_bias)
+        self.reset_free_parameters()
+
+    def _copy(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Take over the weights [O, I, ...] of a dense layer; interference is dropped."""
+        rows, columns = self.active_weight.shape[:2]
+        lies = format_of(weight)
+        self.active_weight = weight[:rows, :columns].clone(memory_format=lies)
+        self.free_weight = nn.Parameter(weight[rows:].clone(memory_format=lies))
+        if bias is not None:
+            self.active_bias = bias.detach()[:rows].clone()
+            self.free_bias = nn.Parameter(bias.detach()[rows:].clone())
+
+    def _dense(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the dense layer: all weights copied, interference zero."""
+        rows, columns = self.active_weight.shape[:2]
+        weight = self._zeros(rows + self.free_weight.shape[0], self.free_weight.shape[1])
+        weight[:rows, :columns] = self.active_weight
+        weight[rows:] = self.free_weight.detach()
+        if self.free_bias is None or self.active_bias is None:
+            return weight, None
+        return weight, torch.cat([self.active_bias, self.free_bias.detach()])
+
+    @property
+    def active_in(self) -> int:
+        """Ia: inputs that active outputs see."""
+        return self.active_weight.shape[0 if self.depthwise else 1]
+
+    @property
+    def active_out(self) -> int:
+        """Oa: frozen outputs."""
+        return self.active_weight.shape[0]
+
+    def _inputs(self) -> int:
+        return self._outputs() if self.depthwise else self.free_weight.shape[1]
+
+    def _outputs(self) -> int:
+        return self.active_weight.shape[0] + self.free_weight.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x -> y, all outputs, or the free ones only with ``skip_active``."""
+        y = self._call(x, activity=False)
+        assert isinstance(y, Tensor)
+        return y
+
+    def forward_with_activity(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``forward``, and per output the sum of ``|y|`` over everything else: [O], float32 or
+        float64.
+        """
+        result = self._call(x, activity=True)
+        assert isinstance(result, tuple)
+        return result
+
+    def _call(self, x: Tensor, activity: bool) -> Tensor | tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def reset_free_parameters(
+        self, generator: torch.Generator | None = None, scale: float = 1.0
+    ) -> None:
+        """Initialise the free parameters in place as the dense ``torch.nn`` layer would with all
+        inputs.
+
+        Arguments:
+            generator: source of the random numbers, on any device; None: the global one.
+            scale: factor on the weights (not on the biases).
+        """
+        fan_in = self.free_weight.shape[1:].numel()
+        if self.free_weight.numel():
+            drawn = _on_device_of(generator, self.free_weight)
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+            self.free_weight.copy_(drawn.mul_(scale))
+        if self.free_bias is not None and self.free_bias.numel():
+            bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
+            drawn = _on_device_of(generator, self.free_bias)
+            self.free_bias.copy_(nn.init.uniform_(drawn, -bound, bound, generator=generator))
+
+    @torch.no_grad()
+    def freeze(self, keep_out: Tensor, keep_in: Tensor) -> None:
+        """Make free channels active: they move behind the active ones, in the order given.
+
+        Old active outputs get zero weights from the new inputs. Kept outputs keep their weights
+        from the active and the kept inputs and lose the others. The parameters are replaced by
+        smaller ones filled with zeros: call :meth:`reset_free_parameters` next, and build a new
+        optimizer. From now on the inputs are expected in the new order: active, kept, rest.
+
+        Arguments:
+            keep_out: int64 [n], different numbers of free outputs, 0 to Of - 1.
+            keep_in: int64 [m], different numbers of free inputs, 0 to If - 1; of a depthwise layer
+                the same as ``keep_out``.
+
+        Raises:
+            TypeError, ValueError: an argument is not that; nothing is changed.
+        """
+        device, old_in, old_out = self.free_weight.device, self.active_in, self.active_out
+        rows = self.free_weight.shape[0]
+        keep_out = check_index("keep_out", keep_out, rows).to(device)
+        keep_in = check_index("keep_in", keep_in, self._inputs() - old_in).to(device)
+        kept = self.free_weight[keep_out]
+        if self.depthwise:
+            if not torch.equal(keep_in, keep_out):
+                wanted = "the channels of keep_out, as the layer is depthwise"
+                raise ValueError(message("keep_in", keep_in.tolist(), wanted))
+        else:
+            kept = kept[:, torch.cat([torch.arange(old_in, device=device), old_in + keep_in])]
+        weight = self._zeros(old_out + len(keep_out), kept.shape[1])
+        weight[:old_out, : self.active_weight.shape[1]] = self.active_weight
+        weight[old_out:] = kept
+        if self.free_bias is not None and self.active_bias is not None:
+            self.active_bias = torch.cat([self.active_bias, self.free_bias[keep_out]])
+            zeros = self.free_bias.new_zeros(rows - len(keep_out))
+            self.free_bias = parameter(zeros, self.free_bias)
+        self.active_weight = weight
+        zeros = self._zeros(rows - len(keep_out), self.free_weight.shape[1])
+        self.free_weight = parameter(zeros, self.free_weight)
+
+    @torch.no_grad()
+    def _grow(self, outputs: int, inputs: int) -> None:
+        """Add free outputs and free inputs, at the end and filled with zeros."""
+        rows, columns = self.free_weight.shape[:2]
+        weight = self._zeros(rows + outputs, columns + (0 if self.depthwise else inputs))
+        weight[:rows, :columns] = self.free_weight
+        self.free_weight = parameter(weight, self.free_weight)
+        if self.free_bias is not None:
+            bias = nn.functional.pad(self.free_bias, (0, outputs))
+            self.free_bias = parameter(bias, self.free_bias)
+
+    def _zeros(self, rows: int, columns: int) -> Tensor:
+        """Weights that lie as the free ones do."""
+        like = self.free_weight
+        shape, lies = (rows, columns, *like.shape[2:]), format_of(like)
+        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=lies).zero_()
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Take the boundaries of the state."""
+        problem = take_shapes(self, NAMES, state_dict, prefix, self._nonsense)
+        if problem:
+            args[4].append(problem)
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _nonsense(self, shapes: Mapping[str, list[int]]) -> str:
+        """What is wrong with the shapes of a state, or ''."""
+        kernel = list(self.free_weight.shape[2:])
+        problem = wrong_dimensions(shapes, self.free_weight.ndim)
+        if problem:
+            return problem
+        active, free = shapes["active_weight"], shapes["free_weight"]
+        for name in ("active_weight", "free_weight"):
+            if shapes[name][2:] != kernel:
+                return message(f"{name}.shape", shapes[name], f"kernel {tuple(kernel)}")
+            if self.depthwise and shapes[name][1] != 1:
+                return message(f"{name}.shape", shapes[name], "1 input for each depthwise filter")
+        if active[1] > free[1]:
+            wanted = f"at most {free[1]} columns, the inputs of free_weight"
+            return message("active_weight.shape", active, wanted)
+        for part in ("active", "free"):
+            bias, rows = shapes.get(f"{part}_bias"), shapes[f"{part}_weight"][:1]
+            if bias is not None and bias != rows:
+                return message(f"{part}_bias.shape", bias, f"{rows}, the outputs of {part}_weight")
+        return ""
+
+
+def parameter(value: Tensor, like: Tensor) -> nn.Parameter:
+    """A parameter that requires a gradient if ``like`` does."""
+    return nn.Parameter(value, requires_grad=like.requires_grad)
+
+
+def check_boundary(name: str, value: int, size_name: str, size: int) -> None:
+    """Raise ValueError unless ``value`` is a boundary within ``size`` channels."""
+    if size < 0:
+        raise ValueError(message(size_name, size, "a number of channels, at least 0"))
+    if not 0 <= value <= size:
+        raise ValueError(message(name, value, f"0 to {size_name} = {size}"))
+
+
+def check_added(**numbers: int) -> None:
+    """Raise ValueError unless all numbers of channels to add are at least 0."""
+    for name, value in numbers.items():
+        if value < 0:
+            raise ValueError(message(name, value, "a number of channels to add, at least 0"))
+
+
+def check_index(name: str, index: Tensor, size: int) -> Tensor:
+    """``index`` if it holds different numbers from 0 to ``size - 1``; else raise."""
+    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 1:
+        is_tensor = isinstance(index, Tensor)
+        got = f"{index.dtype} {list(index.shape)}" if is_tensor else type(index).__name__
+        raise TypeError(message(name, got, "an int64 tensor of one dimension"))
+    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
+        got = f"{int(index.min())} to {int(index.max())}"
+        raise ValueError(message(name, got, f"numbers of free channels, 0 to {size - 1}"))
+    if len(torch.unique(index)) != len(index):
+        raise ValueError(message(name, "a number twice", "different numbers"))
+    return index
+
+
+def _on_device_of(generator: torch.Generator | None, tensor: Tensor) -> Tensor:
+    """An empty tensor like the given one where the generator can fill it, so that a CPU generator
+    gives the same weights on every device.
+    """
+    return torch.empty_like(tensor, device=None if generator is None else generator.device)
