@@ -8,7 +8,15 @@ import os
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import setup
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(
+        f"clnp: building needs setuptools >= 77, found {setuptools.__version__}\n"
+        "Upgrade it (pip install --upgrade setuptools), or let pip do so: without "
+        "--no-build-isolation."
+    )
 
 try:
     from torch.utils.cpp_extension import BuildExtension, CppExtension

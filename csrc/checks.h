@@ -21,6 +21,13 @@ inline std::string shape_text(const Tensor& t) {
   return text + "]";
 }
 
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t i = 0; i < a.dim(); ++i)
+    if (a.size(i) != b.size(i)) return false;
+  return true;
+}
+
 inline void check_float(const char* name, const Tensor& t) {
   const auto type = t.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double ||

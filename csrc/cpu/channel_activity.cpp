@@ -33,12 +33,11 @@ CLNP_FOR(Half)
 
 namespace {
 
+// `dim` as the last one, the others in their order.
 Tensor permuted(const Tensor& x, int64_t dim) {
-  std::vector<int64_t> order;
-  for (int64_t d = 0; d < x.dim(); ++d)
-    if (d != dim) order.push_back(d);
-  order.push_back(dim);
-  return torch::stable::permute(x, order);
+  Tensor result = x;
+  for (int64_t d = dim; d + 1 < x.dim(); ++d) result = torch::stable::transpose(result, d, d + 1);
+  return result;
 }
 
 // x [outer, channels, inner], contiguous: the channel's planes are summed as they lie.

@@ -22,7 +22,7 @@ Tensor new_images(const Tensor& like, int64_t batch, int64_t channels, int64_t h
                   int64_t width, bool last) {
   if (!last) return torch::stable::new_empty(like, {batch, channels, height, width});
   const Tensor rows = torch::stable::new_empty(like, {batch, height, width, channels});
-  return torch::stable::permute(rows, {0, 3, 1, 2});
+  return torch::stable::transpose(torch::stable::transpose(rows, 2, 3), 1, 2);
 }
 
 void check_images(const char* name, const Tensor& t) {

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "channels.h"
+#include "dispatch.h"
 
 namespace clnp {
 namespace {
@@ -15,10 +16,6 @@ struct Geometry {
   const Sizes &stride, padding, dilation;
   bool depthwise;
 };
-
-void call(const char* op, StableIValue* stack) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION));
-}
 
 int64_t output_size(const Tensor& x, int64_t d, int64_t kernel, const Geometry& g) {
   const int64_t room = x.size(2 + d) + 2 * g.padding[d] - g.dilation[d] * (kernel - 1) - 1;
@@ -47,7 +44,7 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tenso
       from(dense(x, last)), from(dense(weight, last)), from(bias),
       from(g.stride),       from(g.padding),           from(g.dilation),
       from(false),          from(Sizes{0, 0}),         from(groups)};
-  call("aten::convolution", stack.data());
+  call("aten::convolution", "", stack.data());
   return dense(to<Tensor>(stack[0]), last);
 }
 
@@ -71,7 +68,7 @@ Tensor convolve_backward(const Tensor& grad, const Tensor& x, const Tensor& weig
       from(Sizes{0, 0}),
       from(groups),
       from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted.data(), wanted.size()))};
-  call("aten::convolution_backward", stack.data());
+  call("aten::convolution_backward", "", stack.data());
   const std::array<Tensor, 3> results{to<Tensor>(stack[0]), to<Tensor>(stack[1]),
                                       to<Tensor>(stack[2])};
   return dense(results[of_input ? 0 : 1], last);

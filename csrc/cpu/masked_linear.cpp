@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "columns.h"
+#include "dispatch.h"
 
 namespace clnp {
 namespace {
@@ -12,10 +13,6 @@ Tensor columns_of(const Tensor& t, int64_t start, int64_t length) {
   Tensor source = t;
   if (start == 0 && length == t.size(1)) return source;
   return torch::stable::narrow(source, 1, start, length);
-}
-
-void call(const char* op, const char* overload, StableIValue* stack) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack, TORCH_ABI_VERSION));
 }
 
 // out = a @ b

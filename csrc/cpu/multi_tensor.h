@@ -62,7 +62,7 @@ inline void check_list(const char* name, const std::vector<Tensor>& tensors,
   for (size_t i = 0; i < tensors.size(); ++i) {
     check_float(name, tensors[i]);
     check_like(name, tensors[i], params[i]);
-    STD_TORCH_CHECK(tensors[i].sizes() == params[i].sizes(), name, "[", i, "].shape: got ",
+    STD_TORCH_CHECK(same_shape(tensors[i], params[i]), name, "[", i, "].shape: got ",
                     shape_text(tensors[i]), ", wanted ", shape_text(params[i]));
   }
 }
