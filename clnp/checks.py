@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from clnp.data.task import Task
-from clnp.errors import CapacityError, ConfigError, DataError
+from clnp.errors import ConfigError, DataError
 from clnp.model import Model
 
 
@@ -36,14 +36,7 @@ def check_task(model: Model, task: Task) -> int:
                 f"task {task.name!r}, {split}: label {int(tensors[1].max())} is outside the "
                 f"head's {classes} classes" + ("" if single else "; pass Task(..., classes=...)")
             )
-    if single and model.is_full:
-        last = model.groups.last.name
-        raise CapacityError(
-            f"task {task.name!r}: all {model.sizes[last]} channels of the final hidden layer "
-            f"{last!r} belong to earlier "
-            "tasks, and a single head needs free ones. Add some with learner.expand(), start "
-            "wider, or use head='multi'"
-        )
+    model.check_capacity()
     return classes
 
 

@@ -112,6 +112,18 @@ class Model(nn.Module):
         """Whether the final hidden group has no free channel left."""
         return bool(self.tasks) and self.free(self.groups.last) == 0
 
+    def check_capacity(self) -> None:
+        """Raises CapacityError if no further task can be learned: with a single head every task
+        needs channels of its own in the final hidden group.
+        """
+        if self.head.kind == "single" and self.is_full:
+            last = self.groups.last.name
+            raise CapacityError(
+                f"all {self.sizes[last]} channels of the final hidden layer {last!r} belong to "
+                "earlier tasks, so a single head has nothing to connect a new task to. Add "
+                "channels with expand(), start with a wider network, or use head='multi'"
+            )
+
     def set_head(self, kind: str) -> None:
         """Chooses "multi" or "single" head; possible until the first task is learned.
 
@@ -249,14 +261,7 @@ class Model(nn.Module):
             if classes > wanted:
                 raise ConfigError(f"classes={classes}: the single head has {wanted} outputs")
             classes = wanted
-            if self.is_full:
-                raise CapacityError(
-                    f"all {self.sizes[self.groups.last.name]} channels of the final hidden layer "
-                    f"{self.groups.last.name!r} "
-                    "are taken by earlier tasks, so a single head has nothing to connect a new "
-                    "task to. Add channels with "
-                    "expand(), start with a wider network, or use head='multi'"
-                )
+            self.check_capacity()
         if self.tasks:
             for layer in self.masked_layers.values():
                 layer.reset_free_parameters(generator, reinit_scale)
