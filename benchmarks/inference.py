@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import clnp
-from clnp.graph import build, plain_linear
+from clnp.graph import build
+from clnp.plain import plain_module
 
 
 def dense_network(model: clnp.Model) -> nn.Module:
@@ -28,7 +29,9 @@ def dense_network(model: clnp.Model) -> nn.Module:
         inputs = model.sizes[read] if group.prunable else node.attrs["in_features"]
         outputs = model.sizes[made] if made else node.attrs["out_features"]
         bias = torch.randn(outputs) if node.attrs["bias"] else None
-        layers[node.name] = plain_linear(torch.randn(outputs, inputs) / inputs**0.5, bias)
+        layers[node.name] = plain_module(
+            "linear", {}, {"weight": torch.randn(outputs, inputs) / inputs**0.5, "bias": bias}
+        )
     return build(model.graph, layers).eval()
 
 

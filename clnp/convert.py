@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from clnp.errors import ConvertError
-from clnp.graph import Graph, fuse_relu
+from clnp.graph import WITH_WEIGHTS, Graph, Node, fuse_relu
+from clnp.lowering import lower
 from clnp.model import Model
-from clnp.trace import trace
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Conversion:
 def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> Model:
     """Rebuilds a dense network from masked layers that compute the same function.
 
-    The network is copied, never changed. Supported: Linear, the common activations, Dropout,
-        Flatten, sums and products of
-    hidden values, and any module built of these whose forward torch.fx can trace. The last layer
-    has to be a Linear that gives the logits.
+    The network is copied, never changed. Supported: Linear, Conv2d (dense or depthwise), BatchNorm,
+    the common activations, pooling, Dropout, Flatten, sums and products of hidden values, and any
+    module built of these whose forward torch.fx can trace. The last layer has to be a Linear that
+    gives the logits.
 
     Arguments:
         net: the dense network.
@@ -70,11 +70,10 @@ def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> M
     net = copy.deepcopy(net)
     if type(net).__module__.startswith("torch.nn") and not isinstance(net, nn.Sequential):
         net = nn.Sequential(net)
-    graph = trace(net, example_input)
+    graph = lower(net, example_input)
     if not graph.layers:
-        raise ConvertError("the network has no Linear layer to convert")
-    dense = {node.name: net.get_submodule(node.name) for node in graph.layers}
-    model = Model(graph, {name: m for name, m in dense.items() if isinstance(m, nn.Linear)})
+        raise ConvertError("the network has no layer to convert")
+    model = Model(graph, {node.name: net.get_submodule(node.name) for node in graph.weighted})
     model.train(training)
     model.conversion = _describe(graph, model)
     _check_same(net, model, example_input)
@@ -88,26 +87,30 @@ def _describe(graph: Graph, model: Model) -> Conversion:
     kept = {node.name for node in fused.nodes}
     masked, left = [], []
     for node in graph.nodes:
-        if node.role == "layer" and node.name != model.groups.head:
-            made = model.groups[model.groups.makes[node.name]]
-            size = f"{node.attrs['in_features']} -> {node.attrs['out_features']}"
-            note = (
-                ""
-                if made.prunable
-                else ", frozen whole with the first task: it is added to the network's input"
-            )
-            relu = ", ReLU fused" if "activation" in (fused[node.name].attrs) else ""
-            masked.append((node.name, f"Linear {size}{relu}{note}"))
-        elif node.name == model.groups.head:
-            left.append(
-                (
-                    node.name,
-                    f"output layer with {node.attrs['out_features']} classes: becomes the head",
-                )
-            )
-        elif node.role in ("elementwise", "flatten", "merge") and node.name in kept:
-            left.append((node.name, f"{node.op}: has no weights, works on every width"))
+        name = node.name
+        if name == model.groups.head:
+            classes = node.attrs["out_features"]
+            left.append((name, f"output layer with {classes} classes: becomes the head"))
+        elif node.role in WITH_WEIGHTS:
+            relu = ", ReLU fused" if "activation" in fused[name].attrs else ""
+            whole = ", frozen whole with the first task: it is added to the network's input"
+            note = "" if model.groups.of(name).prunable else whole
+            masked.append((name, f"{_text(node)}{relu}{note}"))
+        elif node.role != "input" and name in kept:
+            left.append((name, f"{node.op}: has no weights, works on every width"))
     return Conversion(tuple(masked), tuple(left))
+
+
+def _text(node: Node) -> str:
+    """What a node with weights is, in a few words."""
+    a = node.attrs
+    if node.op == "linear":
+        return f"Linear {a['in_features']} -> {a['out_features']}"
+    if node.op.startswith("batch_norm"):
+        return f"BatchNorm of {a['num_features']} channels"
+    kind = "Conv2d" if node.op == "conv2d" else "depthwise Conv2d"
+    kernel = "x".join(map(str, a["kernel_size"]))
+    return f"{kind} {a['in_channels']} -> {a['out_channels']}, {kernel}"
 
 
 def _check_same(net: nn.Module, model: Model, x: Tensor) -> None:

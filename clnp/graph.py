@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import fx, nn
+
+from clnp.plain import StochasticDepth
 
 Attrs = dict[str, Any]
 
@@ -25,11 +26,14 @@ class Op:
 
     Attributes:
         role: how it treats channels: "input", "layer" (makes new channels out of all it reads),
-            "elementwise" (keeps channels apart), "flatten" (merges positions into the channel axis)
-            or "merge" (joins tensors whose channels then live and die together).
+            "channelwise" (has weights, but keeps channels apart), "elementwise" (works on every
+            element alone), "spatial" (works within each channel of images [B, C, H, W]),
+            "unsqueeze" ([B, C] becomes images of one pixel), "flatten" (images become [B, C * P];
+            its attribute "positions" is P) or "merge" (joins tensors whose channels then live and
+            die together).
         make: attributes -> plain `torch.nn` module; None for a function.
         function: what to call on the inputs when there is no module.
-        attrs: names of the attributes, all required.
+        attrs: names of the attributes that make it, all required.
     """
 
     role: str
@@ -38,26 +42,71 @@ class Op:
     attrs: tuple[str, ...] = ()
 
 
+CONV = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "bias",
+)
+NORM = ("num_features", "eps", "momentum", "affine")
+MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+AVG_POOL = (
+    "kernel_size",
+    "stride",
+    "padding",
+    "ceil_mode",
+    "count_include_pad",
+    "divisor_override",
+)
+
 OPS: dict[str, Op] = {
     "input": Op("input", attrs=("shape",)),
     "linear": Op("layer", nn.Linear, attrs=("in_features", "out_features", "bias")),
+    "conv2d": Op("layer", nn.Conv2d, attrs=CONV),
+    "depthwise_conv2d": Op("channelwise", nn.Conv2d, attrs=CONV),
+    "batch_norm1d": Op("channelwise", nn.BatchNorm1d, attrs=NORM),
+    "batch_norm2d": Op("channelwise", nn.BatchNorm2d, attrs=NORM),
     "relu": Op("elementwise", nn.ReLU),
     "relu6": Op("elementwise", nn.ReLU6),
     "leaky_relu": Op("elementwise", nn.LeakyReLU, attrs=("negative_slope",)),
     "elu": Op("elementwise", nn.ELU, attrs=("alpha",)),
+    "selu": Op("elementwise", nn.SELU),
     "silu": Op("elementwise", nn.SiLU),
+    "mish": Op("elementwise", nn.Mish),
     "gelu": Op("elementwise", nn.GELU, attrs=("approximate",)),
     "hardswish": Op("elementwise", nn.Hardswish),
+    "hardsigmoid": Op("elementwise", nn.Hardsigmoid),
+    "hardtanh": Op("elementwise", nn.Hardtanh, attrs=("min_val", "max_val")),
+    "softplus": Op("elementwise", nn.Softplus, attrs=("beta", "threshold")),
     "tanh": Op("elementwise", nn.Tanh),
     "sigmoid": Op("elementwise", nn.Sigmoid),
     "identity": Op("elementwise", nn.Identity),
     "dropout": Op("elementwise", nn.Dropout, attrs=("p",)),
+    "stochastic_depth": Op("elementwise", StochasticDepth, attrs=("p", "mode")),
+    "dropout2d": Op("spatial", nn.Dropout2d, attrs=("p",)),
+    "max_pool2d": Op("spatial", nn.MaxPool2d, attrs=MAX_POOL),
+    "avg_pool2d": Op("spatial", nn.AvgPool2d, attrs=AVG_POOL),
+    "adaptive_avg_pool2d": Op("spatial", nn.AdaptiveAvgPool2d, attrs=("output_size",)),
+    "adaptive_max_pool2d": Op("spatial", nn.AdaptiveMaxPool2d, attrs=("output_size",)),
+    "zero_pad2d": Op("spatial", nn.ZeroPad2d, attrs=("padding",)),
+    "upsample": Op("spatial", nn.Upsample, attrs=("size", "scale_factor", "mode")),
+    "spatial_mean": Op("flatten", lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())),
+    "unsqueeze": Op("unsqueeze", lambda: nn.Unflatten(1, (-1, 1, 1))),
     "flatten": Op("flatten", nn.Flatten, attrs=("start_dim", "end_dim")),
     "log_softmax": Op("elementwise", nn.LogSoftmax, attrs=("dim",)),
     "add": Op("merge", function=operator.add),
     "sub": Op("merge", function=operator.sub),
     "mul": Op("merge", function=operator.mul),
+    "add_number": Op("elementwise", function=operator.add, attrs=("value",)),
+    "sub_number": Op("elementwise", function=operator.sub, attrs=("value",)),
+    "mul_number": Op("elementwise", function=operator.mul, attrs=("value",)),
+    "div_number": Op("elementwise", function=operator.truediv, attrs=("value",)),
 }
+WITH_WEIGHTS = ("layer", "channelwise")
 
 
 @dataclass(frozen=True)
@@ -111,8 +160,13 @@ class Graph:
 
     @property
     def layers(self) -> list[Node]:
-        """The nodes with weights, in execution order."""
+        """The nodes that make new channels, in execution order."""
         return [node for node in self.nodes if node.role == "layer"]
+
+    @property
+    def weighted(self) -> list[Node]:
+        """The nodes with weights, in execution order: layers, depthwise layers and batch norms."""
+        return [node for node in self.nodes if node.role in WITH_WEIGHTS]
 
     def readers(self, name: str) -> list[Node]:
         """The nodes that read `name`."""
@@ -139,14 +193,14 @@ class Graph:
 
 
 def fuse_relu(graph: Graph) -> Graph:
-    """Folds every ReLU that is the only reader of a layer into that layer (attribute
+    """Folds every ReLU that is the only reader of an operation with weights into it (attribute
     `activation="relu"`).
     """
     fused = {
         node.name: node.inputs[0]
         for node in graph.nodes
         if node.op == "relu"
-        and graph[node.inputs[0]].op == "linear"
+        and graph[node.inputs[0]].role in WITH_WEIGHTS
         and len(graph.readers(node.inputs[0])) == 1
         and graph.output != node.inputs[0]
     }
@@ -162,13 +216,21 @@ def fuse_relu(graph: Graph) -> Graph:
     return Graph(tuple(nodes), fused.get(graph.output, graph.output))
 
 
+def for_inference(graph: Graph) -> Graph:
+    """The graph without what only training does and `torch.nn` lacks."""
+    nodes = tuple(
+        replace(node, op="identity", attrs={}) if node.op == "stochastic_depth" else node
+        for node in graph.nodes
+    )
+    return Graph(nodes, graph.output)
+
+
 def build(graph: Graph, layers: Mapping[str, nn.Module]) -> fx.GraphModule:
     """Assembles a `torch.fx.GraphModule` from a graph.
 
     Arguments:
         graph: the operations.
-        layers: node name -> module, for every node with weights (role "layer"); the other modules
-            are made here.
+        layers: node name -> module, for every node with weights; the other modules are made here.
 
     Returns:
         a module with one tensor in, one tensor out, whose submodules carry the node names.
@@ -182,9 +244,10 @@ def build(graph: Graph, layers: Mapping[str, nn.Module]) -> fx.GraphModule:
         if op.role == "input":
             values[node.name] = out.placeholder("x")
         elif op.function is not None:
-            values[node.name] = out.call_function(op.function, args)
+            numbers = tuple(node.attrs[name] for name in op.attrs)
+            values[node.name] = out.call_function(op.function, (*args, *numbers))
         else:
-            if op.role == "layer":
+            if op.role in WITH_WEIGHTS:
                 root[node.name] = layers[node.name]
             else:
                 assert op.make is not None
@@ -192,12 +255,3 @@ def build(graph: Graph, layers: Mapping[str, nn.Module]) -> fx.GraphModule:
             values[node.name] = out.call_module(node.name, args)
     out.output(values[graph.output])
     return fx.GraphModule(root, out)
-
-
-def plain_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    """A `torch.nn.Linear` that owns contiguous copies of weight [O, I] and bias [O]."""
-    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone(memory_format=torch.contiguous_format))
-    return layer

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clnp.errors import ConvertError
-from clnp.graph import Graph, Node
+from clnp.graph import WITH_WEIGHTS, Graph, Node
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Group:
         size: how many channels.
         producers: layers whose outputs they are.
         consumers: layers that read them.
+        carriers: depthwise layers and batch norms that have weights for each of them.
         prunable: False for the inputs and everything added to them: all of it is active from the
             first task on.
     """
@@ -31,6 +32,7 @@ class Group:
     size: int
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    carriers: tuple[str, ...]
     prunable: bool
 
 
@@ -42,12 +44,16 @@ class Groups:
         all: every group but the outputs of the head, in execution order.
         reads: layer name -> name of the group it reads.
         makes: layer name -> name of the group it makes (the head makes none).
+        carries: depthwise layer or batch norm -> name of the group whose channels it keeps apart.
+        positions: layer name -> inputs per channel that it reads: more than 1 behind a flatten.
         head: name of the output layer.
     """
 
     all: tuple[Group, ...]
     reads: dict[str, str]
     makes: dict[str, str]
+    carries: dict[str, str]
+    positions: dict[str, int]
     head: str
 
     def __getitem__(self, name: str) -> Group:
@@ -65,6 +71,10 @@ class Groups:
         """The final hidden group: the one that the head reads."""
         return self[self.reads[self.head]]
 
+    def of(self, name: str) -> Group:
+        """The group whose channels a layer, depthwise layer or batch norm puts out."""
+        return self[self.makes.get(name) or self.carries[name]]
+
     def only_feeds_head(self) -> bool:
         """Whether nothing but the head reads the final hidden group, so that a single-head network
         need not even compute the channels that belong to earlier tasks (paper, Fig. 2, right)."""
@@ -78,14 +88,16 @@ def find_head(graph: Graph) -> Node:
     node = graph[graph.output]
     while node.op in ("log_softmax", "identity"):
         node = graph[node.inputs[0]]
-    if node.role != "layer":
+    if node.op != "linear":
         raise ConvertError(
             f"the network ends in {node.name!r} ({node.op}); it has to end in a Linear layer that "
             "gives the logits "
             "(a LogSoftmax may follow)"
         )
     inside = [
-        reader.name for reader in graph.readers(node.name) if reader.role in ("layer", "merge")
+        reader.name
+        for reader in graph.readers(node.name)
+        if reader.role in (*WITH_WEIGHTS, "merge")
     ]
     if inside:
         raise ConvertError(
@@ -94,86 +106,198 @@ def find_head(graph: Graph) -> Node:
     return node
 
 
+@dataclass(frozen=True)
+class _Value:
+    """What is known about a node's tensor.
+
+    Attributes:
+        key: a node that stands for its channels, see `_Walk.root`.
+        axis: where its channels are: 1 in images [B, C, H, W], -1 else; None where it is the raw
+            input, which may be read either way.
+        rank: number of axes.
+        positions: entries per channel on that axis.
+    """
+
+    key: str
+    axis: int | None
+    rank: int
+    positions: int = 1
+
+
+class _Walk:
+    """One walk over the nodes of a graph."""
+
+    def __init__(self, graph: Graph, head: str) -> None:
+        self.graph, self.head = graph, head
+        self.parent: dict[str, str] = {}
+        self.values: dict[str, _Value] = {}
+        for node in graph.nodes:
+            self.values[node.name] = self._visit(node)
+
+    def root(self, name: str) -> str:
+        """The first producer of the channels that `name` stands for."""
+        while self.parent[name] != name:
+            name = self.parent[name]
+        return name
+
+    def read_by(self, node: Node) -> _Value:
+        """The value that a node reads first."""
+        return self.values[node.inputs[0]]
+
+    def _visit(self, node: Node) -> _Value:
+        if node.role == "input":
+            self.parent[node.name] = node.name
+            return _Value(node.name, None, len(node.attrs["shape"]))
+        source = self.read_by(node)
+        if node.role == "layer":
+            self.parent[node.name] = node.name
+            return self._layer(node, source)
+        if node.role == "channelwise":
+            return self._channelwise(node, source)
+        if node.role == "flatten":
+            return self._flatten(node, source)
+        if node.role == "merge":
+            return self._merge(node, source)
+        if node.role == "unsqueeze":
+            if source.positions > 1:
+                raise ConvertError(
+                    f"{node.name!r} makes images of flattened ones; this is not supported"
+                )
+            return _Value(source.key, 1, 4)
+        if node.op == "log_softmax" and self.root(source.key) != self.head:
+            raise ConvertError(
+                f"{node.name!r} mixes hidden channels; a LogSoftmax may only end the network"
+            )
+        if node.role == "spatial" and (source.axis == -1 or source.rank != 4):
+            raise ConvertError(
+                f"{node.name!r} ({node.op}) reads a value of rank {source.rank}, whose channels it "
+                "would mix; a batch of images [B, C, H, W] is wanted"
+            )
+        return source
+
+    def _layer(self, node: Node, source: _Value) -> _Value:
+        if node.op == "linear":
+            if source.axis == 1 and source.rank == 4:
+                raise ConvertError(
+                    f"{node.name!r} (Linear) works on the last axis of images [B, C, H, W], not on "
+                    "their channels; flatten them first"
+                )
+            return _Value(node.name, -1, source.rank)
+        if source.axis == -1:
+            raise ConvertError(
+                f"{node.name!r} ({node.op}) reads channels that are on the last axis; images "
+                "[B, C, H, W] made by convolutions are wanted"
+            )
+        return _Value(node.name, 1, 4)
+
+    def _channelwise(self, node: Node, source: _Value) -> _Value:
+        axis = -1 if node.op == "batch_norm1d" else 1
+        if source.positions > 1 or source.axis not in (axis, None):
+            raise ConvertError(
+                f"{node.name!r} ({node.op}) works on flattened images or on another axis than "
+                "their channels; apply it to the images"
+            )
+        return _Value(source.key, axis, source.rank)
+
+    def _flatten(self, node: Node, source: _Value) -> _Value:
+        """Flattening hidden values [B, T, C] would interleave the channels; images and raw inputs
+        pass.
+        """
+        if source.axis == -1 and source.rank > 2:
+            raise ConvertError(
+                f"{node.name!r} flattens a hidden value of rank {source.rank}: its channels would "
+                "no longer lie side by side. "
+                "Apply the layers to [B, C] values, or flatten the input first"
+            )
+        positions = node.attrs.get("positions", 1)
+        # A raw input that is flattened stays raw: its pixels are never pruned.
+        return _Value(source.key, source.axis and -1, 2, positions if source.axis else 1)
+
+    def _merge(self, node: Node, source: _Value) -> _Value:
+        for name in node.inputs[1:]:
+            other = self.values[name]
+            axes = {source.axis, other.axis} - {None}
+            if len(axes) > 1 or (axes and source.positions != other.positions):
+                raise ConvertError(
+                    f"{node.name!r} joins {node.inputs[0]!r} and {name!r}, whose channels lie "
+                    "differently"
+                )
+            # The later group joins the earlier one, so a group's name is its first producer.
+            pair = self.root(source.key), self.root(other.key)
+            first, second = sorted(pair, key=list(self.parent).index)
+            self.parent[second] = first
+            if source.axis is None:
+                source = other
+        return source
+
+
 def find_groups(graph: Graph) -> Groups:
     """Finds the groups of a graph.
 
     Raises:
         ConvertError: naming the node, where channels mix in a way that pruning can't follow.
     """
-    head = find_head(graph)
-    parent: dict[str, str] = {}
-    # The group key of each node's value, and whether its channels are on the last axis of a value
-    # of that rank.
-    key: dict[str, str] = {}
-    rank: dict[str, int] = {}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            name = parent[name]
-        return name
-
-    for node in graph.nodes:
-        if node.role == "input":
-            parent[node.name] = key[node.name] = node.name
-            rank[node.name] = len(node.attrs["shape"])
-        elif node.role == "layer":
-            parent[node.name] = key[node.name] = node.name
-            rank[node.name] = rank[node.inputs[0]]
-        else:
-            if node.op == "log_softmax" and root(key[node.inputs[0]]) != head.name:
-                raise ConvertError(
-                    f"{node.name!r} mixes hidden channels; a LogSoftmax may only end the network"
-                )
-            source = node.inputs[0]
-            key[node.name] = key[source]
-            rank[node.name] = rank[source]
-            if node.role == "flatten":
-                rank[node.name] = 2
-                _check_flatten(node, root(key[source]), rank[source], graph)
-            for other in node.inputs[1:]:
-                # The later group joins the earlier one, so a group's name is its first producer.
-                first, second = sorted(
-                    (root(key[source]), root(key[other])), key=list(parent).index
-                )
-                parent[second] = first
-
-    source = graph.nodes[0].name
-    reads = {n.name: root(key[n.inputs[0]]) for n in graph.layers}
-    makes = {n.name: root(n.name) for n in graph.layers if n.name != head.name}
-    if root(head.name) != head.name or head.name in reads.values():
-        raise ConvertError(f"the output layer {head.name!r} shares its channels with hidden layers")
+    head = find_head(graph).name
+    walk = _Walk(graph, head)
+    raw = graph.nodes[0].name
+    reads = {n.name: walk.root(walk.read_by(n).key) for n in graph.layers}
+    makes = {n.name: walk.root(n.name) for n in graph.layers if n.name != head}
+    carries = {
+        n.name: walk.root(walk.values[n.name].key) for n in graph.nodes if n.role == "channelwise"
+    }
+    for name, group in carries.items():
+        if group == head:
+            raise ConvertError(
+                f"{name!r} follows the output layer {head!r}; nothing but a LogSoftmax may"
+            )
+    if walk.root(head) != head or head in reads.values():
+        raise ConvertError(f"the output layer {head!r} shares its channels with hidden layers")
     found = []
-    for name in dict.fromkeys([root(source), *makes.values()]):
-        producers = tuple(layer for layer, group in makes.items() if group == name)
-        consumers = tuple(layer for layer, group in reads.items() if group == name)
-        if name == source:
-            size = graph[consumers[0]].attrs["in_features"] if consumers else 0
+    for name in dict.fromkeys([walk.root(raw), *makes.values()]):
+        members = [
+            tuple(n for n, g in table.items() if g == name) for table in (makes, reads, carries)
+        ]
+        producers, consumers, carriers = members
+        if name == raw:
+            size = _inputs(graph, walk, consumers, carriers)
         else:
-            size = graph[name].attrs["out_features"]
-            _check_sizes(graph, producers, size)
+            size = _outputs(graph[name])
+        _check_sizes(graph, producers, size)
         if not consumers:
             raise ConvertError(f"nothing reads the outputs of {producers}; remove the unused layer")
-        found.append(Group(name, size, producers, consumers, prunable=name != source))
-    return Groups(tuple(found), reads, makes, head.name)
+        found.append(Group(name, size, producers, consumers, carriers, prunable=name != raw))
+    positions = {n.name: walk.read_by(n).positions for n in graph.layers}
+    return Groups(tuple(found), reads, makes, carries, positions, head)
 
 
-def _check_flatten(node: Node, group: str, rank: int, graph: Graph) -> None:
-    """Flattening hidden values [B, T, C] would interleave the channels; only [B, C] and raw inputs
-    pass.
-    """
-    if graph[group].role != "input" and rank > 2:
-        raise ConvertError(
-            f"{node.name!r} flattens a hidden value of rank {rank}: its channels would no longer "
-            "lie side by side. "
-            "Apply the layers to [B, C] values, or flatten the input first"
-        )
+def _outputs(node: Node) -> int:
+    size = node.attrs["out_features" if node.op == "linear" else "out_channels"]
+    assert isinstance(size, int)
+    return size
+
+
+def inputs_of(node: Node) -> int:
+    """Inputs of a layer in the dense network, I."""
+    size = node.attrs["in_features" if node.op == "linear" else "in_channels"]
+    assert isinstance(size, int)
+    return size
+
+
+def _inputs(
+    graph: Graph, walk: _Walk, consumers: tuple[str, ...], carriers: tuple[str, ...]
+) -> int:
+    """Channels of the raw input's group."""
+    if not consumers:
+        return 0
+    first = graph[consumers[0]]
+    return inputs_of(first) // walk.read_by(first).positions
 
 
 def _check_sizes(graph: Graph, producers: tuple[str, ...], size: int) -> None:
     for name in producers:
-        if graph[name].attrs["out_features"] != size:
+        if _outputs(graph[name]) != size:
             raise ConvertError(
-                f"{name!r} makes {graph[name].attrs['out_features']} channels but is joined with "
+                f"{name!r} makes {_outputs(graph[name])} channels but is joined with "
                 f"values of {size}; "
                 "broadcasting over channels can't be pruned"
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clnp.errors import CheckpointError
+from clnp.pruning import tensors_of
 
 if TYPE_CHECKING:
     from clnp.model import Model
@@ -36,29 +37,24 @@ class LearnedTask:
 def check_shapes(model: Model) -> None:
     """Raises CheckpointError unless every tensor has the shape that the boundaries ask for."""
     wanted: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    for name, layer in model.masked_layers.items():
-        made, read = (model.groups[g[name]] for g in (model.groups.makes, model.groups.reads))
-        frozen = (
-            model.active(made),
-            model.width(name, model.tasks[-1].active) if model.tasks else 0,
-        )
-        rows = model.free(made) if model.in_task else model.sizes[made.name] - model.active(made)
-        columns = model.graph[name].attrs["in_features"]
-        if read.prunable:
-            columns = (
-                model.active(read) + model.free(read) if model.in_task else model.sizes[read.name]
-            )
-        if made.prunable or model.tasks:
-            wanted[f"{name}.active_weight"] = (tuple(layer.active_weight.shape), frozen)
-            wanted[f"{name}.free_weight"] = (tuple(layer.free_weight.shape), (rows, columns))
-        if layer.active_bias is not None:
-            wanted[f"{name}.active_bias"] = (tuple(layer.active_bias.shape), frozen[:1])
+    for name, module in model.masked.items():
+        group = model.groups.of(name)
+        active = model.active(group)
+        free = model.free(group) if model.in_task else model.sizes[group.name] - active
+        for part, channels in (("active", active), ("free", free)):
+            for key, value in tensors_of(module, part).items():
+                if value is not None:
+                    rest = (1, *value.shape[2:])[: value.dim() - 1]
+                    if key == "weight" and name in model.groups.reads:
+                        rest = (_inputs(model, name, part), *value.shape[2:])
+                    wanted[f"{name}.{part}_{key}"] = (tuple(value.shape), (channels, *rest))
     for k, task in enumerate(model.tasks):
+        positions = model.groups.positions[model.groups.head]
         start = model.tasks[k - 1].active[model.groups.last.name] if k else 0
         stop = task.active[model.groups.last.name]
-        weight, _ = model.head.task_weights(k, start, stop)
+        weight, _ = model.head.task_weights(k, start * positions, stop * positions)
         columns = (
-            stop - start
+            (stop - start) * positions
             if model.head.kind == "single"
             else model.width(model.groups.head, task.active)
         )
@@ -68,3 +64,14 @@ def check_shapes(model: Model) -> None:
             raise CheckpointError(
                 f"{what} has shape {list(got)}; the learned tasks ask for {list(expected)}"
             )
+
+
+def _inputs(model: Model, name: str, part: str) -> int:
+    """Columns that the active or free weight of a layer has to have."""
+    if part == "active":
+        return model.frozen_inputs(name)
+    group = model.groups[model.groups.reads[name]]
+    if not group.prunable or not model.in_task:
+        return model.inputs(name)
+    channels = model.active(group) + model.free(group)
+    return channels * model.groups.positions[name]

@@ -36,9 +36,9 @@ from clnp.train import (
     count,
     count_correct,
     first_inputs,
+    moving,
     seed_for,
     seeded,
-    trainable,
 )
 
 KIND = "learner"
@@ -226,7 +226,7 @@ class Learner:
         self, task: Task, index: int, points: list[GridPoint], head_only: bool
     ) -> list[_Trained]:
         """Trains every grid point from the same weights, in the same order of examples."""
-        parameters = trainable(self.model, head_only)
+        parameters = moving(self.model, head_only)
         start = [p.detach().clone() for p in parameters]
         trained = []
         for i, point in enumerate(points):
@@ -281,7 +281,7 @@ class Learner:
         """
         total = count(task.validation)
         floor = floor_of(best, self.settings.margin, total)
-        parameters = trainable(self.model, head_only)
+        parameters = moving(self.model, head_only)
         chosen = [
             trained[i]
             for i in candidates([t.correct for t in trained], self.settings.margin, total)

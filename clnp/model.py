@@ -18,12 +18,31 @@ import torch
 from torch import Tensor, fx, nn
 
 from clnp.errors import CapacityError, CheckpointError, ConfigError, DataError
-from clnp.graph import Graph, build, fuse_relu, plain_linear
-from clnp.groups import Group, find_groups
+from clnp.graph import OPS, Graph, Node, build, for_inference, fuse_relu
+from clnp.groups import Group, find_groups, inputs_of
 from clnp.heads import HEADS, Head, MultiHead
 from clnp.learned import LearnedTask, check_shapes
-from clnp.pruning import Keep, check_keep, columns, head_columns, pruned_layers, rows
-from clnp_kernels.nn import MaskedLinear
+from clnp.plain import plain_module
+from clnp.pruning import (
+    Keep,
+    behind,
+    check_keep,
+    free_inputs,
+    head_columns,
+    pruned_layers,
+    rows,
+    tensors_of,
+)
+from clnp_kernels.nn import MaskedConv2d, MaskedLinear, PartialBatchNorm1d, PartialBatchNorm2d
+
+MaskedLayer = MaskedLinear | MaskedConv2d
+MASKED: dict[str, Any] = {
+    "linear": MaskedLinear,
+    "conv2d": MaskedConv2d,
+    "depthwise_conv2d": MaskedConv2d,
+    "batch_norm1d": PartialBatchNorm1d,
+    "batch_norm2d": PartialBatchNorm2d,
+}
 
 
 class Model(nn.Module):
@@ -31,7 +50,8 @@ class Model(nn.Module):
 
     Arguments:
         graph: the network's operations.
-        layers: layer name -> dense `torch.nn.Linear` that supplies its first weights.
+        layers: name -> dense `torch.nn` module that supplies the first weights, for every node with
+            weights.
 
     Calling it:
         `model(x)`: while a task is being learned, and before the first one, the whole network in
@@ -43,7 +63,7 @@ class Model(nn.Module):
         Raises DataError where x does not fit the network, ConfigError for an unknown task.
     """
 
-    def __init__(self, graph: Graph, layers: Mapping[str, nn.Linear]) -> None:
+    def __init__(self, graph: Graph, layers: Mapping[str, Any]) -> None:
         super().__init__()
         self.graph = graph
         self.groups = find_groups(graph)
@@ -54,13 +74,13 @@ class Model(nn.Module):
         self.conversion: Any = None
         fused = fuse_relu(graph)
         masked: dict[str, nn.Module] = {}
-        for node in fused.layers:
+        for node in fused.weighted:
             dense = layers[node.name]
             if node.name == self.groups.head:
                 masked[node.name] = MultiHead(dense.weight, dense.bias)
             else:
                 activation = node.attrs.get("activation", "none")
-                masked[node.name] = MaskedLinear.from_dense(dense, activation=activation)
+                masked[node.name] = MASKED[node.op].from_dense(dense, activation=activation)
         self.net = build(fused, masked)
         self.train(any(layer.training for layer in layers.values()))
 
@@ -74,23 +94,54 @@ class Model(nn.Module):
         return head
 
     @property
-    def masked_layers(self) -> dict[str, MaskedLinear]:
-        """Layer name -> masked layer, in execution order, without the head."""
-        return {name: self._layer(name) for name in self.groups.makes}
+    def masked(self) -> dict[str, MaskedLayer | PartialBatchNorm2d]:
+        """Name -> module with a frozen and a free part, in execution order, without the head."""
+        found: dict[str, Any] = {
+            node.name: self.net.get_submodule(node.name)
+            for node in self.graph.weighted
+            if node.name != self.groups.head
+        }
+        return found
 
-    def _layer(self, name: str) -> MaskedLinear:
-        layer = self.net.get_submodule(name)
-        assert isinstance(layer, MaskedLinear)
-        return layer
+    @property
+    def masked_layers(self) -> dict[str, MaskedLayer]:
+        """The linear and convolutional ones of `masked`."""
+        return {n: m for n, m in self.masked.items() if not isinstance(m, PartialBatchNorm2d)}
+
+    @property
+    def norms(self) -> dict[str, PartialBatchNorm2d]:
+        """The batch norms of `masked`."""
+        return {n: m for n, m in self.masked.items() if isinstance(m, PartialBatchNorm2d)}
 
     @property
     def layer_names(self) -> list[str]:
-        """All layers with weights in execution order; the head is the last."""
-        return [*self.groups.makes, self.groups.head]
+        """All layers with a weight matrix or filters in execution order; the head is the last."""
+        return [*self.masked_layers, self.groups.head]
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.free_weight.device
+
+    @property
+    def is_convolutional(self) -> bool:
+        """Whether the network works on images [B, C, H, W]."""
+        return any("conv2d" in node.op for node in self.graph.nodes)
+
+    def running_statistics(self) -> list[Tensor]:
+        """The tensors that training moves although they are no parameters: of every batch norm the
+        free channels' mean and variance [Cf], and its count of batches.
+        """
+        return [
+            tensor
+            for norm in self.norms.values()
+            for tensor in (norm.free_mean, norm.free_var, norm.num_batches_tracked)
+        ]
 
     def layer_weight(self, name: str) -> nn.Parameter:
-        """The trainable weight of a layer, [Of, I]."""
-        return (self.head if name == self.groups.head else self._layer(name)).free_weight
+        """The trainable weight of a layer, [Of, I] or [Of, I, K, K']."""
+        if name == self.groups.head:
+            return self.head.free_weight
+        return self.masked_layers[name].free_weight
 
     def active(self, group: Group | str) -> int:
         """How many channels of a group are frozen."""
@@ -197,11 +248,14 @@ class Model(nn.Module):
         """
         task = self.check_task(task)
         if fresh or task not in self._narrow:
-            narrow = build(self.graph, self._task_layers(task)).eval().requires_grad_(False)
+            narrow = self._build(self._task_layers(task))
             if fresh:
                 return narrow
             self._narrow[task] = narrow
         return self._narrow[task]
+
+    def _build(self, layers: Mapping[str, nn.Module]) -> fx.GraphModule:
+        return build(for_inference(self.graph), layers).eval().requires_grad_(False)
 
     def _task_layers(self, task: int) -> dict[str, nn.Module]:
         bounds = self.tasks[task].active
@@ -209,24 +263,40 @@ class Model(nn.Module):
         last, head = self.groups.last.name, self.head
         own_only = head.kind == "single" and self.groups.only_feeds_head()
         layers: dict[str, nn.Module] = {}
-        for name, layer in self.masked_layers.items():
-            made = self.groups.makes[name]
+        for name, module in self.masked.items():
+            made = self.groups.of(name).name
             rows = slice(before[made] if own_only and made == last else 0, bounds[made])
-            columns = slice(0, self.width(name, bounds))
-            bias = None if layer.active_bias is None else layer.active_bias[rows]
-            layers[name] = plain_linear(layer.active_weight[rows, columns], bias)
-        weight, bias = head.task_weights(task, before[last], bounds[last])
+            active = tensors_of(module, "active")
+            tensors = {key: None if value is None else value[rows] for key, value in active.items()}
+            weight = tensors["weight"]
+            if name in self.groups.reads and weight is not None:
+                tensors["weight"] = weight[:, : self.width(name, bounds)]
+            node = self.graph[name]
+            layers[name] = plain_module(node.op, node.attrs, tensors)
+        positions = self.groups.positions[self.groups.head]
+        own = before[last] * positions, bounds[last] * positions
+        weight, bias = head.task_weights(task, *own)
         if head.kind == "single" and not own_only:
-            # Other layers read the earlier tasks' channels, so they are computed; this head does
-            # not look at them.
-            weight = torch.cat([weight.new_zeros(weight.shape[0], before[last]), weight], dim=1)
-        layers[self.groups.head] = plain_linear(weight, bias)
+            weight = behind(weight, own[0])
+        layers[self.groups.head] = plain_module("linear", {}, {"weight": weight, "bias": bias})
         return layers
 
     def width(self, layer: str, active: Mapping[str, int]) -> int:
         """Inputs of a layer when only the active channels exist."""
         group = self.groups[self.groups.reads[layer]]
-        return active[group.name] if group.prunable else self.graph[layer].attrs["in_features"]
+        if not group.prunable:
+            return inputs_of(self.graph[layer])
+        return active[group.name] * self.groups.positions[layer]
+
+    def inputs(self, layer: str) -> int:
+        """Inputs of a layer when nothing is pruned; of a depthwise layer 1."""
+        if layer not in self.groups.reads:
+            return 1
+        return self.width(layer, self.sizes)
+
+    def frozen_inputs(self, layer: str) -> int:
+        """Inputs of a layer that belong to learned tasks."""
+        return self.width(layer, self.tasks[-1].active) if self.tasks else 0
 
     # The life of a task
 
@@ -265,33 +335,28 @@ class Model(nn.Module):
         if self.tasks:
             for layer in self.masked_layers.values():
                 layer.reset_free_parameters(generator, reinit_scale)
-            head.place(
-                classes,
-                self.width(self.groups.head, self.tasks[-1].active),
-                self._inputs_of_head(),
-            )
+            for norm in self.norms.values():
+                norm.reset_free_parameters()
+            self._place_head(classes)
             head.reset_free_parameters(generator)
         elif classes != head.classes:
-            head.place(classes, 0, self._inputs_of_head())
+            self._place_head(classes)
             head.reset_free_parameters(generator)
         self.in_task = True
         self._skip_active()
 
-    def _inputs_of_head(self) -> int:
-        group = self.groups.last
-        return (
-            self.sizes[group.name]
-            if group.prunable
-            else self.graph[self.groups.head].attrs["in_features"]
-        )
+    def _place_head(self, classes: int) -> None:
+        name = self.groups.head
+        self.head.place(classes, self.frozen_inputs(name), self.inputs(name))
 
     def _skip_active(self) -> None:
         """A single head does not look at earlier tasks' channels; where nothing else does, they are
         not computed.
         """
         skip = self.head.kind == "single" and self.groups.only_feeds_head()
-        for name in self.groups.last.producers:
-            self.masked_layers[name].skip_active = skip
+        last, masked = self.groups.last, self.masked
+        for name in (*last.producers, *last.carriers):
+            masked[name].skip_active = skip
 
     def compact(self, keep: Keep) -> None:
         """Prunes: of the free channels only `keep` stays; the rest disappears from every layer
@@ -301,15 +366,17 @@ class Model(nn.Module):
         """
         self._require_task("compact")
         check_keep(self, keep)
-        chosen = {
-            name: (rows(self, name, keep), columns(self, name, keep)) for name in self.masked_layers
-        }
+        device = self.device
         read_by_head = head_columns(self, keep)
-        for name, layer in self.masked_layers.items():
-            kept, read = chosen[name]
-            layer.free_weight = nn.Parameter(layer.free_weight.detach()[kept][:, read])
-            if layer.free_bias is not None:
-                layer.free_bias = nn.Parameter(layer.free_bias.detach()[kept])
+        outputs = {name: rows(self, name, keep, device) for name in self.masked}
+        for name, module in self.masked.items():
+            kept = outputs[name]
+            if isinstance(module, PartialBatchNorm2d):
+                module.keep_free(kept)
+            elif name in self.groups.carries:
+                module.keep_free(kept, kept)
+            else:
+                module.keep_free(kept, free_inputs(self, name, keep, device))
         self.head.select(read_by_head)
 
     def pruned_network(self, keep: Keep) -> fx.GraphModule:
@@ -320,7 +387,7 @@ class Model(nn.Module):
         learned task, bit for bit.
         """
         self._require_task("pruned_network")
-        return build(self.graph, pruned_layers(self, keep)).eval().requires_grad_(False)
+        return self._build(pruned_layers(self, keep))
 
     def consolidate(self, keep: Keep | None = None, *, name: str | None = None) -> LearnedTask:
         """Ends a task: freezes the channels that are left and returns the others as free capacity.
@@ -341,25 +408,25 @@ class Model(nn.Module):
                 active[group.name] = self.sizes[group.name]
         classes = self.head.classes
         self.head.freeze()
-        for layer_name, layer in self.masked_layers.items():
-            everything = layer.free_weight.shape
-            device = layer.free_weight.device
-            layer.freeze(
-                torch.arange(everything[0], device=device),
-                torch.arange(everything[1] - layer.active_in, device=device),
-            )
-            layer.expand(*self._missing(layer_name, layer))
+        for part, module in self.masked.items():
+            _freeze_all(module)
+            self._restore_size(part, module)
         record = LearnedTask(name or f"task {len(self.tasks)}", classes, active)
         self.tasks.append(record)
         self._close()
         return record
 
-    def _missing(self, name: str, layer: MaskedLinear) -> tuple[int, int]:
-        """(outputs, inputs) that pruning took from a layer and that come back free."""
-        made, read = (self.groups[g[name]] for g in (self.groups.makes, self.groups.reads))
-        outputs = self.sizes[made.name] - layer.out_features if made.prunable else 0
-        inputs = self.sizes[read.name] - layer.in_features if read.prunable else 0
-        return outputs, inputs
+    def _restore_size(self, name: str, module: MaskedLayer | PartialBatchNorm2d) -> None:
+        """Gives the channels that pruning took from a module back as free ones."""
+        group = self.groups.of(name)
+        if isinstance(module, PartialBatchNorm2d):
+            module.expand(self.sizes[group.name] - module.num_features)
+            return
+        outputs = self.sizes[group.name] - module.outputs
+        if name in self.groups.carries:
+            module.expand(outputs, outputs)
+        else:
+            module.expand(outputs, self.inputs(name) - module.inputs)
 
     def _close(self) -> None:
         """Leaves the state between tasks: nothing is in training, the free weights are zero until
@@ -367,11 +434,7 @@ class Model(nn.Module):
         """
         self.in_task = False
         if self.tasks:
-            self.head.place(
-                self.tasks[-1].classes,
-                self.width(self.groups.head, self.tasks[-1].active),
-                self._inputs_of_head(),
-            )
+            self._place_head(self.tasks[-1].classes)
 
     def cancel_task(self) -> None:
         """Leaves a task unlearned; its weights are dropped (those of the first task stay as they
@@ -380,10 +443,12 @@ class Model(nn.Module):
         self._require_task("cancel_task")
         if self.tasks:
             with torch.no_grad():
-                for name, layer in self.masked_layers.items():
-                    layer.expand(*self._missing(name, layer))
-                    for parameter in layer.parameters():
+                for name, module in self.masked.items():
+                    self._restore_size(name, module)
+                    for parameter in module.parameters():
                         parameter.zero_()
+                for norm in self.norms.values():
+                    norm.reset_free_parameters()
         self._close()
 
     def expand(self, layer: str, channels: int) -> None:
@@ -398,8 +463,8 @@ class Model(nn.Module):
             ConfigError: unknown layer, during a task, or before the first task (convert a wider
                 network then).
         """
-        if layer not in self.masked_layers:
-            raise ConfigError(f"layer={layer!r}: expected one of {list(self.masked_layers)}")
+        if layer not in self.groups.makes:
+            raise ConfigError(f"layer={layer!r}: expected one of {list(self.groups.makes)}")
         if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
             raise ConfigError(f"channels={channels!r}: expected a positive integer")
         if self.in_task or not self.tasks:
@@ -413,8 +478,8 @@ class Model(nn.Module):
                 f"layer={layer!r} writes into the network's input channels, which can't grow"
             )
         self.sizes[group.name] += channels
-        for name, module in self.masked_layers.items():
-            module.expand(*self._missing(name, module))
+        for name, module in self.masked.items():
+            self._restore_size(name, module)
         self._close()
 
     def _require_task(self, what: str) -> None:
@@ -456,7 +521,7 @@ class Model(nn.Module):
         """
         try:
             graph = Graph.from_json(data["graph"])
-            model = cls(graph, {n.name: nn.Linear(**n.attrs) for n in graph.layers})
+            model = cls(graph, {node.name: _dense(node) for node in graph.weighted})
             model._set_structure(data)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"this does not describe a network: {error}") from error
@@ -490,3 +555,20 @@ class Model(nn.Module):
             f"{g.name} {self.active(g)}/{self.sizes[g.name]}" for g in self.groups.prunable
         )
         return f"{len(self.tasks)} tasks learned, {self.head.kind} head, active channels: {sizes}"
+
+
+def _dense(node: Node) -> nn.Module:
+    """A freshly initialised dense module for a node with weights."""
+    op = OPS[node.op]
+    assert op.make is not None
+    return op.make(**{name: node.attrs[name] for name in op.attrs})
+
+
+def _freeze_all(module: MaskedLayer | PartialBatchNorm2d) -> None:
+    """Makes every free channel of a module active."""
+    if isinstance(module, PartialBatchNorm2d):
+        module.freeze(torch.arange(module.free_mean.shape[0]))
+        return
+    outputs = torch.arange(module.outputs - module.active_out)
+    inputs = torch.arange(module.inputs - module.active_in)
+    module.freeze(outputs, inputs)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from clnp.errors import ConfigError
-from clnp.graph import plain_linear
+from clnp.plain import plain_module
+from clnp_kernels.nn import PartialBatchNorm2d
 
 if TYPE_CHECKING:
     from clnp.model import Model
@@ -24,27 +25,51 @@ def keep_everything(model: Model) -> dict[str, Tensor]:
     return {group.name: torch.arange(model.free(group)) for group in model.groups.prunable}
 
 
-def columns(model: Model, layer: str, keep: Keep) -> Tensor:
-    """Input columns of a layer that are left when of each group's free channels only `keep`
-    stays.
-    """
-    group = model.groups[model.groups.reads[layer]]
-    weight = model.layer_weight(layer)
-    device, total = weight.device, weight.shape[1]
+def entries(channels: Tensor, positions: int) -> Tensor:
+    """Columns of the given channels where each has `positions` of them, one after the other."""
+    if positions == 1:
+        return channels
+    offsets = torch.arange(positions, device=channels.device)
+    return (channels[:, None] * positions + offsets).flatten()
+
+
+def tensors_of(module: nn.Module, part: str) -> dict[str, Tensor | None]:
+    """The "active" or the "free" tensors of a module with both: name -> [channels, ...] or None."""
+    names: tuple[str, ...] = ("weight", "bias")
+    if isinstance(module, PartialBatchNorm2d):
+        names += ("mean", "var")
+    found = {name: getattr(module, f"{part}_{name}") for name in names}
+    return {name: None if value is None else value.detach() for name, value in found.items()}
+
+
+def free_inputs(model: Model, name: str, keep: Keep, device: torch.device) -> Tensor:
+    """Free inputs of a layer that are left when of each group's free channels only `keep` stays."""
+    group = model.groups[model.groups.reads[name]]
+    positions = model.groups.positions[name]
     if not group.prunable:
+        free = 0 if model.tasks else group.size
+        return torch.arange(free * positions, device=device)
+    return entries(keep[group.name].to(device), positions)
+
+
+def columns(model: Model, name: str, keep: Keep) -> Tensor:
+    """Input columns of a layer that are left, frozen ones first."""
+    weight = model.layer_weight(name)
+    device, total = weight.device, weight.shape[1]
+    if name in model.groups.carries:
+        return torch.arange(total, device=device)  # the one column of a depthwise filter
+    if not model.groups[model.groups.reads[name]].prunable:
         return torch.arange(total, device=device)
-    kept = keep[group.name].to(device)
-    frozen = total - model.free(group)
+    frozen = model.frozen_inputs(name)
+    kept = free_inputs(model, name, keep, device)
     return torch.cat([torch.arange(frozen, device=device), frozen + kept])
 
 
-def rows(model: Model, layer: str, keep: Keep) -> Tensor:
-    """Free outputs of a hidden layer that are left."""
-    group = model.groups[model.groups.makes[layer]]
-    weight = model.layer_weight(layer)
-    device = weight.device
+def rows(model: Model, name: str, keep: Keep, device: torch.device) -> Tensor:
+    """Free outputs of a hidden layer or batch norm that are left."""
+    group = model.groups.of(name)
     if not group.prunable:
-        return torch.arange(weight.shape[0], device=device)
+        return torch.arange(model.free(group), device=device)
     return keep[group.name].to(device)
 
 
@@ -75,30 +100,53 @@ def check_keep(model: Model, keep: Keep) -> None:
 
 
 def head_columns(model: Model, keep: Keep) -> Tensor:
+    """Columns of the current output weights that are left."""
+    head = model.groups.head
     if model.head.kind == "single":
-        return keep[model.groups.last.name].to(model.head.free_weight.device)
-    return columns(model, model.groups.head, keep)
+        return free_inputs(model, head, keep, model.head.free_weight.device)
+    return columns(model, head, keep)
 
 
 def pruned_layers(model: Model, keep: Keep) -> dict[str, nn.Module]:
-    """The layers of `pruned_network`; here `keep` may be in any order."""
-    last, head = model.groups.last.name, model.head
+    """The modules of `pruned_network`; here `keep` may be in any order."""
+    last, head = model.groups.last, model.head
     own_only = head.kind == "single" and model.groups.only_feeds_head()
     layers: dict[str, nn.Module] = {}
-    for name, layer in model.masked_layers.items():
-        kept = rows(model, name, keep)
-        weight = layer.free_weight.detach()[kept][:, columns(model, name, keep)]
-        bias = None if layer.free_bias is None else layer.free_bias.detach()[kept]
-        if not (own_only and model.groups.makes[name] == last) and layer.active_weight.shape[0]:
-            frozen = layer.active_weight
-            grown = frozen.new_zeros(frozen.shape[0], weight.shape[1])
-            grown[:, : frozen.shape[1]] = frozen
-            weight = torch.cat([grown, weight])
-            if bias is not None and layer.active_bias is not None:
-                bias = torch.cat([layer.active_bias, bias])
-        layers[name] = plain_linear(weight, bias)
+    for name, module in model.masked.items():
+        free = tensors_of(module, "free")
+        kept = rows(model, name, keep, model.device)
+        tensors = {key: None if value is None else value[kept] for key, value in free.items()}
+        if name in model.masked_layers:
+            weight = tensors["weight"]
+            assert weight is not None
+            tensors["weight"] = weight[:, columns(model, name, keep)]
+        if not (own_only and model.groups.of(name) == last):
+            frozen = tensors_of(module, "active")
+            tensors = {key: _joined(frozen[key], value) for key, value in tensors.items()}
+        node = model.graph[name]
+        layers[name] = plain_module(node.op, node.attrs, tensors)
     weight = head.free_weight.detach()[:, head_columns(model, keep)]
     if head.kind == "single" and not own_only:
-        weight = torch.cat([weight.new_zeros(weight.shape[0], model.active(last)), weight], dim=1)
-    layers[model.groups.head] = plain_linear(weight, head.current_bias())
+        weight = behind(weight, model.frozen_inputs(model.groups.head))
+    layers[model.groups.head] = plain_module(
+        "linear", {}, {"weight": weight, "bias": head.current_bias()}
+    )
     return layers
+
+
+def behind(weight: Tensor, others: int) -> Tensor:
+    """Output weights [C, I] behind `others` columns of zeros: channels of earlier tasks that other
+    layers read, so that they are computed, while this head does not look at them.
+    """
+    return torch.cat([weight.new_zeros(weight.shape[0], others), weight], dim=1)
+
+
+def _joined(frozen: Tensor | None, free: Tensor | None) -> Tensor | None:
+    """Frozen rows in front of free ones; they have no weights from the inputs that they lack."""
+    if frozen is None or free is None or frozen.shape[0] == 0:
+        return free
+    if frozen.dim() > 1 and frozen.shape[1] < free.shape[1]:
+        grown = frozen.new_zeros(frozen.shape[0], *free.shape[1:])
+        grown[:, : frozen.shape[1]] = frozen
+        frozen = grown
+    return torch.cat([frozen, free])

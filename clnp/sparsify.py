@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clnp.data.task import Split
-from clnp.graph import Graph, Node, build
+from clnp.graph import Graph, Node, build, for_inference
 from clnp.groups import Group
 from clnp.model import Model
 from clnp.pruning import pruned_layers
-from clnp.train import batches, count, count_correct, evaluating
+from clnp.train import batches, count, count_correct, evaluating, first_inputs
 from clnp_kernels import ops
 
 ACTIVITY_BATCH = 1000
@@ -43,9 +43,9 @@ def measure_activity(model: Model, split: Split, device: torch.device) -> dict[s
 
     def watch(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0]
-            sums[layer] = sums.get(layer, 0) + ops.channel_activity(x, dim=-1).double()
-            counts[layer] = counts.get(layer, 0) + x.numel() // max(x.shape[-1], 1)
+            x, dim = channels_of(model, layer, args[0])
+            sums[layer] = sums.get(layer, 0) + ops.channel_activity(x, dim=dim).double()
+            counts[layer] = counts.get(layer, 0) + x.numel() // max(x.shape[dim], 1)
 
         return hook
 
@@ -65,6 +65,16 @@ def measure_activity(model: Model, split: Split, device: torch.device) -> dict[s
         missing = model.active(group) + model.free(group) - mean.numel()
         activity[group.name] = torch.cat([mean.new_full((missing,), math.nan), mean])
     return activity
+
+
+def channels_of(model: Model, layer: str, x: Tensor) -> tuple[Tensor, int]:
+    """The value that a layer reads with its channels on an axis of their own, and that axis."""
+    if model.graph[layer].op == "conv2d":
+        return x, 1
+    positions = model.groups.positions[layer]
+    if positions > 1:
+        return x.unflatten(-1, (-1, positions)), x.dim() - 1
+    return x, -1
 
 
 @dataclass(frozen=True)
@@ -241,20 +251,25 @@ class ThresholdSearch:
 
     def _new_line(self, group: Group, counts: dict[str, int]) -> Callable[[int, int], int]:
         cut = _cut(self.model.graph, group)
-        width = self.model.active(group) + counts[group.name]
-        if cut is None or count(self.validation) * width * 8 > FEATURE_BYTES:
+        if cut is None:
             return lambda n, floor: self.correct({**counts, group.name: n})
         front, back = cut
         keep = self.keep(counts)
         keep[group.name] = self.order[group.name][: counts[group.name]]
         layers = pruned_layers(self.model, keep)
-        features, labels = _features(build(front, layers), self.validation, self.device)
+        first, total = build(front, layers), count(self.validation)
+        with evaluating(first):
+            example = first(first_inputs(self.validation, 1).to(self.device))
+        if total * example.numel() * example.element_size() > FEATURE_BYTES:
+            return lambda n, floor: self.correct({**counts, group.name: n})
+        features, labels = _features(first, self.validation, self.device)
         reader = group.consumers[0]
         layers[reader] = _Sliced(layers[reader])
         net = build(back, layers)
-        frozen = features.shape[-1] - counts[group.name]
+        positions = self.model.groups.positions[reader]
+        frozen = features.shape[1] - counts[group.name] * positions
         return lambda n, floor: count_correct(
-            net, (features[:, : frozen + n], labels), self.device, at_least=floor
+            net, (features[:, : frozen + n * positions], labels), self.device, at_least=floor
         )
 
     def _result(self, counts: Mapping[str, int]) -> Pruning:
@@ -277,19 +292,24 @@ def _cut(graph: Graph, group: Group) -> tuple[Graph, Graph] | None:
     at = [node.name for node in graph.nodes].index(group.consumers[0])
     border = graph.nodes[at - 1].name
     start = Node(border, "input", attrs={"shape": []})
+    graph = for_inference(graph)
     return Graph(graph.nodes[:at], border), Graph((start, *graph.nodes[at:]), graph.output)
 
 
 class _Sliced(nn.Module):
-    """A linear layer that reads as many inputs as it is given, the first ones."""
+    """A linear or convolutional layer that reads as many inputs as it is given, the first ones."""
 
-    def __init__(self, linear: nn.Module) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        assert isinstance(linear, nn.Linear)
-        self.weight, self.bias = linear.weight, linear.bias
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight[:, : x.shape[-1]], self.bias)
+        layer = self.layer
+        weight = layer.weight[:, : x.shape[1]]
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, weight, layer.bias)
+        return F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation)
 
 
 def _features(net: nn.Module, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ def batches(
                 yield x[rows].to(device), y[rows].to(device)
             return
         order = torch.randperm(len(y), generator=generator)
-        for chosen in order.split(batch_size):
+        for chosen in _chunks(order, batch_size):
             chosen = chosen.to(x.device)
             yield x[chosen].to(device), y[chosen].to(device)
         return
@@ -53,6 +53,16 @@ def batches(
     )
     for x, y in loader:
         yield x.to(device), torch.as_tensor(y, dtype=torch.int64).to(device)
+
+
+def _chunks(order: Tensor, size: int) -> list[Tensor]:
+    """Batches of `size`; a last one of a single example, whose variance a batch norm could not
+    take, joins the one before it.
+    """
+    chunks = list(order.split(size))
+    if len(chunks) > 1 and len(chunks[-1]) == 1:
+        chunks[-2:] = [torch.cat(chunks[-2:])]
+    return chunks
 
 
 def count(split: Split) -> int:
@@ -131,7 +141,7 @@ class FitState:
     Attributes:
         epoch: epochs done.
         history: one record per epoch: epoch, loss, train_accuracy, validation_accuracy, lr.
-        parameters: the trainable tensors, in the order of `trainable`.
+        parameters: the tensors that training moves, in the order of `moving`.
         optimizer: the optimizer's tensors, flat.
     """
 
@@ -191,15 +201,15 @@ class Fit:
         self.settings, self.seed = settings, seed
         self.on_batch = on_batch or (lambda *_: None)
         self.device = model.head.free_weight.device
-        self.parameters = trainable(model, settings.head_only)
+        self.moving = moving(model, settings.head_only)
         self.optimizer = AdamL1(parameter_groups(model, settings), lr=settings.lr)
         self.state = FitState()
 
     def resume(self, state: FitState) -> None:
         """Goes on from a saved state."""
         with torch.no_grad():
-            for parameter, saved in zip(self.parameters, state.parameters, strict=True):
-                parameter.copy_(saved)
+            for tensor, saved in zip(self.moving, state.parameters, strict=True):
+                tensor.copy_(saved)
         _load_optimizer(self.optimizer, state.optimizer)
         self.state = FitState(state.epoch, list(state.history))
 
@@ -228,7 +238,7 @@ class Fit:
         return FitState(
             self.state.epoch,
             list(self.state.history),
-            [p.detach().cpu().clone() for p in self.parameters],
+            [p.detach().cpu().clone() for p in self.moving],
             _flatten_optimizer(self.optimizer),
         )
 
@@ -303,8 +313,13 @@ def trainable(model: Model, head_only: bool = False) -> list[nn.Parameter]:
     return list(source.parameters())
 
 
+def moving(model: Model, head_only: bool = False) -> list[Tensor]:
+    """All tensors that training moves: the parameters and the running statistics of batch norms."""
+    return [*trainable(model, head_only), *model.running_statistics()]
+
+
 def parameter_groups(model: Model, settings: FitSettings) -> list[dict[str, Any]]:
-    """Optimizer groups: each layer's weight with its alpha; all biases without L1."""
+    """Optimizer groups: each layer's weight with its alpha; biases and batch norms without L1."""
     names = [model.groups.head] if settings.head_only else model.layer_names
     weights = [(model.layer_weight(name), settings.l1[name]) for name in names]
     chosen = {id(weight) for weight, _ in weights}

@@ -2,6 +2,6 @@
 
 from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear
-from .partial_batch_norm import PartialBatchNorm2d
+from .partial_batch_norm import PartialBatchNorm1d, PartialBatchNorm2d
 
-__all__ = ["MaskedConv2d", "MaskedLinear", "PartialBatchNorm2d"]
+__all__ = ["MaskedConv2d", "MaskedLinear", "PartialBatchNorm1d", "PartialBatchNorm2d"]

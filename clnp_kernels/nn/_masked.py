@@ -80,10 +80,14 @@ class Masked(nn.Module):
         """Oa: frozen outputs."""
         return self.active_weight.shape[0]
 
-    def _inputs(self) -> int:
-        return self._outputs() if self.depthwise else self.free_weight.shape[1]
+    @property
+    def inputs(self) -> int:
+        """I, active and free."""
+        return self.outputs if self.depthwise else self.free_weight.shape[1]
 
-    def _outputs(self) -> int:
+    @property
+    def outputs(self) -> int:
+        """O, active and free."""
         return self.active_weight.shape[0] + self.free_weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,17 +145,8 @@ class Masked(nn.Module):
         Raises:
             TypeError, ValueError: an argument is not that; nothing is changed.
         """
-        device, old_in, old_out = self.free_weight.device, self.active_in, self.active_out
-        rows = self.free_weight.shape[0]
-        keep_out = check_index("keep_out", keep_out, rows).to(device)
-        keep_in = check_index("keep_in", keep_in, self._inputs() - old_in).to(device)
-        kept = self.free_weight[keep_out]
-        if self.depthwise:
-            if not torch.equal(keep_in, keep_out):
-                wanted = "the channels of keep_out, as the layer is depthwise"
-                raise ValueError(message("keep_in", keep_in.tolist(), wanted))
-        else:
-            kept = kept[:, torch.cat([torch.arange(old_in, device=device), old_in + keep_in])]
+        rows, old_out = self.free_weight.shape[0], self.active_out
+        keep_out, kept = self._kept(keep_out, keep_in)
         weight = self._zeros(old_out + len(keep_out), kept.shape[1])
         weight[:old_out, : self.active_weight.shape[1]] = self.active_weight
         weight[old_out:] = kept
@@ -162,6 +157,42 @@ class Masked(nn.Module):
         self.active_weight = weight
         zeros = self._zeros(rows - len(keep_out), self.free_weight.shape[1])
         self.free_weight = parameter(zeros, self.free_weight)
+
+    @torch.no_grad()
+    def keep_free(self, keep_out: Tensor, keep_in: Tensor) -> None:
+        """Keep only these free outputs and free inputs, in the order given; the layer forgets the
+        others.
+
+        The parameters are replaced: build a new optimizer. What is active stays as it is.
+
+        Arguments:
+            keep_out, keep_in: as in :meth:`freeze`.
+
+        Raises:
+            TypeError, ValueError: an argument is not that; nothing is changed.
+        """
+        keep_out, kept = self._kept(keep_out, keep_in)
+        weight = self._zeros(*kept.shape[:2]).copy_(kept)
+        if self.free_bias is not None:
+            self.free_bias = parameter(self.free_bias[keep_out], self.free_bias)
+        self.free_weight = parameter(weight, self.free_weight)
+
+    def _kept(self, keep_out: Tensor, keep_in: Tensor) -> tuple[Tensor, Tensor]:
+        """``keep_out`` on the layer's device, and the free weights of these outputs from the active
+        inputs and ``keep_in``.
+        """
+        device, active = self.free_weight.device, self.active_in
+        keep_out = check_index("keep_out", keep_out, self.free_weight.shape[0]).to(device)
+        keep_in = check_index("keep_in", keep_in, self.inputs - active).to(device)
+        kept = self.free_weight.detach()[keep_out]
+        if not self.depthwise:
+            return keep_out, kept[
+                :, torch.cat([torch.arange(active, device=device), active + keep_in])
+            ]
+        if not torch.equal(keep_in, keep_out):
+            wanted = "the channels of keep_out, as the layer is depthwise"
+            raise ValueError(message("keep_in", keep_in.tolist(), wanted))
+        return keep_out, kept
 
     @torch.no_grad()
     def _grow(self, outputs: int, inputs: int) -> None:

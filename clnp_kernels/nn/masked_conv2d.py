@@ -39,7 +39,8 @@ class MaskedConv2d(Masked):
         device, dtype: of all tensors.
 
     Attributes:
-        skip_active: if set, ``forward`` computes and returns the free outputs only.
+        skip_active: if set, ``forward`` computes and returns the free outputs only; a depthwise
+            layer then takes the last Cf channels of ``x``, which may be all there are.
 
     Raises:
         ValueError: a size or boundary is out of range, the activation is unknown, or ``groups`` is
@@ -85,12 +86,12 @@ class MaskedConv2d(Masked):
     @property
     def in_channels(self) -> int:
         """I, active and free."""
-        return self._inputs()
+        return self.inputs
 
     @property
     def out_channels(self) -> int:
         """O, active and free."""
-        return self._outputs()
+        return self.outputs
 
     @property
     def kernel_size(self) -> tuple[int, int]:
@@ -151,7 +152,8 @@ class MaskedConv2d(Masked):
     def _call(self, x: Tensor, activity: bool) -> Tensor | tuple[Tensor, Tensor]:
         weight, bias = self.active_weight, self.active_bias
         if self.skip_active:
-            x = x[:, self.active_in :] if self.depthwise else x
+            # what came before may have skipped its active channels too
+            x = x[:, x.shape[1] - self.free_weight.shape[0] :] if self.depthwise else x
             weight, bias = weight[:0], None if bias is None else bias[:0]
         return ops.masked_conv2d(
             x,

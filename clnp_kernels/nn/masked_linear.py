@@ -56,12 +56,12 @@ class MaskedLinear(Masked):
     @property
     def in_features(self) -> int:
         """I, active and free."""
-        return self._inputs()
+        return self.inputs
 
     @property
     def out_features(self) -> int:
         """O, active and free."""
-        return self._outputs()
+        return self.outputs
 
     @classmethod
     def from_dense(

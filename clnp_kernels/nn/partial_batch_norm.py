@@ -1,7 +1,7 @@
 """``PartialBatchNorm2d``: ``torch.nn.BatchNorm2d`` whose first channels are frozen."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +42,14 @@ class PartialBatchNorm2d(nn.Module):
         device, dtype: of all tensors.
 
     Attributes:
-        skip_active: if set, ``forward`` computes and returns the free channels only.
+        skip_active: if set, ``forward`` computes and returns the free channels only: the last Cf of
+            ``x``, which may be all there are.
 
     Raises:
         ValueError: a size is negative, the boundary exceeds it, or the activation is unknown.
     """
+
+    dense: ClassVar[Any] = nn.BatchNorm2d
 
     active_mean: Tensor
     active_var: Tensor
@@ -106,7 +109,7 @@ class PartialBatchNorm2d(nn.Module):
 
     @classmethod
     def from_dense(
-        cls, norm: nn.BatchNorm2d, *, active: int = 0, activation: str = "none"
+        cls, norm: nn.BatchNorm1d | nn.BatchNorm2d, *, active: int = 0, activation: str = "none"
     ) -> "PartialBatchNorm2d":
         """A layer with copies of the tensors of ``norm``.
 
@@ -136,10 +139,10 @@ class PartialBatchNorm2d(nn.Module):
                 layer.num_batches_tracked.copy_(norm.num_batches_tracked)
         return layer.train(norm.training)
 
-    def to_dense(self) -> nn.BatchNorm2d:
-        """A ``torch.nn.BatchNorm2d`` with copies of all tensors, without the activation."""
+    def to_dense(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
+        """The ``torch.nn`` layer with copies of all tensors, without the activation."""
         like = self.free_mean
-        norm = nn.BatchNorm2d(
+        norm = self.dense(
             self.num_features,
             self.eps,
             self.momentum,
@@ -177,7 +180,8 @@ class PartialBatchNorm2d(nn.Module):
                 momentum = 1.0 / float(self.num_batches_tracked)
         active = [self.active_mean, self.active_var, self.active_weight, self.active_bias]
         if self.skip_active:
-            x = x[:, self.active :]
+            # what came before may have skipped its active channels too
+            x = x[:, x.shape[1] - self.free_mean.shape[0] :]
             active = [None if tensor is None else tensor[:0] for tensor in active]
         mean, var, weight, bias = active
         assert mean is not None
@@ -234,6 +238,21 @@ class PartialBatchNorm2d(nn.Module):
         self.reset_free_parameters()
 
     @torch.no_grad()
+    def keep_free(self, keep: Tensor) -> None:
+        """Keep only these free channels, in the order given; the layer forgets the others.
+
+        The parameters are replaced: build a new optimizer. What is active stays as it is.
+
+        Arguments:
+            keep: as in :meth:`freeze`.
+
+        Raises:
+            TypeError, ValueError: the argument is not that; nothing is changed.
+        """
+        keep = check_index("keep", keep, self.free_mean.shape[0]).to(self.free_mean.device)
+        self._replace_free(lambda values, value: values[keep])
+
+    @torch.no_grad()
     def expand(self, num_features: int = 0) -> None:
         """Add free channels at the end, as new. The parameters are replaced.
 
@@ -269,6 +288,22 @@ class PartialBatchNorm2d(nn.Module):
             args[4].append(problem)
             return
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class PartialBatchNorm1d(PartialBatchNorm2d):
+    """Batch normalisation of vectors [B, C] whose first Ca channels are frozen; arguments, tensors
+    and methods as of :class:`PartialBatchNorm2d`.
+    """
+
+    dense: ClassVar[Any] = nn.BatchNorm1d
+
+    def _call(self, x: Tensor, activity: bool) -> Tensor | tuple[Tensor, Tensor]:
+        if x.ndim != 2:
+            raise ValueError(message("x.shape", list(x.shape), "[B, C]"))
+        result = super()._call(x[:, :, None, None], activity)
+        if isinstance(result, tuple):
+            return result[0].flatten(1), result[1]
+        return result.flatten(1)
 
 
 def _nonsense(shapes: Mapping[str, list[int]]) -> str:

@@ -1,0 +1,88 @@
+"""The plain `torch.nn` modules that a task's network is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch while training, and scales what stays by 1 / (1 - p) (Huang et al.
+    2016, "Deep networks with stochastic depth").
+
+    Arguments:
+        p: probability of dropping, 0 <= p < 1.
+        mode: "row" decides for each example, "batch" for all of them together.
+    """
+
+    def __init__(self, p: float, mode: str) -> None:
+        super().__init__()
+        if not 0 <= p < 1 or mode not in ("row", "batch"):
+            raise ValueError(f"p={p!r}, mode={mode!r}: expected 0 <= p < 1, 'row' or 'batch'")
+        self.p, self.mode = p, mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        shape = [x.shape[0] if self.mode == "row" else 1, *[1] * (x.dim() - 1)]
+        return x * torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - self.p).div_(
+            1 - self.p
+        )
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, mode={self.mode!r}"
+
+
+def plain_module(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor | None]) -> Any:
+    """A module with weights that owns contiguous copies of the given tensors, in evaluation mode.
+
+    Arguments:
+        op: "linear", "conv2d", "depthwise_conv2d", "batch_norm1d" or "batch_norm2d".
+        attrs: its attributes in the graph; the sizes come from the tensors.
+        tensors: weight [O, I, ...] and bias [O] (or None); of a batch norm weight, bias, mean and
+            var [C].
+    """
+    with torch.device("meta"):
+        module: Any = _empty(op, attrs, tensors)
+    for name, value in tensors.items():
+        if value is None:
+            continue
+        copy = value.detach().clone(memory_format=torch.contiguous_format)
+        if name in ("mean", "var"):
+            setattr(module, f"running_{name}", copy)
+        else:
+            setattr(module, name, nn.Parameter(copy))
+    if op.startswith("batch_norm"):
+        module.num_batches_tracked = torch.zeros(
+            (), dtype=torch.long, device=module.running_mean.device
+        )
+    return module.eval()
+
+
+def _empty(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor | None]) -> nn.Module:
+    """The module without numbers, of the tensors' sizes."""
+    weight, bias = tensors["weight"], tensors["bias"]
+    if op.startswith("batch_norm"):
+        mean = tensors["mean"]
+        assert mean is not None
+        make = nn.BatchNorm1d if op == "batch_norm1d" else nn.BatchNorm2d
+        return make(mean.shape[0], attrs["eps"], attrs["momentum"], weight is not None)
+    assert weight is not None
+    outputs, inputs = weight.shape[:2]
+    kernel: Any = tuple(weight.shape[2:])
+    if op == "linear":
+        return nn.Linear(inputs, outputs, bias is not None)
+    depthwise = op == "depthwise_conv2d"
+    return nn.Conv2d(
+        outputs if depthwise else inputs,
+        outputs,
+        kernel,
+        attrs["stride"],
+        attrs["padding"],
+        attrs["dilation"],
+        outputs if depthwise else 1,
+        bias is not None,
+    )
