@@ -258,10 +258,7 @@ def find_groups(graph: Graph) -> Groups:
             tuple(n for n, g in table.items() if g == name) for table in (makes, reads, carries)
         ]
         producers, consumers, carriers = members
-        if name == raw:
-            size = _inputs(graph, walk, consumers, carriers)
-        else:
-            size = _outputs(graph[name])
+        size = _inputs(graph, walk, consumers) if name == raw else _outputs(graph[name])
         _check_sizes(graph, producers, size)
         if not consumers:
             raise ConvertError(f"nothing reads the outputs of {producers}; remove the unused layer")
@@ -283,9 +280,7 @@ def inputs_of(node: Node) -> int:
     return size
 
 
-def _inputs(
-    graph: Graph, walk: _Walk, consumers: tuple[str, ...], carriers: tuple[str, ...]
-) -> int:
+def _inputs(graph: Graph, walk: _Walk, consumers: tuple[str, ...]) -> int:
     """Channels of the raw input's group."""
     if not consumers:
         return 0

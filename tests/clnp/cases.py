@@ -106,14 +106,15 @@ def blobs(
     return Task(f"blobs-{seed}", *parts, classes=classes)
 
 
-def some_steps(model: Model, steps: int = 4, inputs: int = 12) -> None:
+def some_steps(model: Model, steps: int = 4) -> None:
     """A few optimizer steps on random data with everything that could move frozen weights: decay,
     momentum.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
     model.train()
     for _ in range(steps):
-        x = torch.randn(9, inputs, dtype=model.head.free_weight.dtype)
+        shape = model.graph.nodes[0].attrs["shape"][1:]
+        x = torch.randn(9, *shape, dtype=model.head.free_weight.dtype)
         loss = F.cross_entropy(model(x), torch.randint(model.head.classes, (9,)))
         optimizer.zero_grad()
         loss.backward()

@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 import clnp
 from clnp.model import Model
 from clnp.pruning import keep_everything
+from clnp.sparsify import channels_of
+from tests.clnp import cases, conv_cases
 from tests.clnp.cases import (
     Functional,
     InputResidual,
     Residual,
-    convert,
     mlp,
     random_keep,
     some_steps,
 )
+from tests.clnp.conv_cases import Plan, plans
 
 networks = st.one_of(
     st.builds(
@@ -32,9 +34,27 @@ networks = st.one_of(
     st.builds(lambda width: Functional(width=width), st.integers(2, 24)),
     st.builds(lambda width: Residual(width=width), st.integers(2, 24)),
     st.builds(lambda width: InputResidual(width=width), st.integers(2, 24)),
+    plans.map(Plan.build),
 )
+
+
+def convert(net: torch.nn.Module, head: str = "multi") -> Model:
+    if any(isinstance(module, torch.nn.Conv2d) for module in net.modules()):
+        return conv_cases.convert(net, head)
+    return cases.convert(net, head=head)
+
+
 heads = st.sampled_from(["single", "multi"])
 few = settings(max_examples=40, deadline=None)
+
+
+def inputs_for(model: Model, generator: torch.Generator) -> torch.Tensor:
+    shape = model.graph.nodes[0].attrs["shape"][1:]
+    return torch.randn(17, *shape, generator=generator, dtype=model.head.free_weight.dtype)
+
+
+def channel_axis(model: Model, name: str) -> int:
+    return 1 if "conv2d" in model.graph[name].op else -1
 
 
 def learn_random_tasks(
@@ -45,7 +65,7 @@ def learn_random_tasks(
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    x = torch.randn(17, 12, generator=generator, dtype=model.head.free_weight.dtype)
+    x = inputs_for(model, generator)
     logits = []
     for _ in range(tasks):
         if model.head.kind == "single" and model.is_full:
@@ -85,8 +105,9 @@ def test_nan_and_inf_in_free_weights_reach_nothing_active(
     if not (model.head.kind == "single" and model.is_full):
         model.begin_task()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(poison)
+        for tensor in [*model.parameters(), *model.running_statistics()]:
+            if tensor.is_floating_point():
+                tensor.fill_(poison)
     model.net(x)
     for k, expected in enumerate(logits):
         assert torch.equal(model.subnetwork(k, fresh=True)(x), expected)
@@ -96,7 +117,8 @@ def test_nan_and_inf_in_free_weights_reach_nothing_active(
     model.net(x)
     for name, layer in model.masked_layers.items():
         if not layer.skip_active:
-            assert torch.isfinite(seen[name][..., : layer.active_out]).all()
+            channels = seen[name].movedim(channel_axis(model, name), 0)
+            assert torch.isfinite(channels[: layer.active_out]).all()
 
 
 @given(networks, heads, st.integers(0, 2**30))
@@ -114,7 +136,7 @@ def test_consolidating_keeps_the_function_of_the_pruned_network(
         return
     model.begin_task(generator=generator)
     some_steps(model)
-    x = torch.randn(17, 12, generator=generator)
+    x = inputs_for(model, generator)
     keep = random_keep(model, generator)
     pruned = model.pruned_network(keep)(x)
     model.compact(keep)
@@ -139,24 +161,26 @@ def test_cutting_channels_equals_zeroing_them(net: torch.nn.Module, head: str, s
     if model.head.kind == "single" and model.is_full:
         return
     model.begin_task(generator=generator)
-    x = torch.randn(17, 12, generator=generator, dtype=torch.float64)
+    x = inputs_for(model, generator)
     keep = random_keep(model, generator)
     expected = model.pruned_network(keep)(x)
 
-    def zeroing(group: str) -> object:
+    def zeroing(group: str, reader: str) -> object:
         def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
             value = args[0].clone()
             free = model.free(group)
             mask = torch.zeros(free, dtype=value.dtype)
             mask[keep[group]] = 1
-            value[..., value.shape[-1] - free :] *= mask
+            apart, axis = channels_of(model, reader, value)
+            apart = apart.movedim(axis, -1)
+            apart[..., apart.shape[-1] - free :] *= mask
             return (value,)
 
         return hook
 
     for group in model.groups.prunable:
         for name in group.consumers:
-            model.net.get_submodule(name).register_forward_pre_hook(zeroing(group.name))
+            model.net.get_submodule(name).register_forward_pre_hook(zeroing(group.name, name))
     torch.testing.assert_close(model.net(x), expected, rtol=1e-9, atol=1e-10)
 
 
