@@ -1,0 +1,250 @@
+"""CIFAR-10 and CIFAR-100 cut into tasks of a few classes each (Golkar et al. 2019, Sec. 3.2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clnp.data.cifar import Halves, read_cifar
+from clnp.data.images import Constants, Images, constants_for, held_out
+from clnp.data.streams import Stream, cache_folder
+from clnp.data.task import Task
+from clnp.errors import DataError
+
+
+@dataclass(frozen=True)
+class Part:
+    """Classes of one data set that make a task.
+
+    Attributes:
+        name: of the task.
+        source: "cifar10" or "cifar100".
+        classes: the data set's labels; the task's label c is classes[c].
+    """
+
+    name: str
+    source: str
+    classes: tuple[int, ...]
+
+
+class SplitCIFAR(Stream):
+    """Tasks of a few CIFAR classes each: x [B, 3, 32, 32] float32, labels 0 to C - 1 in the order
+    of `parts`.
+
+    The images stay bytes and become floats batch by batch (`clnp.data.Images`). Of each class the
+    fraction `validation` of its training images, drawn by the seed, is the validation split.
+
+    Arguments:
+        sources: {"cifar10" | "cifar100": what `clnp.data.cifar.read_cifar` returns}.
+        parts: one per task.
+        seed: non-negative; draws the validation split.
+        validation: fraction of the training images that is set aside for validation.
+        normalise: "constants" (the means and deviations of the whole data set that the first task
+            is from, the same for every task), "train" (those of the task's own training images),
+            "none" (pixels in [0, 1]) or your own (mean, std) per channel.
+        augment: random crops of images padded by 4 and mirror images in the training split.
+
+    Raises:
+        DataError: a class without images, or an argument out of range.
+    """
+
+    def __init__(
+        self,
+        sources: dict[str, Halves],
+        parts: Sequence[Part],
+        seed: int = 0,
+        *,
+        validation: float = 0.1,
+        normalise: Any = "constants",
+        augment: bool = False,
+    ) -> None:
+        if not isinstance(seed, int) or seed < 0:
+            raise DataError(f"seed: got {seed!r}, wanted an int of at least 0")
+        self.sources, self.parts, self.seed = sources, tuple(parts), seed
+        self.validation, self.normalise, self.augment = validation, normalise, augment
+        for part in self.parts:
+            for half, (_, labels) in sources[part.source].items():
+                absent = sorted(set(part.classes) - set(np.unique(labels).tolist()))
+                if absent:
+                    raise DataError(
+                        f"task {part.name!r}: {part.source} has no {half} images of class "
+                        f"{', '.join(map(str, absent))}"
+                    )
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def task(self, index: int) -> Task:
+        """Task `index`, its images copied."""
+        part = self.parts[index]
+        images, labels = _select(*self.sources[part.source]["train"], part.classes)
+        kept, aside = held_out(labels, self.validation, (self.seed, index))
+        constants = constants_for(self.normalise, self.parts[0].source, images[kept])
+
+        def split(images: Tensor, labels: Tensor, augment: bool = False) -> Images:
+            return Images(images, labels, constants, augment=augment)
+
+        return Task(
+            part.name,
+            split(images[kept], labels[kept], self.augment),
+            split(images[aside], labels[aside]),
+            split(*_select(*self.sources[part.source]["test"], part.classes)),
+            classes=len(part.classes),
+        )
+
+    @property
+    def constants(self) -> Constants:
+        """(mean, std) of the first task."""
+        train = self.task(0).train
+        assert isinstance(train, Images)
+        return tuple((train.mean / 255).flatten().tolist()), tuple(
+            (train.std / 255).flatten().tolist()
+        )
+
+
+class SplitCIFAR10(SplitCIFAR):
+    """CIFAR-10 in tasks of two classes: 0 and 1, 2 and 3, ...
+
+    Arguments:
+        root: a folder that holds the data in any form that `clnp.data.cifar.read_cifar` knows;
+            None: torchvision downloads it once into `clnp.data.cache_folder()`.
+        tasks: length of the stream.
+        seed, validation, normalise, augment: as in `SplitCIFAR`.
+        classes_per_task: of every task.
+        download: with root=None, may it be fetched?
+
+    Raises:
+        DataError: no data, or fewer classes than the tasks need.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        tasks: int = 5,
+        seed: int = 0,
+        *,
+        classes_per_task: int = 2,
+        download: bool = True,
+        **options: Any,
+    ) -> None:
+        halves = _find(root, "cifar10", download)
+        parts = _parts("cifar10", halves, tasks, classes_per_task)
+        super().__init__({"cifar10": halves}, parts, seed, **options)
+
+
+class SplitCIFAR100(SplitCIFAR):
+    """CIFAR-100 in tasks of ten classes, by the order of its fine labels: 0 to 9, 10 to 19, ...
+
+    Where the data lacks classes, those that it has are taken in their order.
+
+    Arguments:
+        root, tasks, seed, classes_per_task, download, options: as in `SplitCIFAR10`.
+
+    Raises:
+        DataError: no data, or fewer classes than the tasks need.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        tasks: int = 10,
+        seed: int = 0,
+        *,
+        classes_per_task: int = 10,
+        download: bool = True,
+        **options: Any,
+    ) -> None:
+        halves = _find(root, "cifar100", download)
+        parts = _parts("cifar100", halves, tasks, classes_per_task)
+        super().__init__({"cifar100": halves}, parts, seed, **options)
+
+
+class CIFAR10Then100(SplitCIFAR):
+    """All of CIFAR-10, then ten classes of CIFAR-100 at a time: six tasks on the narrow network and
+    ten on the wide one in Golkar et al. 2019, Sec. 3.2.
+
+    Arguments:
+        root, tasks, seed, classes_per_task, download, options: as in `SplitCIFAR10`;
+            `classes_per_task` is that of the tasks after the first.
+
+    Raises:
+        DataError: no data, or fewer classes than the tasks need.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        tasks: int = 6,
+        seed: int = 0,
+        *,
+        classes_per_task: int = 10,
+        download: bool = True,
+        **options: Any,
+    ) -> None:
+        _check_count("tasks", tasks)
+        sources = {"cifar10": _find(root, "cifar10", download)}
+        parts = [Part("cifar10", "cifar10", tuple(range(10)))]
+        if tasks > 1:
+            sources["cifar100"] = _find(root, "cifar100", download)
+            parts += _parts("cifar100", sources["cifar100"], tasks - 1, classes_per_task)
+        super().__init__(sources, parts, seed, **options)
+
+
+def _select(
+    images: np.ndarray, labels: np.ndarray, classes: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The images of some classes, copied, in their order; label c means classes[c]."""
+    new = np.full(max(int(labels.max()), *classes) + 1, -1)
+    new[list(classes)] = np.arange(len(classes))
+    chosen = new[labels] >= 0
+    return torch.from_numpy(images[chosen]), torch.from_numpy(new[labels[chosen]])
+
+
+def _parts(source: str, halves: Halves, tasks: int, per_task: int) -> list[Part]:
+    """Tasks of `per_task` classes each, in the order of the labels that the data has."""
+    _check_count("tasks", tasks)
+    _check_count("classes_per_task", per_task)
+    present = np.unique(halves["train"][1]).tolist()
+    if tasks * per_task > len(present):
+        raise DataError(
+            f"tasks: got {tasks} tasks of {per_task} classes of {source}, wanted at most "
+            f"{len(present) // per_task}: the data has {len(present)} classes"
+        )
+    groups = [tuple(present[k * per_task : (k + 1) * per_task]) for k in range(tasks)]
+    return [Part(f"{source}-{g[0]}-{g[-1]}", source, g) for g in groups]
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise DataError(f"{name}: got {value!r}, wanted an int of at least 1")
+
+
+def _find(root: str | os.PathLike[str] | None, name: str, download: bool) -> Halves:
+    if root is not None:
+        return read_cifar(Path(root), name)
+    folder = cache_folder()
+    try:
+        return read_cifar(folder, name)
+    except DataError:
+        if not download:
+            raise
+    way_out = f"give a folder that holds {name} (root=..., on the command line --data-root)"
+    try:
+        # Imported here only: torchvision is heavy, and who has the files doesn't need it.
+        from torchvision import datasets
+    except Exception as error:  # a torchvision built for another torch fails with RuntimeError
+        raise DataError(f"{name}: torchvision can't be imported ({error}); {way_out}") from error
+    try:
+        getattr(datasets, name.upper())(str(folder), download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{name}: the download into {folder} failed ({error}); {way_out}"
+        ) from error
+    return read_cifar(folder, name)
