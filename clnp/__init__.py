@@ -16,7 +16,8 @@ from clnp.errors import (
     DataError,
     TrainingError,
 )
-from clnp.extract import extract
+from clnp.export import export
+from clnp.extract import Footprint, extract, footprint
 from clnp.learner import Learner
 from clnp.model import Model
 from clnp.settings import FineTune, Settings
@@ -31,6 +32,7 @@ __all__ = [
     "ConvertError",
     "DataError",
     "FineTune",
+    "Footprint",
     "Learner",
     "Model",
     "Settings",
@@ -38,6 +40,8 @@ __all__ = [
     "TrainingError",
     "convert",
     "data",
+    "export",
     "extract",
+    "footprint",
     "models",
 ]

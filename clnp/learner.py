@@ -25,7 +25,7 @@ from clnp.forgetting import GridPoint, candidates, floor_of, grid_points, per_la
 from clnp.model import Model
 from clnp.progress import Progress, fingerprint
 from clnp.pruning import keep_everything
-from clnp.settings import DTYPES, Settings
+from clnp.settings import DTYPES, FineTune, Settings
 from clnp.sparsify import Pruning, ThresholdSearch, measure_activity
 from clnp.task_report import TaskReport, capacity_of, no_activity, reuse_of
 from clnp.train import (
@@ -56,6 +56,15 @@ class _Trained:
     correct: int
     activity: dict[str, Tensor] | None = None
     pruning: Pruning | None = None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How one task is learned: with which margin, and whether by training and with pruning."""
+
+    margin: float
+    adopt: bool = False
+    prune: bool = True
 
 
 class Learner:
@@ -103,6 +112,8 @@ class Learner:
         self.device = check_device(device)
         model.set_head(self.settings.head)
         self.model = model.to(self.device)
+        if model.is_convolutional:
+            model.to(memory_format=torch.channels_last)
         self.callbacks = list(callbacks)
         self._use_folder(checkpoint_dir, None)
         self.reports: list[TaskReport] = []
@@ -140,6 +151,40 @@ class Learner:
                 `transfer_only`, say so.
             TrainingError: the loss became NaN or infinite.
         """
+        return self._run(task, _Plan(self.settings.margin))
+
+    def adopt(self, task: Task, *, margin: float | None = None, prune: bool = True) -> TaskReport:
+        """Makes the network as it is, trained by whatever means, the first task, without training:
+        measures activity, prunes within the margin, freezes. Later tasks do not change it.
+
+        Arguments:
+            task: what it was trained on; the train split serves to measure activity, the validation
+                split to hold the margin.
+            margin: how much validation accuracy pruning may cost; default: the setting.
+            prune: False freezes all channels as they are, with the very weights of the network;
+                channels for later tasks then have to be added with `expand`.
+
+        Raises:
+            DataError: the task does not fit the network.
+            ConfigError: a task was learned already; the network's outputs are not the task's
+                classes; margin out of range.
+        """
+        if self.reports:
+            raise ConfigError(
+                f"adopt() makes the first task, but {len(self.reports)} task(s) are learned already"
+            )
+        margin = self.settings.margin if margin is None else margin
+        if isinstance(margin, bool) or not 0 <= margin < 1:
+            raise ConfigError(f"margin={margin!r}: expected 0 <= margin < 1")
+        classes = check_task(self.model, task)
+        if classes != self.model.head.classes:
+            raise ConfigError(
+                f"task {task.name!r} has {classes} classes, the network {self.model.head.classes} "
+                "outputs; only a network that was trained on the task can be adopted"
+            )
+        return self._run(task, _Plan(margin, adopt=True, prune=prune))
+
+    def _run(self, task: Task, plan: _Plan) -> TaskReport:
         classes = check_task(self.model, task)
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
         index = len(self.reports)
@@ -147,7 +192,7 @@ class Learner:
         try:
             # Data sets may draw random numbers whenever they are read.
             with self._timed("total"), seeded(seed_for(self.settings.seed, index), self.device):
-                report = self._learn(task, index, classes)
+                report = self._learn(task, index, classes, plan)
             report.seconds = dict(self._seconds)
         except BaseException:
             self.model.load_state_dict(before)
@@ -162,11 +207,11 @@ class Learner:
         self._call("on_task_end", report)
         return report
 
-    def _learn(self, task: Task, index: int, classes: int) -> TaskReport:
+    def _learn(self, task: Task, index: int, classes: int, plan: _Plan) -> TaskReport:
         settings, model = self.settings, self.model
-        tune = settings.fine_tune
+        tune = None if plan.adopt else settings.fine_tune
         points = self._points()
-        epochs = settings.epochs * len(points) + (tune.epochs if tune else 0)
+        epochs = 0 if plan.adopt else settings.epochs * len(points) + (tune.epochs if tune else 0)
         self._call("on_task_begin", index, task.name, epochs)
         generator = torch.Generator().manual_seed(seed_for(settings.seed, index, "weights"))
         transfer_only = model.is_full
@@ -176,20 +221,23 @@ class Learner:
                 "a new head is trained on what earlier tasks learned (final-layer transfer). "
                 "learner.expand() adds channels",
                 CapacityWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         model.begin_task(classes, generator=generator, reinit_scale=settings.reinit_scale)
         with self._timed("fit"):
-            trained = self._train_grid(task, index, points, transfer_only)
+            if plan.adopt:
+                trained = [self._as_it_is(task)]
+            else:
+                trained = self._train_grid(task, index, points, transfer_only)
         best = max(t.correct for t in trained)
         with self._timed("search"):
-            chosen = self._prune_candidates(task, trained, best, transfer_only)
+            chosen = self._prune_candidates(task, trained, best, transfer_only, plan)
         assert chosen.pruning is not None
         assert chosen.activity is not None
         reuse = reuse_of(model, chosen.activity, chosen.pruning.thresholds)
         model.compact(chosen.pruning.keep)
         with self._timed("fine_tune"):
-            correct = self._fine_tune(task, index, chosen, transfer_only)
+            correct = self._fine_tune(task, index, chosen, transfer_only, tune)
         model.consolidate(name=task.name)
         model.eval()
         with self._timed("evaluate"):
@@ -200,7 +248,7 @@ class Learner:
         return TaskReport(
             task=index,
             name=task.name,
-            epochs=settings.epochs,
+            epochs=0 if plan.adopt else settings.epochs,
             lr=chosen.point.lr,
             l1=chosen.point.l1,
             best_validation=best / total,
@@ -218,9 +266,16 @@ class Learner:
 
     def _points(self) -> list[GridPoint]:
         """The grid points that the next task is trained with."""
-        if self.settings.grid_first_only and self.reports:
-            return [GridPoint(self.reports[0].l1, self.reports[0].lr)]
+        trained = [report for report in self.reports if report.epochs]
+        if self.settings.grid_first_only and trained:
+            return [GridPoint(trained[0].l1, trained[0].lr)]
         return self.points
+
+    def _as_it_is(self, task: Task) -> _Trained:
+        """The network as it came, as if it had been trained here."""
+        correct = count_correct(self.model.net, task.validation, self.device)
+        weights = [p.detach().clone() for p in moving(self.model)]
+        return _Trained(self.points[0], weights, [], correct)
 
     def _train_grid(
         self, task: Task, index: int, points: list[GridPoint], head_only: bool
@@ -274,18 +329,15 @@ class Learner:
         )
 
     def _prune_candidates(
-        self, task: Task, trained: list[_Trained], best: int, head_only: bool
+        self, task: Task, trained: list[_Trained], best: int, head_only: bool, plan: _Plan
     ) -> _Trained:
         """Searches the thresholds of every candidate; returns the sparsest, its weights in the
         model (paper, Sec. 2.2).
         """
         total = count(task.validation)
-        floor = floor_of(best, self.settings.margin, total)
+        floor = floor_of(best, plan.margin, total)
         parameters = moving(self.model, head_only)
-        chosen = [
-            trained[i]
-            for i in candidates([t.correct for t in trained], self.settings.margin, total)
-        ]
+        chosen = [trained[i] for i in candidates([t.correct for t in trained], plan.margin, total)]
         for t in chosen:
             _restore(parameters, t.parameters)
             if head_only:
@@ -299,6 +351,10 @@ class Learner:
             # A resumed run gets here without having trained: the generator must not depend on that.
             torch.manual_seed(seed_for(self.settings.seed, len(self.reports), "prune"))
             t.activity = measure_activity(self.model, task.train, self.device)
+            if not plan.prune:
+                keep = keep_everything(self.model)
+                t.pruning = Pruning(keep, dict.fromkeys(keep, 0.0), t.correct, 0.0)
+                continue
             search = ThresholdSearch(
                 self.model,
                 t.activity,
@@ -312,9 +368,10 @@ class Learner:
         _restore(parameters, winner.parameters)
         return winner
 
-    def _fine_tune(self, task: Task, index: int, chosen: _Trained, head_only: bool) -> int:
+    def _fine_tune(
+        self, task: Task, index: int, chosen: _Trained, head_only: bool, tune: FineTune | None
+    ) -> int:
         """Trains what survived, if asked to; returns correct validation examples."""
-        tune = self.settings.fine_tune
         if tune is not None:
             l1 = chosen.point.l1 if tune.l1 is None else per_layer(tune.l1, self.model.layer_names)
             s = self.settings

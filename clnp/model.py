@@ -254,8 +254,13 @@ class Model(nn.Module):
             self._narrow[task] = narrow
         return self._narrow[task]
 
+    @property
+    def narrow_graph(self) -> Graph:
+        """The operations of a learned task's network."""
+        return for_inference(self.graph)
+
     def _build(self, layers: Mapping[str, nn.Module]) -> fx.GraphModule:
-        return build(for_inference(self.graph), layers).eval().requires_grad_(False)
+        return build(self.narrow_graph, layers).eval().requires_grad_(False)
 
     def _task_layers(self, task: int) -> dict[str, nn.Module]:
         bounds = self.tasks[task].active

@@ -18,10 +18,16 @@ from clnp.graph import Graph, Node, build, for_inference
 from clnp.groups import Group
 from clnp.model import Model
 from clnp.pruning import pruned_layers
-from clnp.train import batches, count, count_correct, evaluating, first_inputs
+from clnp.train import (
+    batches,
+    count,
+    count_correct,
+    evaluating,
+    evaluation_batch,
+    first_inputs,
+)
 from clnp_kernels import ops
 
-ACTIVITY_BATCH = 1000
 FEATURE_BYTES = 1 << 30
 SHARES = (1.0, 0.5, 0.2)
 
@@ -53,7 +59,7 @@ def measure_activity(model: Model, split: Split, device: torch.device) -> dict[s
     handles = [model.net.get_submodule(n).register_forward_pre_hook(watch(n)) for n in readers]
     try:
         with evaluating(model):
-            for x, _ in batches(split, ACTIVITY_BATCH, device):
+            for x, _ in batches(split, evaluation_batch(split), device):
                 model.net(x)
     finally:
         for handle in handles:
@@ -316,7 +322,7 @@ def _features(net: nn.Module, split: Split, device: torch.device) -> tuple[Tenso
     """A network's outputs over a split, in evaluation mode, and the labels."""
     values, labels = [], []
     with evaluating(net):
-        for x, y in batches(split, ACTIVITY_BATCH, device):
+        for x, y in batches(split, evaluation_batch(split), device):
             values.append(net(x))
             labels.append(y)
     return torch.cat(values), torch.cat(labels)
