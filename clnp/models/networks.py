@@ -113,30 +113,30 @@ def wide(
     shape: tuple[int, int, int] = (3, 32, 32),
     *,
     scale: float = 1.0,
-    head: str = "conv",
     seed: int | None = None,
 ) -> nn.Sequential:
     """The wide network of the split-CIFAR experiment (Table 3): five 3 x 3 convolutions of 128 to
     2048 channels, each with batch norm and ReLU, a sixth with one channel per class, average pool.
 
+    The mean over all windows of a convolution without padding is a linear function of the means of
+    its shifted inputs: for outputs of H x W, the sixth convolution and the average pool are an
+    average pool of H x W with stride 1, which leaves 3 x 3 numbers a channel, and a Linear layer
+    over them. So they are written here, for then the network ends in a Linear layer.
+
     Arguments:
         classes: outputs.
         shape: (C, H, W) of one example; sides of at least 24.
         scale: factor on the channels of all hidden layers.
-        head: "conv" as in the paper, a 3 x 3 convolution before the average pool; "linear" pools
-            first and ends in a Linear layer.
         seed: as in `mlp`.
 
     Returns:
         a module x [B, C, H, W] -> logits [B, classes]; layers conv1 to conv5, norm1 to norm5, head.
 
     Raises:
-        ConfigError: a size below 1 or too small, a scale that is not positive, another head.
+        ConfigError: a size below 1 or too small, or a scale that is not positive.
     """
     channels, height, width = _checked_shape(shape)
     _check_counts(classes=classes)
-    if head not in ("conv", "linear"):
-        raise ConfigError(f"head={head!r}: expected 'conv' or 'linear'")
     if min(height, width) < 24:
         raise ConfigError(f"shape={tuple(shape)}: expected sides of at least 24 for this network")
     with seeded_weights(seed):
@@ -149,15 +149,10 @@ def wide(
             net.add_module(f"norm{i}", nn.BatchNorm2d(size))
             net.add_module(f"relu{i}", nn.ReLU())
             channels = size
-        pool = nn.AdaptiveAvgPool2d(1)
-        if head == "conv":
-            net.add_module("head", nn.Conv2d(channels, classes, 3))
-            net.add_module("pool", pool)
-            net.add_module("flatten", nn.Flatten())
-        else:
-            net.add_module("pool", pool)
-            net.add_module("flatten", nn.Flatten())
-            net.add_module("head", nn.Linear(channels, classes))
+            height, width = ((n + 2 * padding - 3) // stride + 1 for n in (height, width))
+        net.add_module("pool", nn.AvgPool2d((height - 2, width - 2), stride=1))
+        net.add_module("flatten", nn.Flatten())
+        net.add_module("head", nn.Linear(9 * channels, classes))
     return net
 
 
