@@ -1,0 +1,26 @@
+"""Other methods than CLNP, under the same protocol: baselines, replay, SparCL and EsaCL.
+
+A method is a short file with three verbs (see `clnp.methods.method`); `METHODS` lists them, `make`
+gives a learner that is used as `clnp.Learner` is, and `load` one that was saved.
+"""
+
+from clnp.methods.cost import clnp_cost, inference_flops, layer_products, training_flops
+from clnp.methods.learner import MethodLearner
+from clnp.methods.method import Batch, Method
+from clnp.methods.registry import METHODS, MethodInfo, load, make
+from clnp.methods.settings import MethodSettings
+
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Method",
+    "MethodInfo",
+    "MethodLearner",
+    "MethodSettings",
+    "clnp_cost",
+    "inference_flops",
+    "layer_products",
+    "load",
+    "make",
+    "training_flops",
+]

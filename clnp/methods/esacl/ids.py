@@ -1,0 +1,132 @@
+"""IDS: which examples a task is trained on.
+
+Two stages [D, after EsaCL Sec. 4 and Eq. 14]:
+
+- support example selection (SSE): the examples of highest loss, which make up most of the
+  worst-case perturbation that sharpness-aware training looks for;
+- redundant example elimination (ERE): of these, those leave whose removal would change the
+  parameters least, by the influence function (Koh & Liang 2017).
+
+The influence is that on a linear read-out of the last hidden features: its per-example gradient
+(p - y) x features, projected at random to a few numbers, with the Gauss-Newton matrix G^T G.
+Examples leave one after the other and the matrix is updated each time: of two copies of an example
+the first changes little, for the other one still speaks for it, but then the other one counts in
+full.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clnp.data.task import Split
+from clnp.methods.network import TaskNet
+from clnp.train import batches, count, evaluating
+
+ROWS = 1000
+BLOCK = 4096
+DIMENSIONS = 128
+DAMPING = 1e-3
+
+
+def support_examples(losses: Tensor, n: int) -> Tensor:
+    """The n examples of highest loss (SSE): ascending indices [n] int64 into `losses` [N]."""
+    return losses.argsort(descending=True, stable=True)[:n].sort().values
+
+
+def gradient_embedding(features: Tensor, logits: Tensor, y: Tensor, projection: Tensor) -> Tensor:
+    """Each example's gradient of the cross entropy in the output layer, projected: [N, C d].
+
+    Arguments:
+        features: [N, F], what the output layer reads.
+        logits: [N, C].
+        y: [N] int64.
+        projection: [F, d].
+    """
+    error = logits.double().softmax(dim=-1)
+    error[torch.arange(len(y)), y] -= 1
+    return (error[:, :, None] * (features.double() @ projection.double())[:, None, :]).flatten(1)
+
+
+def eliminate_redundant(
+    gradients: Tensor, n: int, *, damping: float = DAMPING, block: int = BLOCK
+) -> Tensor:
+    """Takes examples out one by one, always the one whose removal changes the parameters least,
+    down to n (ERE).
+
+    Leaving out example i moves the optimum by about H_i^-1 g_i, H_i being the Gauss-Newton matrix
+    of the others, sum_j g_j g_j^T + damping * mean |g|^2 * 1.
+
+    Arguments:
+        gradients: [N, d], one row per example.
+        n: how many stay.
+        damping: relative to the mean squared norm of the rows.
+        block: examples that are compared with each other; more are taken in pieces, because the
+            work grows with N (N - n) d.
+
+    Returns:
+        ascending indices [n] int64 of those that stay.
+    """
+    total = len(gradients)
+    pieces = max(1, -(-total // block))
+    kept, start = [], 0
+    for piece in range(pieces):
+        stop = total * (piece + 1) // pieces
+        stay = n * (piece + 1) // pieces - n * piece // pieces
+        kept.append(start + _eliminate(gradients[start:stop].double(), stay, damping))
+        start = stop
+    return torch.cat(kept)
+
+
+def _eliminate(g: Tensor, n: int, damping: float) -> Tensor:
+    unit = float(g.square().sum(1).mean())
+    alive = torch.arange(len(g))
+    if unit == 0:
+        return alive[:n]
+    H = g.T @ g + damping * unit * torch.eye(g.shape[1], dtype=g.dtype, device=g.device)
+    u = torch.linalg.solve(H, g.T).T  # H^-1 g, a row for each example
+    gone = torch.zeros(len(g), dtype=torch.bool, device=g.device)
+    for _ in range(len(g) - n):
+        leverage = (g * u).sum(1)
+        change = u.norm(dim=1) / (1 - leverage).clamp_min(1e-12)
+        r = int(change.masked_fill(gone, torch.inf).argmin())
+        gone[r] = True
+        # Sherman-Morrison: the inverse without the example that left, applied to all rows.
+        u = u + (u @ g[r])[:, None] * (u[r] / (1 - leverage[r]).clamp_min(1e-12))
+    return alive[~gone.cpu()]
+
+
+@torch.no_grad()
+def select(
+    net: TaskNet, task: int, split: Split, keep: float, support: float, generator: torch.Generator
+) -> Tensor:
+    """Both stages on a network as it stands; one forward pass over the split.
+
+    Arguments:
+        net: the network; `task` whose outputs it gives.
+        split: N training examples.
+        keep: share of them that stays.
+        support: share that the first stage hands to the second; keep <= support <= 1.
+        generator: CPU; of the random projection.
+
+    Returns:
+        ascending indices [round(keep N)] int64, on the CPU.
+    """
+    device = next(net.parameters()).device
+    total = count(split)
+    n = max(1, round(keep * total))
+    m = min(total, max(n, round(support * total)))
+    features, logits, labels = [], [], []
+    with evaluating(net):
+        for x, y in batches(split, ROWS, device):
+            f, z = net.with_features(x, task)
+            features.append(f.float())
+            logits.append(z.float())
+            labels.append(y)
+    f, z, y = torch.cat(features), torch.cat(logits), torch.cat(labels)
+    losses = torch.nn.functional.cross_entropy(z, y, reduction="none")
+    best = support_examples(losses, m)
+    each = max(1, DIMENSIONS // z.shape[1])
+    projection = torch.randn(f.shape[1], each, generator=generator).to(device) / each**0.5
+    g = gradient_embedding(f[best], z[best], y[best], projection)
+    return best[eliminate_redundant(g, n).to(device)].cpu()

@@ -1,0 +1,391 @@
+"""The life cycle of every method but CLNP: learn task after task, test, save, go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clnp import checkpoint
+from clnp.checks import check_device
+from clnp.data.task import Split, Task
+from clnp.errors import CheckpointError, ConfigError
+from clnp.learner import CHECKPOINT
+from clnp.methods.loop import Cost, Meter, run_epoch
+from clnp.methods.method import Method
+from clnp.methods.network import Heads, TaskNet
+from clnp.methods.saving import check_network, check_same, check_task, graph_of
+from clnp.methods.settings import MethodSettings
+from clnp.methods.state import (
+    as_tensor,
+    from_tensor,
+    load_optimizer_state,
+    optimizer_state,
+    prefixed,
+    without,
+)
+from clnp.progress import Progress, fingerprint
+from clnp.task_report import TaskReport
+from clnp.train import SCHEDULES, FitState, accuracy, seed_for, seeded
+
+KIND = "method"
+
+
+class _Network(nn.Module):
+    """What a learner is asked for logits: `model(x, task=k)`, in evaluation mode."""
+
+    def __init__(self, learner: MethodLearner) -> None:
+        super().__init__()
+        self._learner = [learner]  # not a submodule
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        learner = self._learner[0]
+        net = learner.predictor(len(learner.reports) - 1 if task is None else task)
+        net.eval()
+        with torch.no_grad():
+            return net(x)
+
+
+class MethodLearner:
+    """Trains one network on task after task by a method of `clnp.methods`; used as `clnp.Learner`.
+
+    Made by `clnp.methods.make` and `clnp.methods.load`.
+
+    Arguments:
+        method: class of the method.
+        net: the network, trained in place: any module x [B, ...] -> logits [B, C] that ends in a
+            Linear layer.
+        example: a batch that it accepts; only its shape and dtype matter.
+        settings: what all methods share.
+        options: the method's own.
+        device, checkpoint_dir, callbacks: as for `clnp.Learner`.
+
+    Attributes:
+        reports: one `TaskReport` per task. Capacity, thresholds, reuse, grid and l1 are empty.
+        cost: one {"flops", "sparse_flops", "examples", "peak_memory", "seconds"} per task.
+        model: `model(x, task=k)` gives logits.
+        settings: JSON-able: {"method", ..., "options"}.
+
+    Raises:
+        ConfigError: a setting or option out of range; a network that does not fit;
+            `checkpoint_dir` holds another learner.
+    """
+
+    def __init__(
+        self,
+        method: type[Method],
+        net: nn.Module,
+        example: Tensor,
+        settings: MethodSettings,
+        options: Mapping[str, Any],
+        *,
+        device: str | torch.device = "cpu",
+        checkpoint_dir: str | Path | None = None,
+        callbacks: Iterable[Any] = (),
+    ) -> None:
+        self.shared = settings
+        self.device = check_device(device)
+        check_network(net, example)
+        self.graph = graph_of(net, example)
+        self.example = example[:1].detach().cpu()
+        with seeded(seed_for(settings.seed, "make"), self.device):
+            self.net = TaskNet(net, example, settings.head).to(self.device)
+            self.method = method(self.net, settings, options)
+        self.net.to(self.device)
+        self.method.optimizer = self.method.make_optimizer()
+        self.callbacks = list(callbacks)
+        self.reports: list[TaskReport] = []
+        self.cost: list[dict[str, Any]] = []
+        self.model = _Network(self)
+        self._tests: list[Split | None] = []
+        self._use_folder(checkpoint_dir, None)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Method, settings and options, JSON-able."""
+        return {"method": self.method.name, **self.shared.to_json(), "options": dict(self.method.o)}
+
+    def _use_folder(self, folder: str | Path | None, source: Path | None) -> None:
+        self.checkpoint_dir = None if folder is None else Path(folder)
+        self._progress = Progress(
+            None if self.checkpoint_dir is None else self.checkpoint_dir / "progress"
+        )
+        if self.checkpoint_dir is None:
+            return
+        file = self.checkpoint_dir / CHECKPOINT
+        if file.exists() and (source is None or not file.samefile(source)):
+            raise ConfigError(
+                f"checkpoint_dir: {file} holds another learner; go on with it by "
+                "clnp.methods.load, or name another folder"
+            )
+
+    # Learning
+
+    def learn(self, task: Task) -> TaskReport:
+        """Learns one more task and tests it and all earlier ones.
+
+        If anything goes wrong the learner is left as it was before the call.
+
+        Raises:
+            DataError: the task does not fit the network (shape, dtype, labels).
+            TrainingError: the loss became NaN or infinite.
+        """
+        classes = check_task(self.net, self.example, task)
+        self.method.check(len(self.reports))
+        index = len(self.reports)
+        before = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        layout = self._layout()
+        try:
+            with seeded(seed_for(self.shared.seed, index), self.device):
+                report, cost = self._learn(task, index, classes)
+        except BaseException:
+            self._restore(before, layout)
+            del self._tests[index:]
+            raise
+        self.reports.append(report)
+        self.cost.append(cost.to_json())
+        if self.checkpoint_dir is not None:
+            self.save(self.checkpoint_dir / CHECKPOINT)
+            self._progress.clear()
+        self._call("on_task_end", report)
+        return report
+
+    def _learn(self, task: Task, index: int, classes: int) -> tuple[TaskReport, Cost]:
+        start = time.perf_counter()
+        s, method = self.shared, self.method
+        self._call("on_task_begin", index, task.name, s.epochs)
+        meter = Meter(method, Cost())
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._begin(task, index, classes, meter)
+        history = self._fit(task, index, meter)
+        fitted = history[-1]["validation_accuracy"]
+        self.net.eval()
+        with seeded(seed_for(s.seed, index, "end"), self.device), meter.passes():
+            method.end(task)
+        middle = time.perf_counter()
+        self.net.eval()
+        self._tests.append(task.test)
+        validation = accuracy(self.predictor(index), task.validation, self.device)
+        row = [self._test(j) for j in range(index + 1)]
+        now = time.perf_counter()
+        seconds = {"fit": middle - start, "search": 0.0, "fine_tune": 0.0}
+        seconds |= {"evaluate": now - middle, "total": now - start}
+        report = TaskReport(
+            task=index,
+            name=task.name,
+            epochs=s.epochs,
+            lr=s.lr,
+            l1={},
+            best_validation=max(record["validation_accuracy"] for record in history),
+            validation_before=fitted,
+            validation=validation,
+            test=row[-1],
+            row=row,
+            capacity={},
+            thresholds={},
+            reuse={},
+            history=history,
+            grid=[],
+            transfer_only=False,
+            seconds=seconds,
+        )
+        return report, meter.cost
+
+    def _begin(self, task: Task, index: int, classes: int, meter: Meter) -> None:
+        """Outputs and optimizer for the task, then the method's first verb."""
+        method, s = self.method, self.shared
+        carried: dict[str, Tensor] = {}
+        if not s.reset_optimizer:
+            carried = optimizer_state(method.optimizer, method.named_parameters())
+        generator = torch.Generator().manual_seed(seed_for(s.seed, index, "weights"))
+        self.net.add_task(classes, generator)
+        method.task = index
+        method.optimizer = method.make_optimizer()
+        load_optimizer_state(method.optimizer, method.named_parameters(), carried)
+        self.net.train()
+        with seeded(seed_for(s.seed, index, "begin"), self.device), meter.passes():
+            method.begin(task)
+
+    def _fit(self, task: Task, index: int, meter: Meter) -> list[dict[str, float]]:
+        s = self.shared
+        stamp = {
+            "settings": self.settings,
+            "task": index,
+            "name": task.name,
+            "data": fingerprint(task.train),
+        }
+        history: list[dict[str, float]] = []
+        saved = self._progress.load(0, stamp)
+        if saved is not None:
+            history = list(saved.history)
+            meter.cost = Cost(**from_tensor(saved.optimizer.pop("cost")))
+            self._load_tensors(saved.optimizer)
+        for epoch in range(len(history), s.epochs):
+            record = self._epoch(task, index, epoch, meter)
+            history.append(record)
+            if epoch + 1 == s.epochs or self._progress.due():
+                tensors = {k: v.detach().cpu().clone() for k, v in self._tensors().items()}
+                tensors["cost"] = as_tensor(meter.cost.to_json())
+                self._progress.save(0, FitState(epoch + 1, history, [], tensors), stamp)
+            self._call("on_epoch_end", {**record, "point": 0, "points": 1})
+        return history
+
+    def _epoch(self, task: Task, index: int, epoch: int, meter: Meter) -> dict[str, float]:
+        s = self.shared
+        lr = s.lr * SCHEDULES[s.schedule](epoch, s.epochs)
+        for group in self.method.optimizer.param_groups:
+            group["lr"] = lr
+        self.method.epoch = epoch
+        seed = seed_for(s.seed, index, "fit", "epoch", epoch)
+        self.net.train()
+        with seeded(seed, self.device):
+            loss, correct = run_epoch(
+                self.method,
+                meter,
+                task,
+                epoch,
+                seed,
+                lambda *args: self._call("on_batch_end", *args),
+            )
+            validation = accuracy(self.predictor(index), task.validation, self.device)
+        return {
+            "epoch": epoch,
+            "loss": loss,
+            "train_accuracy": correct,
+            "validation_accuracy": validation,
+            "lr": lr,
+        }
+
+    # Results
+
+    def predictor(self, task: int) -> nn.Module:
+        """The network of a learned task: x [B, ...] -> logits [B, C]. Counts from the end if
+        negative. Raises ConfigError for an unknown task.
+        """
+        learned = len(self.net.tasks)
+        if isinstance(task, bool) or not isinstance(task, int) or not -learned <= task < learned:
+            known = f"0 to {learned - 1}" if learned else "none yet"
+            raise ConfigError(f"task={task!r}: expected the index of a learned task ({known})")
+        return self.method.predictor(task % learned)
+
+    def predict(self, x: Tensor, task: int = -1) -> Tensor:
+        """Labels [B] int64 of x [B, ...] as a task (by default the last one)."""
+        return self.model(x.to(self.device), task).argmax(dim=-1)
+
+    def evaluate(self, split: Split, task: int = -1) -> float:
+        """Fraction of a split that is classified correctly as a task (by default the last one)."""
+        return accuracy(self.predictor(task), split, self.device)
+
+    def _test(self, task: int) -> float:
+        split = self._tests[task]
+        return float("nan") if split is None else self.evaluate(split, task)
+
+    @property
+    def accuracy_matrix(self) -> np.ndarray:
+        """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above
+        the diagonal.
+        """
+        learned = len(self.reports)
+        matrix = np.full((learned, learned), np.nan)
+        for i, report in enumerate(self.reports):
+            matrix[i, : i + 1] = report.row
+        return matrix
+
+    def verify(self) -> list[Any]:
+        """Nothing: only CLNP certifies that earlier tasks did not move."""
+        return []
+
+    # Saving
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All numbers of the run between two epochs."""
+        named = self.method.named_parameters()
+        return {
+            **prefixed("net.", self.net.state_dict()),
+            **prefixed("method.", self.method.state()),
+            **prefixed("optimizer.", optimizer_state(self.method.optimizer, named)),
+        }
+
+    def _load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        self.net.load_state_dict(without("net.", tensors))
+        named = self.method.named_parameters()
+        self.method.load_state(without("method.", tensors))
+        load_optimizer_state(self.method.optimizer, named, without("optimizer.", tensors))
+
+    def _layout(self) -> tuple[list[int], list[nn.Module]]:
+        head = self.net.head
+        return list(self.net.tasks), list(head.layers) if isinstance(head, Heads) else []
+
+    def _restore(
+        self, tensors: Mapping[str, Tensor], layout: tuple[list[int], list[nn.Module]]
+    ) -> None:
+        """Undoes a task that was not learned."""
+        self.net.tasks, heads = list(layout[0]), layout[1]
+        if isinstance(self.net.head, Heads):
+            self.net.head.layers = nn.ModuleList(heads)
+        self.method.task = len(self.reports) - 1
+        self.method.optimizer = self.method.make_optimizer()
+        self._load_tensors(tensors)
+        self.net.eval()
+
+    def save(self, path: str | Path) -> None:
+        """Writes everything needed to go on into one file (safetensors and JSON, no pickle),
+        atomically. The network's layers are written too where `clnp.convert` can read it; of other
+        networks only the numbers, and `load` then needs the network.
+
+        Raises:
+            CheckpointError: the file can't be written; an older one is still whole.
+        """
+        data = {
+            "settings": self.settings,
+            "graph": None if self.graph is None else self.graph.to_json(),
+            "shape": list(self.example.shape),
+            "dtype": str(self.example.dtype).removeprefix("torch."),
+            "classes": list(self.net.tasks),
+            "reports": [report.to_json() for report in self.reports],
+            "cost": self.cost,
+        }
+        checkpoint.write(path, KIND, self._tensors(), data)
+
+    def take_over(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any], path: Path) -> None:
+        """Goes to the state that `save` wrote; for `clnp.methods.load`.
+
+        Raises:
+            CheckpointError: the file belongs to another network.
+        """
+        try:
+            for classes in data["classes"]:
+                self.net.add_task(int(classes), None)
+            self.reports = [TaskReport(**report) for report in data["reports"]]
+            self.cost = list(data["cost"])
+            self.method.task = len(self.reports) - 1
+            self.method.optimizer = self.method.make_optimizer()
+            self._load_tensors(tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} does not fit this network: {error}") from error
+        self.net.eval()
+
+    def attach(self, tasks: Sequence[Task] | None) -> None:
+        """Gives the learned tasks' data back after loading: test splits for later rows of the
+        accuracy matrix, and what a method trains on again. Raises DataError for other tasks.
+        """
+        self._tests = [None] * len(self.reports)
+        if tasks is None:
+            return
+        check_same(tasks, [report.name for report in self.reports])
+        for k in range(len(self.reports)):
+            task = tasks[k]
+            self._tests[k] = task.test
+            self.method.remember(task)
+
+    def _call(self, event: str, *args: Any) -> None:
+        for callback in self.callbacks:
+            function = getattr(callback, event, None)
+            if function is not None:
+                function(self, *args)

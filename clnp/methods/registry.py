@@ -1,0 +1,175 @@
+"""The table of methods, and how a learner is made and loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clnp import checkpoint
+from clnp.data.task import Task
+from clnp.errors import CheckpointError, ConfigError
+from clnp.learner import CHECKPOINT
+from clnp.methods.er import ER, DERpp
+from clnp.methods.esacl.method import EsaCL, EsaCLCo2L, EsaCLEWC
+from clnp.methods.ewc import EWC
+from clnp.methods.finetune import Finetune
+from clnp.methods.joint import Joint
+from clnp.methods.learner import KIND, MethodLearner
+from clnp.methods.method import Method
+from clnp.methods.options import Options
+from clnp.methods.packnet import PackNet
+from clnp.methods.saving import network_of
+from clnp.methods.scratch import Scratch
+from clnp.methods.settings import MethodSettings
+from clnp.methods.si import SI
+from clnp.methods.sparcl import SparCL
+from clnp.methods.superposition import Superposition
+
+SHARED = tuple(f.name for f in dataclasses.fields(MethodSettings))
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A row of the table of methods.
+
+    Attributes:
+        cls: the method.
+        description: one line.
+    """
+
+    cls: type[Method]
+    description: str
+
+    @property
+    def options(self) -> Options:
+        """The method's own options."""
+        return self.cls.options
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Default of every option and of the shared settings, by name."""
+        shared = MethodSettings(**self.cls.fixed).to_json()
+        return shared | {name: option.default for name, option in self.options.items()}
+
+
+METHODS: dict[str, MethodInfo] = {
+    "finetune": MethodInfo(Finetune, "no protection: the floor"),
+    "scratch": MethodInfo(Scratch, "a fresh network for every task"),
+    "joint": MethodInfo(Joint, "all tasks' data at once: the ceiling"),
+    "ewc": MethodInfo(EWC, "elastic weight consolidation: quadratic penalty by Fisher information"),
+    "si": MethodInfo(SI, "synaptic intelligence: quadratic penalty by path integral"),
+    "superposition": MethodInfo(Superposition, "a random key for every task on every layer"),
+    "packnet": MethodInfo(PackNet, "weights packed task by task by magnitude"),
+    "er": MethodInfo(ER, "experience replay from a reservoir"),
+    "derpp": MethodInfo(DERpp, "replay of labels and stored logits (DER++)"),
+    "sparcl": MethodInfo(SparCL, "sparse weights, data and gradients over replay (SparCL)"),
+    "esacl": MethodInfo(EsaCL, "sharpness-aware one-shot pruning and selected data (EsaCL)"),
+    "esacl-ewc": MethodInfo(EsaCLEWC, "EsaCL with the penalty of EWC"),
+    "esacl-co2l": MethodInfo(EsaCLCo2L, "EsaCL with contrastive replay (Co2L)"),
+}
+
+
+def make(
+    name: str,
+    net: nn.Module,
+    example_input: Tensor,
+    *,
+    device: str | torch.device = "cpu",
+    checkpoint_dir: str | Path | None = None,
+    callbacks: Iterable[Any] = (),
+    **options: Any,
+) -> MethodLearner:
+    """A learner of the named method.
+
+    Arguments:
+        name: a key of `METHODS`.
+        net: dense network x [B, ...] -> logits [B, C] that ends in a Linear layer; trained in
+            place.
+        example_input: a batch that it accepts.
+        device, checkpoint_dir, callbacks: as for `clnp.Learner`.
+        options: fields of `MethodSettings` (head, lr, epochs, batch_size, schedule, seed, dtype,
+            optimizer, momentum, reset_optimizer) and the method's own.
+
+    Raises:
+        ConfigError: an unknown method or option, or a value out of range, naming what is possible.
+    """
+    info = _info(name)
+    own = {key: value for key, value in options.items() if key not in SHARED}
+    unknown = sorted(set(own) - set(info.options))
+    if unknown:
+        raise ConfigError(
+            f"method {name!r}: unknown options {unknown}; its own are {sorted(info.options)}, "
+            f"those of all methods {sorted(SHARED)}"
+        )
+    given = {key: value for key, value in options.items() if key in SHARED}
+    settings = MethodSettings(**{**info.cls.fixed, **given})
+    return MethodLearner(
+        info.cls,
+        net,
+        example_input,
+        settings,
+        own,
+        device=device,
+        checkpoint_dir=checkpoint_dir,
+        callbacks=callbacks,
+    )
+
+
+def load(
+    path: str | Path,
+    tasks: Sequence[Task] | None = None,
+    *,
+    net: nn.Module | None = None,
+    device: str | torch.device = "cpu",
+    checkpoint_dir: str | Path | None = None,
+    callbacks: Iterable[Any] = (),
+) -> MethodLearner:
+    """A learner as it was saved.
+
+    Arguments:
+        path: the file, or the folder that holds `checkpoint.safetensors`.
+        tasks: the learned tasks (or the whole stream), whose test splits later rows of the accuracy
+            matrix need, and whose data joint training needs.
+        net: the network, where its layers could not be written (`MethodLearner.save`).
+        device, checkpoint_dir, callbacks: as for a new learner.
+
+    Raises:
+        CheckpointError: no such file, damaged, or not a method's.
+        ConfigError: the network has to be passed.
+        DataError: `tasks` are not the tasks that were learned.
+    """
+    path = Path(path)
+    path = path / CHECKPOINT if path.is_dir() else path
+    tensors, data = checkpoint.read(path, KIND)
+    try:
+        shared = dict(data["settings"])
+        info, options = _info(shared.pop("method")), shared.pop("options")
+        net = network_of(data) if net is None else net
+        example = torch.zeros(data["shape"], dtype=getattr(torch, data["dtype"]))
+        learner = MethodLearner(
+            info.cls,
+            net,
+            example,
+            MethodSettings(**shared),
+            options,
+            device=device,
+            callbacks=callbacks,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} does not hold a complete learner: {error}") from error
+    learner.take_over(tensors, data, path)
+    learner._use_folder(checkpoint_dir, path)
+    learner.attach(tasks)
+    return learner
+
+
+def _info(name: str) -> MethodInfo:
+    if name not in METHODS:
+        raise ConfigError(f"method={name!r}: expected one of {list(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,93 @@
+"""What a learner can be made of, and what it is made of again from its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clnp.convert import convert
+from clnp.data.task import Task
+from clnp.errors import ConfigError, ConvertError, DataError
+from clnp.graph import OPS, Graph, build
+from clnp.methods.network import TaskNet
+from clnp.model import Model
+
+
+def check_network(net: Any, example: Any) -> None:
+    """Raises ConfigError unless `net` is a dense module and `example` a batch [B, ...]."""
+    if not isinstance(net, nn.Module) or isinstance(net, Model):
+        raise ConfigError(
+            f"net: expected a dense torch.nn.Module, got {type(net).__name__}; methods take the "
+            "network before clnp.convert"
+        )
+    if not isinstance(example, Tensor) or example.dim() < 2 or not len(example):
+        got = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise ConfigError(f"example_input: expected a batch [B, ...] with B >= 1, got {got}")
+
+
+def check_task(net: TaskNet, example: Tensor, task: Any) -> int:
+    """Refuses a task that does not fit, before any work; returns its number of classes.
+
+    Raises:
+        DataError: no `Task`, or shape, dtype or labels that the network was not made for.
+    """
+    if not isinstance(task, Task):
+        raise DataError(f"task: expected a clnp.data.Task, got {type(task).__name__}")
+    shape, dtype = tuple(example.shape[1:]), example.dtype
+    if task.sample_shape != shape or task.dtype != dtype:
+        raise DataError(
+            f"task {task.name!r}: examples are {list(task.sample_shape)} {task.dtype}, but the "
+            f"network was made for {list(shape)} {dtype}"
+        )
+    single = net.kind == "single"
+    classes = net.classes if single or task.classes is None else task.classes
+    for split in ("train", "validation", "test"):
+        tensors = task.tensors(split)
+        if tensors is not None and int(tensors[1].max()) >= classes:
+            raise DataError(
+                f"task {task.name!r}, {split}: label {int(tensors[1].max())} is outside the "
+                f"head's {classes} classes" + ("" if single else "; pass Task(..., classes=...)")
+            )
+    return classes
+
+
+def graph_of(net: nn.Module, example: Tensor) -> Graph | None:
+    """The network's layers as data, or None where they can't be read."""
+    try:
+        return convert(net, example, verbose=False).graph
+    except ConvertError:
+        return None
+
+
+def network_of(data: Mapping[str, Any]) -> nn.Module:
+    """The network that `MethodLearner.save` described, with fresh weights.
+
+    Raises:
+        ConfigError: its layers were not written.
+    """
+    if data["graph"] is None:
+        raise ConfigError(
+            "net: this network could not be written as data, so pass it: "
+            "clnp.methods.load(path, net=...)"
+        )
+    graph = Graph.from_json(data["graph"])
+    layers = {
+        node.name: made(**{a: node.attrs[a] for a in OPS[node.op].attrs})
+        for node in graph.nodes
+        if (made := OPS[node.op].make) is not None and node.role in ("layer", "channelwise")
+    }
+    return build(graph, layers).to(getattr(torch, data["dtype"]))
+
+
+def check_same(tasks: Sequence[Task], learned: Sequence[str]) -> None:
+    """Raises DataError unless `tasks` begin with the tasks of these names."""
+    if len(tasks) < len(learned):
+        raise DataError(
+            f"tasks: {len(learned)} tasks have been learned, but only {len(tasks)} were given"
+        )
+    for k, name in enumerate(learned):
+        if tasks[k].name != name:
+            raise DataError(f"tasks[{k}] is {tasks[k].name!r}; the task learned there was {name!r}")
