@@ -8,6 +8,7 @@ never runs anything but the layers named here.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -152,11 +153,12 @@ class Graph:
         if self.output not in seen:
             raise ValueError(f"the output {self.output!r} is not a node")
 
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
     def __getitem__(self, name: str) -> Node:
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        raise KeyError(name)
+        return self._by_name[name]
 
     @property
     def layers(self) -> list[Node]:

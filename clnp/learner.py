@@ -77,7 +77,9 @@ class Learner:
             progress of the task in training; None writes nothing.
         callbacks: objects with any of the methods `on_task_begin(learner, task_index, name,
             total_epochs)`, `on_batch_end(learner, loss, correct, seen, total)` (a few times a
-            second), `on_epoch_end(learner, record)` and `on_task_end(learner, report)`.
+            second), `on_epoch_end(learner, record)`, `on_search(learner, done, total)` after
+            every network that the threshold search evaluates (total is 0 where it is not known) and
+            `on_task_end(learner, report)`.
         settings: the fields of `Settings`: head, margin, l1, lr, epochs, batch_size, schedule,
             seed, grid, search, fine_tune, dtype, reinit_scale, granularity.
 
@@ -362,8 +364,9 @@ class Learner:
                 floor,
                 self.device,
                 self.settings.granularity,
+                lambda done: self._call("on_search", done, 0),
             )
-            t.pruning = search.joint() if self.settings.search == "joint" else search.layerwise()
+            t.pruning = search.run(self.settings.search)
         winner = chosen[sparsest([t.pruning.cost for t in chosen if t.pruning])]
         _restore(parameters, winner.parameters)
         return winner

@@ -73,7 +73,7 @@ class Model(nn.Module):
         self._narrow: dict[int, fx.GraphModule] = {}
         self.conversion: Any = None
         fused = fuse_relu(graph)
-        masked: dict[str, nn.Module] = {}
+        masked: dict[str, Any] = {}
         for node in fused.weighted:
             dense = layers[node.name]
             if node.name == self.groups.head:
@@ -82,6 +82,7 @@ class Model(nn.Module):
                 activation = node.attrs.get("activation", "none")
                 masked[node.name] = MASKED[node.op].from_dense(dense, activation=activation)
         self.net = build(fused, masked)
+        self._masked = {name: m for name, m in masked.items() if name != self.groups.head}
         self.train(any(layer.training for layer in layers.values()))
 
     # Layers and boundaries
@@ -96,12 +97,7 @@ class Model(nn.Module):
     @property
     def masked(self) -> dict[str, MaskedLayer | PartialBatchNorm2d]:
         """Name -> module with a frozen and a free part, in execution order, without the head."""
-        found: dict[str, Any] = {
-            node.name: self.net.get_submodule(node.name)
-            for node in self.graph.weighted
-            if node.name != self.groups.head
-        }
-        return found
+        return self._masked
 
     @property
     def masked_layers(self) -> dict[str, MaskedLayer]:
@@ -141,7 +137,9 @@ class Model(nn.Module):
         """The trainable weight of a layer, [Of, I] or [Of, I, K, K']."""
         if name == self.groups.head:
             return self.head.free_weight
-        return self.masked_layers[name].free_weight
+        weight = self._masked[name].free_weight
+        assert weight is not None
+        return weight
 
     def active(self, group: Group | str) -> int:
         """How many channels of a group are frozen."""

@@ -16,7 +16,7 @@ from clnp.heads import HEADS
 from clnp.train import SCHEDULES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SEARCHES = ("joint", "layerwise")
+SEARCHES = ("auto", "joint", "layerwise", "global")
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Settings:
         grid: None, or {"l1": [...], "lr": [...]}: graceful forgetting over all combinations.
         grid_first_only: search the grid on the first task only and keep what it chose (as the paper
             does on permuted MNIST, Sec. 3.1).
-        search: "joint" (divides the margin among the layers for the fewest channels) or "layerwise"
-            (last layer first).
+        search: "joint" (divides the margin among the groups for the fewest channels), "layerwise"
+            (last group first), "global" (one threshold in units of each group's mean activity: far
+            fewer evaluations) or "auto" ("joint" up to 8 groups, "global" beyond).
         fine_tune: None or `FineTune`.
         dtype: "fp32", or "bf16" to train under autocast; evaluation is always in the network's own
             dtype.
@@ -67,7 +68,7 @@ class Settings:
     seed: int = 0
     grid: dict[str, list[Any]] | None = None
     grid_first_only: bool = False
-    search: str = "joint"
+    search: str = "auto"
     fine_tune: FineTune | None = None
     dtype: str = "fp32"
     reinit_scale: float = 1.0

@@ -30,6 +30,7 @@ from clnp_kernels import ops
 
 FEATURE_BYTES = 1 << 30
 SHARES = (1.0, 0.5, 0.2)
+JOINT_GROUPS = 8
 
 
 def measure_activity(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
@@ -116,6 +117,7 @@ class ThresholdSearch:
         floor: the least number of correctly classified validation examples.
         device: where to evaluate.
         granularity: active channels of a group are rounded up to a multiple of this.
+        on_evaluation: called with the number of networks evaluated so far.
     """
 
     def __init__(
@@ -126,8 +128,10 @@ class ThresholdSearch:
         floor: int,
         device: torch.device,
         granularity: int = 1,
+        on_evaluation: Callable[[int], None] = lambda done: None,
     ) -> None:
         self.model, self.validation, self.floor, self.device = model, validation, floor, device
+        self.evaluations, self.on_evaluation = 0, on_evaluation
         self.granularity = granularity
         self.groups = model.groups.prunable
         self.order: dict[str, Tensor] = {}
@@ -171,7 +175,50 @@ class ThresholdSearch:
         if key not in self.known:
             network = self.model.pruned_network(self.keep(counts))
             self.known[key] = count_correct(network, self.validation, self.device)
+            self._evaluated()
         return self.known[key]
+
+    def _evaluated(self) -> None:
+        self.evaluations += 1
+        self.on_evaluation(self.evaluations)
+
+    def run(self, method: str) -> Pruning:
+        """Searches by the method that `Settings.search` names."""
+        if method == "auto":
+            method = "joint" if len(self.groups) <= JOINT_GROUPS else "global"
+        methods = {"joint": self.joint, "layerwise": self.layerwise, "global": self.common}
+        return methods[method]()
+
+    def common(self) -> Pruning:
+        """One threshold for all groups, in units of each group's mean activity, found by bisection:
+        about log2(channels) evaluations, however many groups there are.
+        """
+        scales = {
+            name: float(values.clamp(min=0).mean()) or 1.0 for name, values in self.sorted.items()
+        }
+        levels = torch.cat([self.sorted[n][: self.most[n]] / s for n, s in scales.items()])
+        levels = levels.unique()
+
+        def counts(index: int) -> dict[str, int]:
+            """Kept channels where everything up to the given level is cut; -1 cuts nothing."""
+            if index < 0:
+                return dict(self.most)
+            found = {}
+            for group in self.groups:
+                name = group.name
+                kept = int((self.sorted[name] / scales[name] > levels[index]).sum())
+                kept = self._rounded(group, max(kept, self.least[name]))
+                found[name] = min(kept, self.most[name])
+            return found
+
+        low, high = -1, len(levels) - 1  # low holds the floor
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.correct(counts(middle)) >= self.floor:
+                low = middle
+            else:
+                high = middle - 1
+        return self._result(counts(low))
 
     def layerwise(self) -> Pruning:
         """One group after the other, the last first, each as far as the whole margin allows."""
@@ -274,9 +321,13 @@ class ThresholdSearch:
         net = build(back, layers)
         positions = self.model.groups.positions[reader]
         frozen = features.shape[1] - counts[group.name] * positions
-        return lambda n, floor: count_correct(
-            net, (features[:, : frozen + n * positions], labels), self.device, at_least=floor
-        )
+
+        def evaluate(n: int, floor: int) -> int:
+            self._evaluated()
+            split = features[:, : frozen + n * positions], labels
+            return count_correct(net, split, self.device, at_least=floor)
+
+        return evaluate
 
     def _result(self, counts: Mapping[str, int]) -> Pruning:
         thresholds = {}

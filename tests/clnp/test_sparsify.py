@@ -74,7 +74,7 @@ def test_channels_that_were_not_computed_are_nan() -> None:
 
 @pytest.mark.parametrize("head", ["single", "multi"])
 @pytest.mark.parametrize("before", [0, 2])
-@pytest.mark.parametrize("method", ["joint", "layerwise"])
+@pytest.mark.parametrize("method", ["joint", "layerwise", "global"])
 @pytest.mark.parametrize("granularity", [1, 4])
 def test_searches_hold_the_floor_and_their_thresholds_tell_what_is_kept(
     head: str, before: int, method: str, granularity: int
@@ -85,7 +85,7 @@ def test_searches_hold_the_floor_and_their_thresholds_tell_what_is_kept(
     floor = floor_of(best, 0.02, 80)
     activity = measure_activity(model, task.train, CPU)
     search = ThresholdSearch(model, activity, task.validation, floor, CPU, granularity)
-    pruning = getattr(search, method)()
+    pruning = search.run(method)
     pruned = count_correct(model.pruned_network(pruning.keep), task.validation, CPU)
     assert pruned == pruning.correct
     assert pruned >= floor
@@ -109,7 +109,7 @@ def test_joint_search_is_never_worse_than_layerwise() -> None:
         floor = floor_of(count_correct(model, task.validation, CPU), 0.03, 80)
         activity = measure_activity(model, task.train, CPU)
         costs = [
-            getattr(ThresholdSearch(model, activity, task.validation, floor, CPU), method)().cost
+            ThresholdSearch(model, activity, task.validation, floor, CPU).run(method).cost
             for method in ("joint", "layerwise")
         ]
         assert costs[0] <= costs[1]
