@@ -102,10 +102,12 @@ def _add_of_linear(
     an outer product: sum_n (g_n a_n^T)^2 = (g^2)^T (a^2), without storing any example's gradient.
     """
     seen: dict[str, tuple[Tensor, Tensor]] = {}
+    calls: list[str] = []
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
             seen[name] = (args[0].detach(), out)
+            calls.append(name)
 
         return hook
 
@@ -115,7 +117,7 @@ def _add_of_linear(
     finally:
         for handle in handles:
             handle.remove()
-    if any(a.dim() != 2 for a, _ in seen.values()):
+    if any(a.dim() != 2 for a, _ in seen.values()) or len(calls) > len(seen):
         _add_of_any(net, fisher, x, y, labels)
         return
     outputs = [out for _, out in seen.values()]

@@ -204,6 +204,7 @@ class MethodLearner:
         if not s.reset_optimizer:
             carried = optimizer_state(method.optimizer, method.named_parameters())
         generator = torch.Generator().manual_seed(seed_for(s.seed, index, "weights"))
+        self.net.zero_grad(set_to_none=True)
         self.net.add_task(classes, generator)
         method.task = index
         method.optimizer = method.make_optimizer()

@@ -1,0 +1,138 @@
+"""Counted operations against torch's own counter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import clnp
+from clnp import methods
+from clnp.methods import clnp_cost, inference_flops, layer_products, training_flops
+from clnp.methods.cost import products
+from clnp_kernels.nn import MaskedConv2d, MaskedLinear
+from tests.clnp.cases import blobs, convert, mlp
+
+
+def counted(net: nn.Module, x: torch.Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(net(x), torch.zeros(len(x)).long()).backward()
+    return int(counter.get_total_flops())
+
+
+def small_conv() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 1),
+        nn.Flatten(),
+        nn.Linear(6 * 9, 5),
+    )
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [(lambda: mlp([40, 30]), (12,)), (small_conv, (3, 8, 8))],
+    ids=["mlp", "conv"],
+)
+def test_dense_networks_against_the_counter(net: Any, shape: tuple[int, ...]) -> None:
+    made, x = net(), torch.randn(4, *shape)
+    assert training_flops(made, x, 4) == counted(made, x)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        made(x)
+    assert inference_flops(made, x, 4) == counter.get_total_flops()
+
+
+def test_depthwise_layers() -> None:
+    """By hand: torch's counter takes the weight gradient of a grouped convolution for a dense
+    one's.
+    """
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8))
+    depthwise = layer_products(net, torch.zeros(1, 3, 6, 6))["1"]
+    assert depthwise.forward == depthwise.weight_grad == depthwise.input_grad == 8 * 9 * 16
+
+
+def test_frozen_layers_cost_less() -> None:
+    made, x = mlp([40, 30]), torch.randn(4, 12)
+    made[0].requires_grad_(False)
+    # torch skips the gradient of the second layer's inputs too, for nothing behind it is trained
+    assert training_flops(made, x, 4) == counted(made, x)
+
+
+def test_a_run_counts_what_the_formula_says() -> None:
+    lt = methods.make("finetune", mlp([40, 30]), torch.zeros(1, 12), epochs=3, batch_size=32)
+    lt.learn(blobs(0))
+    wanted = training_flops(mlp([40, 30]), torch.zeros(1, 12), 3 * 80)
+    assert lt.cost[0]["flops"] == wanted
+    assert lt.cost[0]["examples"] == 240
+
+
+def test_products_of_a_masked_layer() -> None:
+    got = products(10, 6, 4, 2)
+    assert (got.forward, got.weight_grad, got.input_grad) == (4 * 2 + 6 * 6, 6 * 6, 6 * 4)
+    assert products(10, 6, 4, 2, skip_frozen=True).forward == 36
+    assert products(10, 6, 4, 2, needs_input_grad=False).input_grad == 0
+    dense = products(10, 6)
+    assert dense.total == 3 * 60
+
+
+def test_masked_layers_are_read_from_their_shapes() -> None:
+    net = nn.Sequential(
+        MaskedConv2d(3, 8, 3, active_out=5, active_in=3),
+        MaskedConv2d(8, 8, 3, groups=8, active_in=5, active_out=5),
+        nn.Flatten(),
+        MaskedLinear(8 * 4, 7, active_in=20, active_out=3),
+    )
+    work = layer_products(net, torch.zeros(2, 3, 6, 6))
+    first, depthwise, linear = work.values()
+    assert (first.forward, first.weight_grad, first.input_grad) == (
+        16 * 9 * (5 * 3 + 3 * 3),
+        16 * 9 * 3 * 3,
+        0,
+    )
+    assert (depthwise.forward, depthwise.weight_grad, depthwise.input_grad) == (
+        4 * 9 * 8,
+        4 * 9 * 3,
+        4 * 9 * 3,
+    )
+    assert (linear.forward, linear.weight_grad, linear.input_grad) == (
+        3 * 20 + 4 * 32,
+        4 * 32,
+        4 * 12,
+    )
+
+
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_clnp_costs_what_its_network_does(head: str) -> None:
+    """The formula from the reports equals what the network itself has in training."""
+    seen: list[int] = []
+
+    class Watch:
+        def on_epoch_end(self, learner: clnp.Learner, record: dict[str, Any]) -> None:
+            seen.append(training_flops(learner.model, torch.zeros(1, 12)))
+
+    torch.manual_seed(0)
+    lt = clnp.Learner(
+        convert(mlp([40, 30])),
+        head=head,
+        margin=0.05,
+        epochs=4,
+        lr=0.01,
+        batch_size=32,
+        l1=1e-3,
+        callbacks=[Watch()],
+    )
+    for k in range(3):
+        lt.learn(blobs(k))
+    costs = [clnp_cost(lt, k, 80) for k in range(3)]
+    assert [c["flops"] for c in costs] == [4 * 80 * seen[4 * k] for k in range(3)]
+    assert costs[0]["flops"] == training_flops(mlp([40, 30]), torch.zeros(1, 12), 320)
+    assert costs[2]["flops"] < costs[0]["flops"]
+    assert [c["examples"] for c in costs] == [320] * 3
+    assert all(c["peak_memory"] > 0 and c["seconds"] > 0 for c in costs)
