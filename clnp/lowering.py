@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from clnp.errors import ConvertError
 from clnp.graph import OPS, WITH_WEIGHTS, Attrs, Graph, Node
-from clnp.trace import DROPOUTS, Traced, argument, is_stochastic_depth, read
+from clnp.trace import DROPOUTS, Traced, argument, is_stochastic_depth, place_of, read
 
 HELP = (
     "Supported are Linear, Conv2d (dense or depthwise), BatchNorm, activations, pooling, Dropout, "
@@ -303,9 +303,7 @@ class _Lowering:
             if node in found:
                 continue
             if node.op not in ("placeholder", "get_attr") and node.name not in self.shapes:
-                raise self._refusal(
-                    f"{node.name!r}", node, "it returns something other than one tensor"
-                )
+                raise self._refusal(node, "it returns something other than one tensor")
             found.add(node)
             stack.extend(self._tensor_inputs(node))
         order = [n for n in self.traced.graph.nodes if n in found or n.op == "placeholder"]
@@ -336,22 +334,26 @@ class _Lowering:
         op, attrs = self._module(node) if node.op == "call_module" else self._function(node)
         return Node(name, op, inputs, attrs)
 
-    def _refusal(self, where: str, node: fx.Node, reason: str | None = None) -> ConvertError:
-        if reason is None:
-            if node.op == "call_module":
-                kind = type(self.modules[str(node.target)]).__name__
-            else:
-                kind = getattr(node.target, "__name__", str(node.target))
-            reason = REASONS.get(kind)
+    def _where(self, node: fx.Node) -> tuple[str, str]:
+        """How a node is called in messages, with the module that it is in, and its kind."""
+        if node.op == "call_module":
+            kind = type(self.modules[str(node.target)]).__name__
+        else:
+            kind = getattr(node.target, "__name__", str(node.target))
+        return f"{place_of(node)} ({kind})", kind
+
+    def _refusal(self, node: fx.Node, reason: str | None = None) -> ConvertError:
+        where, kind = self._where(node)
+        reason = REASONS.get(kind, reason)
         return ConvertError(f"{where} can't be converted{f': {reason}' if reason else ''}. {HELP}")
 
     # Modules
 
     def _module(self, node: fx.Node) -> tuple[str, Attrs]:
         module = self.modules[str(node.target)]
-        where = f"{node.target!r} ({type(module).__name__})"
+        where, _ = self._where(node)
         if type(module) not in MODULES:
-            raise self._refusal(where, node)
+            raise self._refusal(node)
         op, attrs = MODULES[type(module)]
         if op == "flatten":
             return self._reshape(node, where)
@@ -362,9 +364,9 @@ class _Lowering:
         if isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d):
             self._check_rank(node, module, where)
         if op == "max_pool2d" and getattr(module, "return_indices", False):
-            raise self._refusal(where, node, "it returns indices too")
+            raise self._refusal(node, "it returns indices too")
         if isinstance(module, nn.Upsample) and module.mode != "nearest":
-            raise self._refusal(where, node, f"mode={module.mode!r}; only 'nearest' is supported")
+            raise self._refusal(node, f"mode={module.mode!r}; only 'nearest' is supported")
         if op == "log_softmax" and module.dim not in (None, 1, -1):
             raise ConvertError(
                 f"{where}: dim={module.dim}; only the class axis (1 or -1) is supported"
@@ -402,15 +404,14 @@ class _Lowering:
     # Functions and methods
 
     def _function(self, node: fx.Node) -> tuple[str, Attrs]:
-        label = getattr(node.target, "__name__", str(node.target))
-        where = f"{node.name!r} ({label})"
+        where, _ = self._where(node)
         target = node.target
         if target in RESHAPES:
             return self._reshape(node, where)
         if target in EXPANDS:
-            return self._expand(node, where)
+            return self._expand(node)
         if target in MEANS:
-            return self._mean(node, where)
+            return self._mean(node)
         if target in DROPOUTS or is_stochastic_depth(node):
             return self._dropout(node)
         if target in UNARY:
@@ -426,7 +427,7 @@ class _Lowering:
             found = self._binary(node, BINARY[target])
             if found:
                 return found
-        raise self._refusal(where, node)
+        raise self._refusal(node)
 
     def _dropout(self, node: fx.Node) -> tuple[str, Attrs]:
         if node.name in self.off:
@@ -461,17 +462,17 @@ class _Lowering:
             )
         return op, {}
 
-    def _mean(self, node: fx.Node, where: str) -> tuple[str, Attrs]:
+    def _mean(self, node: fx.Node) -> tuple[str, Attrs]:
         shape = self.shapes[self._tensor_inputs(node)[0].name]
         dims = argument(node, 1, "dim", None)
         dims = [dims] if isinstance(dims, int) else list(dims or ())
         if len(shape) != 4 or {int(d) % 4 for d in dims} != {2, 3}:
-            raise self._refusal(where, node, "only the mean over both axes of an image is")
+            raise self._refusal(node, "only the mean over both axes of an image is")
         if argument(node, 2, "keepdim", False):
             return "adaptive_avg_pool2d", {"output_size": [1, 1]}
         return "spatial_mean", {"positions": 1}
 
-    def _expand(self, node: fx.Node, where: str) -> tuple[str, Attrs]:
+    def _expand(self, node: fx.Node) -> tuple[str, Attrs]:
         """Broadcasting before a product or sum that would do it by itself."""
         source = self._tensor_inputs(node)[0]
         before, after = self.shapes[source.name], self.shapes[node.name]
@@ -482,7 +483,7 @@ class _Lowering:
         ):
             self.shapes[node.name] = before
             return "identity", {}
-        raise self._refusal(where, node, f"shape {list(before)} becomes {list(after)}")
+        raise self._refusal(node, f"shape {list(before)} becomes {list(after)}")
 
     def _reshape(self, node: fx.Node, where: str) -> tuple[str, Attrs]:
         source = self._tensor_inputs(node)[0]

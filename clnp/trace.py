@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,8 +88,9 @@ def _symbolic(
     except Exception as error:
         inside = f", in {tracer.where}" if tracer.where else ""
         raise ConvertError(
-            f"{type(net).__name__} can't be traced with torch.fx{inside}: {error}. Control flow "
-            "that depends on the data, and inputs other than one tensor, can't be converted"
+            f"{type(net).__name__} can't be traced with torch.fx{inside}: {first_line(error)}. "
+            "Control flow that depends on the data, and inputs other than one tensor, can't be "
+            "converted"
         ) from error
     finally:
         for name, module in net.named_modules():
@@ -103,7 +105,7 @@ def _symbolic(
         except Exception as error:
             raise ConvertError(
                 f"{type(net).__name__} does not accept example_input of shape "
-                f"{list(example.shape)}, {example.dtype}, at {recorder.at}: {error}"
+                f"{list(example.shape)}, {example.dtype}, at {recorder.at}: {first_line(error)}"
             ) from error
         finally:
             for name, module in net.named_modules():
@@ -127,11 +129,24 @@ class _Recorder(fx.Interpreter):
         return value
 
 
+def first_line(error: Exception) -> str:
+    """What went wrong, without the traceback that torch.fx appends."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     """An argument of a call, given by position or by name."""
     if len(node.args) > position:
         return node.args[position]
     return node.kwargs.get(name, default)
+
+
+def place_of(node: fx.Node) -> str:
+    """The name of a call, and the module that it stands in."""
+    if node.op == "call_module":
+        return repr(str(node.target))
+    inside = [path for path in node.meta.get("nn_module_stack", ()) if path]
+    return repr(node.name) + (f" in {inside[-1]!r}" if inside else "")
 
 
 def is_stochastic_depth(node: fx.Node) -> bool:
@@ -153,10 +168,13 @@ def _compare_modes(training: fx.GraphModule, evaluating: fx.GraphModule) -> froz
     off in both.
     """
     first, second = list(training.graph.nodes), list(evaluating.graph.nodes)
-    if [(n.op, str(n.target)) for n in first] != [(n.op, str(n.target)) for n in second]:
-        raise ConvertError(
-            "the network's forward takes another path in training than in evaluation mode"
-        )
+    for a, b in itertools.zip_longest(first, second):
+        if a is None or b is None or (a.op, str(a.target)) != (b.op, str(b.target)):
+            at = " and ".join(place_of(n) for n in (a, b) if n is not None)
+            raise ConvertError(
+                "the network's forward takes another path in training than in evaluation mode: "
+                f"they part at {at}"
+            )
     off = set()
     for a, b in zip(first, second, strict=True):
         switch = _switch(a)

@@ -206,9 +206,11 @@ class Masked(nn.Module):
             self.free_bias = parameter(bias, self.free_bias)
 
     def _zeros(self, rows: int, columns: int) -> Tensor:
-        """Weights that lie as the free ones do."""
+        """Weights that lie as those that are there do."""
         like = self.free_weight
-        shape, lies = (rows, columns, *like.shape[2:]), format_of(like)
+        # an empty tensor does not tell how it lies
+        lies = format_of(like if like.numel() else self.active_weight)
+        shape = (rows, columns, *like.shape[2:])
         return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=lies).zero_()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -276,7 +278,8 @@ def check_index(name: str, index: Tensor, size: int) -> Tensor:
 
 
 def _on_device_of(generator: torch.Generator | None, tensor: Tensor) -> Tensor:
-    """An empty tensor like the given one where the generator can fill it, so that a CPU generator
-    gives the same weights on every device.
+    """An empty contiguous tensor like the given one where the generator can fill it, so that a CPU
+    generator gives the same weights on every device and in every memory format.
     """
-    return torch.empty_like(tensor, device=None if generator is None else generator.device)
+    device = tensor.device if generator is None else generator.device
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
