@@ -1,15 +1,20 @@
-"""Build of the compiled CPU library; everything else is in pyproject.toml.
+"""Build of the compiled libraries, CPU and CUDA; everything else is in pyproject.toml.
 
-The library uses PyTorch's stable ABI only: one binary serves every torch from 2.11 on and every
-Python. Without a compiler the package installs without it, and the reference serves.
+The libraries use PyTorch's stable ABI only: one binary serves every torch from 2.11 on and every
+Python. Without a compiler the package installs without them, and the reference serves. The CUDA
+library is built where nvcc has the major version of ``torch.version.cuda``, whether or not there is
+a GPU; ``CLNP_BUILD_CUDA=0`` leaves it out, ``CLNP_BUILD_CUDA=1`` makes it an error if it fails.
 """
 
 import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import setuptools
-from setuptools import setup
+from setuptools import Extension, setup
 
 if int(setuptools.__version__.split(".")[0]) < 77:
     sys.exit(
@@ -19,7 +24,8 @@ if int(setuptools.__version__.split(".")[0]) < 77:
     )
 
 try:
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 except ImportError as error:
     sys.exit(
         f"clnp: building needs torch >= 2.11 and importing it failed: {error}\n"
@@ -40,9 +46,68 @@ COMPILE = [
     "-Wno-unknown-pragmas",
     f"-DTORCH_TARGET_VERSION={TARGET}",
 ]
+CUDA = "clnp_kernels._cuda"
+ROOT = Path(__file__).parent
+# sm_90a: what only Hopper has; the PTX of the last one serves whatever comes after it
+ARCHITECTURES = ("80", "90a", "100")
 
 
-def libraries() -> list[CppExtension]:
+def find_nvcc() -> str:
+    """The path of nvcc, or an empty string."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    return shutil.which(str(Path(home, "bin", "nvcc"))) or shutil.which("nvcc") or ""
+
+
+def no_cuda() -> str:
+    """Why the CUDA library can't be built here, or an empty string."""
+    nvcc = find_nvcc()
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    if not nvcc:
+        return "nvcc was not found (set CUDA_HOME)"
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    if found is None or found[1] != torch.version.cuda.split(".")[0]:
+        return f"nvcc is {found and found[0]}, torch was built with CUDA {torch.version.cuda}"
+    return ""
+
+
+def nvcc_command(output: Path, architectures: tuple[str, ...] = ARCHITECTURES) -> list[str]:
+    """The call of nvcc that makes the CUDA library.
+
+    The kernels (.cu) include no header of PyTorch, and the operators (.cpp) none of CUDA, so all
+    of it takes seconds.
+    """
+    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
+    last = architectures[-1]
+    codes[-1] = f"-gencode=arch=compute_{last},code=[sm_{last},compute_{last}]"
+    sources = [
+        str(path) for kind in ("cu", "cpp") for path in sorted(ROOT.glob(f"csrc/cuda/*.{kind}"))
+    ]
+    # An nvcc from a package index has not all headers; those that torch brings come after its own.
+    headers = [
+        *include_paths(),
+        *map(str, Path(torch.__file__).parents[1].glob("nvidia/cu*/include")),
+    ]
+    return [
+        find_nvcc(),
+        *(
+            "-shared",
+            "-std=c++17",
+            "-O3",
+            "--threads=0",
+            "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall",
+        ),
+        *("-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TARGET}", f"-I{ROOT / 'csrc/cuda/device'}"),
+        *(part for path in headers for part in ("-isystem", path)),
+        *codes,
+        *sources,
+        *(f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-ltorch_cuda"),
+        *("-o", str(output)),
+    ]
+
+
+def libraries() -> list[Extension]:
     """The compiled libraries: files of operators, no Python module."""
     sources = sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))
     headers = sorted(str(path) for path in Path("csrc").rglob("*.h"))
@@ -54,7 +119,12 @@ def libraries() -> list[CppExtension]:
         depends=headers,
         py_limited_api=True,
     )
-    return [extension]
+    wanted = os.environ.get("CLNP_BUILD_CUDA", "")
+    if wanted == "0" or (wanted == "" and no_cuda()):
+        return [extension]
+    files = sorted(str(path) for path in Path("csrc").rglob("*") if path.is_file())
+    cuda = Extension(CUDA, [], depends=files, py_limited_api=True, optional=True)
+    return [extension, cuda]
 
 
 class Build(BuildExtension):
@@ -77,9 +147,39 @@ class Build(BuildExtension):
                 file=sys.stderr,
             )
 
+    def build_extension(self, ext: Extension) -> None:
+        """Build one library; the CUDA library with nvcc, and if that fails without it."""
+        if ext.name != CUDA:
+            super().build_extension(ext)
+            return
+        try:
+            self._build_cuda(ext)
+        except (RuntimeError, OSError) as error:
+            if {os.environ.get("CLNP_BUILD_CUDA"), os.environ.get("CLNP_REQUIRE_BUILD")} & {"1"}:
+                raise
+            print(
+                "\nclnp: WARNING: the CUDA library could not be built, so PyTorch's own operators "
+                f"serve on GPUs. Reason: {error}\nclnp: CLNP_BUILD_CUDA=0 silences this.\n",
+                file=sys.stderr,
+            )
 
-setup(
-    ext_modules=libraries(),
-    cmdclass={"build_ext": Build},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+    def _build_cuda(self, ext: Extension) -> None:
+        output = Path(self.get_ext_fullpath(ext.name))
+        newest = max(Path(path).stat().st_mtime for path in [*ext.depends, __file__])
+        if output.exists() and output.stat().st_mtime > newest:
+            return
+        reason = no_cuda()
+        if reason:
+            raise RuntimeError(reason)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        result = subprocess.run(nvcc_command(output), capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise RuntimeError(f"nvcc failed\n{(result.stdout + result.stderr)[-3000:]}")
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=libraries(),
+        cmdclass={"build_ext": Build},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )

@@ -2,13 +2,13 @@
 
 An operator is a schema plus a reference in plain PyTorch, registered for every device
 (CompositeExplicitAutograd). Faster implementations register themselves for their own dispatch key
-and take precedence: on the CPU the compiled library ``clnp_kernels/_cpu*.so``, on CUDA the modules
-named in ``TRITON``. Adding a device means adding a row to ``LIBRARIES``; no operator contains an
-``if device``.
+and take precedence: on the CPU the compiled library ``clnp_kernels/_cpu*.so``, on CUDA whatever
+``chooser`` says of the call. Adding a device means adding a row to ``LIBRARIES``; no operator
+contains an ``if device``.
 
 Environment: ``CLNP_REFERENCE=1`` leaves compiled libraries unloaded and lets the reference serve
-silently; ``CLNP_STRICT=1`` makes the reference an error; ``CLNP_TRITON=1`` lets the Triton kernels
-serve on CUDA, which are experimental: no GPU has run them yet.
+silently; ``CLNP_STRICT=1`` makes the reference, or what serves instead of the implementation that
+was chosen, an error; ``CLNP_GPU`` prefers an implementation on CUDA, see ``chooser``.
 """
 
 import os
@@ -22,18 +22,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import chooser
 from .errors import MissingImplementationError, ReferenceWarning
 
 NAMESPACE = "clnp_kernels"
 # device type -> (dispatch key, owner, pattern of the library's file in this folder)
 LIBRARIES = {"cpu": ("CPU", "C++ (csrc/cpu)", "_cpu*.so"), "cuda": ("CUDA", "CUDA", "_cuda*.so")}
-# operator -> the module of triton_kernels that serves it on CUDA
-TRITON = {
-    "channel_activity": "channel_activity",
-    "masked_linear_fwd": "masked_linear",
-    "masked_linear_relu_grad": "masked_linear",
-    "masked_linear_dgrad": "masked_linear",
-    "masked_linear_wgrad": "masked_linear",
+# what `owner` calls the implementations on CUDA
+CUDA_NAMES = {
+    "torch": "PyTorch on slices",
+    "triton": "Triton (triton_kernels)",
+    "cuda": "CUDA C++ (csrc/cuda)",
 }
 OPS: list[str] = []
 
@@ -42,7 +41,6 @@ _ops = getattr(torch.ops, NAMESPACE)
 _ways: dict[str, "_Ways"] = {}
 _references: dict[str, Callable[..., Any]] = {}
 _reasons: dict[str, str] = {}  # by device type
-_triton_reason = ""
 _warned: set[str] = set()
 
 
@@ -57,11 +55,6 @@ class _Ways(NamedTuple):
 def reference_forced() -> bool:
     """Whether ``CLNP_REFERENCE`` asks for the reference."""
     return os.environ.get("CLNP_REFERENCE", "0") not in ("", "0")
-
-
-def triton_asked() -> bool:
-    """Whether ``CLNP_TRITON`` lets the experimental Triton kernels serve."""
-    return os.environ.get("CLNP_TRITON", "0") not in ("", "0")
 
 
 def strict() -> bool:
@@ -148,10 +141,16 @@ def vmap_by_loop(name: str) -> None:
 
 def load_libraries() -> None:
     """Load the compiled libraries that are there and remember why the others are not."""
-    global _triton_reason
     for device, (_, _, pattern) in LIBRARIES.items():
         _reasons[device] = _load(pattern)
-    _triton_reason = _register_triton()
+    if not reference_forced():
+        for name in OPS:
+            _library.impl(name, _cuda_server(name), "CUDA")
+
+
+def library_state(device: str) -> str:
+    """Whether the compiled library of a device type is loaded, or why not."""
+    return _reasons.get(device) or "loaded"
 
 
 def _load(pattern: str) -> str:
@@ -170,42 +169,48 @@ def _load(pattern: str) -> str:
     return ""
 
 
-def _register_triton() -> str:
-    """Let the Triton kernels serve on CUDA; the reason why not, or an empty string.
-
-    Nothing imports triton before the first CUDA tensor comes.
+def _cuda_server(name: str) -> Callable[..., Any]:
+    """What serves an operator on CUDA: the implementation that is chosen for the call; what that
+    one can't take goes to PyTorch's operators.
     """
-    if reference_forced():
-        return "CLNP_REFERENCE is set"
-    if not triton_asked():
-        return "its Triton kernel is experimental, CLNP_TRITON=1 turns it on"
-    if find_spec("triton") is None:
+
+    def serve(*args: Any) -> Any:
+        chosen = chooser.choose(name, args)[0]
+        reason = _unavailable(chosen) or _unsupported(chosen, args)
+        if reason:
+            _note_fallback(name, "cuda", reason)
+            chosen = "torch"
+        module = import_module(f"{__package__}.{chooser.OFFERS[name][chosen]}")
+        return getattr(module, name)(*args)
+
+    return serve
+
+
+def _unavailable(implementation: str) -> str:
+    """Why an implementation for CUDA is missing here, or an empty string."""
+    if implementation == "triton" and find_spec("triton") is None:
         return "triton is not installed"
-    for name, module in TRITON.items():
-        _library.impl(name, _triton_server(name, module), "CUDA")
+    if implementation == "cuda" and _reasons.get("cuda"):
+        return f"the CUDA library is {_reasons['cuda']}"
     return ""
 
 
-def _triton_server(name: str, module: str) -> Callable[..., Any]:
-    """The Triton implementation of an operator; what it can't take goes to the reference."""
-    package = f"{__package__}.triton_kernels"
-
-    def serve(*args: Any) -> Any:
-        kernels = import_module(package)
-        reason = kernels.unsupported(args[0])
-        if reason:
-            _note_fallback(name, "cuda", reason)
-            return _references[name](*args)
-        return getattr(import_module(f"{package}.{module}"), name)(*args)
-
-    return serve
+def _unsupported(implementation: str, args: tuple[Any, ...]) -> str:
+    """Why an implementation can't take these arguments, or an empty string."""
+    if implementation == "torch":
+        return ""
+    folder = "triton_kernels" if implementation == "triton" else "cuda_kernels"
+    first = args[0] if isinstance(args[0], Tensor) else args[0][0]
+    return str(import_module(f"{__package__}.{folder}").unsupported(first))
 
 
 def owner(name: str, device: str) -> tuple[str, str]:
     """Who serves an operator on a device type, and why it is nothing faster (or '')."""
     key, implementation, _ = LIBRARIES[device]
-    if device == "cuda" and name in TRITON:
-        return ("reference", _triton_reason) if _triton_reason else ("Triton", "experimental")
+    if device == "cuda" and not reference_forced():
+        chosen, reason = chooser.choose(name)
+        missing = _unavailable(chosen)
+        return (CUDA_NAMES["torch"], missing) if missing else (CUDA_NAMES[chosen], reason)
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key):
         return implementation, ""
     return "reference", _reasons.get(device) or "no implementation for this device yet"
@@ -221,14 +226,15 @@ def _device_type(arguments: list[Any]) -> str:
 
 
 def _note_fallback(name: str, device: str, reason: str = "") -> None:
-    """Say once per device that the reference serves, or raise in strict mode."""
+    """Say once per device that something slower serves than was chosen, or raise in strict mode."""
     if reference_forced() or device not in LIBRARIES:
         return
     reason = reason or owner(name, device)[1]
     if strict():
+        way_out = "unset CLNP_GPU" if device == "cuda" else "Reinstall with a compiler"
         raise MissingImplementationError(
-            f"{NAMESPACE}::{name} has only its reference on {device}: {reason}. Reinstall with a "
-            "compiler, or unset CLNP_STRICT to accept the slower reference"
+            f"{NAMESPACE}::{name} has only its reference on {device}: {reason}. {way_out}, or "
+            "unset CLNP_STRICT to accept the slower reference"
         )
     if device not in _warned:
         _warned.add(device)

@@ -1,6 +1,7 @@
 """Which implementation serves which operator, and why: ``python -m clnp_kernels.info``."""
 
 import platform
+from importlib import metadata
 
 import torch
 
@@ -10,8 +11,8 @@ from . import __version__
 def implementations() -> dict[tuple[str, str], tuple[str, str]]:
     """The table ``{(operator, device type): (implementation, reason)}``.
 
-    The reason is empty unless the reference serves because something is missing, or the
-    implementation is experimental.
+    The reason is empty unless the reference serves because something is missing. On CUDA it is why
+    the implementation is chosen for a small call (the choice may depend on the size).
     """
     from . import _register, ops  # noqa: F401  (importing ops registers the operators)
 
@@ -21,6 +22,8 @@ def implementations() -> dict[tuple[str, str], tuple[str, str]]:
 
 def versions() -> dict[str, str]:
     """Versions of what matters here."""
+    from . import _register, ops  # noqa: F401  (importing ops loads the libraries)
+
     return {
         "clnp_kernels": __version__,
         "torch": torch.__version__,
@@ -28,15 +31,26 @@ def versions() -> dict[str, str]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "cuda devices": str(torch.cuda.device_count()),
+        "cuda of torch": str(torch.version.cuda),
+        "triton": _triton(),
+        "cuda library": _register.library_state("cuda"),
     }
+
+
+def _triton() -> str:
+    """The version of triton, which is not imported for that."""
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def describe() -> str:
     """The table and the versions as text."""
     lines = [f"{key:14} {value}" for key, value in versions().items()]
-    lines += ["", f"{'operator':26} {'device':7} {'implementation':16} reason"]
+    lines += ["", f"{'operator':26} {'device':7} {'implementation':24} reason"]
     for (name, device), (implementation, reason) in implementations().items():
-        lines.append(f"{name:26} {device:7} {implementation:16} {reason}".rstrip())
+        lines.append(f"{name:26} {device:7} {implementation:24} {reason}".rstrip())
     return "\n".join(lines)
 
 

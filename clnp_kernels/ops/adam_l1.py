@@ -62,7 +62,8 @@ def adam_l1(
 
     Arguments:
         params, grads, exp_avgs, exp_avg_sqs: lists of tensors, alike in shape, dtype and device.
-        steps: tensors without dimensions, float32, counting the steps made; raised by 1 here.
+        steps: tensors without dimensions, float32, counting the steps made; raised by 1 here. On
+            the CPU, or with the parameters: on a GPU steps on the CPU make it wait.
         lr: learning rate, a number or a tensor of one element.
         l1: one alpha for each tensor.
         beta1, beta2, eps, weight_decay, maximize: as ``torch.optim.Adam``.

@@ -21,6 +21,10 @@ class AdamL1(torch.optim.Optimizer):
     ``torch.optim.Adam``, to rounding. Closures, schedulers, ``state_dict`` and
     ``torch.amp.GradScaler`` work as with ``torch.optim``.
 
+    On a GPU the numbers of steps lie there and nothing waits for it, so a CUDA graph can hold a
+    step once the state exists (after the first step). A captured step takes the rate of the moment
+    if ``lr`` is a tensor on the device, and keeps the one of the capture if it is a number.
+
     Arguments:
         params: parameters or groups of them; ``l1`` is an option of a group.
         lr: learning rate, a number or a tensor of one element.
@@ -103,7 +107,14 @@ class AdamL1(torch.optim.Optimizer):
     def _state_of(self, param: Tensor) -> dict[str, Tensor]:
         state = self.state[param]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=_home(param))
             state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        elif state["step"].device != _home(param):  # loaded from a state that was saved elsewhere
+            state["step"] = state["step"].to(_home(param))
         return state
+
+
+def _home(param: Tensor) -> torch.device:
+    """Where the number of steps of a parameter lies: with it on a GPU, else on the CPU."""
+    return param.device if param.is_cuda else torch.device("cpu")

@@ -1,42 +1,33 @@
 // adam_l1: Adam with a coupled L1 subgradient, one pass over memory for all tensors.
+#include "../step.h"
 #include "multi_tensor.h"
 
 namespace clnp {
-
-// The numbers of one step and one tensor.
-struct AdamNumbers {
-  double factor, decay, l1, one_minus_beta1, beta2, one_minus_beta2;
-  double rate;        // lr / (1 - beta1^step)
-  double correction;  // 1 / sqrt(1 - beta2^step)
-  double eps;
-};
 
 namespace {
 
 template <class T>
 CLNP_INLINE void adam(T* __restrict__ p, const T* __restrict__ g, T* __restrict__ m,
-                      T* __restrict__ v, int64_t count, const AdamNumbers& n) {
+                      T* __restrict__ v, int64_t count, const AdamNumbers<double>& n) {
   using W = wide_t<T>;
-  const W factor(n.factor), decay(n.decay), l1(n.l1), eps(n.eps), rate(n.rate);
-  const W one_minus_beta1(n.one_minus_beta1), beta2(n.beta2), one_minus_beta2(n.one_minus_beta2);
-  const W correction(n.correction);
+  const AdamNumbers<W> numbers = {
+      W(n.factor), W(n.decay),      W(n.l1), W(n.one_minus_beta1), W(n.beta2), W(n.one_minus_beta2),
+      W(n.rate),   W(n.correction), W(n.eps)};
   for (int64_t i = 0; i < count; ++i) {
-    const W w = load(p[i]);
-    const W sign = w > 0 ? l1 : (w < 0 ? -l1 : W(0));
-    const W grad = load(g[i]) * factor + decay * w + sign;
-    const W first = load(m[i]) + one_minus_beta1 * (grad - load(m[i]));
-    const W second = beta2 * load(v[i]) + one_minus_beta2 * grad * grad;
+    W w = load(p[i]), first = load(m[i]), second = load(v[i]);
+    adam_element(w, W(load(g[i])), first, second, numbers);
     store(m + i, first);
     store(v + i, second);
-    store(p + i, w - rate * first / (std::sqrt(second) * correction + eps));
+    store(p + i, w);
   }
 }
 
 }  // namespace
 
-#define CLNP_FOR(T)                                                                             \
-  CLNP_CLONES void adam_of(T* p, const T* g, T* m, T* v, int64_t count, const AdamNumbers& n) { \
-    adam(p, g, m, v, count, n);                                                                 \
+#define CLNP_FOR(T)                                                     \
+  CLNP_CLONES void adam_of(T* p, const T* g, T* m, T* v, int64_t count, \
+                           const AdamNumbers<double>& n) {              \
+    adam(p, g, m, v, count, n);                                         \
   }
 CLNP_FOR(float)
 CLNP_FOR(double)
@@ -47,12 +38,13 @@ CLNP_FOR(Half)
 namespace {
 
 // Raise the step and derive the numbers from it.
-AdamNumbers advance(AdamNumbers numbers, const Tensor& step, double lr, double l1, double beta1) {
+AdamNumbers<double> advance(AdamNumbers<double> numbers, const Tensor& step, double lr, double l1,
+                            double beta1) {
   float* count = pointer<float>(step);
   *count += 1;
   numbers.l1 = l1;
-  numbers.rate = lr / (1 - std::pow(beta1, static_cast<double>(*count)));
-  numbers.correction = 1 / std::sqrt(1 - std::pow(numbers.beta2, static_cast<double>(*count)));
+  numbers.rate = adam_rate(lr, beta1, *count);
+  numbers.correction = adam_correction(numbers.beta2, *count);
   return numbers;
 }
 
@@ -76,14 +68,14 @@ void adam_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<
                   params.size());
   if (is_set(found_inf)) return;
   const double rate = scalar_of("lr", lr);
-  AdamNumbers shared{};
+  AdamNumbers<double> shared{};
   shared.factor = gradient_factor(maximize, grad_scale);
   shared.decay = weight_decay;
   shared.one_minus_beta1 = 1 - beta1;
   shared.beta2 = beta2;
   shared.one_minus_beta2 = 1 - beta2;
   shared.eps = eps;
-  std::vector<AdamNumbers> numbers;
+  std::vector<AdamNumbers<double>> numbers;
   std::vector<Flat> p, g, m, v;
   for (size_t i = 0; i < params.size(); ++i) {
     numbers.push_back(advance(shared, steps[i], rate, l1[i], beta1));

@@ -1,53 +1,40 @@
 // sgd_l1: SGD with a coupled L1 subgradient, one pass over memory for all tensors.
+#include "../step.h"
 #include "multi_tensor.h"
 
 namespace clnp {
 
-// The numbers of one step and one tensor.
-struct SgdNumbers {
-  double factor, decay, l1, rate;
-  double keep, take;  // buffer = keep * buffer + take * gradient
-  double momentum;
-  bool nesterov;
-};
-
 namespace {
-
-template <class T>
-CLNP_INLINE wide_t<T> gradient(const T* p, const T* g, wide_t<T> factor, wide_t<T> decay,
-                               wide_t<T> l1) {
-  using W = wide_t<T>;
-  const W w = load(*p);
-  const W sign = w > 0 ? l1 : (w < 0 ? -l1 : W(0));
-  return load(*g) * factor + decay * w + sign;
-}
 
 // buffer is null without momentum
 template <class T>
 CLNP_INLINE void sgd(T* __restrict__ p, const T* __restrict__ g, T* __restrict__ buffer,
-                     int64_t count, const SgdNumbers& n) {
+                     int64_t count, const SgdNumbers<double>& n) {
   using W = wide_t<T>;
-  const W factor(n.factor), decay(n.decay), l1(n.l1), rate(n.rate), keep(n.keep), take(n.take);
+  const SgdNumbers<W> numbers = {W(n.factor), W(n.decay), W(n.l1),          W(n.rate),
+                                 W(n.keep),   W(n.take),  W(n.of_gradient), W(n.of_buffer)};
   if (buffer == nullptr) {
-    for (int64_t i = 0; i < count; ++i)
-      store(p + i, load(p[i]) - rate * gradient(p + i, g + i, factor, decay, l1));
+    for (int64_t i = 0; i < count; ++i) {
+      W w = load(p[i]);
+      sgd_element(w, W(load(g[i])), numbers);
+      store(p + i, w);
+    }
     return;
   }
-  // Nesterov: gradient + momentum * buffer; else the buffer alone.
-  const W of_gradient(n.nesterov ? 1 : 0), of_buffer(n.nesterov ? n.momentum : 1);
   for (int64_t i = 0; i < count; ++i) {
-    const W grad = gradient(p + i, g + i, factor, decay, l1);
-    const W kept = keep * load(buffer[i]) + take * grad;
+    W w = load(p[i]), kept = load(buffer[i]);
+    sgd_element(w, W(load(g[i])), kept, numbers);
     store(buffer + i, kept);
-    store(p + i, load(p[i]) - rate * (of_gradient * grad + of_buffer * kept));
+    store(p + i, w);
   }
 }
 
 }  // namespace
 
-#define CLNP_FOR(T)                                                                          \
-  CLNP_CLONES void sgd_of(T* p, const T* g, T* buffer, int64_t count, const SgdNumbers& n) { \
-    sgd(p, g, buffer, count, n);                                                             \
+#define CLNP_FOR(T)                                                   \
+  CLNP_CLONES void sgd_of(T* p, const T* g, T* buffer, int64_t count, \
+                          const SgdNumbers<double>& n) {              \
+    sgd(p, g, buffer, count, n);                                      \
   }
 CLNP_FOR(float)
 CLNP_FOR(double)
@@ -68,11 +55,13 @@ void sgd_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<T
                   l1.size(), " and ", first.size(), " entries, wanted ", params.size());
   if (is_set(found_inf)) return;
   const double rate = scalar_of("lr", lr), factor = gradient_factor(maximize, grad_scale);
-  std::vector<SgdNumbers> numbers;
+  std::vector<SgdNumbers<double>> numbers;
   std::vector<Flat> p, g, b;
   for (size_t i = 0; i < params.size(); ++i) {
     const double keep = first[i] ? 0 : momentum, take = first[i] ? 1 : 1 - dampening;
-    numbers.push_back({factor, weight_decay, l1[i], rate, keep, take, momentum, nesterov});
+    // Nesterov: gradient + momentum * buffer; else the buffer alone.
+    const double of_gradient = nesterov ? 1 : 0, of_buffer = nesterov ? momentum : 1;
+    numbers.push_back({factor, weight_decay, l1[i], rate, keep, take, of_gradient, of_buffer});
     p.emplace_back(params[i], true);
     g.emplace_back(grads[i], false);
     if (momentum != 0) b.emplace_back(buffers[i], true);

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clnp_kernels import _register, ops  # noqa: F401  (registers the operators)
+from clnp_kernels import chooser, ops  # noqa: F401  (registers the operators)
+from clnp_kernels._planes import as_planes
 from tests import oracles
 from tests.oracles import Arguments, assert_accurate
 
@@ -180,7 +181,7 @@ def test_channel_activity(
 def test_activity_makes_no_copy_of_usual_layouts() -> None:
     x = torch.zeros(2, 3, 4, 5)
     for layout in (x, x.contiguous(memory_format=torch.channels_last), x[:, 1:], x[:, :, 1:3]):
-        planes = activity_kernels.as_planes(layout, 1)
+        planes = as_planes(layout, 1)
         assert planes.untyped_storage().data_ptr() == layout.untyped_storage().data_ptr()
 
 
@@ -210,7 +211,7 @@ def test_offsets_beyond_32_bits(generator: torch.Generator) -> None:
         del far, x, weight
 
 
-@pytest.mark.skipif(not _register.triton_asked(), reason="needs CLNP_TRITON=1")
+@pytest.mark.skipif(chooser.preference() != "triton", reason="needs CLNP_GPU=triton")
 def test_dispatcher_calls_them(generator: torch.Generator) -> None:
     x, active, free, active_bias, free_bias = arguments_of("odd", torch.float32, True, generator)
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -222,7 +223,7 @@ def test_dispatcher_calls_them(generator: torch.Generator) -> None:
         "masked_linear_wgrad": (grad, x, True),
         "channel_activity": (x, 1),
     }
-    assert set(calls) == set(_register.TRITON)
+    assert set(calls) == {name for name, offers in chooser.OFFERS.items() if "triton" in offers}
     for name, args in calls.items():
         module = activity_kernels if name == "channel_activity" else kernels
         got = getattr(torch.ops.clnp_kernels, name).default.redispatch(key, *args)

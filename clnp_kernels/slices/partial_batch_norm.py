@@ -1,0 +1,108 @@
+"""``partial_batch_norm`` by PyTorch's batch normalisation on slices of channels."""
+
+import torch
+from torch import Tensor
+
+from ..reference.channel_activity import accumulator
+from ..reference.masked_conv2d import memory_format
+from .channel_activity import channel_activity
+
+
+def _wide(vector: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if vector is None else vector.to(dtype)
+
+
+def _batch_var(invstd: Tensor, eps: float) -> Tensor:
+    """The variance (divided by the number of values) from 1 / sqrt(variance + eps)."""
+    return (invstd.double().pow(-2) - eps).clamp_min(0).to(invstd.dtype)
+
+
+def partial_batch_norm_fwd(
+    x: Tensor,  # [B, C, H, W]
+    active_mean: Tensor,  # [Ca]
+    active_var: Tensor,  # [Ca]
+    free_mean: Tensor,  # [Cf]
+    free_var: Tensor,  # [Cf]
+    active_weight: Tensor | None,  # [Ca]
+    free_weight: Tensor | None,  # [Cf]
+    active_bias: Tensor | None,  # [Ca]
+    free_bias: Tensor | None,  # [Cf]
+    training: bool,
+    eps: float,
+    activation: str,
+    activity: bool,
+    full_input_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y [B, C, H, W], activity [C] or empty, the free channels' batch mean and variance [Cf]."""
+    split, dtype = len(active_mean), accumulator(x.dtype)
+    parts = []
+    mean, var = x.new_empty(0, dtype=dtype), x.new_empty(0, dtype=dtype)
+    if split or not training:
+        stop = split if training else x.shape[1]
+        vectors = [(active_mean, free_mean), (active_var, free_var)]
+        vectors += [(active_weight, free_weight), (active_bias, free_bias)]
+        joined = [a if training or a is None else torch.cat([a, f]) for a, f in vectors]
+        m, v, w, b = (_wide(vector, dtype) for vector in joined)
+        parts.append(torch.native_batch_norm(x[:, :stop], w, b, m, v, False, 0.0, eps)[0])
+    if training:
+        # Without weights PyTorch's statistics on the CPU are rounded to the dtype of x.
+        w = free_mean.new_ones(len(free_mean), dtype=dtype) if free_weight is None else free_weight
+        w, b = w.to(dtype), _wide(free_bias, dtype)
+        if x.numel() and len(free_mean):
+            arguments = (w, b, None, None, True, 0.0, eps)
+            free, mean, invstd = torch.native_batch_norm(x[:, split:], *arguments)
+            var = _batch_var(invstd, eps)
+        else:  # what the mean of no values is
+            free = x[:, split:].clone()
+            mean = var = x.new_full((len(free_mean),), float("nan"), dtype=dtype)
+        parts.append(free)
+    y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    y = y.contiguous(memory_format=memory_format(x))
+    if activation == "relu":
+        y.relu_()
+    sums = channel_activity(y, 1) if activity else x.new_empty(0, dtype=dtype)
+    return y, sums, mean, var.clone() if var is mean else var
+
+
+def partial_batch_norm_bwd(
+    grad_y: Tensor,  # [B, C, H, W]
+    x: Tensor,  # [B, C, H, W]
+    y: Tensor | None,  # [B, C, H, W], the output, if it went through a ReLU
+    active_var: Tensor,  # [Ca]
+    free_mean: Tensor,  # [Cf], of the batch if training
+    free_var: Tensor,  # [Cf], of the batch if training
+    active_weight: Tensor | None,  # [Ca]
+    free_weight: Tensor | None,  # [Cf]
+    training: bool,
+    eps: float,
+    full_input_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x [B, C, H, W] and of the free weight and bias [Cf]."""
+    split, dtype = len(active_var), accumulator(x.dtype)
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    start = 0 if full_input_grad else split
+    grad = grad_y[:, start:]
+    if y is not None:
+        grad = grad.masked_fill(y[:, start:] <= 0, 0)
+    active = grad[:, : split - start]
+    if full_input_grad and split:
+        scale = (active_var.to(dtype) + eps).rsqrt()
+        scale = scale if active_weight is None else scale * active_weight
+        grad_x[:, :split] = active * scale[:, None, None]
+    else:
+        grad_x[:, :split] = 0
+    free, inner = grad[:, split - start :], x[:, split:]
+    if not inner.numel():
+        return grad_x, *(x.new_zeros(len(free_mean), dtype=dtype) for _ in range(2))
+    mean, var, w = free_mean.to(dtype), free_var.to(dtype), _wide(free_weight, dtype)
+    invstd = (var + eps).rsqrt()
+    stored = (None, None) if training else (mean, var)
+    saved = (mean, invstd) if training else (None, None)
+    if w is None:  # gradients of it are wanted all the same
+        w = torch.ones_like(mean)
+    grads = torch.ops.aten.native_batch_norm_backward(
+        free.contiguous(memory_format=memory_format(x)), inner, w, *stored, *saved, training, eps,
+        [True, True, True],
+    )  # fmt: skip
+    grad_x[:, split:] = grads[0]
+    return grad_x, grads[1].to(dtype), grads[2].to(dtype)
