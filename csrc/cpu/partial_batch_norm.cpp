@@ -14,11 +14,14 @@ struct Rows {
   int64_t grad, y, x, out;
 };
 
-// Where the gradient passes; read before the decision, see masked_conv2d.cpp.
-template <class T>
-CLNP_INLINE wide_t<T> opened(const T* grad, const T* y, bool relu) {
-  const wide_t<T> given = load(*grad), value = load(*y);
-  return relu && value <= 0 ? wide_t<T>(0) : given;
+// Where the gradient passes; read before the decision, see masked_conv2d.cpp. Whether there is a
+// ReLU is known when this is compiled: loops over bfloat16 that ask do not vectorise.
+template <bool kRelu, class T>
+CLNP_INLINE wide_t<T> opened(const T* grad, const T* y) {
+  const wide_t<T> given = load(*grad);
+  if constexpr (!kRelu) return given;
+  const wide_t<T> value = load(*y);
+  return value <= 0 ? wide_t<T>(0) : given;
 }
 
 // x - shift and its square
@@ -29,17 +32,16 @@ CLNP_INLINE Two<wide_t<T>> deviation(const T* x, wide_t<T> shift) {
 }
 
 // The gradient before the ReLU, and it times the distance from the mean.
-template <class T>
-CLNP_INLINE Two<wide_t<T>> moments(const T* grad, const T* y, const T* x, wide_t<T> mean,
-                                   bool relu) {
-  const wide_t<T> g = opened(grad, y, relu);
+template <bool kRelu, class T>
+CLNP_INLINE Two<wide_t<T>> moments(const T* grad, const T* y, const T* x, wide_t<T> mean) {
+  const wide_t<T> g = opened<kRelu>(grad, y);
   return {g, g * (load(*x) - mean)};
 }
 
-template <class T>
-CLNP_INLINE wide_t<T> normal(const T* x, T* y, wide_t<T> scale, wide_t<T> offset, bool relu) {
+template <bool kRelu, class T>
+CLNP_INLINE wide_t<T> normal(const T* x, T* y, wide_t<T> scale, wide_t<T> offset) {
   const wide_t<T> value = load(*x) * scale + offset;
-  store(y, relu && value < 0 ? wide_t<T>(0) : value);
+  store(y, kRelu && value < 0 ? wide_t<T>(0) : value);
   return std::fabs(load(*y));
 }
 
@@ -50,12 +52,68 @@ struct Slopes {
   const W *scale, *mean, *slope, *offset;
 };
 
-template <class T>
+template <bool kRelu, bool kBatch, class T>
 CLNP_INLINE void slope(const T* grad, const T* y, const T* x, T* out, Slopes<wide_t<T>> s,
-                       int64_t c, bool relu, bool batch) {
-  const wide_t<T> direct = opened(grad, y, relu) * s.scale[c];
-  const wide_t<T> through = (load(*x) - s.mean[c]) * s.slope[c] + s.offset[c];
-  store(out, batch ? direct + through : direct);
+                       int64_t c) {
+  wide_t<T> value = opened<kRelu>(grad, y) * s.scale[c];
+  if constexpr (kBatch) value += (load(*x) - s.mean[c]) * s.slope[c] + s.offset[c];
+  store(out, value);
+}
+
+// Bodies of the clones below, for each case known when they are compiled.
+template <bool kRelu, class T>
+CLNP_INLINE void moments_piece(const T* grad, const T* y, const T* x, Rows row,
+                               const wide_t<T>* mean, int64_t rows, int64_t columns, double* first,
+                               double* second) {
+  sum_two_piece<wide_t<T>>(rows, columns, first, second,
+                           [=](int64_t r, int64_t c) __attribute__((always_inline)) {
+                             return moments<kRelu>(grad + r * row.grad + c, y + r * row.y + c,
+                                                   x + r * row.x + c, mean[c]);
+                           });
+}
+
+template <bool kRelu, class T>
+CLNP_INLINE Two<double> moments_plane(const T* grad, const T* y, const T* x, wide_t<T> mean,
+                                      int64_t count) {
+  return sum_two_run<wide_t<T>>(count, [=](int64_t i) __attribute__((always_inline)) {
+    return moments<kRelu>(grad + i, y + i, x + i, mean);
+  });
+}
+
+template <bool kRelu, class T>
+CLNP_INLINE void normal_piece(const T* x, T* y, Rows row, const wide_t<T>* scale,
+                              const wide_t<T>* offset, int64_t rows, int64_t columns,
+                              double* sums) {
+  sum_piece<wide_t<T>>(
+      rows, columns, sums, [=](int64_t r, int64_t c) __attribute__((always_inline)) {
+        return normal<kRelu>(x + r * row.x + c, y + r * row.y + c, scale[c], offset[c]);
+      });
+}
+
+template <bool kRelu, class T>
+CLNP_INLINE double normal_plane(const T* x, T* y, wide_t<T> scale, wide_t<T> offset,
+                                int64_t count) {
+  return sum_run(count, [=](int64_t i) __attribute__((always_inline)) {
+    return normal<kRelu>(x + i, y + i, scale, offset);
+  });
+}
+
+template <bool kRelu, bool kBatch, class T>
+CLNP_INLINE void slope_piece(const T* grad, const T* y, const T* x, T* out, Rows row,
+                             Slopes<wide_t<T>> s, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC ivdep
+    for (int64_t c = 0; c < columns; ++c)
+      slope<kRelu, kBatch>(grad + r * row.grad + c, y + r * row.y + c, x + r * row.x + c,
+                           out + r * row.out + c, s, c);
+  }
+}
+
+template <bool kRelu, bool kBatch, class T>
+CLNP_INLINE void slope_plane(const T* grad, const T* y, const T* x, T* out, Slopes<wide_t<T>> s,
+                             int64_t count) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) slope<kRelu, kBatch>(grad + i, y + i, x + i, out + i, s, 0);
 }
 
 }  // namespace
@@ -76,43 +134,39 @@ CLNP_INLINE void slope(const T* grad, const T* y, const T* x, T* out, Slopes<wid
   CLNP_CLONES void moments_rows(const T* grad, const T* y, const T* x, Rows row,                  \
                                 const wide_t<T>* mean, bool relu, int64_t rows, int64_t columns,  \
                                 double* first, double* second) {                                  \
-    sum_two_piece<wide_t<T>>(rows, columns, first, second,                                        \
-                             [=](int64_t r, int64_t c) CLNP_INLINE_LAMBDA {                       \
-                               return moments(grad + r * row.grad + c, y + r * row.y + c,         \
-                                              x + r * row.x + c, mean[c], relu);                  \
-                             });                                                                  \
+    if (relu) return moments_piece<true>(grad, y, x, row, mean, rows, columns, first, second);    \
+    moments_piece<false>(grad, y, x, row, mean, rows, columns, first, second);                    \
   }                                                                                               \
   CLNP_CLONES Two<double> moments_run(const T* grad, const T* y, const T* x, wide_t<T> mean,      \
                                       bool relu, int64_t count) {                                 \
-    return sum_two_run<wide_t<T>>(count, [=](int64_t i) CLNP_INLINE_LAMBDA {                      \
-      return moments(grad + i, y + i, x + i, mean, relu);                                         \
-    });                                                                                           \
+    if (relu) return moments_plane<true>(grad, y, x, mean, count);                                \
+    return moments_plane<false>(grad, y, x, mean, count);                                         \
   }                                                                                               \
   CLNP_CLONES void normal_rows(const T* x, T* y, Rows row, const wide_t<T>* scale,                \
                                const wide_t<T>* offset, bool relu, int64_t rows, int64_t columns, \
                                double* sums) {                                                    \
-    sum_piece<wide_t<T>>(rows, columns, sums, [=](int64_t r, int64_t c) CLNP_INLINE_LAMBDA {      \
-      return normal(x + r * row.x + c, y + r * row.y + c, scale[c], offset[c], relu);             \
-    });                                                                                           \
+    if (relu) return normal_piece<true>(x, y, row, scale, offset, rows, columns, sums);           \
+    normal_piece<false>(x, y, row, scale, offset, rows, columns, sums);                           \
   }                                                                                               \
   CLNP_CLONES double normal_run(const T* x, T* y, wide_t<T> scale, wide_t<T> offset, bool relu,   \
                                 int64_t count) {                                                  \
-    return sum_run(count, [=](int64_t i) CLNP_INLINE_LAMBDA {                                     \
-      return normal(x + i, y + i, scale, offset, relu);                                           \
-    });                                                                                           \
+    if (relu) return normal_plane<true>(x, y, scale, offset, count);                              \
+    return normal_plane<false>(x, y, scale, offset, count);                                       \
   }                                                                                               \
   CLNP_CLONES void slope_rows(const T* grad, const T* y, const T* x, T* out, Rows row,            \
                               Slopes<wide_t<T>> s, bool relu, bool batch, int64_t rows,           \
                               int64_t columns) {                                                  \
-    for (int64_t r = 0; r < rows; ++r)                                                            \
-      _Pragma("GCC ivdep") for (int64_t c = 0; c < columns; ++c)                                  \
-          slope(grad + r * row.grad + c, y + r * row.y + c, x + r * row.x + c,                    \
-                out + r * row.out + c, s, c, relu, batch);                                        \
+    if (relu && batch) return slope_piece<true, true>(grad, y, x, out, row, s, rows, columns);    \
+    if (relu) return slope_piece<true, false>(grad, y, x, out, row, s, rows, columns);            \
+    if (batch) return slope_piece<false, true>(grad, y, x, out, row, s, rows, columns);           \
+    slope_piece<false, false>(grad, y, x, out, row, s, rows, columns);                            \
   }                                                                                               \
   CLNP_CLONES void slope_run(const T* grad, const T* y, const T* x, T* out, Slopes<wide_t<T>> s,  \
                              bool relu, bool batch, int64_t count) {                              \
-    _Pragma("GCC ivdep") for (int64_t i = 0; i < count; ++i)                                      \
-        slope(grad + i, y + i, x + i, out + i, s, 0, relu, batch);                                \
+    if (relu && batch) return slope_plane<true, true>(grad, y, x, out, s, count);                 \
+    if (relu) return slope_plane<true, false>(grad, y, x, out, s, count);                         \
+    if (batch) return slope_plane<false, true>(grad, y, x, out, s, count);                        \
+    slope_plane<false, false>(grad, y, x, out, s, count);                                         \
   }
 CLNP_FOR(float)
 CLNP_FOR(double)
