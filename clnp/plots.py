@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ LABELS = {
     "new": "claimed by this task",
     "free": "free",
 }
+# Lines of plots with many of them: the rest of that palette, and black.
+LINES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+# Panels side by side.
+MOST_COLUMNS = 5
 # Above this many tasks the cells of a heat-map are too small for their numbers.
 MOST_NUMBERED = 30
 
@@ -129,8 +133,9 @@ def capacity(
     groups = list(runs[0][0])
     tasks = len(runs[0])
     width = max(3.2, 0.28 * tasks + 1)
-    figure = _figure(max(6.5, width * len(groups) + 0.6), 4.4)
-    all_axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    rows, columns = _grid(len(groups))
+    figure = _figure(max(6.5, width * columns + 0.6), 3.4 * rows + 1)
+    all_axes = _subplots(figure, len(groups), sharey=True)
     for axes, group in zip(all_axes, groups, strict=True):
         shares = [diagnostics.capacity_shares(run, group) for run in runs]
         mean = {part: np.mean([s[part] for s in shares], axis=0) for part in LABELS}
@@ -141,7 +146,8 @@ def capacity(
         )
         axes.set_xlabel("task")
         axes.set_xticks(*_every(range(tasks)))
-    all_axes[0].set_ylabel("channels of the layer")
+    for axes in all_axes[::columns]:
+        axes.set_ylabel("channels of the layer")
     all_axes[0].yaxis.set_major_formatter(PercentFormatter(100))
     handles, labels = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
@@ -165,8 +171,9 @@ def reuse(
         raise DataError("matrices: is empty, wanted at least one group")
     tasks = len(next(iter(matrices.values())))
     side = _side(tasks)
-    figure = _figure(side * len(matrices) + 1, side + 0.4)
-    all_axes = figure.subplots(1, len(matrices), squeeze=False)[0]
+    rows, columns = _grid(len(matrices))
+    figure = _figure(side * columns + 1, side * rows + 0.4)
+    all_axes = _subplots(figure, len(matrices))
     for axes, (group, counts) in zip(all_axes, matrices.items(), strict=True):
         shown = np.where(np.tri(tasks, dtype=bool), counts, np.nan)
         share = 100 * shown / np.maximum(np.diag(counts), 1)
@@ -226,6 +233,69 @@ def training_curves(
     return figure
 
 
+def compare(
+    methods: Mapping[str, Sequence[npt.ArrayLike]],
+    title: str = "Mean test accuracy over the tasks so far",
+) -> Figure:
+    """Mean accuracy over the tasks so far, after each task, a line per method; a band of +- one
+    standard deviation where there are several seeds.
+
+    Arguments:
+        methods: name -> one R [T, T] per seed.
+
+    Raises:
+        DataError: no method, or one without a run.
+    """
+    if not methods or not all(len(runs) for runs in methods.values()):
+        raise DataError("methods: got none, or one without a run; wanted a run or more of each")
+    figure = _figure(7, 4.4)
+    axes = figure.add_subplot()
+    tasks = 1
+    for (name, runs), (colour, style) in zip(methods.items(), _lines(), strict=False):
+        values = np.stack([diagnostics.mean_accuracies(R) for R in runs])
+        tasks = max(tasks, values.shape[1])
+        _line_with_band(axes, 100 * values, name, colour, style)
+    axes.set(xlabel="tasks learned", ylabel="test accuracy (%)", title=title)
+    axes.set_xticks(*_every(range(1, tasks + 1)))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
+def accuracy_against_cost(
+    rows: Sequence[Mapping[str, Any]], title: str = "Accuracy at the end, and what training took"
+) -> Figure:
+    """ACC of every run against its training operations and against its time, a colour per method.
+
+    Arguments:
+        rows: per method and seed {"method", "acc", "flops", "seconds"}.
+
+    Raises:
+        DataError: no rows.
+    """
+    if not rows:
+        raise DataError("rows: is empty, wanted one per run")
+    figure = _figure(9, 4.4)
+    panels = figure.subplots(1, 2, sharey=True)
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    for name, (colour, style) in zip(names, _lines(), strict=False):
+        own = [row for row in rows if row["method"] == name]
+        for axes, key in zip(panels, ("flops", "seconds"), strict=True):
+            label = name if axes is panels[0] else None
+            at = [row[key] for row in own]
+            accuracies = [100 * row["acc"] for row in own]
+            axes.plot(at, accuracies, style[0], color=colour, ms=6, label=label)
+    for axes, label in zip(panels, ("training operations (FLOP)", "time (s)"), strict=True):
+        axes.set(xlabel=label)
+        if all(row["flops"] > 0 and row["seconds"] > 0 for row in rows):
+            axes.set_xscale("log")
+        axes.grid(alpha=0.3, which="both")
+    panels[0].set_ylabel("mean test accuracy (%)")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure.suptitle(title)
+    return figure
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes the figure as a PNG at 150 dots per inch, whole or not at all. Raises OSError."""
     buffer = io.BytesIO()
@@ -238,6 +308,25 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _grid(panels: int) -> tuple[int, int]:
+    """(rows, columns) of so many panels."""
+    columns = min(panels, MOST_COLUMNS)
+    return -(-panels // columns), columns
+
+
+def _subplots(figure: Figure, panels: int, sharey: bool = False) -> list[Axes]:
+    """That many axes in a grid; those of the last row that are left over are taken away."""
+    axes = figure.subplots(*_grid(panels), sharey=sharey, squeeze=False).ravel()
+    for unused in axes[panels:]:
+        unused.remove()
+    return list(axes[:panels])
+
+
+def _lines() -> Iterator[tuple[str, str]]:
+    """Colours and styles of lines, all different for as long as eyes can tell."""
+    return ((colour, style) for style in ("o-", "s--", "^:") for colour in LINES)
 
 
 def _side(tasks: int) -> float:

@@ -1,5 +1,6 @@
 """The command line, `clnp run | report | verify | export`, and the folder that a run writes."""
 
-from clnp.cli.commands import main, parser
+from clnp.cli.arguments import parser
+from clnp.cli.commands import main
 
 __all__ = ["main", "parser"]

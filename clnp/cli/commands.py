@@ -1,4 +1,4 @@
-"""The command line: `clnp run`, `clnp report`, `clnp verify`, `clnp export`.
+"""The command line: `clnp run`, `compare`, `methods`, `report`, `verify`, `export`.
 
 Exit codes: 0 done; 1 a certificate doesn't hold; 2 bad arguments, settings or data; 3 stopped in
 the middle (network full, loss not finite, disk full, bug); 130 interrupted. Errors are one line on
@@ -14,33 +14,17 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 
-from clnp.cli import config as configs
-from clnp.cli import runs
-from clnp.cli.config import DEFAULTS
+from clnp.cli import chosen, runs
+from clnp.cli.arguments import FORMATS, STREAMS, USAGE, parse
 from clnp.errors import CheckpointError, ClnpError, ConfigError, ConvertError, DataError
-from clnp.heads import HEADS
 from clnp.learner import Learner
-from clnp.settings import DTYPES, SEARCHES
-from clnp.train import SCHEDULES
 
-OK, FAILED, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
-STREAMS = tuple(DEFAULTS)
-# argparse destinations that are no settings of `clnp.cli.config.Config`.
-PLACES = ("command", "data_root", "out", "resume", "overwrite", "seed", "grid")
+__all__ = ["STREAMS", "main"]
 
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Prints the complaint and exits with code 2."""
-        print(f"clnp: error: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(USAGE)
+OK, FAILED, STOPPED, INTERRUPTED = 0, 1, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `clnp`; None takes those of the process.
     """
     try:
-        options = parser().parse_args(arguments)
+        options = parse(arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
@@ -66,158 +50,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    top = Parser(
-        prog="clnp",
-        description="Continual learning by neural pruning: learn tasks, forget nothing.",
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(commands.add_parser("run", help="learn a stream of tasks and write a run folder"))
-    show = commands.add_parser("report", help="print the tables of a run")
-    show.add_argument("run", metavar="RUN", type=Path, help="run folder")
-    show.add_argument("--plots", action="store_true", help="draw the plots anew from metrics.json")
-    verify = commands.add_parser(
-        "verify", help="recompute earlier tasks' logits and compare bit by bit"
-    )
-    verify.add_argument("run", metavar="RUN", type=Path, help="run folder")
-    export = commands.add_parser(
-        "export", help="write one task's narrow network as a torch.export file"
-    )
-    export.add_argument("run", metavar="RUN", type=Path, help="run folder (of one seed)")
-    export.add_argument("--task", type=int, required=True, metavar="K", help="task, from 0")
-    export.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/task-K.pt2")
-    export.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
-    return top
-
-
-def _add_run(run: argparse.ArgumentParser) -> None:
-    """Options of `run`. None has a default here: what isn't given comes from the stream's settings
-    or the run resumed.
-    """
-    run.set_defaults(stream=None)
-    run.add_argument(
-        "stream",
-        nargs="?",
-        choices=STREAMS,
-        help="default: permuted-digits, which needs no download",
-    )
-    folder = run.add_argument_group("folder")
-    folder.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/STREAM)")
-    folder.add_argument(
-        "--resume", action="store_true", help="go on with the run in --out, with its settings"
-    )
-    folder.add_argument("--overwrite", action="store_true", help="delete the run in --out first")
-    folder.add_argument(
-        "--data-root",
-        metavar="DIR",
-        help="folder with the MNIST idx files; without it they are downloaded",
-    )
-    seeds = run.add_argument_group("seeds").add_mutually_exclusive_group()
-    seeds.add_argument("--seed", type=int, metavar="S", help="one seed (default: 0)")
-    seeds.add_argument(
-        "--seeds", type=int, metavar="N", help="seeds 0 to N-1, each in its own sub-folder"
-    )
-    for title, options in OPTIONS.items():
-        group = run.add_argument_group(title)
-        for name, keywords in options.items():
-            group.add_argument(f"--{name}", **keywords)
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """ "1e-5,1e-6" -> (1e-5, 1e-6)."""
-    return tuple(float(part) for part in text.split(","))
-
-
-NUMBERS: dict[str, Any] = {"type": numbers, "metavar": "A[,A...]"}
-OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "training": {
-        "tasks": {"type": int, "metavar": "T", "help": "tasks of the stream"},
-        "epochs": {"type": int, "metavar": "N", "help": "epochs per task"},
-        "batch-size": {"type": int, "metavar": "B"},
-        "lr": {"type": float, "metavar": "X", "help": "learning rate of Adam"},
-        "l1": {**NUMBERS, "help": "L1 coefficient, one or one per layer"},
-        "schedule": {"choices": tuple(SCHEDULES), "help": "of the learning rate"},
-        "dtype": {"choices": tuple(DTYPES)},
-        "device": {"metavar": "D", "help": "cpu, cuda or cuda:N"},
-        "threads": {
-            "type": int,
-            "metavar": "N",
-            "help": "CPU threads; another number can change the last bits",
-        },
-    },
-    "network": {
-        "width": {"type": int, "metavar": "N", "help": "channels of each hidden layer"},
-        "depth": {"type": int, "metavar": "N", "help": "hidden layers"},
-        "dropout": {"type": float, "metavar": "P"},
-        "head": {
-            "choices": tuple(HEADS),
-            "help": "one output layer for all tasks, or one each",
-        },
-    },
-    "pruning": {
-        "margin": {
-            "type": float,
-            "metavar": "M",
-            "help": "validation accuracy that pruning may cost (0.0005 = 0.05 %%)",
-        },
-        "search": {
-            "choices": SEARCHES,
-            "help": "thresholds of all layers together, or one by one",
-        },
-        "grid": {
-            "nargs": "+",
-            "metavar": "NAME=LIST",
-            "help": "graceful forgetting over a grid: l1=1e-6,1e-5 lr=1e-3,2e-3; per layer with "
-            "colons, l1=1e-5:1e-5:1e-6",
-        },
-        "grid-first-only": {
-            "action": argparse.BooleanOptionalAction,
-            "help": "search the grid on the first task and keep what it chose",
-        },
-        "granularity": {
-            "type": int,
-            "metavar": "N",
-            "help": "round kept channels up to a multiple",
-        },
-        "reinit-scale": {
-            "type": float,
-            "metavar": "X",
-            "help": "scale of re-initialised free weights",
-        },
-        "fine-tune-epochs": {
-            "type": int,
-            "metavar": "N",
-            "help": "epochs for the survivors after pruning (0: none)",
-        },
-        "fine-tune-lr": {"type": float, "metavar": "X"},
-        "fine-tune-l1": {**NUMBERS, "help": "default: that of training"},
-    },
-}
-
-
 def command_run(options: argparse.Namespace) -> int:
     """`clnp run`: checks everything that can be checked, then works."""
     from clnp.cli import experiment
     from clnp.cli.console import make_console
 
-    if options.resume and options.overwrite:
-        raise ConfigError("--resume and --overwrite: got both, wanted one")
-    folder = _out(options)
-    config, data_root = _settings(options, folder)
+    _check_flags(options)
+    folder = chosen.out_folder(options)
+    config, places = chosen.settings(options, folder)
     runs.check_free(folder, resume=options.resume, overwrite=options.overwrite)
     if options.resume and runs.is_run(folder):
         runs.check_same(folder, config)
-    holds = experiment.run(folder, config, data_root, make_console(), overwrite=options.overwrite)
+    holds = experiment.run(folder, config, places, make_console(), overwrite=options.overwrite)
     return OK if holds else FAILED
+
+
+def command_compare(options: argparse.Namespace) -> int:
+    """`clnp compare`: one run folder per method, then one table; 3 if a method didn't finish."""
+    from clnp.cli import compare
+    from clnp.cli.console import make_console
+
+    _check_flags(options)
+    folder = chosen.out_folder(options)
+    names = compare.method_names(options.methods, options.set)
+    plan = {name: chosen.settings(options, folder / name, name) for name in names}
+    compare.check_free(folder, plan, resume=options.resume, overwrite=options.overwrite)
+    done = compare.run(folder, plan, make_console(), overwrite=options.overwrite)
+    return OK if done else STOPPED
+
+
+def command_methods(options: argparse.Namespace) -> int:
+    """`clnp methods`: names, what they are, their options and defaults."""
+    from clnp.cli import compare
+
+    for line in compare.describe_methods():
+        print(line)
+    return OK
 
 
 def command_report(options: argparse.Namespace) -> int:
     """`clnp report`: the tables again, from the files."""
-    from clnp.cli import report, results
+    from clnp.cli import compare, report, results
     from clnp.cli.console import make_console
 
     console = make_console()
+    if compare.is_compare(options.run):
+        if options.plots:
+            compare.draw(options.run)
+        compare.show(options.run, console)
+        return OK
     config, _ = runs.read_config(options.run)
     every = []
     for seed, folder in runs.seed_folders(options.run, config):
@@ -239,6 +120,7 @@ def command_verify(options: argparse.Namespace) -> int:
 
     console = make_console()
     config, _ = runs.read_config(options.run)
+    _check_clnp(options, config.method)
     torch.set_num_threads(config.threads)
     tasks = identical = 0
     for seed, folder in runs.seed_folders(options.run, config):
@@ -253,14 +135,21 @@ def command_verify(options: argparse.Namespace) -> int:
 
 
 def command_export(options: argparse.Namespace) -> int:
-    """`clnp export`: one task's network as a .pt2 file that needs torch alone."""
+    """`clnp export`: one task's network as a file that needs no clnp."""
     from clnp.cli import export
 
     config, _ = runs.read_config(options.run)
+    _check_clnp(options, config.method)
     if len(config.seeds) > 1:
         folders = ", ".join(str(folder) for _, folder in runs.seed_folders(options.run, config))
         raise ConfigError(f"RUN: {options.run} holds several seeds, wanted one of {folders}")
-    target = options.out or options.run / f"task-{options.task}.pt2"
+    ending = options.format or (options.out.suffix[1:] if options.out else "") or FORMATS[0]
+    target = options.out or options.run / f"task-{options.task}.{ending}"
+    if target.suffix != f".{ending}" or ending not in FORMATS:
+        raise ConfigError(
+            f"--out: got {target}, wanted a file that ends in "
+            + (f".{options.format}" if options.format else " or ".join(f".{f}" for f in FORMATS))
+        )
     if target.exists() and not options.overwrite:
         raise ConfigError(
             f"--out: {target} exists; replace it with --overwrite, or name another file"
@@ -271,87 +160,42 @@ def command_export(options: argparse.Namespace) -> int:
             f"--task: got {options.task}, wanted 0 to {len(learner.reports) - 1}, the tasks of "
             f"{options.run}"
         )
-    print(export.write(learner, options.task, target))
+    print(export.write(learner, options.task, target, fold_batch_norm=options.fold_batch_norm))
     return OK
 
 
 COMMANDS = {
     "run": command_run,
+    "compare": command_compare,
+    "methods": command_methods,
     "report": command_report,
     "verify": command_verify,
     "export": command_export,
 }
 
 
-def _out(options: argparse.Namespace) -> Path:
-    return options.out or Path("runs") / (options.stream or STREAMS[0])
+def _check_flags(options: argparse.Namespace) -> None:
+    for one, other in (("resume", "overwrite"), ("seed", "seeds")):
+        if getattr(options, one) not in (None, False) and getattr(options, other):
+            raise ConfigError(f"--{one} and --{other}: got both, wanted one")
+    if options.workers is not None and options.workers < 1:
+        raise ConfigError(f"--workers: got {options.workers}, wanted at least 1")
 
 
-def _settings(options: argparse.Namespace, folder: Path) -> tuple[Any, str | None]:
-    """(Config, data root): the given options over the resumed run's settings, or else over the
-    stream's defaults.
-    """
-    given = {k: v for k, v in vars(options).items() if k not in PLACES and v is not None}
-    given |= _seeds(options) | _grid(options.grid)
-    data_root = options.data_root
-    if options.resume and runs.is_run(folder):
-        old, old_root = runs.read_config(folder)
-        base: dict[str, Any] = {name: getattr(old, name) for name in old.__dataclass_fields__}
-        data_root = data_root or old_root
-    else:
-        base = configs.defaults(options.stream or STREAMS[0])
-        if "depth" in given and "l1" not in given:
-            base["l1"] = _stretched(base["l1"], given["depth"])
-    config = configs.Config(**{**base, **given})
-    configs.validate(config)
-    return config, None if data_root is None else str(Path(data_root).absolute())
-
-
-def _seeds(options: argparse.Namespace) -> dict[str, Any]:
-    if options.seeds is not None:
-        if not 1 <= options.seeds <= 1000:
-            raise ConfigError(f"--seeds: got {options.seeds}, wanted 1 to 1000 seeds")
-        return {"seeds": tuple(range(options.seeds))}
-    return {} if options.seed is None else {"seeds": (options.seed,)}
-
-
-def _grid(items: Sequence[str] | None) -> dict[str, Any]:
-    """["l1=1e-6,1e-5:1e-5:1e-6", "lr=1e-3"] -> {"grid_l1": ((1e-6,), (1e-5, 1e-5, 1e-6)),
-    "grid_lr": (1e-3,)}.
-    """
-    grid: dict[str, Any] = {}
-    for item in items or ():
-        name, equals, text = item.partition("=")
-        if name not in ("l1", "lr") or not equals or f"grid_{name}" in grid:
-            raise ConfigError(
-                f"--grid: got {item!r}, wanted l1=LIST and lr=LIST, each at most once"
-            )
-        try:
-            points = tuple(tuple(float(v) for v in point.split(":")) for point in text.split(","))
-        except ValueError:
-            raise ConfigError(
-                f"--grid {name}: got {text!r}, wanted numbers with commas between"
-            ) from None
-        if name == "lr":
-            if any(len(point) != 1 for point in points):
-                raise ConfigError(f"--grid lr: got {text!r}, wanted one number per candidate")
-            grid["grid_lr"] = tuple(point[0] for point in points)
-        else:
-            grid["grid_l1"] = points
-    return grid
-
-
-def _stretched(l1: tuple[float, ...], depth: int) -> tuple[float, ...]:
-    """Default l1 for another depth: first and last stay, those between repeat the second."""
-    if len(l1) < 3 or depth < 1:
-        return l1
-    return (l1[0], *[l1[1]] * (depth - 1), l1[-1])
+def _check_clnp(options: argparse.Namespace, method: str) -> None:
+    if method != "clnp":
+        raise ConfigError(
+            f"RUN: {options.run} was made by the method {method}; {options.command} is for clnp"
+        )
 
 
 def _interrupted(options: argparse.Namespace) -> int:
-    if options.command == "run":
+    if options.command in ("run", "compare"):
+        words = " ".join([options.command, *getattr(options, "words", [])])
         print(
-            f"\nclnp: stopped; go on with: clnp run --resume --out {_out(options)}", file=sys.stderr
+            f"\nclnp: stopped; go on with: clnp {words} --resume --out "
+            f"{chosen.out_folder(options)}",
+            file=sys.stderr,
         )
     return INTERRUPTED
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 
+from clnp.cli.defaults import DEFAULTS, SPLITS
 from clnp.errors import ConfigError
 from clnp.heads import HEADS
 from clnp.settings import DTYPES, SEARCHES
 from clnp.train import SCHEDULES
 
 Numbers = tuple[float, ...]
+# What `clnp.Learner` and `clnp.methods.make` take alike.
+SHARED = ("head", "lr", "epochs", "batch_size", "schedule", "dtype", "device")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,11 @@ class Config:
     Numbers without a unit are counts or fractions; l1 is the coefficient of the summed absolute
     weights of a layer, one for all layers or one per layer (depth + 1); fine_tune_l1 () takes that
     of training. grid_l1 and grid_lr are the candidates of graceful forgetting, () for none.
-    threads is torch's number of CPU threads: another number can change the last bits.
+    threads is torch's number of CPU threads: another number can change the last bits. width, depth,
+    dropout, image_size, classes_per_task and validation are None where the network's or the data's
+    own are taken. options are (name, value) pairs of the method's own. pretrained is the SHA-256 of
+    the file of weights that training starts from. Fields with a default came later: the default is
+    what was done before them.
 
     Raises:
         ConfigError: from `validate`, naming the field.
@@ -39,9 +46,9 @@ class Config:
     lr: float
     l1: Numbers
     schedule: str
-    width: int
-    depth: int
-    dropout: float
+    width: int | None
+    depth: int | None
+    dropout: float | None
     head: str
     margin: float
     search: str
@@ -56,15 +63,25 @@ class Config:
     dtype: str
     device: str
     threads: int
+    net: str = "mlp"
+    net_scale: float | None = None
+    pretrained: str | None = None
+    adopt: bool = False
+    method: str = "clnp"
+    options: tuple[tuple[str, Any], ...] = ()
+    sparsifier: str = "activity"
+    split: str | None = None
+    classes_per_task: int | None = None
+    validation: float | None = None
+    identity_first: bool = False
+    normalise: str = "constants"
+    augment: bool = False
+    image_size: int | None = None
+    convert_images: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON has them: lists for tuples."""
-        return {
-            name: [list(v) if isinstance(v, tuple) else v for v in value]
-            if isinstance(value, tuple)
-            else value
-            for name, value in dataclasses.asdict(self).items()
-        }
+        return {field.name: _lists(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -73,9 +90,11 @@ class Config:
         Raises:
             ConfigError: a setting is missing, unknown or nonsense.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != names:
-            odd = sorted(set(values) ^ names)
+        fields = dataclasses.fields(cls)
+        known = {field.name for field in fields}
+        needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+        odd = sorted((set(values) - known) | (needed - set(values)))
+        if odd:
             raise ConfigError(
                 f"configuration: settings {', '.join(odd)} are missing or unknown to this version"
             )
@@ -99,86 +118,35 @@ class Config:
             "lr": self.fine_tune_lr,
             "l1": _one_or_list(self.fine_tune_l1) if self.fine_tune_l1 else None,
         }
-        same = (
-            "head",
-            "margin",
-            "lr",
-            "epochs",
-            "batch_size",
-            "device",
-            "search",
-            "schedule",
-            "dtype",
-            "reinit_scale",
-            "granularity",
-            "grid_first_only",
-        )
+        own = ["margin", "search", "reinit_scale", "granularity", "grid_first_only"]
+        # Settings without a sparsifier know none but activity.
+        if self.sparsifier != "activity":
+            own.append("sparsifier")
         return {
-            **{
-                name: getattr(self, name)
-                for name in (*same, "reinit_scale", "granularity", "grid_first_only")
-            },
+            **{name: getattr(self, name) for name in (*SHARED, *own)},
             "seed": self.seeds[0],
             "l1": _one_or_list(self.l1),
             "grid": grid or None,
             "fine_tune": fine_tune if self.fine_tune_epochs else None,
         }
 
+    def method_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `clnp.methods.make` for these settings; needs a single seed."""
+        shared = {name: getattr(self, name) for name in SHARED}
+        return {**shared, "seed": self.seeds[0], **dict(self.options)}
 
-COMMON: dict[str, Any] = {
-    "seeds": (0,),
-    "depth": 2,
-    "dropout": 0.0,
-    "head": "single",
-    "search": "joint",
-    "grid_l1": (),
-    "grid_lr": (),
-    "grid_first_only": False,
-    "fine_tune_epochs": 0,
-    "fine_tune_lr": 1e-4,
-    "fine_tune_l1": (),
-    "reinit_scale": 1.0,
-    "granularity": 1,
-    "dtype": "fp32",
-    "device": "cpu",
-}
-# What a run takes where the command line says nothing.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "permuted-digits": {
-        **COMMON,
-        "tasks": 5,
-        "epochs": 40,
-        "batch_size": 32,
-        "lr": 2e-3,
-        "l1": (5e-4, 5e-4, 3e-4),
-        "schedule": "step",
-        "width": 600,
-        "margin": 0.005,
-        # Steps of a millisecond: two threads win little, and lose much where others want the cores.
-        "threads": 1,
-    },
-    # Network, optimizer, learning rate and batch as in Golkar et al. 2019, Sec. 3.1. There alpha is
-    # 1e-7, 1e-5, 1e-6, the margin 0.0005, and nothing is fine-tuned: here that takes more channels
-    # per task. A wider margin and fine-tuning of the survivors reach the same accuracy with fewer.
-    "permuted-mnist": {
-        **COMMON,
-        "tasks": 10,
-        "epochs": 15,
-        "batch_size": 256,
-        "lr": 2e-3,
-        "l1": (3e-5, 1e-5, 1e-6),
-        "schedule": "step",
-        "width": 2000,
-        "dropout": 0.25,
-        "margin": 0.01,
-        "fine_tune_epochs": 10,
-        "fine_tune_lr": 5e-4,
-    },
-}
+    def net_arguments(self) -> dict[str, Any]:
+        """Options of `clnp.models.make`; None where the network's own is taken."""
+        return {
+            "width": self.width,
+            "depth": self.depth,
+            "dropout": self.dropout,
+            "scale": self.net_scale,
+        }
 
 
 def defaults(stream: str) -> dict[str, Any]:
-    """All settings of a stream. Raises ConfigError for an unknown one."""
+    """All settings of an experiment. Raises ConfigError for an unknown one."""
     if stream not in DEFAULTS:
         raise ConfigError(f"stream: got {stream!r}, wanted one of {', '.join(DEFAULTS)}")
     return {"stream": stream, "threads": torch.get_num_threads(), **DEFAULTS[stream]}
@@ -209,6 +177,12 @@ def _each(
     )
 
 
+def _maybe(check: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: v is None or check[0](v), check[1]
+
+
+FLAG = (lambda v: type(v) is bool, "true or false")
+SHARE = (lambda v: _real(0, 1)[0](v) and v < 1, "a number from 0 to below 1")
 L1 = _real(0, 1)
 LR = _real(0, 10, above=True)
 # Field, test, what was wanted. Order is the order of the complaints.
@@ -221,15 +195,15 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("lr", LR),
     ("l1", _each(L1, least=1)),
     ("schedule", _one_of(*SCHEDULES)),
-    ("width", _whole(1, 1_000_000)),
-    ("depth", _whole(1, 100)),
-    ("dropout", (lambda v: _real(0, 1)[0](v) and v < 1, "a number from 0 to below 1")),
+    ("width", _maybe(_whole(1, 1_000_000))),
+    ("depth", _maybe(_whole(1, 100))),
+    ("dropout", _maybe(SHARE)),
     ("head", _one_of(*HEADS)),
     ("margin", (lambda v: _real(0, 1)[0](v) and v < 1, "a fraction from 0 to below 1")),
     ("search", _one_of(*SEARCHES)),
     ("grid_l1", _each(_each(L1, least=1))),
     ("grid_lr", _each(LR)),
-    ("grid_first_only", (lambda v: type(v) is bool, "true or false")),
+    ("grid_first_only", FLAG),
     ("fine_tune_epochs", _whole(0, 100_000)),
     ("fine_tune_lr", LR),
     ("fine_tune_l1", _each(L1)),
@@ -237,6 +211,21 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("granularity", _whole(1, 4096)),
     ("dtype", _one_of(*DTYPES)),
     ("threads", _whole(1, 4096)),
+    ("net", (lambda v: isinstance(v, str) and bool(v), "the name of a network")),
+    ("net_scale", _maybe(_real(0, 64, above=True))),
+    ("pretrained", _maybe((lambda v: isinstance(v, str), "a file of weights"))),
+    ("adopt", FLAG),
+    ("method", (lambda v: isinstance(v, str) and bool(v), "the name of a method")),
+    ("options", (lambda v: all(len(pair) == 2 for pair in v), "NAME=VALUE pairs")),
+    ("sparsifier", _one_of("activity", "sdp")),
+    ("split", _maybe(_one_of(*SPLITS))),
+    ("classes_per_task", _maybe(_whole(1, 100))),
+    ("validation", _maybe(_real(0, 1_000_000, above=True))),
+    ("identity_first", FLAG),
+    ("normalise", _one_of("constants", "train", "none")),
+    ("augment", FLAG),
+    ("image_size", _maybe(_whole(1, 4096))),
+    ("convert_images", FLAG),
 )
 
 
@@ -251,6 +240,25 @@ def validate(config: Config) -> None:
         value = getattr(config, field)
         if not test(value):
             raise ConfigError(f"{option(field)}: got {_shown(value)}, wanted {wanted}")
+    _check_net(config)
+    if config.adopt and config.pretrained is None:
+        raise ConfigError("--adopt: got no weights, wanted a trained network by --pretrained FILE")
+    if len(set(config.seeds)) != len(config.seeds):
+        raise ConfigError(f"--seeds: got {_shown(config.seeds)}, wanted different seeds")
+    _check_device(config.device)
+
+
+def _check_net(config: Config) -> None:
+    """What goes with the network: widths of an MLP only, L1 per layer where layers are known."""
+    if config.net != "mlp":
+        for field in ("width", "depth"):
+            if getattr(config, field) is not None:
+                raise ConfigError(
+                    f"{option(field)}: is of the network mlp; {config.net} is scaled by --net-scale"
+                )
+        return
+    if config.width is None or config.depth is None:
+        raise ConfigError("--net: the network mlp needs --width and --depth")
     layers = config.depth + 1
     for field, points in (
         ("l1", [config.l1]),
@@ -263,9 +271,6 @@ def validate(config: Config) -> None:
                     f"{option(field)}: got {len(point)} numbers ({_shown(point)}), wanted one, or "
                     f"one per layer ({layers})"
                 )
-    if len(set(config.seeds)) != len(config.seeds):
-        raise ConfigError(f"--seeds: got {_shown(config.seeds)}, wanted different seeds")
-    _check_device(config.device)
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -282,6 +287,8 @@ def option(field: str) -> str:
     """The command-line option that sets a field."""
     if field in ("grid_l1", "grid_lr"):
         return "--grid " + field.removeprefix("grid_")
+    if field == "options":
+        return "--set"
     return field if field == "stream" else "--" + field.replace("_", "-")
 
 
@@ -309,6 +316,10 @@ def _shown(value: Any) -> str:
 
 def _one_or_list(numbers: Numbers) -> float | list[float]:
     return numbers[0] if len(numbers) == 1 else list(numbers)
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(v) for v in value] if isinstance(value, tuple) else value
 
 
 def _tuples(value: Any) -> Any:

@@ -5,7 +5,7 @@ it in log.txt.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,6 +13,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+# More layers than this don't fit a line.
+MOST_LAYERS = 6
 # Seconds between two lines about epochs where the output is no terminal.
 QUIET = 10.0
 
@@ -104,25 +106,33 @@ class Reporter:
 
     def _count(self, learner: Any, record: dict[str, Any]) -> int:
         """Epochs of the task that are behind, those before a resume too."""
-        per_point = learner.settings.epochs
-        if record.get("fine_tune"):
-            return int(self.epochs - learner.settings.fine_tune.epochs + record["epoch"] + 1)
+        if isinstance(learner.settings, dict):  # of another method, which has one point
+            return int(record["epoch"] + 1)
+        per_point, tune = learner.settings.epochs, learner.settings.fine_tune
+        if record.get("fine_tune") and tune is not None:
+            return int(self.epochs - tune.epochs + record["epoch"] + 1)
         return int(record.get("point", 0) * per_point + record["epoch"] + 1)
 
     def on_task_end(self, learner: Any, report: Any) -> None:
         """Says what a task reached and what it claimed."""
         self.task, self.epoch = self.task + 1, 0
-        claimed = ", ".join(
-            f"{layer} {c['used']}/{c['size']} (+{c['new']})" for layer, c in report.capacity.items()
-        )
+        before, after = 100 * report.validation_before, 100 * report.validation
+        pruned = f" -> {after:.2f} % by pruning; {claimed(report.capacity)}"
         self.say(
             f"task {self.task}/{self.tasks} {report.name}: test {100 * report.test:.2f} %, "
-            "validation "
-            f"{100 * report.validation_before:.2f} % -> {100 * report.validation:.2f} % by "
-            "pruning; channels used "
-            f"{claimed}; {report.seconds['total']:.1f} s"
+            f"validation {before:.2f} %{pruned if report.capacity else ''}; "
+            f"{report.seconds['total']:.1f} s"
         )
         self._show("")
+
+    def on_search(self, learner: Any, done: int, total: int) -> None:
+        """Says how far the search for thresholds is: networks evaluated, `total` 0 if unknown."""
+        text = f"search {done}" + (f"/{total}" if total else "")
+        self._show(text)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.spoke >= QUIET:
+            self.spoke = now
+            self.say(f"task {self.task + 1}/{self.tasks} {text} networks tried")
 
     def _show(self, numbers: str, part: float = 0.0) -> None:
         if self.bar.disable:
@@ -149,6 +159,15 @@ class Reporter:
         seconds = (time.monotonic() - self.begun) * (self.tasks - self._done()) / done
         minutes, seconds = divmod(round(seconds), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def claimed(capacity: Mapping[str, Mapping[str, int]]) -> str:
+    """ "channels used fc1 30/600 (+12), fc2 ..."; all layers in one number where there are many."""
+    if len(capacity) <= MOST_LAYERS:
+        layers = (f"{name} {c['used']}/{c['size']} (+{c['new']})" for name, c in capacity.items())
+        return f"channels used {', '.join(layers)}"
+    used, size, new = (sum(c[k] for c in capacity.values()) for k in ("used", "size", "new"))
+    return f"channels used {used}/{size} (+{new}) in {len(capacity)} layers"
 
 
 @contextmanager

@@ -4,54 +4,162 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
+from clnp import methods, models
 from clnp.cli import environment, report, results, runs
 from clnp.cli.config import Config
 from clnp.cli.console import Reporter, log_file
+from clnp.cli.runs import Places
 from clnp.convert import convert
-from clnp.data import PermutedDigits, PermutedMNIST, Stream
+from clnp.data import (
+    ArrayFiles,
+    CIFAR10Then100,
+    Folders,
+    PermutedDigits,
+    PermutedMNIST,
+    SplitCIFAR10,
+    SplitCIFAR100,
+    Stream,
+)
 from clnp.errors import CapacityError, ConfigError
 from clnp.learner import Learner
-from clnp.models import mlp
+
+CIFAR: dict[str, Callable[..., Stream]] = {
+    "cifar10-100": CIFAR10Then100,
+    "cifar10": SplitCIFAR10,
+    "cifar100": SplitCIFAR100,
+}
 
 
-def make_stream(config: Config, data_root: str | None) -> Stream:
+def permuted_digits(config: Config, places: Places) -> Stream:
+    """Digits that the package brings along."""
+    return PermutedDigits(config.tasks, config.seeds[0], identity_first=config.identity_first)
+
+
+def permuted_mnist(config: Config, places: Places) -> Stream:
+    """MNIST from idx files. A validation below 1 is a fraction of its 60,000 training images."""
+    share = config.validation
+    options: dict[str, Any] = {"identity_first": config.identity_first}
+    if share is not None:
+        options["validation"] = round(60_000 * share) if share < 1 else round(share)
+    return PermutedMNIST(places.data_root, config.tasks, config.seeds[0], **options)
+
+
+def split_cifar(config: Config, places: Places) -> Stream:
+    """One of the streams of CIFAR."""
+    options = {"classes_per_task": config.classes_per_task} if config.classes_per_task else {}
+    stream = CIFAR[config.split or "cifar10-100"]
+    return stream(
+        places.data_root,
+        config.tasks,
+        config.seeds[0],
+        validation=config.validation,
+        normalise=config.normalise,
+        augment=config.augment,
+        **options,
+    )
+
+
+def folder(config: Config, places: Places) -> Stream:
+    """Folders of images, one per task."""
+    return Folders(
+        _named(places, "folders of images"),
+        seed=config.seeds[0],
+        image_size=config.image_size,
+        validation=config.validation,
+        normalise=config.normalise,
+        augment=config.augment,
+        convert=config.convert_images,
+        workers=places.workers,
+    )
+
+
+def arrays(config: Config, places: Places) -> Stream:
+    """Array files, one per task."""
+    return ArrayFiles(
+        _named(places, ".npz files or folders of .npy files"),
+        seed=config.seeds[0],
+        validation=config.validation or 0.1,
+        normalise=config.normalise,
+        augment=config.augment,
+    )
+
+
+MAKERS: dict[str, Callable[[Config, Places], Stream]] = {
+    "permuted-digits": permuted_digits,
+    "permuted-mnist": permuted_mnist,
+    "split-cifar": split_cifar,
+    "folder": folder,
+    "arrays": arrays,
+}
+
+
+def _named(places: Places, what: str) -> tuple[str, ...]:
+    if not places.paths:
+        raise ConfigError(f"EXPERIMENT: got no files, wanted {what} after it, one per task")
+    return places.paths
+
+
+def make_stream(config: Config, places: Places) -> Stream:
     """The stream of tasks of a configuration with one seed. Raises DataError where its data isn't
     found.
     """
-    seed = config.seeds[0]
-    if config.stream == "permuted-digits":
-        return PermutedDigits(config.tasks, seed)
-    return PermutedMNIST(data_root, config.tasks, seed)
+    return MAKERS[config.stream](config, places)
 
 
-def make_learner(config: Config, stream: Stream, folder: Path, callbacks: list[Any]) -> Learner:
-    """A fresh network and its learner, which writes checkpoint and progress into `folder`."""
+def make_net(config: Config, places: Places, stream: Stream) -> tuple[nn.Module, torch.Tensor]:
+    """(a dense network for the stream's first task, an example batch), its weights seeded or from
+    the file of weights.
+
+    Raises:
+        ConfigError: an unknown network, options that it doesn't have, weights that don't fit.
+    """
     first = stream[0]
-    inputs = first.sample_shape[0]
-    net = mlp(
-        inputs,
-        config.width,
-        config.depth,
-        first.num_classes,
-        dropout=config.dropout,
-        seed=config.seeds[0],
-    )
-    model = convert(net, torch.zeros(2, inputs), verbose=False)
-    arguments = config.learner_arguments()
-    return Learner(model, checkpoint_dir=folder, callbacks=callbacks, **arguments)
+    shape, classes = first.sample_shape, first.num_classes
+    net = models.make(config.net, classes, shape, seed=config.seeds[0], **config.net_arguments())
+    if places.pretrained is not None:
+        models.load_weights(net, places.pretrained, head=config.adopt)
+    return net, torch.zeros(2, *shape)
+
+
+def make_learner(config: Config, places: Places, stream: Stream, folder: Path | None = None) -> Any:
+    """A fresh network and its learner, which writes checkpoint and progress into `folder`.
+
+    Raises:
+        ConfigError, ConvertError: settings or a network that don't fit.
+    """
+    net, example = make_net(config, places, stream)
+    if config.method != "clnp":
+        arguments = config.method_arguments()
+        return methods.make(config.method, net, example, checkpoint_dir=folder, **arguments)
+    model = convert(net, example, verbose=False)
+    return Learner(model, checkpoint_dir=folder, **config.learner_arguments())
+
+
+def try_out(config: Config, places: Places) -> Stream:
+    """Finds the data, builds the network and its learner, and forgets them: all that can be wrong
+    is told before anything is deleted or written. The stream of the first seed.
+
+    Raises:
+        ClnpError: whatever doesn't fit.
+    """
+    first = config.for_seed(config.seeds[0])
+    stream = make_stream(first, places)
+    make_learner(first, places, stream)
+    return stream
 
 
 def run(
     root: Path,
     config: Config,
-    data_root: str | None,
+    places: Places,
     console: Console,
     *,
     overwrite: bool = False,
@@ -62,7 +170,7 @@ def run(
         root: an empty or new folder, or the folder of a run with this configuration;
             `runs.check_free` was asked.
         config: validated.
-        data_root: folder of the data files, or None.
+        places: of data and weights.
         console: for the progress and the tables.
         overwrite: delete the run that is in `root` first.
 
@@ -74,53 +182,59 @@ def run(
             in the folder.
     """
     torch.set_num_threads(config.threads)
-    # Data is found before anything is deleted or written.
-    stream = make_stream(config.for_seed(config.seeds[0]), data_root)
+    stream = try_out(config, places)
     with runs.locked(root):
         if overwrite:
             runs.clear(root)
-        runs.write_config(root, config, data_root)
+        runs.write_config(root, config, places)
         every: list[dict[str, Any]] = []
         for seed, folder in runs.seed_folders(root, config):
             if len(config.seeds) > 1:
                 console.print(
                     f"seed {seed} in {folder}", markup=False, highlight=False, soft_wrap=True
                 )
-                runs.write_config(folder, config.for_seed(seed), data_root)
+                runs.write_config(folder, config.for_seed(seed), places)
             one = config.for_seed(seed)
             if every:
-                stream = make_stream(one, data_root)
-            every.append(run_seed(folder, one, stream, console))
+                stream = make_stream(one, places)
+            every.append(run_seed(folder, one, places, stream, console))
         if len(every) > 1:
             report.show_summary(console, results.write_summary(root, every), every)
     return all(m["certificate"]["identical"] == m["certificate"]["tasks"] for m in every)
 
 
-def run_seed(folder: Path, config: Config, stream: Stream, console: Console) -> dict[str, Any]:
+def run_seed(
+    folder: Path, config: Config, places: Places, stream: Stream, console: Console
+) -> dict[str, Any]:
     """Runs one seed in its folder, or what is left of it; its metrics. Raises as `run` does."""
     with log_file(folder / runs.LOG) as log:
-        learner = load_or_make(folder, config, stream)
+        learner = load_or_make(folder, config, places, stream)
         learned = len(learner.reports)
+        # Training examples of every task, for the costs.
+        sizes = [stream[k].size("train") for k in range(learned)]
         reporter = Reporter(console, log, len(stream), learned)
         learner.callbacks.append(reporter)
         _note_environment(folder, reporter, resumed=learned > 0)
         if learned:
             reporter.say(f"going on after {learned} of {len(stream)} tasks")
-        with reporter.live(), _full_network(folder, learner, config, console):
+        with reporter.live(), _full_network(folder, learner, config, console, sizes):
             for index in range(learned, len(stream)):
-                learner.learn(stream[index])
-                _write(folder, learner, config)
+                task = stream[index]
+                learn = learner.adopt if config.adopt and index == 0 else learner.learn
+                learn(task)
+                sizes.append(task.size("train"))
+                _write(folder, learner, config, sizes)
         # A kill between the last checkpoint and its clean-up leaves the fits of a learned task.
         shutil.rmtree(folder / runs.PROGRESS, ignore_errors=True)
-        metrics = _write(folder, learner, config, plots=True)
-        for line in (report.numbers_line(metrics), report.certificate_line(metrics["certificate"])):
+        metrics = _write(folder, learner, config, sizes, plots=True)
+        for line in report.last_lines(metrics):
             reporter.say(line, quiet=True)
     report.show(console, metrics, results.seconds_of(learner))
     report.show_line(console, f"results: {folder}")
     return metrics
 
 
-def load_or_make(folder: Path, config: Config, stream: Stream) -> Learner:
+def load_or_make(folder: Path, config: Config, places: Places, stream: Stream) -> Any:
     """The learner of a run as its checkpoint has it, or a fresh one.
 
     Raises:
@@ -128,8 +242,13 @@ def load_or_make(folder: Path, config: Config, stream: Stream) -> Learner:
     """
     path = folder / runs.CHECKPOINT
     if not path.is_file():
-        return make_learner(config, stream, folder, [])
-    learner = Learner.load(path, tasks=stream, device=config.device, checkpoint_dir=folder)
+        return make_learner(config, places, stream, folder)
+    arguments: dict[str, Any] = {"device": config.device, "checkpoint_dir": folder}
+    if config.method == "clnp":
+        learner: Any = Learner.load(path, tasks=stream, **arguments)
+    else:
+        net, _ = make_net(config, places, stream)
+        learner = methods.load(path, tasks=stream, net=net, **arguments)
     if len(learner.reports) > len(stream):
         raise ConfigError(
             f"{path}: holds {len(learner.reports)} tasks, wanted at most {len(stream)}"
@@ -139,7 +258,7 @@ def load_or_make(folder: Path, config: Config, stream: Stream) -> Learner:
 
 @contextlib.contextmanager
 def _full_network(
-    folder: Path, learner: Learner, config: Config, console: Console
+    folder: Path, learner: Any, config: Config, console: Console, sizes: list[int]
 ) -> Iterator[None]:
     """A network that fills up before the last task still gets its plots and tables for the tasks
     that it has.
@@ -148,14 +267,18 @@ def _full_network(
         yield
     except CapacityError:
         if learner.reports:
-            metrics = _write(folder, learner, config, plots=True)
+            metrics = _write(folder, learner, config, sizes, plots=True)
             report.show(console, metrics, results.seconds_of(learner))
         raise
 
 
-def _write(folder: Path, learner: Learner, config: Config, plots: bool = False) -> dict[str, Any]:
-    metrics = results.metrics_of(learner, config, learner.verify())
-    results.write(folder, metrics, results.seconds_of(learner))
+def _write(
+    folder: Path, learner: Any, config: Config, sizes: list[int], plots: bool = False
+) -> dict[str, Any]:
+    verdicts = learner.verify() if config.method == "clnp" else []
+    costs = results.costs_of(learner, sizes)
+    metrics = results.metrics_of(learner, config, verdicts, costs)
+    results.write(folder, metrics, results.seconds_of(learner), costs)
     if plots:
         results.draw(folder, metrics)
     return metrics

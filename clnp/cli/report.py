@@ -16,6 +16,7 @@ from clnp.cli import results
 # Above this many tasks a table of all accuracies doesn't fit a screen; the files and plots have
 # them.
 MOST_COLUMNS = 12
+MOST_LAYERS = 6
 
 
 def show(
@@ -23,11 +24,24 @@ def show(
 ) -> None:
     """Prints one run: accuracies, capacity, times, ACC, BWT, forgetting and the certificate."""
     show_table(console, accuracy_table(metrics))
-    show_table(console, capacity_table(metrics))
+    layers = metrics["reports"][0]["capacity"]
+    if layers:
+        wide = len(layers) > MOST_LAYERS
+        show_table(console, layer_table(metrics) if wide else capacity_table(metrics))
     if seconds:
         show_table(console, time_table(seconds))
-    show_line(console, numbers_line(metrics))
-    show_line(console, certificate_line(metrics["certificate"]))
+    for line in last_lines(metrics):
+        show_line(console, line)
+
+
+def last_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What a run comes to, in a few lines."""
+    lines = [numbers_line(metrics)]
+    if "cost" in metrics:
+        lines.append(cost_line(metrics["cost"]))
+    if metrics["certificate"]["tasks"]:
+        lines.append(certificate_line(metrics["certificate"]))
+    return lines
 
 
 def show_table(console: Console, table: Table) -> None:
@@ -45,7 +59,7 @@ def show_line(console: Console, text: str) -> None:
 def accuracy_table(metrics: Mapping[str, Any]) -> Table:
     """R in per cent; only the last row where there are too many tasks for a screen."""
     R = metrics["accuracy_matrix"]
-    table = _table("Test accuracy (%) on each task, after learning each task")
+    table = new_table("Test accuracy (%) on each task, after learning each task")
     if len(R) > MOST_COLUMNS:
         table.add_column("task")
         table.add_column("when learned", justify="right")
@@ -69,7 +83,7 @@ def capacity_table(metrics: Mapping[str, Any]) -> Table:
     """Channels per task and layer: used so far, new, reused."""
     reports = metrics["reports"]
     layers = list(reports[0]["capacity"])
-    table = _table("Channels used so far (new + reused by the task), per layer")
+    table = new_table("Channels used so far (new + reused by the task), per layer")
     table.add_column("task")
     for layer in layers:
         table.add_column(f"{layer} of {reports[0]['capacity'][layer]['size']}", justify="right")
@@ -85,9 +99,21 @@ def capacity_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+def layer_table(metrics: Mapping[str, Any]) -> Table:
+    """The same for many layers: one row each, after the last task."""
+    last = metrics["reports"][-1]["capacity"]
+    table = new_table("Channels used after the last task (new + reused by it), per layer")
+    for column in ("layer", "channels", "used", "new + reused"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for layer, c in last.items():
+        used = f"{c['used']} = {100 * c['used'] / c['size']:.1f} %"
+        table.add_row(escape(layer), str(c["size"]), used, f"{c['new']} + {c['reused']}")
+    return table
+
+
 def time_table(seconds: Sequence[Mapping[str, Any]]) -> Table:
     """Seconds per task and phase."""
-    table = _table("Time (s)")
+    table = new_table("Time (s)")
     table.add_column("task")
     for phase in results.PHASES:
         table.add_column(phase, justify="right")
@@ -119,6 +145,11 @@ def number(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) >= 1e-4 else f"{value:.1e}"
 
 
+def cost_line(cost: Mapping[str, Any]) -> str:
+    """ "training: 1.25e+12 FLOP, 5000 examples"."""
+    return f"training: {cost['flops']:.3g} FLOP, {cost['examples']} examples"
+
+
 def certificate_line(certificate: Mapping[str, Any]) -> str:
     """ "certificate: 5/5 tasks bit-identical"."""
     return f"certificate: {certificate['identical']}/{certificate['tasks']} tasks bit-identical"
@@ -128,8 +159,8 @@ def show_summary(
     console: Console, summary: Mapping[str, Any], all_metrics: Sequence[Mapping[str, Any]]
 ) -> None:
     """Prints several seeds: one row each, then mean and standard deviation."""
-    layers = list(summary["used"])
-    table = _table(f"{len(all_metrics)} seeds")
+    layers = list(summary["used"])[:MOST_LAYERS]
+    table = new_table(f"{len(all_metrics)} seeds")
     for column in ("seed", "ACC", "BWT", "forgetting", *(f"{layer} used" for layer in layers)):
         table.add_column(column, justify="right")
     for m in all_metrics:
@@ -152,7 +183,8 @@ def show_summary(
             for name, key in (("ACC", "acc"), ("BWT", "bwt"), ("forgetting", "forgetting"))
         ),
     )
-    show_line(console, certificate_line(summary["certificate"]))
+    if summary["certificate"]["tasks"]:
+        show_line(console, certificate_line(summary["certificate"]))
 
 
 def spread(value: Mapping[str, Any], percent: bool = False) -> str:
@@ -165,7 +197,7 @@ def spread(value: Mapping[str, Any], percent: bool = False) -> str:
 
 def verdict_table(verdicts: Sequence[Any]) -> Table:
     """What `learner.verify()` found, task by task."""
-    table = _table("Logits on the stored probe batches, recomputed")
+    table = new_table("Logits on the stored probe batches, recomputed")
     for column in ("task", "bit-identical", "note"):
         table.add_column(column)
     for v in verdicts:
@@ -173,7 +205,8 @@ def verdict_table(verdicts: Sequence[Any]) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
+def new_table(title: str) -> Table:
+    """An empty table with a title, in the one style of all."""
     return Table(title=title, header_style="", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
 
 

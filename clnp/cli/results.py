@@ -20,23 +20,33 @@ from clnp import diagnostics, plots
 from clnp.atomic import write_text
 from clnp.cli import runs
 from clnp.cli.config import Config
+from clnp.learner import Learner
+from clnp.methods import clnp_cost
 
 PHASES = ("fit", "search", "fine_tune", "evaluate", "total")
 SUMMARIES = ("acc", "bwt", "forgetting")
+COST = ("flops", "examples", "peak_memory", "seconds")
 
 
-def metrics_of(learner: Any, config: Config, verdicts: Sequence[Any]) -> dict[str, Any]:
+def metrics_of(
+    learner: Any,
+    config: Config,
+    verdicts: Sequence[Any],
+    costs: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
     """All deterministic numbers of a learner, JSON-able.
 
     Arguments:
-        learner: a `clnp.Learner` with at least one learned task.
+        learner: a `clnp.Learner`, or one of `clnp.methods`, with at least one learned task.
         config: of the run, with one seed.
-        verdicts: of `learner.verify()`.
+        verdicts: of `learner.verify()`; empty for a method that promises nothing.
+        costs: of `costs_of`.
 
     Returns:
         {"config", "tasks_learned", "accuracy_matrix" [T, T] with null above the diagonal, "acc",
-        "bwt", "forgetting", "certificate": {"tasks", "identical", "differing"}, "reports": one
-        `TaskReport` per task without its times}.
+        "bwt", "forgetting", "certificate": {"tasks", "identical", "differing"}, "cost": {"flops",
+        "examples"} of all training together, "reports": one `TaskReport` per task without its
+        times}.
     """
     R = np.asarray(learner.accuracy_matrix, dtype=np.float64)
     reports = [dataclasses.asdict(report) for report in learner.reports]
@@ -51,8 +61,31 @@ def metrics_of(learner: Any, config: Config, verdicts: Sequence[Any]) -> dict[st
             "identical": sum(bool(v.identical) for v in verdicts),
             "differing": [int(v.task) for v in verdicts if not v.identical],
         },
+        "cost": {name: sum(row[name] for row in costs) for name in ("flops", "examples")},
         "reports": [{k: v for k, v in report.items() if k != "seconds"} for report in reports],
     }
+
+
+def costs_of(learner: Any, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """What training cost, one row per task: {"task", "name", "flops", "examples", "peak_memory",
+    "seconds"}.
+
+    Operations are counted by formula, frozen and skipped work left out; examples are those that
+    training steps saw; memory is in bytes, of weights, optimizer and activations as
+    `clnp.methods.cost` counts them; seconds are those of training.
+
+    Arguments:
+        learner: a `clnp.Learner`, or one of `clnp.methods`.
+        sizes: training examples of each learned task.
+    """
+    if isinstance(learner, Learner):
+        rows = [clnp_cost(learner, task, n) for task, n in enumerate(sizes)]
+    else:
+        rows = learner.cost
+    return [
+        {"task": i, "name": report.name, **{name: row[name] for name in COST}}
+        for i, (report, row) in enumerate(zip(learner.reports, rows, strict=True))
+    ]
 
 
 def seconds_of(learner: Any) -> list[dict[str, Any]]:
@@ -65,9 +98,15 @@ def seconds_of(learner: Any) -> list[dict[str, Any]]:
     ]
 
 
-def write(folder: Path, metrics: Mapping[str, Any], seconds: Sequence[Mapping[str, Any]]) -> None:
-    """Writes metrics.json and the four CSV files, each whole or not at all. Raises OSError."""
+def write(
+    folder: Path,
+    metrics: Mapping[str, Any],
+    seconds: Sequence[Mapping[str, Any]],
+    costs: Sequence[Mapping[str, Any]],
+) -> None:
+    """Writes metrics.json and the five CSV files, each whole or not at all. Raises OSError."""
     reports = metrics["reports"]
+    write_csv(folder / "cost.csv", ("task", "name", *COST), costs)
     write_csv(folder / "timing.csv", ("task", "name", *PHASES), seconds)
     names = [f"task_{j}" for j in range(len(reports))]
     rows = [
@@ -112,10 +151,12 @@ def draw(folder: Path, metrics: Mapping[str, Any]) -> list[Path]:
     figures = {
         "accuracy_matrix": plots.accuracy_heatmap(metrics["accuracy_matrix"]),
         "mean_accuracy": plots.mean_accuracy([metrics["accuracy_matrix"]]),
-        "capacity": plots.capacity([capacities]),
-        "reuse": plots.reuse({g: diagnostics.reuse_matrix(capacities, reuses, g) for g in groups}),
         "training": plots.training_curves([report["history"] for report in reports]),
     }
+    if groups:
+        matrices = {g: diagnostics.reuse_matrix(capacities, reuses, g) for g in groups}
+        figures["capacity"] = plots.capacity([capacities])
+        figures["reuse"] = plots.reuse(matrices)
     return _save(folder, figures)
 
 
@@ -167,10 +208,10 @@ def write_summary(folder: Path, all_metrics: Sequence[Mapping[str, Any]]) -> dic
     if len({m["tasks_learned"] for m in all_metrics}) == 1:
         figures = {
             "mean_accuracy": plots.mean_accuracy([m["accuracy_matrix"] for m in all_metrics]),
-            "capacity": plots.capacity(
-                [[r["capacity"] for r in m["reports"]] for m in all_metrics]
-            ),
         }
+        if layers:
+            capacities = [[r["capacity"] for r in m["reports"]] for m in all_metrics]
+            figures["capacity"] = plots.capacity(capacities)
         _save(folder, figures)
     return summary
 
@@ -194,7 +235,15 @@ def read(folder: Path) -> dict[str, Any]:
 
 def read_seconds(folder: Path) -> list[dict[str, Any]]:
     """timing.csv as rows; empty where there is no such file."""
-    path = folder / "timing.csv"
+    return _read_csv(folder / "timing.csv")
+
+
+def read_costs(folder: Path) -> list[dict[str, Any]]:
+    """cost.csv as rows; empty where there is no such file."""
+    return _read_csv(folder / "cost.csv")
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with open(path, newline="") as file:

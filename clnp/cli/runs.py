@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,55 @@ FILES = (
     "accuracy.csv",
     "capacity.csv",
     "history.csv",
+    "cost.csv",
     "summary.csv",
+    "compare.json",
+    "compare.csv",
+    "methods.csv",
 )
 FOLDERS = ("plots", PROGRESS)
+# Endings of the networks that `clnp export` writes beside them.
+EXPORTS = ("pt2", "onnx")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run finds its data and weights, which decides nothing.
+
+    Attributes:
+        data_root: folder of the data files, or None to download them.
+        paths: files or folders, one per task, of the experiments that have them.
+        pretrained: file of weights, or None.
+        workers: threads that read image files.
+    """
+
+    data_root: str | None = None
+    paths: tuple[str, ...] = ()
+    pretrained: str | None = None
+    workers: int = 2
+
+    @classmethod
+    def of(cls, options: Any) -> Places:
+        """From the command line, all paths absolute."""
+        return cls(
+            _absolute(options.data_root),
+            tuple(str(Path(path).absolute()) for path in options.paths),
+            _absolute(options.pretrained),
+            options.workers or cls.workers,
+        )
+
+    def over(self, old: Places) -> Places:
+        """These places, and the old ones where there are none."""
+        return Places(
+            self.data_root or old.data_root,
+            self.paths or old.paths,
+            self.pretrained or old.pretrained,
+            self.workers,
+        )
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
 
 
 class RunError(ClnpError, RuntimeError):
@@ -63,19 +111,19 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: can't be read ({error})") from error
 
 
-def write_config(folder: Path, config: Config, data_root: str | None) -> None:
-    """config.json: the settings, and where the data was found (which decides nothing)."""
+def write_config(folder: Path, config: Config, places: Places) -> None:
+    """config.json: the settings, and where data and weights were found."""
     data = {
         "format": FORMAT,
         "version": VERSION,
         "config": config.as_dict(),
-        "data_root": data_root,
+        **dataclasses.asdict(places),
     }
     write_json(folder / CONFIG, data)
 
 
-def read_config(folder: Path) -> tuple[Config, str | None]:
-    """(settings, data root) of a run.
+def read_config(folder: Path) -> tuple[Config, Places]:
+    """(settings, places) of a run.
 
     Raises:
         RunError: no run folder, or from another version. ConfigError: settings that are nonsense.
@@ -87,7 +135,12 @@ def read_config(folder: Path) -> tuple[Config, str | None]:
         raise RunError(
             f"{folder / CONFIG}: version {data.get('version')!r}, this clnp reads {VERSION}"
         )
-    return Config.from_dict(data["config"]), data.get("data_root")
+    known = {
+        field.name: data[field.name] for field in dataclasses.fields(Places) if field.name in data
+    }
+    return Config.from_dict(data["config"]), Places(
+        **{**known, "paths": tuple(known.get("paths", ()))}
+    )
 
 
 def is_run(folder: Path) -> bool:
@@ -154,8 +207,9 @@ def clear(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
     for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for export in folder.glob("task-*.pt2"):
-        export.unlink()
+    for ending in EXPORTS:
+        for export in folder.glob(f"task-*.{ending}"):
+            export.unlink()
     for below in folder.glob("seed-*"):
         if is_run(below):
             clear(below)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from clnp import cli
-from clnp.cli import results, runs
+from clnp.cli import experiment, results, runs
 from clnp.cli.config import Config, defaults, differences, validate
 from clnp.cli.console import Reporter
 from clnp.errors import ConfigError
@@ -66,6 +67,31 @@ BAD_RUNS = {
     "grid lr zero": (["--grid", "lr=1e-3,0"], "--grid lr: got 0.001,0"),
     "grid l1 layers": (["--grid", "l1=1e-5:1e-5"], "--grid l1: got 2 numbers"),
     "resume and overwrite": (["--resume", "--overwrite"], "--resume and --overwrite: got both"),
+    "files where none are wanted": (["permuted-digits", "a"], "permuted-digits takes no files"),
+    "no folders": (["folder"], "wanted folders of images after it, one per task"),
+    "no arrays": (["arrays"], "wanted .npz files"),
+    "absent folder": (["folder", "nowhere"], "nowhere: no such folder"),
+    "tasks of folders": (["folder", "a", "--tasks", "2"], "--tasks: folder has one task per"),
+    "image size": (["folder", "a", "--image-size", "0"], "--image-size: got 0"),
+    "option of another": (["--image-size", "8"], "--image-size: is of folder, not of permuted-dig"),
+    "validation of digits": (["--validation", "0.1"], "--validation: is of permuted-mnist, split"),
+    "split": (["split-cifar", "--split", "cifar20"], "--split: invalid choice: 'cifar20'"),
+    "no cifar": (["split-cifar", "--data-root", "nowhere"], "no cifar10. Wanted one of cifar10."),
+    "unknown network": (["--net", "resnet_18"], "network 'resnet_18': unknown; near ones are"),
+    "network of images": (["--net", "narrow"], "expected (C, H, W)"),
+    "width of another": (["--net", "narrow", "--width", "8"], "--width: is of the network mlp"),
+    "net scale": (["--net-scale", "0"], "--net-scale: got 0"),
+    "mlp has no scale": (["--net-scale", "0.5"], "network 'mlp': takes no scale"),
+    "no weights": (["--pretrained", "nowhere"], "nowhere can't be read"),
+    "adopt": (["--adopt"], "--adopt: got no weights"),
+    "workers": (["--workers", "0"], "--workers: got 0"),
+    "unknown method": (["--method", "magic"], "method='magic': expected one of ['finetune'"),
+    "setting of clnp": (["--method", "si", "--margin", "0.1"], "--margin: is of the method clnp"),
+    "option of a method": (["--method", "si", "--set", "z=1"], "unknown options ['z']; its own"),
+    "range of an option": (["--method", "si", "--set", "c=-1"], "c=-1: expected a number >= 0"),
+    "set of clnp": (["--set", "c=1"], "--set: got 'c=1', but clnp's settings have options"),
+    "set of others": (["--method", "si", "--set", "ewc.c=1"], "wanted options of si"),
+    "set without value": (["--method", "si", "--set", "c"], "wanted NAME=VALUE or METHOD.NAME"),
     "no data": (
         ["permuted-mnist", "--data-root", "nowhere"],
         "no MNIST files. Wanted train-images-idx3-ubyte",
@@ -90,9 +116,17 @@ def test_defaults_are_good_settings():
         config = Config(**defaults(stream))
         validate(config)
         assert Config.from_dict(json.loads(json.dumps(config.as_dict()))) == config
-    assert tuple(cli.commands.STREAMS) == ("permuted-digits", "permuted-mnist")
+    assert tuple(cli.commands.STREAMS) == tuple(experiment.MAKERS)
     with pytest.raises(ConfigError, match="stream"):
         defaults("permuted-cats")
+
+
+def test_settings_stored_by_an_earlier_version_are_read():
+    values = Config(**defaults("permuted-mnist")).as_dict()
+    later = [f.name for f in dataclasses.fields(Config) if f.default is not dataclasses.MISSING]
+    assert "method" in later
+    old = Config.from_dict({k: v for k, v in values.items() if k not in later})
+    assert old == Config(**defaults("permuted-mnist"))
 
 
 def test_stored_settings_are_checked():

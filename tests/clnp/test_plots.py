@@ -11,6 +11,12 @@ from clnp import diagnostics, plots
 from clnp.errors import DataError
 
 GROUPS = ("0", "2")
+METHODS = [f"method-{k}" for k in range(9)]
+ROWS = [
+    {"method": name, "acc": 0.9 - 0.01 * k, "flops": 10.0 ** (9 + k), "seconds": 10.0 + s}
+    for k, name in enumerate(METHODS)
+    for s in range(2)
+]
 
 
 def numbers(tasks: int, seed: int = 0):
@@ -36,6 +42,8 @@ def figures(tasks: int, seeds: int = 1):
         "capacity": plots.capacity([capacities] * seeds),
         "reuse": plots.reuse(matrices),
         "curves": plots.training_curves(history),
+        "methods": plots.compare({name: [R] * seeds for name in METHODS}),
+        "cost": plots.accuracy_against_cost(ROWS),
     }
 
 
@@ -50,7 +58,7 @@ def test_png_files(tmp_path, tasks, seeds):
         wanted = figure.get_size_inches() * plots.DPI
         assert size == pytest.approx(tuple(wanted), abs=1)
         assert len(set(raw)) > 100  # not blank
-    assert [p.suffix for p in tmp_path.iterdir()] == [".png"] * 5
+    assert [p.suffix for p in tmp_path.iterdir()] == [".png"] * 7
 
 
 def test_same_numbers_same_bytes(tmp_path):
@@ -66,6 +74,29 @@ def test_figures_show_their_numbers():
     bars = plots.capacity([capacities]).axes[0].containers
     assert [bar.get_height() for bar in bars[2]] == pytest.approx([3, 3, 3])
     assert [bar.get_height() for bar in bars[3]] == pytest.approx([97, 94, 91])
+
+
+def test_methods_are_told_apart():
+    R = numbers(4)[0]
+    lines = plots.compare({name: [R, R] for name in METHODS}).axes[0].lines
+    assert [line.get_label() for line in lines] == METHODS
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(METHODS)
+    assert lines[0].get_ydata() == pytest.approx(100 * diagnostics.mean_accuracies(R))
+    panels = plots.accuracy_against_cost(ROWS).axes
+    for panel, key in zip(panels, ("flops", "seconds"), strict=True):
+        points = [(x, y) for line in panel.lines for x, y in line.get_xydata()]
+        assert points == [pytest.approx((row[key], 100 * row["acc"])) for row in ROWS]
+
+
+def test_many_layers_make_several_rows_of_panels():
+    counts = {"size": 10, "used": 4, "new": 4, "reused": 0, "free": 6}
+    many = {f"layer{k}": counts for k in range(12)}
+    matrices = {name: np.array([[4]]) for name in many}
+    for figure, panels in ((plots.capacity([[many]]), 12), (plots.reuse(matrices), 13)):
+        width, height = figure.get_size_inches()
+        assert len(figure.axes) == panels  # one more for the colour bar
+        assert width < 5 * 6
+        assert height > 7
 
 
 def test_all_figures_have_titles_and_labels():
@@ -92,6 +123,9 @@ def test_pyplot_is_not_used(tmp_path):
         lambda: plots.capacity([]),
         lambda: plots.capacity([[]]),
         lambda: plots.reuse({}),
+        lambda: plots.compare({}),
+        lambda: plots.compare({"a": []}),
+        lambda: plots.accuracy_against_cost([]),
     ],
 )
 def test_nothing_to_draw(draw):

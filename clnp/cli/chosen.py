@@ -1,0 +1,192 @@
+"""From the words of the command line to the settings of a run."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clnp.cli import config as configs
+from clnp.cli import runs
+from clnp.cli.arguments import STREAMS
+from clnp.cli.config import Config
+from clnp.cli.defaults import CLNP_ONLY, DEFAULTS, METHODS, NAMED, NETS, SOME, SPLITS, WITH_NET
+from clnp.cli.runs import Places
+from clnp.errors import ConfigError
+
+# argparse destinations that are no settings of `clnp.cli.config.Config`.
+NOT_SETTINGS = (
+    *("command", "words", "stream", "paths", "method", "methods", "set", "grid", "seed", "seeds"),
+    *("out", "resume", "overwrite", "data_root", "pretrained", "workers"),
+)
+
+
+def out_folder(options: argparse.Namespace) -> Path:
+    """The folder of a run or a comparison."""
+    name = options.stream or STREAMS[0]
+    default = Path("runs") / (name if options.command == "run" else f"compare-{name}")
+    folder: Path = options.out or default
+    return folder
+
+
+def settings(
+    options: argparse.Namespace, folder: Path, method: str | None = None
+) -> tuple[Config, Places]:
+    """The settings of a run: the given options over the resumed run's settings, or else over the
+    experiment's defaults.
+
+    Arguments:
+        options: of `parse`.
+        folder: of the run.
+        method: of a comparison; what is given for CLNP only doesn't count for the others. None
+            takes --method, or the resumed run's.
+
+    Raises:
+        ConfigError: an option out of range, or one that doesn't go with the experiment or method.
+    """
+    given = {k: v for k, v in vars(options).items() if k not in NOT_SETTINGS and v is not None}
+    given |= _seeds(options) | _grid(options.grid)
+    if options.stream is not None:
+        given["stream"] = options.stream
+    places = Places.of(options)
+    if options.resume and runs.is_run(folder):
+        old, old_places = runs.read_config(folder)
+        base: dict[str, Any] = {name: getattr(old, name) for name in old.__dataclass_fields__}
+        places = places.over(old_places)
+    else:
+        stream = options.stream or STREAMS[0]
+        base = _base(stream, method or options.method or "clnp", given, len(options.paths))
+    if places.pretrained is not None:
+        given["pretrained"] = _digest(Path(places.pretrained))
+    name = method or options.method or base.get("method", "clnp")
+    if name != "clnp":
+        given = _for_method(name, given, lenient=method is not None)
+    _check_some(base["stream"], given, options.paths)
+    chosen = _set(options.set, name, lenient=method is not None)
+    if chosen or "options" not in base:
+        given["options"] = chosen
+    if "net" in given:
+        given["net"] = NETS.get(base["stream"], {}).get(given["net"], given["net"])
+    config = Config(**{**base, **given, "method": name})
+    configs.validate(config)
+    return config, places
+
+
+def _base(stream: str, method: str, given: dict[str, Any], paths: int) -> dict[str, Any]:
+    """An experiment's defaults, as the network, the split and the method change them."""
+    base = configs.defaults(stream)
+    net = given.get("net", base["net"])
+    if net != base["net"]:
+        base |= {"width": None, "depth": None, "dropout": None}
+        base |= WITH_NET.get((stream, net), {})
+        if net == "mlp":
+            base |= {name: DEFAULTS["arrays"][name] for name in ("width", "depth", "dropout")}
+    if SPLITS.get(given.get("split", "")):
+        base["tasks"] = SPLITS[given["split"]]
+    if stream in NAMED:
+        base["tasks"] = max(paths, 1)
+    if "depth" in given and "l1" not in given:
+        base["l1"] = _stretched(base["l1"], given["depth"])
+    if method != "clnp":
+        # The same epochs for all: those of fine-tuning go to training.
+        base["epochs"] += base["fine_tune_epochs"]
+        base |= {"fine_tune_epochs": 0, **METHODS.get(stream, {})}
+    return base
+
+
+def _for_method(method: str, given: dict[str, Any], lenient: bool) -> dict[str, Any]:
+    """What is given, without the settings that only CLNP has."""
+    useless = [name for name in CLNP_ONLY if name in given]
+    if useless and not lenient:
+        names = ", ".join(configs.option(name) for name in useless)
+        raise ConfigError(f"{names}: is of the method clnp alone, got --method {method}")
+    return {name: value for name, value in given.items() if name not in useless}
+
+
+def _check_some(stream: str, given: dict[str, Any], paths: Sequence[str]) -> None:
+    """Refuses options that only other experiments have."""
+    for name in SOME:
+        if name in given and name not in DEFAULTS[stream]:
+            users = ", ".join(s for s in STREAMS if name in DEFAULTS[s])
+            raise ConfigError(f"{configs.option(name)}: is of {users}, not of {stream}")
+    if stream in NAMED and "tasks" in given:
+        raise ConfigError(f"--tasks: {stream} has one task per file or folder named")
+
+
+def _seeds(options: argparse.Namespace) -> dict[str, Any]:
+    if options.seeds is not None:
+        if not 1 <= options.seeds <= 1000:
+            raise ConfigError(f"--seeds: got {options.seeds}, wanted 1 to 1000 seeds")
+        return {"seeds": tuple(range(options.seeds))}
+    return {} if options.seed is None else {"seeds": (options.seed,)}
+
+
+def _grid(items: Sequence[str] | None) -> dict[str, Any]:
+    """["l1=1e-6,1e-5:1e-5:1e-6", "lr=1e-3"] -> {"grid_l1": ((1e-6,), (1e-5, 1e-5, 1e-6)),
+    "grid_lr": (1e-3,)}.
+    """
+    grid: dict[str, Any] = {}
+    for item in items or ():
+        name, equals, text = item.partition("=")
+        if name not in ("l1", "lr") or not equals or f"grid_{name}" in grid:
+            raise ConfigError(
+                f"--grid: got {item!r}, wanted l1=LIST and lr=LIST, each at most once"
+            )
+        try:
+            points = tuple(tuple(float(v) for v in point.split(":")) for point in text.split(","))
+        except ValueError:
+            raise ConfigError(
+                f"--grid {name}: got {text!r}, wanted numbers with commas between"
+            ) from None
+        if name == "lr":
+            if any(len(point) != 1 for point in points):
+                raise ConfigError(f"--grid lr: got {text!r}, wanted one number per candidate")
+            grid["grid_lr"] = tuple(point[0] for point in points)
+        else:
+            grid["grid_l1"] = points
+    return grid
+
+
+def _set(items: Sequence[str] | None, method: str, lenient: bool) -> tuple[tuple[str, Any], ...]:
+    """["c=0.1", "si.xi=1e-3"] -> (("c", 0.1), ("xi", 0.001)) for the method si; values are JSON, or
+    else words. With `lenient`, what is meant for other methods is left out.
+    """
+    found: dict[str, Any] = {}
+    for item in items or ():
+        name, equals, text = item.partition("=")
+        whose, dot, own = name.rpartition(".")
+        if not equals or not own or (dot and not whose):
+            raise ConfigError(f"--set: got {item!r}, wanted NAME=VALUE or METHOD.NAME=VALUE")
+        if method == "clnp" and not lenient:
+            raise ConfigError(f"--set: got {item!r}, but clnp's settings have options of their own")
+        if (dot and whose != method) or method == "clnp":
+            if not lenient:
+                raise ConfigError(f"--set: got {item!r}, wanted options of {method}")
+            continue
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        found[own] = tuple(value) if isinstance(value, list) else value
+    return tuple(sorted(found.items()))
+
+
+def _stretched(l1: tuple[float, ...], depth: int) -> tuple[float, ...]:
+    """Default l1 for another depth: first and last stay, those between repeat the second."""
+    if len(l1) < 3 or depth < 1:
+        return l1
+    return (l1[0], *[l1[1]] * (depth - 1), l1[-1])
+
+
+def _digest(path: Path) -> str:
+    sha = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                sha.update(piece)
+        return sha.hexdigest()
+    except OSError as error:
+        raise ConfigError(f"--pretrained: {path} can't be read ({error})") from error

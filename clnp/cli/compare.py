@@ -1,0 +1,252 @@
+"""Several methods under one protocol: a run folder for each, one table, CSV files, plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from clnp import plots
+from clnp.cli import experiment, report, results, runs
+from clnp.cli.config import Config, differences
+from clnp.cli.runs import Places
+from clnp.diagnostics import mean_std
+from clnp.errors import ClnpError, ConfigError
+from clnp.methods import METHODS
+
+FORMAT = "clnp-compare"
+FILE = "compare.json"
+# Column of the tables, key of a row, how a mean is written.
+COLUMNS = (
+    ("ACC (%)", "acc", lambda v: f"{100 * v:.2f}"),
+    ("forgetting (%)", "forgetting", lambda v: f"{100 * v:.2f}"),
+    ("channels used (%)", "used", lambda v: f"{100 * v:.1f}"),
+    ("training FLOP", "flops", lambda v: f"{v:.3g}"),
+    ("examples", "examples", lambda v: f"{v:.3g}"),
+    ("memory (MiB)", "peak_memory", lambda v: f"{v / (1 << 20):.1f}"),
+    ("time (s)", "seconds", lambda v: f"{v:.1f}"),
+)
+Plan = Mapping[str, tuple[Config, Places]]
+
+
+def method_names(text: str, sets: Sequence[str] | None) -> list[str]:
+    """ "clnp,si" -> ["clnp", "si"].
+
+    Raises:
+        ConfigError: an unknown method, one that is there twice, or a --set for another one.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    known = ["clnp", *METHODS]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ConfigError(f"--methods: got {text!r}, wanted some of {', '.join(known)}")
+    if len(set(names)) != len(names):
+        raise ConfigError(f"--methods: got {text!r}, wanted each once")
+    for item in sets or ():
+        whose = item.partition("=")[0].rpartition(".")[0]
+        if whose and whose not in names:
+            raise ConfigError(f"--set: got {item!r}, wanted options of {', '.join(names)}")
+    return names
+
+
+def describe_methods() -> list[str]:
+    """All methods and their options, as lines of text."""
+    lines = ["clnp: continual learning via neural pruning; its settings are options of clnp run"]
+    for name, info in METHODS.items():
+        lines.append(f"{name}: {info.description}")
+        for key, option in info.options.items():
+            default = json.dumps(option.default)
+            lines.append(f"  --set {key}={default}  {option.meaning} ({option.wanted})")
+    return lines
+
+
+def is_compare(folder: Path) -> bool:
+    """Was a comparison begun in this folder?"""
+    return (folder / FILE).is_file()
+
+
+def check_free(folder: Path, plan: Plan, *, resume: bool, overwrite: bool) -> None:
+    """May a comparison begin in this folder? Nothing is written or deleted.
+
+    Raises:
+        ConfigError: it holds something else, a comparison that isn't to be resumed or overwritten,
+            or runs with other settings.
+    """
+    if not is_compare(folder):
+        if folder.exists() and not runs.is_empty(folder):
+            raise ConfigError(
+                f"--out: {folder} is not empty and holds no comparison; name another folder"
+            )
+        runs.check_free(folder, resume=resume, overwrite=overwrite)
+    elif not (resume or overwrite):
+        raise ConfigError(
+            f"--out: {folder} holds a comparison; continue it with --resume (other methods may be "
+            "added), or replace it with --overwrite"
+        )
+    for name, (config, _) in plan.items():
+        if resume and runs.is_run(folder / name):
+            runs.check_same(folder / name, config)
+    first, *others = [config for config, _ in plan.values()]
+    for config in others:
+        odd = [d for d in differences(first, config) if d.split()[0] in ("--tasks", "--seeds")]
+        if odd:
+            raise ConfigError(f"--resume: the methods' runs differ: {', '.join(odd)}")
+
+
+def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) -> bool:
+    """Runs what is missing of every method and seed, then writes and prints the comparison.
+
+    A method that fails is reported and left out of the table; what it learned stays in its folder.
+
+    Arguments:
+        folder: as `check_free` approved it.
+        plan: method -> (settings with all seeds, places).
+        console: for progress and tables.
+        overwrite: run everything anew.
+
+    Returns:
+        whether all methods finished.
+
+    Raises:
+        ClnpError: data, network or settings that don't fit, before anything is written.
+    """
+    missing = {
+        name: both
+        for name, both in plan.items()
+        if overwrite or not _finished(folder / name, both[0])
+    }
+    for config, places in missing.values():
+        experiment.try_out(config, places)
+    with runs.locked(folder):
+        known = runs.read_json(folder / FILE)["methods"] if is_compare(folder) else []
+        names = [*plan] if overwrite else [*known, *(name for name in plan if name not in known)]
+        runs.write_json(folder / FILE, {"format": FORMAT, "methods": names})
+        failed = {}
+        for name, (config, places) in plan.items():
+            report.show_line(console, f"\nmethod {name}")
+            if name not in missing:
+                report.show_line(console, "finished before")
+                continue
+            try:
+                experiment.run(folder / name, config, places, console, overwrite=overwrite)
+            except ClnpError as error:
+                failed[name] = " ".join(str(error).split())
+                report.show_line(console, f"method {name} stopped: {failed[name]}")
+        write(folder)
+        show(folder, console)
+    for name, text in failed.items():
+        report.show_line(console, f"method {name} did not finish: {text}")
+    return not failed
+
+
+def _finished(folder: Path, config: Config) -> bool:
+    """Has every seed of a method learned all its tasks?"""
+    return all(
+        (below / runs.METRICS).is_file()
+        and runs.read_json(below / runs.METRICS)["tasks_learned"] == config.tasks
+        for _, below in runs.seed_folders(folder, config)
+    )
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """One row per method and seed that learned all its tasks: {"method", "seed", "acc", "bwt",
+    "forgetting", "used" (mean over the layers of the share of channels used, None for other methods
+    than CLNP), "flops", "examples", "peak_memory" (bytes), "seconds" (of everything)}.
+
+    Raises:
+        RunError: a file of the comparison is missing or damaged.
+    """
+    rows = []
+    for name in runs.read_json(folder / FILE)["methods"]:
+        if not runs.is_run(folder / name):
+            continue
+        config, _ = runs.read_config(folder / name)
+        if not _finished(folder / name, config):
+            continue
+        for seed, below in runs.seed_folders(folder / name, config):
+            metrics = results.read(below)
+            used = [c["used"] / c["size"] for c in metrics["reports"][-1]["capacity"].values()]
+            costs, seconds = results.read_costs(below), results.read_seconds(below)
+            rows.append(
+                {
+                    "method": name,
+                    "seed": seed,
+                    **{key: metrics[key] for key in results.SUMMARIES},
+                    "used": sum(used) / len(used) if used else None,
+                    **metrics["cost"],
+                    "peak_memory": max(row["peak_memory"] for row in costs),
+                    "seconds": sum(row["total"] for row in seconds),
+                }
+            )
+    return rows
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per method: {"method", "seeds", and "KEY_mean", "KEY_std" of every number}, the
+    deviation with n - 1 and None for one seed.
+    """
+    table = []
+    for name in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == name]
+        line: dict[str, Any] = {"method": name, "seeds": len(own)}
+        for key in KEYS:
+            spread = mean_std([row[key] for row in own])
+            line |= {f"{key}_mean": spread["mean"], f"{key}_std": spread["std"]}
+        table.append(line)
+    return table
+
+
+KEYS = ("acc", "bwt", "forgetting", "used", "flops", "examples", "peak_memory", "seconds")
+
+
+def write(folder: Path) -> None:
+    """Writes methods.csv (a row per method), compare.csv (per method and seed) and the plots.
+    Raises OSError.
+    """
+    rows = rows_of(folder)
+    fields = [f"{key}_{part}" for key in KEYS for part in ("mean", "std")]
+    results.write_csv(folder / "compare.csv", ("method", "seed", *KEYS), rows)
+    results.write_csv(folder / "methods.csv", ("method", "seeds", *fields), summarise(rows))
+    draw(folder)
+
+
+def draw(folder: Path) -> None:
+    """Draws the plots of a comparison anew. Raises OSError."""
+    matrices: dict[str, list[Any]] = {}
+    rows = rows_of(folder)
+    for row in rows:
+        config, _ = runs.read_config(folder / row["method"])
+        below = dict(runs.seed_folders(folder / row["method"], config))[row["seed"]]
+        matrix = results.read(below)["accuracy_matrix"]
+        matrices.setdefault(row["method"], []).append(matrix)
+    if matrices:
+        plots.save(plots.compare(matrices), folder / "plots" / "mean_accuracy.png")
+        plots.save(plots.accuracy_against_cost(rows), folder / "plots" / "cost.png")
+
+
+def show(folder: Path, console: Console) -> None:
+    """Prints the table of a comparison."""
+    rows = rows_of(folder)
+    if not rows:
+        report.show_line(console, "no method has finished")
+        return
+    table = report.new_table("Methods, mean +- standard deviation over seeds")
+    for column in ("method", "seeds", *(title for title, _, _ in COLUMNS)):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for line in summarise(rows):
+        cells = [_cell(line, key, text) for _, key, text in COLUMNS]
+        table.add_row(escape(line["method"]), str(line["seeds"]), *cells)
+    report.show_table(console, table)
+    report.show_line(console, f"results: {folder}")
+
+
+def _cell(line: Mapping[str, Any], key: str, text: Any) -> str:
+    mean, std = line[f"{key}_mean"], line[f"{key}_std"]
+    if mean is None:
+        return "n/a"
+    # Counts that are the same for every seed need no deviation.
+    return text(mean) + (f" +- {text(std)}" if std else "")

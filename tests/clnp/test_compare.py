@@ -1,0 +1,180 @@
+"""Other methods on the command line, and several in one table."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+from clnp.cli import compare, results
+from clnp.learner import Learner
+from clnp.methods import METHODS
+from tests.clnp.commands import TINY, clnp, run_clnp
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_by_another_method(tmp_path, capsys):
+    words = ["run", "permuted-digits", *TINY, "--method", "si", "--set", "c=0.5"]
+    code, out, _ = clnp(capsys, *words, "--out", tmp_path / "a")
+    assert code == 0
+    assert "certificate" not in out
+    assert "pruning" not in out
+    metrics = results.read(tmp_path / "a")
+    assert metrics["config"]["method"] == "si"
+    assert metrics["config"]["options"] == [["c", 0.5]]
+    assert metrics["reports"][0]["capacity"] == {}
+    assert metrics["cost"]["examples"] == 2 * 2 * 1100
+    assert not (tmp_path / "a" / "plots" / "capacity.png").exists()
+    code, out, _ = clnp(capsys, "report", tmp_path / "a")
+    assert code == 0
+    assert "Channels" not in out
+    # A finished run goes on to nothing; the method and its options come from the folder.
+    before = (tmp_path / "a" / "metrics.json").read_bytes()
+    code, out, _ = clnp(capsys, "run", "--resume", "--out", tmp_path / "a")
+    assert code == 0
+    assert "going on after 2 of 2 tasks" in out
+    assert (tmp_path / "a" / "metrics.json").read_bytes() == before
+    for command in (["verify", tmp_path / "a"], ["export", tmp_path / "a", "--task", 0]):
+        code, _, err = clnp(capsys, *command)
+        assert code == 2
+        assert "was made by the method si" in err
+    code, _, err = clnp(capsys, "run", "--resume", "--out", tmp_path / "a", "--method", "ewc")
+    assert code == 2
+    assert "--method ewc (was si)" in err
+
+
+def test_methods_are_listed(capsys):
+    code, out, _ = clnp(capsys, "methods")
+    assert code == 0
+    for name in METHODS:
+        assert f"\n{name}: " in out
+    assert "--set xi=0.1" in out
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare") / "digits"
+    words = ["compare", "permuted-digits", *TINY, "--methods", "clnp,finetune,si", "--seeds", 2]
+    words += ["--set", "si.c=0.3", "--margin", 0.05, "--width", 12, "--out", folder]
+    assert run_clnp(*words) == 0
+    return folder
+
+
+def test_one_table_of_all_methods(comparison, capsys):
+    code, out, _ = clnp(capsys, "report", comparison)
+    assert code == 0
+    rows = read_csv(comparison / "compare.csv")
+    assert [(r["method"], r["seed"]) for r in rows] == [
+        (m, s) for m in ("clnp", "finetune", "si") for s in ("0", "1")
+    ]
+    summary = read_csv(comparison / "methods.csv")
+    for line in summary:
+        own = [r for r in rows if r["method"] == line["method"]]
+        for key in ("acc", "forgetting", "flops", "seconds", "peak_memory"):
+            values = [float(r[key]) for r in own]
+            assert float(line[f"{key}_mean"]) == pytest.approx(np.mean(values))
+            assert float(line[f"{key}_std"]) == pytest.approx(np.std(values, ddof=1))
+        acc = f"{100 * float(line['acc_mean']):.2f} +- {100 * float(line['acc_std']):.2f}"
+        assert acc in out
+    by_name = {line["method"]: line for line in summary}
+    assert float(by_name["clnp"]["forgetting_mean"]) == 0
+    assert float(by_name["clnp"]["used_mean"]) > 0
+    assert by_name["si"]["used_mean"] == ""
+    assert "n/a" in out
+    # Frozen work is left out of the count.
+    assert float(by_name["clnp"]["flops_mean"]) < float(by_name["finetune"]["flops_mean"])
+
+
+def test_settings_reach_the_methods(comparison):
+    configs = {
+        name: results.read(comparison / name / "seed-0")["config"]
+        for name in ("clnp", "finetune", "si")
+    }
+    assert configs["clnp"]["margin"] == 0.05
+    assert configs["si"]["options"] == [["c", 0.3]]
+    assert configs["finetune"]["options"] == []
+    assert {c["epochs"] for c in configs.values()} == {2}
+    for name, metrics in configs.items():
+        assert metrics["method"] == name
+
+
+def test_a_comparison_is_not_touched_unasked(comparison, capsys):
+    words = ["compare", "permuted-digits", *TINY, "--seeds", 2, "--out", comparison]
+    code, _, err = clnp(capsys, *words, "--methods", "clnp")
+    assert code == 2
+    assert "holds a comparison; continue it with --resume" in err
+    code, _, err = clnp(capsys, *words, "--methods", "clnp", "--resume", "--lr", 0.5)
+    assert code == 2
+    assert "--lr 0.5" in err
+
+
+def test_resume_runs_what_is_missing_and_adds_methods(comparison, tmp_path, capsys, monkeypatch):
+    words = ["compare", "permuted-digits", *TINY, "--seeds", 2, "--margin", 0.05, "--width", 12]
+    words += ["--out", tmp_path]
+    learn, calls = Learner.learn, []
+
+    def killed(learner, task):
+        calls.append(task.name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return learn(learner, task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "learn", killed)
+        code, _, err = clnp(capsys, *words, "--methods", "clnp")
+    assert code == 130
+    assert "go on with: clnp compare permuted-digits --resume --out" in err
+    assert clnp(capsys, *words, "--methods", "clnp", "--resume")[0] == 0
+    same = [row for row in compare.rows_of(comparison) if row["method"] == "clnp"]
+    for row, other in zip(compare.rows_of(tmp_path), same, strict=True):
+        for key in ("seed", "acc", "bwt", "forgetting", "used", "flops", "examples"):
+            assert row[key] == other[key], key
+    code, out, _ = clnp(capsys, *words, "--methods", "clnp,er", "--resume")
+    assert code == 0
+    assert out.count("finished before") == 1
+    methods = [line["method"] for line in read_csv(tmp_path / "methods.csv")]
+    assert methods == ["clnp", "er"]
+
+
+def test_a_method_that_stops_is_told_and_left_out(tmp_path, capsys):
+    words = ["compare", "permuted-digits", "--threads", 1, "--epochs", 1, "--width", 2]
+    words += ["--tasks", 4, "--methods", "clnp,finetune", "--out", tmp_path / "a"]
+    code, out, _ = clnp(capsys, *words)
+    assert code == 3
+    assert "method clnp did not finish: " in out
+    assert [line["method"] for line in read_csv(tmp_path / "a" / "methods.csv")] == ["finetune"]
+
+
+BAD = {
+    "unknown": (["--methods", "clnp,magic"], "--methods: got 'clnp,magic', wanted some of clnp, "),
+    "none": (["--methods", ","], "--methods: got ','"),
+    "twice": (["--methods", "si,si"], "wanted each once"),
+    "set": (["--methods", "si", "--set", "ewc.x=1"], "wanted options of si"),
+    "option": (["--methods", "clnp,si", "--set", "si.z=1"], "unknown options ['z']"),
+    "resume": (["--resume", "--overwrite"], "got both"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_comparisons_are_refused_before_any_work(tmp_path, capsys, case):
+    words, fragment = BAD[case]
+    code, out, err = clnp(capsys, "compare", *TINY, "--out", tmp_path / "a", *words)
+    assert code == 2
+    assert out == ""
+    assert fragment in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+
+
+def test_foreign_folders_are_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("ten years")
+    for flag in ([], ["--resume"], ["--overwrite"]):
+        code, _, err = clnp(capsys, "compare", "--out", tmp_path, *TINY, *flag)
+        assert code == 2
+        assert "holds no comparison" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
