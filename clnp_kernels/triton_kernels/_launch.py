@@ -49,10 +49,19 @@ def product_options(
         operands: the matrices, alike in dtype and device, with rows that are runs of memory.
         lengths: lengths of the parts of their rows, and where in a row parts begin.
     """
+    return tile_options(rows, columns, operands, (*(t.stride(0) for t in operands), *lengths))
+
+
+def tile_options(
+    rows: int, columns: int, operands: tuple[Tensor, ...], numbers: tuple[int, ...]
+) -> dict[str, Any]:
+    """The same for operands of any form; ``numbers`` are all distances between their runs of memory
+    and all lengths of these.
+    """
     here, dtype = describe(operands[0].device), operands[0].dtype
     precision = tiles.precision_of(dtype)
-    numbers = [t.stride(0) for t in operands] + [t.data_ptr() for t in operands] + list(lengths)
-    aligned = all(number % 16 == 0 for number in numbers)
+    addresses = [t.data_ptr() for t in operands]
+    aligned = all(number % 16 == 0 for number in (*addresses, *numbers))
     tile = tiles.choose(
         here.architecture, precision, rows, columns, aligned, here.processors, here.shared
     )
@@ -62,7 +71,6 @@ def product_options(
         "BM": tile.rows,
         "BN": tile.columns,
         "BK": tile.depth,
-        "GROUP": 8,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }

@@ -32,6 +32,7 @@ def activity_kernel(
     c_stride,
     q_stride,
     blocks,  # per stripe
+    ABS: tl.constexpr,
     NARROW: tl.constexpr,
     LENGTH: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -49,12 +50,13 @@ def activity_kernel(
         at = p[:, None] * p_stride + q[:, None] * q_stride + c[None, :] * c_stride
         mask = (start + tl.arange(0, LENGTH) < count)[:, None] & (c < C)[None, :]
         value = tl.load(x + at, mask=mask, other=0.0)
-        sums += tl.sum(tl.abs(value.to(tl.float32)), 0)
+        value = value.to(tl.float32)
+        sums += tl.sum(tl.abs(value) if ABS else value, 0)
     tl.store(partial + (stripe.to(tl.int64) * C + c), sums, mask=c < C)
 
 
-def channel_activity(x: Tensor, dim: int) -> Tensor:
-    """Sum of ``|x|`` over every dimension but ``dim``: [..., C, ...] -> [C] float32."""
+def channel_activity(x: Tensor, dim: int, absolute: bool = True) -> Tensor:
+    """Sum of ``|x|``, or of x, over every dimension but ``dim``: [..., C, ...] -> [C] float32."""
     channels = x.shape[dim]
     count = x.numel() // channels if channels else 0
     if count == 0:
@@ -74,6 +76,7 @@ def channel_activity(x: Tensor, dim: int) -> Tensor:
         "c_stride": view.stride(1),
         "q_stride": view.stride(2),
         "blocks": blocks,
+        "ABS": absolute,
         "NARROW": view.shape[2] < 1 << 30,
         "LENGTH": length,
         "CHANNELS": width,

@@ -20,6 +20,7 @@ from ._product import offsets_of, product, tile_of
 
 # relu_grad: elements of a block, and the most stripes of rows that are summed apart
 BLOCK_ROWS, BLOCK_COLUMNS, STRIPES = 32, 128, 256
+GROUPS = {"GROUP": 8}  # rows of tiles that are worked on together
 
 
 @triton.jit
@@ -248,7 +249,7 @@ def masked_linear_fwd(
         "RELU": activation == "relu",
         "ACTIVITY": activity,
     }
-    _launch.launch(fwd_kernel, (tiles_m * tiles_n,), x, arguments | options)
+    _launch.launch(fwd_kernel, (tiles_m * tiles_n,), x, arguments | options | GROUPS)
     return y, _sum(partial) if activity else partial.view(-1)
 
 
@@ -320,7 +321,7 @@ def masked_linear_dgrad(
         "FULL": full_input_grad,
     }
     programs = (triton.cdiv(rows, options["BM"]) * tiles_n,)
-    _launch.launch(dgrad_kernel, programs, grad, arguments | options)
+    _launch.launch(dgrad_kernel, programs, grad, arguments | options | GROUPS)
     return grad_x
 
 
@@ -350,7 +351,7 @@ def masked_linear_wgrad(grad_z: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, 
         "x_stride": x.stride(0),
         "BIAS": bias,
     }
-    _launch.launch(wgrad_kernel, (programs,), grad, arguments | options)
+    _launch.launch(wgrad_kernel, (programs,), grad, arguments | options | GROUPS)
     return grad_weight, grad_bias
 
 

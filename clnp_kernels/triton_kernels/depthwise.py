@@ -1,0 +1,324 @@
+"""Depthwise convolutions in Triton: no matrix product, one pass over the images per operator."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import _launch
+from ._conv import pixel_of
+from ._product import offsets_of
+
+# pixels and channels of a block; the most parts that the sum of a weight's gradient is cut into
+PIXELS, CHANNELS, PARTS = 32, 64, 128
+
+
+@triton.jit
+def tap_weights(active_weight, free_weight, c, Ca, C, kh, kw, active_o, active_kh, active_kw,
+                free_o, free_kh, free_kw):  # fmt: skip
+    """[CHANNELS] float32: the weights of a tap, of active and free channels."""
+    active_at = c * active_o + (kh * active_kh + kw * active_kw)
+    free_at = (c - Ca) * free_o + (kh * free_kh + kw * free_kw)
+    active = tl.load(active_weight + active_at, mask=c < Ca, other=0.0)
+    free = tl.load(free_weight + free_at, mask=(c >= Ca) & (c < C), other=0.0)
+    return tl.where(c < Ca, active.to(tl.float32), free.to(tl.float32))
+
+
+@triton.jit
+def fwd_kernel(
+    x,  # [B, C, H, W]
+    active_weight,  # [Ca, 1, K, K']
+    free_weight,  # [Cf, 1, K, K']
+    active_bias,  # [Ca]
+    free_bias,  # [Cf]
+    y,  # [pixels, C], contiguous
+    partial,  # [programs, C] float32
+    pixels,
+    Ca,
+    C,
+    H,
+    W,
+    out_H,
+    out_W,
+    x_b,
+    x_h,
+    x_w,
+    active_o,
+    active_kh,
+    active_kw,
+    free_o,
+    free_kh,
+    free_kw,
+    BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    ACTIVITY: tl.constexpr,
+    NARROW: tl.constexpr,
+    K_H: tl.constexpr,
+    K_W: tl.constexpr,
+    S_H: tl.constexpr,
+    S_W: tl.constexpr,
+    P_H: tl.constexpr,
+    P_W: tl.constexpr,
+    D_H: tl.constexpr,
+    D_W: tl.constexpr,
+    STEP_H: tl.constexpr,
+    STEP_W: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+):
+    m = tl.program_id(0)
+    i, c = offsets_of(m, BP), offsets_of(tl.program_id(1), BC)
+    there, inside = i < pixels, c < C
+    b, h, w = pixel_of(i, out_H, out_W, NARROW)
+    zero = tl.full([], 0, tl.int64)
+    acc = tl.zeros((BP, BC), tl.float32)
+    for tap in range(K_H * K_W):
+        kh, kw = tap // K_W, tap % K_W
+        line, column = h * S_H - P_H + kh * D_H, w * S_W - P_W + kw * D_W
+        seen = there & (line >= 0) & (line < H) & (column >= 0) & (column < W)
+        at = b * x_b + (line.to(tl.int64) * x_h + column.to(tl.int64) * x_w)
+        value = tl.load(x + (at[:, None] + c[None, :]), mask=seen[:, None] & inside[None, :],
+                        other=0.0)  # fmt: skip
+        weight = tap_weights(active_weight, free_weight, c, Ca, C, zero + kh, zero + kw, active_o,
+                             active_kh, active_kw, free_o, free_kh, free_kw)  # fmt: skip
+        # where no pixel is, nothing is added, not even of a weight that is not finite
+        acc += tl.where(seen[:, None], value.to(tl.float32) * weight[None, :], 0.0)
+    if BIAS:
+        active = tl.load(active_bias + c, mask=c < Ca, other=0.0).to(tl.float32)
+        free = tl.load(free_bias + (c - Ca), mask=(c >= Ca) & inside, other=0.0).to(tl.float32)
+        acc += tl.where(c < Ca, active, free)[None, :]
+    if RELU:  # a NaN stays
+        acc = tl.where(acc <= 0.0, 0.0, acc)
+    value = acc.to(y.dtype.element_ty)
+    mask = there[:, None] & inside[None, :]
+    tl.store(y + (i[:, None] * C + c[None, :]), value, mask=mask)
+    if ACTIVITY:
+        sums = tl.sum(tl.where(mask, tl.abs(value.to(tl.float32)), 0.0), 0)
+        tl.store(partial + (m.to(tl.int64) * C + c), sums, mask=inside)
+
+
+@triton.jit
+def dgrad_kernel(
+    grad_z,  # [B, Cf, H', W']; FULL: [B, C, H', W']
+    active_weight,  # [Ca, 1, K, K']
+    free_weight,  # [Cf, 1, K, K']
+    grad_x,  # [pixels, C], contiguous
+    pixels,
+    Ca,
+    C,
+    H,
+    W,
+    out_H,
+    out_W,
+    grad_b,
+    grad_h,
+    grad_w,
+    active_o,
+    active_kh,
+    active_kw,
+    free_o,
+    free_kh,
+    free_kw,
+    FULL: tl.constexpr,
+    NARROW: tl.constexpr,
+    K_H: tl.constexpr,
+    K_W: tl.constexpr,
+    S_H: tl.constexpr,
+    S_W: tl.constexpr,
+    P_H: tl.constexpr,
+    P_W: tl.constexpr,
+    D_H: tl.constexpr,
+    D_W: tl.constexpr,
+    STEP_H: tl.constexpr,
+    STEP_W: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+):
+    i, c = offsets_of(tl.program_id(0), BP), offsets_of(tl.program_id(1), BC)
+    there, inside = i < pixels, c < C
+    b, h, w = pixel_of(i, H, W, NARROW)
+    zero = tl.full([], 0, tl.int64)
+    first = zero if FULL else zero + Ca  # channel of the first gradient
+    wanted = inside & (c >= first)
+    acc = tl.zeros((BP, BC), tl.float32)
+    for tap in range(K_H * K_W):
+        kh, kw = tap // K_W, tap % K_W
+        line, column = h + P_H - kh * D_H, w + P_W - kw * D_W
+        seen = there & (line >= 0) & (line % S_H == 0) & (line // S_H < out_H)
+        seen = seen & (column >= 0) & (column % S_W == 0) & (column // S_W < out_W)
+        at = (line // S_H).to(tl.int64) * grad_h + (column // S_W).to(tl.int64) * grad_w
+        at += b * grad_b
+        grad = tl.load(grad_z + (at[:, None] + (c - first)[None, :]),
+                       mask=seen[:, None] & wanted[None, :], other=0.0)  # fmt: skip
+        weight = tap_weights(active_weight, free_weight, c, Ca, C, zero + kh, zero + kw, active_o,
+                             active_kh, active_kw, free_o, free_kh, free_kw)  # fmt: skip
+        met = seen[:, None] & wanted[None, :]
+        acc += tl.where(met, grad.to(tl.float32) * weight[None, :], 0.0)
+    value = acc.to(grad_x.dtype.element_ty)
+    tl.store(grad_x + (i[:, None] * C + c[None, :]), value, mask=there[:, None] & inside[None, :])
+
+
+@triton.jit
+def wgrad_kernel(
+    grad_z,  # [B, Cf, H', W']
+    x,  # [B, Cf, H, W]
+    partial,  # [parts, K * K', Cf] float32, contiguous
+    pixels,
+    blocks,  # of BP pixels, per part
+    C,
+    H,
+    W,
+    out_H,
+    out_W,
+    grad_b,
+    grad_h,
+    grad_w,
+    x_b,
+    x_h,
+    x_w,
+    NARROW: tl.constexpr,
+    K_H: tl.constexpr,
+    K_W: tl.constexpr,
+    S_H: tl.constexpr,
+    S_W: tl.constexpr,
+    P_H: tl.constexpr,
+    P_W: tl.constexpr,
+    D_H: tl.constexpr,
+    D_W: tl.constexpr,
+    STEP_H: tl.constexpr,
+    STEP_W: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """One tap, some channels and a part of the pixels."""
+    tap, part = tl.program_id(0), tl.program_id(2)
+    c = offsets_of(tl.program_id(1), BC)
+    inside = c < C
+    shift_h, shift_w = (tap // K_W) * D_H - P_H, (tap % K_W) * D_W - P_W
+    sums = tl.zeros((BC,), tl.float32)
+    for block in range(part * blocks, part * blocks + blocks):
+        i = block * tl.full([], BP, tl.int64) + tl.arange(0, BP)
+        b, h, w = pixel_of(i, out_H, out_W, NARROW)
+        line, column = h * S_H + shift_h, w * S_W + shift_w
+        seen = (i < pixels) & (line >= 0) & (line < H) & (column >= 0) & (column < W)
+        mask = seen[:, None] & inside[None, :]
+        grads = b * grad_b + (h.to(tl.int64) * grad_h + w.to(tl.int64) * grad_w)
+        images = b * x_b + (line.to(tl.int64) * x_h + column.to(tl.int64) * x_w)
+        grad = tl.load(grad_z + (grads[:, None] + c[None, :]), mask=mask, other=0.0)
+        value = tl.load(x + (images[:, None] + c[None, :]), mask=mask, other=0.0)
+        sums += tl.sum(grad.to(tl.float32) * value.to(tl.float32), 0)
+    tl.store(partial + ((part.to(tl.int64) * (K_H * K_W) + tap) * C + c), sums, mask=inside)
+
+
+def _common(images: Tensor, prefix: str, pixels: int) -> dict[str, Any]:
+    strides = (images.stride(0), images.stride(2), images.stride(3))
+    return {
+        "pixels": pixels,
+        **dict(zip((f"{prefix}_b", f"{prefix}_h", f"{prefix}_w"), strides, strict=True)),
+        "NARROW": pixels < 1 << 30,
+        "BP": PIXELS,
+        "BC": CHANNELS,
+    }
+
+
+def _weights(active_weight: Tensor, free_weight: Tensor) -> dict[str, Any]:
+    found: dict[str, Any] = {"active_weight": active_weight, "free_weight": free_weight}
+    for name, t in (("active", active_weight), ("free", free_weight)):
+        found |= {f"{name}_o": t.stride(0), f"{name}_kh": t.stride(2), f"{name}_kw": t.stride(3)}
+    return found
+
+
+def fwd(
+    x: Tensor,  # [B, C, H, W]
+    active_weight: Tensor,  # [Ca, 1, K, K']
+    free_weight: Tensor,  # [Cf, 1, K, K']
+    active_bias: Tensor | None,  # [Ca]
+    free_bias: Tensor | None,  # [Cf]
+    y: Tensor,  # [B, C, H', W'], dense in channels_last, is written
+    geometry: dict[str, int],
+    activation: str,
+    activity: bool,
+) -> Tensor:
+    """Fill ``y``; its activity [C] (an empty tensor unless asked for)."""
+    channels, pixels = y.shape[1], y.numel() // y.shape[1]
+    programs = (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS))
+    partial = x.new_empty(programs[0] if activity else 0, channels, dtype=torch.float32)
+    arguments: dict[str, Any] = {
+        "x": x,
+        **_weights(active_weight, free_weight),
+        "active_bias": None if active_bias is None else active_bias.contiguous(),
+        "free_bias": None if free_bias is None else free_bias.contiguous(),
+        "y": y,
+        "partial": partial,
+        "Ca": active_weight.shape[0],
+        "C": channels,
+        "H": x.shape[2],
+        "W": x.shape[3],
+        "out_H": y.shape[2],
+        "out_W": y.shape[3],
+        **_common(x, "x", pixels),
+        "BIAS": free_bias is not None,
+        "RELU": activation == "relu",
+        "ACTIVITY": activity,
+        **geometry,
+    }
+    _launch.launch(fwd_kernel, programs, x, arguments)
+    return partial.sum(0) if activity else partial.view(-1)
+
+
+def dgrad(
+    grad: Tensor,  # [B, Cf, H', W'], or [B, C, H', W'] with full
+    active_weight: Tensor,  # [Ca, 1, K, K']
+    free_weight: Tensor,  # [Cf, 1, K, K']
+    grad_x: Tensor,  # [B, C, H, W], dense in channels_last, is written
+    geometry: dict[str, int],
+    full: bool,
+) -> None:
+    """Fill ``grad_x``; active channels with zeros unless ``full``."""
+    channels, pixels = grad_x.shape[1], grad_x.numel() // grad_x.shape[1]
+    arguments: dict[str, Any] = {
+        "grad_z": grad,
+        **_weights(active_weight, free_weight),
+        "grad_x": grad_x,
+        "Ca": active_weight.shape[0],
+        "C": channels,
+        "H": grad_x.shape[2],
+        "W": grad_x.shape[3],
+        "out_H": grad.shape[2],
+        "out_W": grad.shape[3],
+        **_common(grad, "grad", pixels),
+        "FULL": full,
+        **geometry,
+    }
+    programs = (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS))
+    _launch.launch(dgrad_kernel, programs, grad, arguments)
+
+
+def wgrad(grad: Tensor, x: Tensor, taps: int, geometry: dict[str, int]) -> Tensor:
+    """[parts, taps, Cf, 1] float32, of ``grad`` [B, Cf, H', W'] and ``x`` [B, Cf, H, W]."""
+    channels, pixels = grad.shape[1], grad.numel() // grad.shape[1]
+    blocks = triton.cdiv(pixels, PIXELS)
+    blocks = triton.cdiv(blocks, min(PARTS, blocks))
+    parts = triton.cdiv(pixels, blocks * PIXELS)
+    partial = x.new_empty(parts, taps, channels, dtype=torch.float32)
+    arguments: dict[str, Any] = {
+        "grad_z": grad,
+        "x": x,
+        "partial": partial,
+        "blocks": blocks,
+        "C": channels,
+        "H": x.shape[2],
+        "W": x.shape[3],
+        "out_H": grad.shape[2],
+        "out_W": grad.shape[3],
+        **_common(grad, "grad", pixels),
+        "x_b": x.stride(0),
+        "x_h": x.stride(2),
+        "x_w": x.stride(3),
+        **geometry,
+    }
+    programs = (taps, triton.cdiv(channels, CHANNELS), parts)
+    _launch.launch(wgrad_kernel, programs, grad, arguments)
+    return partial[..., None]
