@@ -57,7 +57,7 @@ def _folded(graph: Graph, modules: Mapping[str, nn.Module]) -> tuple[Graph, dict
         if len(graph.readers(source)) > 1 or isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             continue
         fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        layers[source] = fuse(layer, norm)  # type: ignore[type-var]
+        layers[source] = fuse(layer, norm)  # type: ignore[type-var, arg-type]
         gone[node.name] = source
     nodes = tuple(
         replace(node, inputs=tuple(gone.get(name, name) for name in node.inputs))

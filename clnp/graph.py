@@ -227,6 +227,14 @@ def for_inference(graph: Graph) -> Graph:
     return Graph(nodes, graph.output)
 
 
+def _may_overwrite(graph: Graph, name: str) -> bool:
+    """Whether a value with one reader may be changed in place: nobody else sees it, and what made
+    it does not need it to compute gradients.
+    """
+    made_by_sum = graph[name].op in ("add", "sub")
+    return made_by_sum and len(graph.readers(name)) == 1 and graph.output != name
+
+
 def build(graph: Graph, layers: Mapping[str, nn.Module]) -> fx.GraphModule:
     """Assembles a `torch.fx.GraphModule` from a graph.
 
@@ -253,7 +261,10 @@ def build(graph: Graph, layers: Mapping[str, nn.Module]) -> fx.GraphModule:
                 root[node.name] = layers[node.name]
             else:
                 assert op.make is not None
-                root[node.name] = op.make(**{name: node.attrs[name] for name in op.attrs})
+                options = {name: node.attrs[name] for name in op.attrs}
+                if node.op == "relu" and _may_overwrite(graph, node.inputs[0]):
+                    options["inplace"] = True
+                root[node.name] = op.make(**options)
             values[node.name] = out.call_module(node.name, args)
     out.output(values[graph.output])
     return fx.GraphModule(root, out)

@@ -79,10 +79,11 @@ void adam_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<
   std::vector<Flat> p, g, m, v;
   for (size_t i = 0; i < params.size(); ++i) {
     numbers.push_back(advance(shared, steps[i], rate, l1[i], beta1));
-    p.emplace_back(params[i], true);
-    g.emplace_back(grads[i], false);
-    m.emplace_back(exp_avgs[i], true);
-    v.emplace_back(exp_avg_sqs[i], true);
+    const bool alike = lie_alike({&params[i], &grads[i], &exp_avgs[i], &exp_avg_sqs[i]});
+    p.emplace_back(params[i], alike, true);
+    g.emplace_back(grads[i], alike, false);
+    m.emplace_back(exp_avgs[i], alike, true);
+    v.emplace_back(exp_avg_sqs[i], alike, true);
   }
   for_chunks(params, [&](size_t i, int64_t at, int64_t count) {
     visit(params[i].scalar_type(), [&](auto* null) {

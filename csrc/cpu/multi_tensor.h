@@ -12,11 +12,43 @@ namespace clnp {
 constexpr int64_t kChunk = 65536;
 constexpr int64_t kParallel = 16384;  // elements below which one thread does it all
 
-// A tensor as one run of memory: itself, or a contiguous copy that finish() writes back.
+// Whether the elements fill one run of memory, in whatever order of dimensions.
+inline bool is_dense(const Tensor& t) {
+  std::vector<int64_t> order;
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.size(d) != 1) order.push_back(d);
+  std::sort(order.begin(), order.end(),
+            [&](int64_t a, int64_t b) { return t.stride(a) < t.stride(b); });
+  int64_t expected = 1;
+  for (int64_t d : order) {
+    if (t.stride(d) != expected) return false;
+    expected *= t.size(d);
+  }
+  return true;
+}
+
+inline bool same_strides(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
+  return true;
+}
+
+// Whether the tensors of one parameter lie alike, without gaps (channels_last, say): then elements
+// that belong together are at the same place of each run of memory.
+inline bool lie_alike(std::initializer_list<const Tensor*> tensors) {
+  const Tensor& first = **tensors.begin();
+  return is_dense(first) && std::all_of(tensors.begin(), tensors.end(),
+                                        [&](const Tensor* t) { return same_strides(*t, first); });
+}
+
+// A tensor as one run of memory: itself, if it may be taken as it lies, or a contiguous copy that
+// finish() writes back.
 class Flat {
  public:
-  Flat(const Tensor& t, bool written)
-      : original_(t), flat_(torch::stable::contiguous(t)), copied_(written && !t.is_contiguous()) {}
+  Flat(const Tensor& t, bool as_it_lies, bool written)
+      : original_(t),
+        flat_(as_it_lies ? t : torch::stable::contiguous(t)),
+        copied_(written && !as_it_lies && !t.is_contiguous()) {}
 
   template <class T>
   T* data() const {

@@ -62,9 +62,10 @@ void sgd_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<T
     // Nesterov: gradient + momentum * buffer; else the buffer alone.
     const double of_gradient = nesterov ? 1 : 0, of_buffer = nesterov ? momentum : 1;
     numbers.push_back({factor, weight_decay, l1[i], rate, keep, take, of_gradient, of_buffer});
-    p.emplace_back(params[i], true);
-    g.emplace_back(grads[i], false);
-    if (momentum != 0) b.emplace_back(buffers[i], true);
+    const bool alike = lie_alike({&params[i], &grads[i], momentum != 0 ? &buffers[i] : &grads[i]});
+    p.emplace_back(params[i], alike, true);
+    g.emplace_back(grads[i], alike, false);
+    if (momentum != 0) b.emplace_back(buffers[i], alike, true);
   }
   for_chunks(params, [&](size_t i, int64_t at, int64_t count) {
     visit(params[i].scalar_type(), [&](auto* null) {
