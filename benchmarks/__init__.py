@@ -1,1 +1,1 @@
-"""Benchmarks: each is a module with a command line, ``python -m benchmarks.step --help``."""
+"""The benchmark suite: ``python -m benchmarks.run``; operators alone: ``pytest benchmarks``."""

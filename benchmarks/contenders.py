@@ -1,210 +1,240 @@
-"""Ways to train an MLP of which a part of each hidden layer is frozen, for ``benchmarks.step``.
+"""Ways to train a network of which a part is frozen, all from the same `State`."""
 
-A problem is dense weights, the fraction of active channels in each hidden layer, and a batch. Each
-contender turns it into a function that makes one training step, and can return its free weights.
-"""
+from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clnp_kernels.nn import MaskedLinear
+from benchmarks.sliced import HeldBatchNorm, SlicedBatchNorm, SlicedLayer
+from benchmarks.state import L1, LR, State, dense_network, frozen_rows
+from clnp.train import FitSettings, parameter_groups
+from clnp_kernels.nn import PartialBatchNorm2d
 from clnp_kernels.optim import AdamL1
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What is trained: weights and biases of all layers, their boundaries, and the data."""
-
-    weights: list[Tensor]  # [O, I] each
-    biases: list[Tensor]  # [O] each
-    active: list[tuple[int, int]]  # (Ia, Oa) of each layer
-    x: Tensor  # [B, I]
-    labels: Tensor  # [B]
-    l1: float
-    lr: float
-    dtype: torch.dtype  # float32, or bfloat16 for autocast
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """The context in which forward and loss are computed."""
-        enabled = self.dtype != torch.float32
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
-
-
-def make_problem(width: int, batch: int, fraction: float, dtype: torch.dtype) -> Problem:
-    """MLP 784-width-width-10 with random weights and data; interference weights are zero."""
-    generator = torch.Generator().manual_seed(0)
-    sizes, active = [784, width, width, 10], round(width * fraction)
-    boundaries = [(784 if active else 0, active), (active, active), (active, 0)]
-    weights, biases = [], []
-    for i, (_, boundary) in enumerate(zip(sizes[1:], boundaries, strict=True)):
-        bound = sizes[i] ** -0.5
-        weight = (torch.rand(sizes[i + 1], sizes[i], generator=generator) * 2 - 1) * bound
-        weight[: boundary[1], boundary[0] :] = 0
-        weights.append(weight)
-        biases.append((torch.rand(sizes[i + 1], generator=generator) * 2 - 1) * bound)
-    x = torch.rand(batch, 784, generator=generator)
-    labels = torch.randint(10, (batch,), generator=generator)
-    return Problem(weights, biases, boundaries, x, labels, 1e-5, 1e-3, dtype)
-
-
 class Contender(ABC):
-    """One way to train; constructed from a problem, it owns copies of the weights."""
+    """One way to train; it owns copies of the state's weights.
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    Attributes:
+        exact: whether it computes what the method says (frozen part, L1); dense training does not.
+        network: the module in training.
+    """
+
+    exact: ClassVar[bool] = True
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.frozen = frozen_rows(state.model)
+        head = state.model.head
+        self.bias_is_free = head.free_bias is not None
+        self.skipped = state.model.inputs(state.model.groups.head) - head.free_weight.shape[1]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The network on a batch [B, ...]: [B, C]."""
+        device, enabled = x.device.type, self.state.autocast
+        with torch.autocast(device, torch.bfloat16, enabled=enabled):
+            return self.network(x)
+
+    def step(self, x: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """One training step on a batch (the state's own, without one); returns the loss."""
+        x = self.state.x if x is None else x
+        labels = self.state.labels if labels is None else labels
+        logits = self.logits(x)
+        loss = F.cross_entropy(logits.float() if self.state.autocast else logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.backward(loss)
+        self.optimizer.step()
+        self.after_step()
+        return loss.detach()
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of everything that is trained."""
+        loss.backward()
+
+    def after_step(self) -> None:
+        """What is left to do behind the optimizer."""
+        return None
 
     @abstractmethod
-    def step(self) -> None:
-        """One training step: forward, loss, backward, update."""
+    def free_rows(self, name: str) -> list[Tensor]:
+        """Weight [Of, I, ...], and bias [Of] if any, of a layer's or batch norm's free channels."""
 
-    @abstractmethod
     def free_weights(self) -> list[Tensor]:
-        """The free weights [Of, I] of each layer."""
+        """The free tensors of all layers and batch norms, in the same order for all contenders."""
+        return [tensor.detach() for name in self.frozen for tensor in self.free_rows(name)]
+
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes of weights and buffers, gradients, optimizer, and of what else training keeps."""
+        parameters = list(self.network.parameters())
+        moments = (v for values in self.optimizer.state.values() for v in values.values())
+        return {
+            "weights": _bytes([*parameters, *self.network.buffers()]),
+            "gradients": _bytes(p.grad for p in parameters if p.grad is not None),
+            "optimizer": _bytes(v for v in moments if isinstance(v, Tensor) and v.dim()),
+            "other": _bytes(self.kept_tensors()),
+        }
+
+    def kept_tensors(self) -> list[Tensor]:
+        """Tensors besides the module's and the optimizer's."""
+        return []
 
 
-def _dense_layers(problem: Problem) -> list[nn.Linear]:
-    layers = []
-    for weight, bias in zip(problem.weights, problem.biases, strict=True):
-        layer = nn.Linear(weight.shape[1], weight.shape[0])
-        layer.weight.data.copy_(weight)
-        layer.bias.data.copy_(bias)
-        layers.append(layer)
-    return layers
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class Ours(Contender):
+    """The masked layers of a `clnp.Model` and `AdamL1`, as `clnp.Learner` trains them."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        model = state.model
+        self.network = model.net
+        settings = FitSettings(1, LR, len(state.x), dict.fromkeys(model.layer_names, L1))
+        self.optimizer = AdamL1(parameter_groups(model, settings), lr=LR)
+
+    def free_rows(self, name: str) -> list[Tensor]:
+        layer = self.network.get_submodule(name)
+        return _present(layer, "free_weight", "free_bias")
 
 
 class Dense(Contender):
     """Plain dense PyTorch with fused Adam: no masks and no L1, so not the same computation."""
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        first, second, head = self.layers = _dense_layers(problem)
-        self.net = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), head)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=problem.lr, fused=True)
+    exact = False
 
-    def step(self) -> None:
-        self.optimizer.zero_grad()
-        with self.problem.autocast():
-            loss = F.cross_entropy(self.net(self.problem.x), self.problem.labels)
-        loss.backward()
-        self.optimizer.step()
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        self.network = dense_network(state)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LR, fused=True)
 
-    def free_weights(self) -> list[Tensor]:
-        pairs = zip(self.layers, self.problem.active, strict=True)
-        return [layer.weight.detach()[active_out:] for layer, (_, active_out) in pairs]
+    def free_rows(self, name: str) -> list[Tensor]:
+        layer = self.network.get_submodule(name)
+        tensors = [tensor[self.frozen[name] :] for tensor in _present(layer, "weight", "bias")]
+        if name != self.state.model.groups.head:
+            return tensors
+        return [tensors[0][:, self.skipped :], *tensors[1:]][: 1 + self.bias_is_free]
+
+
+class Compiled(Dense):
+    """`Dense` with its network under torch.compile."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        self.compiled = cast(nn.Module, torch.compile(self.network))
+
+    def logits(self, x: Tensor) -> Tensor:
+        device, enabled = x.device.type, self.state.autocast
+        with torch.autocast(device, torch.bfloat16, enabled=enabled):
+            logits: Tensor = self.compiled(x)
+            return logits
 
 
 class EagerMasked(Dense):
-    """What is usually written: L1 in the loss, masks on gradients, frozen weights restored."""
+    """What is usually written: L1 in the loss, masks on gradients, frozen weights restored, and
+    batch norms that hold frozen channels.
+    """
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=problem.lr)
-        self.masks, self.kept = [], []
-        for layer, (_, active_out) in zip(self.layers, problem.active, strict=True):
-            for parameter in (layer.weight, layer.bias):
+    exact = True
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        self.norms: list[HeldBatchNorm] = []
+        self.masked: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        self.penalised: list[Tensor] = []
+        for name, rows in self.frozen.items():
+            layer = self.network.get_submodule(name)
+            if isinstance(layer, nn.BatchNorm2d) and rows:
+                held = torch.arange(layer.num_features, device=state.x.device) < rows
+                layer = HeldBatchNorm.from_dense(layer, held)
+                self.network.set_submodule(name, layer)
+                self.norms.append(layer)
+            weight = layer.weight
+            assert isinstance(weight, nn.Parameter)
+            if not isinstance(layer, nn.BatchNorm2d):
+                self.penalised.append(weight)
+            for parameter in layer.parameters(recurse=False):
                 mask = torch.ones_like(parameter)
-                mask[:active_out] = 0
-                self.masks.append(mask)
-                self.kept.append(parameter.detach().clone())
+                mask[:rows] = 0
+                self._mask_head(name, mask)
+                self.masked.append((parameter, mask, parameter.detach().clone()))
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LR)
 
-    def step(self) -> None:
-        problem, parameters = self.problem, list(self.net.parameters())
-        self.optimizer.zero_grad()
-        with problem.autocast():
-            loss = F.cross_entropy(self.net(problem.x), problem.labels)
-        penalty = torch.stack([parameter.abs().sum() for parameter in parameters]).sum()
-        (loss + problem.l1 * penalty).backward()
-        for parameter, mask in zip(parameters, self.masks, strict=True):
+    def _mask_head(self, name: str, mask: Tensor) -> None:
+        """A single head holds what earlier tasks own of it: its first columns and its bias."""
+        if name == self.state.model.groups.head:
+            if mask.dim() == 2:
+                mask[:, : self.skipped] = 0
+            elif not self.bias_is_free:
+                mask.zero_()
+
+    def backward(self, loss: Tensor) -> None:
+        penalty = torch.stack([weight.abs().sum() for weight in self.penalised]).sum()
+        (loss + L1 * penalty).backward()
+        for parameter, mask, _ in self.masked:
             assert parameter.grad is not None
             parameter.grad.mul_(mask)
-        self.optimizer.step()
-        with torch.no_grad():
-            for parameter, mask, kept in zip(parameters, self.masks, self.kept, strict=True):
-                parameter.copy_(torch.where(mask.bool(), parameter, kept))
 
+    @torch.no_grad()
+    def after_step(self) -> None:
+        for parameter, mask, kept in self.masked:
+            parameter.copy_(torch.where(mask.bool(), parameter, kept))
+        for norm in self.norms:
+            norm.restore()
 
-class _SlicedLinear(nn.Module):
-    """A masked layer in plain PyTorch operators with autograd."""
-
-    active_weight: Tensor
-    active_bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor, active: tuple[int, int]) -> None:
-        super().__init__()
-        active_in, active_out = self.active_in, self.active_out = active
-        self.register_buffer("active_weight", weight[:active_out, :active_in].clone())
-        self.register_buffer("active_bias", bias[:active_out].clone())
-        self.free_weight = nn.Parameter(weight[active_out:].clone())
-        self.free_bias = nn.Parameter(bias[active_out:].clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        free = F.linear(x, self.free_weight, self.free_bias)
-        if self.active_out == 0:
-            return free
-        with torch.no_grad():
-            active = F.linear(x[:, : self.active_in], self.active_weight, self.active_bias)
-        return torch.cat([active, free], 1)
+    def kept_tensors(self) -> list[Tensor]:
+        return [tensor for _, mask, kept in self.masked for tensor in (mask, kept)]
 
 
 class Slices(Contender):
-    """Frozen and free slices in plain PyTorch with fused Adam, L1 in the loss."""
+    """Frozen and free slices in plain PyTorch with fused Adam; L1 is added to the gradients, which
+    is cheaper than through autograd.
+    """
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        parts = zip(problem.weights, problem.biases, problem.active, strict=True)
-        first, second, head = self.layers = [_SlicedLinear(*part) for part in parts]
-        self.net = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), head)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=problem.lr, fused=True)
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        model = state.model
+        self.network = dense_network(state)
+        self.penalised: list[Tensor] = []
+        for name, masked in [*model.masked.items(), (model.groups.head, model.head)]:
+            sliced: nn.Module
+            if isinstance(masked, PartialBatchNorm2d):
+                sliced = SlicedBatchNorm(masked)
+            else:
+                sliced = SlicedLayer(masked)
+                self.penalised.append(sliced.free_weight)
+            self.network.set_submodule(name, sliced)
+        self.network.train()
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LR, fused=True)
 
-    def step(self) -> None:
-        problem = self.problem
-        self.optimizer.zero_grad()
-        with problem.autocast():
-            loss = F.cross_entropy(self.net(problem.x), problem.labels)
-        penalty = torch.stack([parameter.abs().sum() for parameter in self.net.parameters()]).sum()
-        (loss + problem.l1 * penalty).backward()
-        self.optimizer.step()
-
-    def free_weights(self) -> list[Tensor]:
-        return [layer.free_weight.detach() for layer in self.layers]
-
-
-class Ours(Contender):
-    """clnp_kernels: MaskedLinear and AdamL1."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        self.layers = []
-        dense = _dense_layers(problem)
-        for layer, (active_in, active_out) in zip(dense, problem.active, strict=True):
-            activation = "none" if layer is dense[-1] else "relu"
-            masked = MaskedLinear.from_dense(
-                layer, active_in=active_in, active_out=active_out, activation=activation
-            )
-            self.layers.append(masked)
-        self.net = nn.Sequential(*self.layers)
-        self.optimizer = AdamL1(self.net.parameters(), lr=problem.lr, l1=problem.l1)
-
-    def step(self) -> None:
-        self.optimizer.zero_grad()
-        with self.problem.autocast():
-            loss = F.cross_entropy(self.net(self.problem.x), self.problem.labels)
+    def backward(self, loss: Tensor) -> None:
         loss.backward()
-        self.optimizer.step()
+        with torch.no_grad():
+            for weight in self.penalised:
+                assert weight.grad is not None
+                weight.grad.add_(weight.sign(), alpha=L1)
 
-    def free_weights(self) -> list[Tensor]:
-        return [layer.free_weight.detach() for layer in self.layers]
+    def free_rows(self, name: str) -> list[Tensor]:
+        found = _present(self.network.get_submodule(name), "free_weight", "free_bias")
+        return [tensor for tensor in found if isinstance(tensor, nn.Parameter)]
 
 
-CONTENDERS: dict[str, Callable[[Problem], Contender]] = {
+def _present(layer: nn.Module, *names: str) -> list[Tensor]:
+    found: list[Any] = [getattr(layer, name, None) for name in names]
+    return [tensor for tensor in found if tensor is not None]
+
+
+CONTENDERS: dict[str, Callable[[State], Contender]] = {
     "eager-masked": EagerMasked,
     "dense": Dense,
+    "compiled": Compiled,
     "slices": Slices,
     "ours": Ours,
 }

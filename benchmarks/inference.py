@@ -1,104 +1,187 @@
-"""Time of the extracted networks of a run: ``python -m benchmarks.inference RUN``.
+"""Suite "inference": the extracted network of every task against the dense network, and one pass
+that yields every task's logits against one pass for each.
 
-Every task's narrow network against the dense network of the full widths, taking turns within one
-run. Each narrow network is first checked against the model's own logits of that task. The work is
-counted in multiply-adds of the layers.
+Without a run (``--run``, a folder of ``clnp run`` or a checkpoint) the networks have learned tasks
+with random channels, so many for each as fill nine tenths of the network in the end.
 """
 
-import argparse
-import csv
-import statistics
-import sys
-import time
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import clnp
+from benchmarks.cases import DTYPES, NETWORKS, SEED, Size
+from benchmarks.checks import WrongResultError
+from benchmarks.harness import processes, race
+from benchmarks.record import Row, Table, rows_of
+from benchmarks.state import freeze
 from clnp.graph import build
-from clnp.plain import plain_module
+from clnp.models.networks import seeded_weights
+
+FILLED = 0.9  # of the channels of every group, after the last task
+TOGETHER = ("one pass per task", "all tasks at once")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A network that has learned tasks, and a batch for it.
+
+    Attributes:
+        network: key of `NETWORKS`.
+        scale, tasks: factor on its widths, number of tasks; without meaning where there is a run.
+        batch, dtype, device: of the batch; bf16 is autocast.
+        run: a run folder or checkpoint, instead of random tasks.
+    """
+
+    network: str
+    scale: float
+    tasks: int
+    batch: int
+    dtype: str
+    device: str
+    run: str = ""
+
+    @property
+    def name(self) -> str:
+        """The network's name, with its factor if that is not 1, or the name of the run."""
+        if self.run:
+            return Path(self.run).name
+        return self.network if self.scale == 1 else f"{self.network} x {self.scale:g}"
+
+
+def learned(served: Served) -> clnp.Model:
+    """The network after its last task."""
+    if served.run:
+        return clnp.Learner.load(served.run).model.to(served.device)
+    network = NETWORKS[served.network]
+    with seeded_weights(SEED):
+        model = clnp.convert(
+            network.make(served.scale), torch.randn(1, *network.shape), verbose=False
+        )
+        for k in range(served.tasks):
+            freeze(model, FILLED * (k + 1) / served.tasks, torch.randn(16, *network.shape))
+    if model.is_convolutional:
+        model.to(memory_format=torch.channels_last)
+    return model.eval().to(served.device)
+
+
+def batch_of(served: Served, model: clnp.Model) -> Tensor:
+    """Random examples [B, ...]."""
+    shape = model.graph.nodes[0].attrs["shape"][1:]
+    x = torch.randn(served.batch, *shape, generator=torch.Generator().manual_seed(SEED))
+    x = x.to(served.device)
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 def dense_network(model: clnp.Model) -> nn.Module:
-    """A network of the model's full widths with random weights."""
-    layers: dict[str, nn.Module] = {}
-    for node in model.graph.layers:
-        read, made = model.groups.reads[node.name], model.groups.makes.get(node.name)
-        group = model.groups[read]
-        inputs = model.sizes[read] if group.prunable else node.attrs["in_features"]
-        outputs = model.sizes[made] if made else node.attrs["out_features"]
-        bias = torch.randn(outputs) if node.attrs["bias"] else None
-        layers[node.name] = plain_module(
-            "linear", {}, {"weight": torch.randn(outputs, inputs) / inputs**0.5, "bias": bias}
-        )
-    return build(model.graph, layers).eval()
+    """The plain network of the model's full widths."""
+    layers = {name: module.to_dense() for name, module in model.masked.items()}
+    head = nn.Linear(model.inputs(model.groups.head), model.head.classes)
+    return build(model.narrow_graph, {**layers, model.groups.head: head}).eval()
 
 
-def multiply_adds(network: nn.Module) -> int:
-    """Multiply-adds per example: the weights of all linear layers."""
-    return sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Linear))
+def networks_of(model: clnp.Model) -> dict[str, Callable[[Tensor], Any]]:
+    """Contender -> forward pass."""
+    tasks = range(len(model.tasks))
+    dense = dense_network(copy.deepcopy(model)).to(model.device)
+    found: dict[str, Callable[[Tensor], Any]] = {"dense": dense}
+    if model.is_convolutional:
+        dense.to(memory_format=torch.channels_last)
+    found |= {f"task {k}": clnp.extract(model, task=k) for k in tasks}
+    found[TOGETHER[0]] = lambda x: [model(x, task=k) for k in tasks]
+    together = getattr(model, "all_tasks", None)
+    if together is not None:
+        found[TOGETHER[1]] = together
+    return found
 
 
-def milliseconds(network: nn.Module, x: Tensor) -> float:
-    """Time of one forward pass."""
-    start = time.perf_counter()
-    network(x)
-    return (time.perf_counter() - start) * 1e3
+def names_of(model: clnp.Model) -> list[str]:
+    """The contenders, without making them."""
+    together = TOGETHER if hasattr(model, "all_tasks") else TOGETHER[:1]
+    return ["dense", *(f"task {k}" for k in range(len(model.tasks))), *together]
 
 
-@torch.inference_mode()
-def measure(model: clnp.Model, batch: int, rounds: int) -> list[dict[str, float]]:
-    """One row per task: widths, multiply-adds and milliseconds against the dense network."""
-    shape = model.graph.nodes[0].attrs["shape"][1:]
-    x = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0))
-    dense = dense_network(model)
-    narrow = [clnp.extract(model, task=k) for k in range(len(model.tasks))]
-    for k, network in enumerate(narrow):
-        if not torch.equal(network(x), model(x, task=k)):
-            raise SystemExit(f"task {k}: the extracted network's logits differ; no time is printed")
-    times: list[list[float]] = [[] for _ in (dense, *narrow)]
-    for _ in range(rounds):
-        for contender, found in zip((dense, *narrow), times, strict=True):
-            found.append(milliseconds(contender, x))
-    whole = statistics.median(times[0])
-    rows = []
-    for k, network in enumerate(narrow):
-        median = statistics.median(times[k + 1])
-        work = multiply_adds(network) / multiply_adds(dense)
-        rows.append(
-            {
-                "task": k,
-                "work": round(work, 4),
-                "ms": round(median, 4),
-                "dense_ms": round(whole, 4),
-                "time": round(median / whole, 4),
-            }
-        )
-    return rows
+def make(served: Served, name: str) -> Callable[[], Any]:
+    """A forward pass."""
+    model = learned(served)
+    x, network = batch_of(served, model), networks_of(model)[name]
+
+    def step() -> Any:
+        enabled = DTYPES[served.dtype] == torch.bfloat16
+        with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=enabled):
+            return network(x)
+
+    return step
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Prints the table; writes it as CSV if asked to."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder or checkpoint")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--csv", type=Path)
-    options = parser.parse_args(arguments)
-    rows = measure(clnp.Learner.load(options.run).model, options.batch, options.rounds)
-    print(f"batch {options.batch}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'task':>4} {'work':>8} {'time':>8} {'ms':>9} {'dense ms':>9}")
+@torch.no_grad()
+def check(model: clnp.Model, x: Tensor) -> None:
+    """Checks the networks that are to be timed, in the model's own dtype.
+
+    Raises:
+        WrongResultError: an extracted network's logits are not the model's, bit for bit, or those
+            of the one pass for all tasks are not, to rounding.
+    """
+    found = networks_of(model)
+    expected = [model(x, task=k) for k in range(len(model.tasks))]
+    for k, logits in enumerate(expected):
+        if not torch.equal(found[f"task {k}"](x), logits):
+            raise WrongResultError(f"task {k}: the extracted network's logits differ, so no times")
+    if TOGETHER[1] in found:
+        pairs = zip(found[TOGETHER[1]](x), expected, strict=True)
+        if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs):
+            raise WrongResultError("all_tasks: logits differ from those of the tasks, so no times")
+
+
+def multiply_adds(network: nn.Module, x: Tensor) -> int:
+    """Multiply-adds of a forward pass over a batch."""
+    return clnp.footprint(network, x[:1], repeats=1).multiply_adds * len(x)
+
+
+def run(
+    tables: Mapping[str, Table],
+    size: Size,
+    device: str,
+    networks: Sequence[str] = (),
+    fractions: Sequence[float] = (),
+    run: str = "",
+) -> None:
+    """Measures; arguments as of `benchmarks.step.run`, and a run to take the network from."""
+    with processes() as pool:
+        for dtype, table in tables.items():
+            for network in [run] if run else networks or size.networks:
+                case = size.case("mlp" if run else network, 0.0, dtype, device)
+                served = Served(
+                    "" if run else network, case.scale, size.tasks, case.batch, dtype, device, run
+                )
+                model = learned(served)
+                x = batch_of(served, model)
+                check(model, x)
+                results = race(pool, make, served, names_of(model), size)
+                table.add(_rows(served, model, x, rows_of(results, {}, "dense")))
+
+
+def _rows(served: Served, model: clnp.Model, x: Tensor, rows: list[Row]) -> list[Row]:
+    """Rows with the columns of the case: `ratio` says by how much faster than dense."""
+    found = networks_of(model)
+    dense = found["dense"]
+    assert isinstance(dense, nn.Module)
+    whole = multiply_adds(dense, x)
+    common = {"suite": "inference", "case": served.name, "batch": served.batch}
+    common |= {"dtype": served.dtype, "device": served.device}
     for row in rows:
-        shares = f"{row['work']:8.3f} {row['time']:8.3f}"
-        print(f"{row['task']:4.0f} {shares} {row['ms']:9.3f} {row['dense_ms']:9.3f}")
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        network = found[row["contender"]]
+        row |= {**common, "ratio": 1 / row["ratio"]}
+        if isinstance(network, nn.Module):
+            work = multiply_adds(network, x)
+            row |= {"bound": whole / work, "gflop": 2e-9 * work}
+        if row["contender"].startswith("task "):
+            row["task"] = int(row["contender"].split()[1])
+    return rows

@@ -1,0 +1,163 @@
+"""Ours of this working tree against ours of another git revision, in turns, in one run.
+
+The other revision is checked out into a temporary folder and built there in place; the benchmark is
+this one for both sides, only `clnp` and `clnp_kernels` differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, op_cases, step
+from benchmarks.cases import DTYPES, Size
+from benchmarks.checks import check_steps
+from benchmarks.harness import ContenderError, Make, Samples, ask, serve, take_turns
+from benchmarks.record import OURS, Table, rows_of
+
+ROOT = Path(__file__).parent.parent
+SERVE = "from benchmarks.against import answer; answer({address!r}, {key!r})"
+SUITES = ("step", "ops")
+
+
+@contextlib.contextmanager
+def worktree(revision: str) -> Iterator[Path]:
+    """A folder with a revision, built in place, and with the benchmarks of this one.
+
+    Raises:
+        SystemExit: there is no such revision, or it can't be built.
+    """
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "tree"
+        try:
+            _git("worktree", "add", "--detach", str(folder), revision)
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(f"--against {revision}: {error.stderr.strip()}") from None
+        try:
+            shutil.rmtree(folder / "benchmarks", ignore_errors=True)
+            ignored = shutil.ignore_patterns("results", "__pycache__")
+            shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=ignored)
+            build(folder)
+            yield folder
+        finally:
+            _git("worktree", "remove", "--force", str(folder))
+
+
+def _git(*arguments: str) -> None:
+    command = ["git", "-C", str(ROOT), *arguments]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def build(folder: Path) -> None:
+    """Compiles the C++ library of a tree in place."""
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    environment = {**os.environ, "CLNP_REQUIRE_BUILD": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"the revision can't be built:\n{(done.stdout + done.stderr)[-3000:]}")
+
+
+class Side:
+    """A process that runs ours of one tree."""
+
+    def __init__(self, folder: Path) -> None:
+        key = os.urandom(16)
+        with Listener(family="AF_UNIX", authkey=key) as listener:
+            code = SERVE.format(address=listener.address, key=key)
+            # The folder it runs in comes before everything installed.
+            environment = {**os.environ, "PYTHONPATH": str(folder)}
+            command = [sys.executable, "-c", code]
+            self.process = subprocess.Popen(command, cwd=folder, env=environment)
+            self.pipe: Connection = listener.accept()
+
+    def load(self, make: Make, key: Any, name: str) -> Samples:
+        """Makes ours for a case."""
+        samples: Samples = ask(self.pipe, ("load", make, key, OURS), name)
+        return samples
+
+    def close(self) -> None:
+        """Ends the process."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(None)
+        self.process.wait()
+
+
+def answer(address: str, key: bytes) -> None:
+    """Life of a side's process."""
+    with Client(address, authkey=key) as pipe:
+        serve(pipe)
+
+
+def compare(sides: Mapping[str, Side], make: Make, key: Any, size: Size) -> dict[str, Samples]:
+    """Times both sides in turns."""
+    warm = {name: side.load(make, key, name) for name, side in sides.items()}
+    results = {name: Samples(first=found.first) for name, found in warm.items()}
+    slowest = max(found.ms[0] for found in warm.values())
+    pipes = {name: side.pipe for name, side in sides.items()}
+    take_turns(pipes, results, size, slowest)
+    return results
+
+
+def cases(options: argparse.Namespace, size: Size) -> Iterator[tuple[Make, Any, dict[str, Any]]]:
+    """What makes the step, its key, and the columns of its rows; the result of each is checked."""
+    for dtype in options.dtype:
+        for fraction in options.fractions or size.fractions:
+            if "step" in options.suite:
+                for network in options.networks or size.networks:
+                    case = size.case(network, fraction, dtype, options.device)
+                    check_steps(case, [OURS])
+                    yield step.make, case, {"suite": "step", **step.columns(case)}
+            if "ops" in options.suite:
+                for op in op_cases.cases(size, dtype, options.device):
+                    here = replace(op, fraction=fraction)
+                    op_cases.check(here)
+                    columns = {"case": here.name, "batch": here.batch, "dtype": dtype}
+                    columns |= {"suite": "ops", "device": here.device, "fraction": fraction}
+                    yield op_cases.make, here, columns
+
+
+def run(options: argparse.Namespace, size: Size) -> int:
+    """Compares, prints, and writes against.csv; 1 where this tree is slower than the tolerance.
+
+    Raises:
+        SystemExit: a suite that can't be compared, no such revision, or no build.
+    """
+    if not set(options.suite) <= set(SUITES):
+        raise SystemExit(f"--against: --suite {options.suite}: expected of {list(SUITES)}")
+    assert set(options.dtype) <= set(DTYPES)
+    slower = []
+    other = f"at {options.against}"
+    with worktree(options.against) as folder:
+        table = Table(options.out / "against.csv", machine.facts(options.device))
+        sides = {}
+        try:
+            sides = {OURS: Side(ROOT), other: Side(folder)}
+            for make, key, columns in cases(options, size):
+                results = compare(sides, make, key, size)
+                rows = rows_of(results, columns)
+                table.add(rows)
+                ratio = results[OURS].median / results[other].median
+                if ratio > 1 + options.tolerance:
+                    slower.append(f"{key}: {ratio:.2f} x the time {other}")
+        except ContenderError as error:
+            raise SystemExit(
+                f"{error}\nIf it is the other revision's process, that one may lack what this "
+                "benchmark needs; choose a later one"
+            ) from None
+        finally:
+            for side in sides.values():
+                side.close()
+    print("\n".join(slower) or f"no case is slower than {other} by more than the tolerance")
+    return 1 if slower else 0

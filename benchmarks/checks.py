@@ -1,0 +1,109 @@
+"""No figure without a right result: contenders against a float64 computation.
+
+The definition is the eager-masked computation in float64. At the measured dtype every contender
+that claims the same computation may be at most twice as far from it as eager-masked PyTorch, which
+itself may be off by no more than a part of what training moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case
+from benchmarks.contenders import CONTENDERS, Contender, EagerMasked
+from benchmarks.state import LR, State, make_state
+
+ERROR_RATIO = 2.0
+ROUNDING = 1e-7
+STEPS = 2
+BATCH = 8  # examples in a checked batch: the arithmetic is the same, float64 is slow
+# Adam divides a gradient by its size, so where it is but rounding error the error is a whole step.
+ALLOWED_STEPS = {"fp32": 0.05, "bf16": 0.6}
+LOSS_TOLERANCE = {"fp32": 1e-2, "bf16": 5e-2}
+
+Make = Mapping[str, Callable[[State], Contender]]
+
+
+class WrongResultError(RuntimeError):
+    """A contender's result is wrong, so there is no figure to be had."""
+
+
+def mean_error(tensors: list[Tensor], exact: list[Tensor]) -> float:
+    """Mean of |tensor - exact| over all elements."""
+    pairs = list(zip(tensors, exact, strict=True))
+    total = sum(float((tensor.double() - true).abs().sum()) for tensor, true in pairs)
+    return total / max(sum(true.numel() for true in exact), 1)
+
+
+def judge(error: float, allowed: float, who: str, what: str) -> None:
+    """Raise unless an error is at most twice the one that PyTorch makes itself."""
+    if not error <= ERROR_RATIO * allowed + ROUNDING:
+        raise WrongResultError(
+            f"{who}, {what}: mean error {error:.3g}, PyTorch's own is {allowed:.3g}; wrong result, "
+            "so no times"
+        )
+
+
+def trained(make: Callable[[State], Contender], state: State) -> list[Tensor]:
+    """The free weights after `STEPS` steps."""
+    contender = make(state)
+    for _ in range(STEPS):
+        contender.step()
+    return contender.free_weights()
+
+
+def check_steps(
+    case: Case, names: Iterable[str], make: Make = CONTENDERS, head: str = "multi"
+) -> None:
+    """Checks the free weights of the contenders that claim to compute the method.
+
+    Arguments:
+        case: the case; the check takes it with a small batch.
+        names: contenders; those that do not claim it are passed over.
+        make: the table of contenders.
+        head: kind of head.
+
+    Raises:
+        WrongResultError: naming the contender, its error and the one allowed.
+    """
+    small = replace(case, batch=min(case.batch, BATCH))
+    exact = trained(EagerMasked, make_state(small, head).double())
+    eager = mean_error(trained(EagerMasked, make_state(small, head)), exact)
+    if not eager <= ALLOWED_STEPS[case.dtype] * STEPS * LR:
+        raise WrongResultError(
+            f"eager-masked, {case}: mean error {eager:.3g} after {STEPS} steps of {LR:g}; the "
+            "problem is not fit to check anything with"
+        )
+    for name in names:
+        if getattr(make[name], "exact", True) and make[name] is not EagerMasked:
+            error = mean_error(trained(make[name], make_state(small, head)), exact)
+            judge(error, eager, name, str(case))
+
+
+def check_losses(case: Case, losses: Mapping[str, list[float]]) -> None:
+    """Checks that the first losses that the timed contenders report are those of dense training.
+
+    Frozen channels, L1 and masks change the first loss by nothing and the next ones by little; the
+    test is coarse, and the one that torch.compile has to pass.
+
+    Raises:
+        WrongResultError: naming the contender whose loss it is.
+    """
+    if "dense" not in losses:
+        return
+    tolerance = LOSS_TOLERANCE[case.dtype]
+    for name, values in losses.items():
+        expected = losses["dense"]
+        count = 2 if name == "compiled" else 1
+        if name != "compiled" and case.fraction:
+            continue  # held statistics of batch norms are another function
+        got, wanted = torch.tensor(values[:count]), torch.tensor(expected[:count])
+        if not torch.allclose(got, wanted, rtol=tolerance, atol=tolerance):
+            raise WrongResultError(
+                f"{name}, {case}: losses {values[:count]}, those of dense are {expected[:count]}; "
+                "wrong result, so no times"
+            )

@@ -1,0 +1,270 @@
+"""Suite "end-to-end": a sequence of tasks of the size of permuted MNIST, with fixed epochs.
+
+Every contender trains the same tasks in the same order of examples and evaluates the validation
+split after every epoch. After a task the same number of channels is frozen for all of them: those
+that are most active in the network that ours has trained. So the networks are the same up to
+rounding, and only the time differs. What comes between tasks (threshold search, freezing) is not
+timed. The time of a task should fall as tasks are learned.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import multiprocessing
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import clnp
+from benchmarks.cases import SEED, Case, Size
+from benchmarks.checks import WrongResultError, check_steps
+from benchmarks.contenders import CONTENDERS, Contender, Ours
+from benchmarks.harness import ContenderError
+from benchmarks.memory import MIB
+from benchmarks.record import OURS, Row, Table
+from benchmarks.state import State, make_state
+from clnp.data import PermutedMNIST
+from clnp.data.task import Split
+from clnp.sparsify import measure_activity
+
+RUN = Path(__file__).parent / "results" / "permuted-mnist"
+BATCH = 256
+VALIDATION = 0.2  # of as many examples as there are for training
+NAMES = ("eager-masked", "dense", "compiled", "slices", "ours")
+
+
+@dataclass(frozen=True)
+class TaskSequence:
+    """What is learned.
+
+    Attributes:
+        case: network, dtype, device; nothing frozen.
+        tasks, epochs, examples: how many; `examples` of each task's training split.
+        root: folder with MNIST's files; "" makes random data of its shape.
+    """
+
+    case: Case
+    tasks: int
+    epochs: int
+    examples: int
+    root: str = ""
+
+
+def task_data(sequence: TaskSequence, task: int) -> tuple[Split, Split]:
+    """Training and validation split of a task: x [N, 784], y [N]."""
+    if sequence.root:
+        found = PermutedMNIST(sequence.root, tasks=sequence.tasks)[task]
+        return _head(found.train, sequence.examples), found.validation
+    generator = torch.Generator().manual_seed(SEED)
+    centres = torch.rand(10, 784, generator=generator)
+    count = round(sequence.examples * (1 + VALIDATION))
+    y = torch.randint(10, (count,), generator=generator)
+    x = 0.5 * centres[y] + 0.5 * torch.rand(count, 784, generator=generator)
+    order = torch.randperm(784, generator=torch.Generator().manual_seed(task))
+    x = x[:, order]
+    return (x[: sequence.examples], y[: sequence.examples]), (
+        x[sequence.examples :],
+        y[sequence.examples :],
+    )
+
+
+def _head(split: Split, count: int) -> Split:
+    assert isinstance(split, tuple)
+    return split[0][:count], split[1][:count]
+
+
+def fractions(tasks: int) -> list[dict[str, float]]:
+    """After each task, the fraction of every layer that is frozen, as in the committed run of
+    permuted MNIST; other numbers of tasks are spread over it.
+    """
+    with (RUN / "capacity.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    learned = [dict[str, float]() for _ in {row["task"] for row in rows}]
+    for row in rows:
+        learned[int(row["task"])][row["layer"]] = int(row["used"]) / int(row["size"])
+    return [learned[(k + 1) * len(learned) // tasks - 1] for k in range(tasks)]
+
+
+def batches(split: Split, device: str, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled batches; those of one seed are the same for all contenders."""
+    assert isinstance(split, tuple)
+    x, y = split
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    for rows in order.split(BATCH):
+        yield x[rows].to(device), y[rows].to(device)
+
+
+@torch.no_grad()
+def accuracy(contender: Contender, split: Split, device: str) -> float:
+    """Of the network in training, on a split."""
+    contender.network.eval()
+    assert isinstance(split, tuple)
+    x, y = (tensor.to(device) for tensor in split)
+    correct = sum(
+        int((contender.logits(a).argmax(1) == b).sum())
+        for a, b in zip(x.split(1000), y.split(1000), strict=True)
+    )
+    contender.network.train()
+    return correct / len(y)
+
+
+def learn(contender: Contender, sequence: TaskSequence, task: int) -> dict[str, float]:
+    """Trains one task: seconds, validation accuracy, MiB held."""
+    train, validation = task_data(sequence, task)
+    device = sequence.case.device
+    start = time.perf_counter()
+    for epoch in range(sequence.epochs):
+        for x, y in batches(train, device, task * sequence.epochs + epoch):
+            contender.step(x, y)
+        correct = accuracy(contender, validation, device)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    held = sum(contender.held_bytes().values()) / MIB
+    return {"seconds": seconds, "accuracy": correct, "held": held}
+
+
+def first_state(sequence: TaskSequence) -> State:
+    """The state before the first task; the head is a single one, as in the paper's experiment."""
+    return make_state(sequence.case, head="single")
+
+
+def next_task(model: clnp.Model, sequence: TaskSequence, task: int) -> bytes:
+    """Freezes the most active channels of task `task`, which has been trained, and begins the next
+    with weights that depend on its number only; the model's state.
+    """
+    train, _ = task_data(sequence, task)
+    activity = measure_activity(model, _head(train, 2048), torch.device(sequence.case.device))
+    keep = {}
+    for group in model.groups.prunable:
+        wanted = round(fractions(sequence.tasks)[task][group.name] * group.size)
+        count = min(max(wanted - model.active(group), 1), model.free(group))
+        free = activity[group.name][model.active(group) :]
+        keep[group.name] = free.topk(count).indices.sort().values
+    model.consolidate(keep)
+    model.begin_task(generator=torch.Generator().manual_seed(SEED + task))
+    model.train()
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    return file.getvalue()
+
+
+def work(name: str, sequence: TaskSequence, pipe: Connection) -> None:
+    """Life of a contender's process: gets the model's state before a task, sends what it measured
+    and, if it is ours, the state before the next one.
+    """
+    state = first_state(sequence)
+    warm = CONTENDERS[name](first_state(sequence))
+    for _ in range(3):
+        warm.step(state.x, state.labels)
+    del warm
+    pipe.send("ready")
+    for task in range(sequence.tasks):
+        saved = pipe.recv()
+        if saved is not None:
+            state.model.load_state_dict(torch.load(io.BytesIO(saved)))
+            state.model.train()
+        contender = CONTENDERS[name](state)
+        pipe.send(learn(contender, sequence, task))
+        if isinstance(contender, Ours):
+            last = task == sequence.tasks - 1
+            pipe.send(None if last else next_task(state.model, sequence, task))
+
+
+def measure(sequence: TaskSequence, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """For each task, contender -> what `learn` returns. They take turns task by task."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.contenders"])
+    pipes, processes = {}, []
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=work, args=(name, sequence, theirs)))
+        processes[-1].start()
+        theirs.close()
+    try:
+        for name, pipe in pipes.items():
+            _receive(pipe, name)
+        saved: Any = None
+        for task in range(sequence.tasks):
+            found = {}
+            for name, pipe in pipes.items():
+                pipe.send(saved)
+                found[name] = _receive(pipe, name)
+            saved = _receive(pipes[OURS], OURS)
+            yield task, found
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
+        for process in processes:
+            process.join()
+
+
+def _receive(pipe: Connection, name: str) -> Any:
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise ContenderError(f"{name}: its process ended; its message is above") from None
+
+
+def check_accuracy(
+    sequence: TaskSequence, task: int, found: Mapping[str, Mapping[str, float]]
+) -> None:
+    """All contenders that compute the method reach about the same accuracy.
+
+    Raises:
+        WrongResultError: one is more than 5 points off ours.
+    """
+    for name, values in found.items():
+        off = abs(values["accuracy"] - found[OURS]["accuracy"])
+        if CONTENDERS[name].exact and off > 0.05:  # type: ignore[attr-defined]
+            raise WrongResultError(
+                f"{name}, task {task} of {sequence}: accuracy {values['accuracy']:.3f}, ours "
+                f"{found[OURS]['accuracy']:.3f}; wrong result, so no times"
+            )
+
+
+def rows(sequence: TaskSequence, task: int, found: Mapping[str, Mapping[str, float]]) -> list[Row]:
+    """Time and memory of every contender."""
+    case = sequence.case
+    name = f"{case.name}, {sequence.tasks} tasks of {sequence.examples} x {sequence.epochs}"
+    common: Row = {"suite": "end-to-end", "case": name, "batch": BATCH, "dtype": case.dtype}
+    common |= {"device": case.device, "task": task, "samples": 1}
+    made = []
+    for contender, values in found.items():
+        ours = found[OURS]
+        time_ms = {"quantity": "time", "unit": "ms", "median": values["seconds"] * 1e3}
+        held = {"quantity": "total", "unit": "MiB", "median": values["held"]}
+        for row, key in ((time_ms, "seconds"), (held, "held")):
+            ratio = values[key] / ours[key]
+            made.append({**common, "contender": contender, **row, "ratio": ratio})
+    return made
+
+
+def run(
+    tables: Mapping[str, Table],
+    size: Size,
+    device: str,
+    networks: Sequence[str] = (),
+    fractions: Sequence[float] = (),
+    root: str = "",
+) -> None:
+    """Measures; arguments as of `benchmarks.step.run`, and a folder with MNIST.
+
+    The network is the MLP always, and what is frozen follows the committed run.
+    """
+    names = [name for name in NAMES if name != "compiled" or "mlp" in size.compiled]
+    for dtype, table in tables.items():
+        case = size.case("mlp", 0.0, dtype, device, BATCH)
+        for fraction in (0.0, 0.5):
+            check_steps(replace(case, fraction=fraction), names, head="single")
+        sequence = TaskSequence(case, size.tasks, size.epochs, size.examples, root)
+        for task, found in measure(sequence, names):
+            check_accuracy(sequence, task, found)
+            table.add(rows(sequence, task, found))

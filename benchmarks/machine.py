@@ -1,0 +1,83 @@
+"""What the figures were measured on, and what that machine can do at most."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cases import DTYPES, Size
+from benchmarks.harness import timed
+from clnp_kernels import info
+
+ROOT = Path(__file__).parent.parent
+REPEATS = 7
+
+
+def facts(device: str) -> dict[str, Any]:
+    """Date, revision, hardware and versions, as columns of a CSV file."""
+    versions = info.versions()
+    cuda = torch.device(device).type == "cuda"
+    return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "revision": revision(),
+        "hardware": torch.cuda.get_device_name(device) if cuda else cpu_name(),
+        "cpu": versions["cpu"],
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": versions["python"],
+        "torch": versions["torch"],
+        "clnp_kernels": versions["clnp_kernels"],
+    }
+
+
+def revision(root: Path = ROOT) -> str:
+    """Git's short name of the revision, with "+" where files were changed; "" without git."""
+    try:
+        name = _git(root, "rev-parse", "--short", "HEAD")
+        return name + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def cpu_name() -> str:
+    """The processor's name and number of cores."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def ceilings(dtype: str, device: str, size: Size) -> dict[str, float]:
+    """The machine's own limits, measured now: GB/s of a copy (read and written), and GFLOP/s of a
+    product of square matrices in a dtype.
+    """
+    elements = (size.copy << 20) // 4
+    source, target = (torch.rand(elements, device=device) for _ in range(2))
+    copy = _median(lambda: target.copy_(source))
+    a, b = (torch.randn(size.gemm, size.gemm, device=device).to(DTYPES[dtype]) for _ in range(2))
+    gemm = _median(lambda: a @ b)
+    return {
+        "copy_gbs": round(8 * elements / copy / 1e6, 3),
+        "gemm_gflops": round(2 * size.gemm**3 / gemm / 1e6, 3),
+    }
+
+
+def _median(step: Callable[[], Any]) -> float:
+    """Milliseconds of a step, after two that do not count."""
+    return statistics.median([timed(step)[0] for _ in range(REPEATS + 2)][2:])

@@ -1,0 +1,42 @@
+"""Suite "ops": single operators, forward and backward, against the ways to do without them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from benchmarks.cases import ALL_FRACTIONS, Size
+from benchmarks.harness import processes, race
+from benchmarks.op_cases import OpCase, cases, check, contenders, make, work
+from benchmarks.record import Table, rows_of
+
+SECONDS = 0.5  # for each contender: calls are short
+
+
+def run(
+    tables: Mapping[str, Table],
+    size: Size,
+    device: str,
+    networks: Sequence[str] = (),
+    fractions: Sequence[float] = (),
+) -> None:
+    """Measures; arguments as of `benchmarks.step.run`, `networks` has no meaning here."""
+    short = replace(size, seconds=min(size.seconds, SECONDS))
+    fractions = fractions or (ALL_FRACTIONS if size.scale == 1 else size.fractions)
+    with processes(("dense", "compiled")) as pool:
+        for dtype, table in tables.items():
+            for case in cases(size, dtype, device):
+                names = contenders(case, bool(size.compiled))
+                # Activity knows of no frozen channels.
+                for fraction in fractions if "slices" in names else (0.0,):
+                    here = replace(case, fraction=fraction)
+                    check(here)
+                    results = race(pool, make, here, names, short, group=case)
+                    table.add(rows_of(results, {"suite": "ops", **columns(here)}))
+
+
+def columns(case: OpCase) -> dict[str, object]:
+    """What describes a case."""
+    gflop, gbyte = work(case)
+    row = {"case": case.name, "batch": case.batch, "dtype": case.dtype, "device": case.device}
+    return {**row, "fraction": case.fraction, "gflop": gflop, "gbyte": gbyte}
