@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -13,7 +14,9 @@ if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs a GPU or TRITON_INTERPRET=1", allow_module_level=True)
 
 from clnp_kernels.reference import masked_conv2d as reference  # noqa: E402
+from clnp_kernels.reference import partial_batch_norm as norm_reference  # noqa: E402
 from clnp_kernels.triton_kernels import masked_conv2d as kernels  # noqa: E402
+from clnp_kernels.triton_kernels import partial_batch_norm as kernels_norm  # noqa: E402
 from tests.ops import conv_cases  # noqa: E402
 from tests.ops.conv_cases import FORMATS, Arguments, Case, random_arguments  # noqa: E402
 from tests.oracles import assert_accurate  # noqa: E402
@@ -183,3 +186,88 @@ def test_offsets_beyond_32_bits(depthwise: bool, generator: torch.Generator) -> 
         for ours, want in zip(*results, strict=True):
             assert torch.equal(ours, want)
         del far, flat, x, results
+
+
+NORMS: dict[str, tuple[int, int, int, tuple[int, int]]] = {  # B, Ca, Cf, (H, W)
+    "even": (4, 8, 8, (4, 4)),
+    "odd": (3, 3, 6, (5, 7)),
+    "several blocks": (70, 5, 130, (3, 1)),
+    "nothing frozen": (5, 0, 4, (3, 3)),
+    "everything frozen": (5, 4, 0, (3, 3)),
+    "no images": (0, 2, 3, (3, 3)),
+    "no channels": (2, 0, 0, (3, 3)),
+}
+
+
+def close(ours: Tensor, exact: Tensor) -> None:
+    """Within a few roundings of the dtype, all elements together."""
+    assert ours.shape == exact.shape
+    bound = 8 * torch.finfo(ours.dtype).eps * float(exact.double().norm())
+    assert float((ours.double() - exact.double()).norm()) <= bound
+
+
+@pytest.mark.parametrize("lies", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NORMS)
+def test_batch_norm(name: str, dtype: torch.dtype, lies: str, generator: torch.Generator) -> None:
+    batch, active, free, size = NORMS[name]
+    if dtype != torch.float32 and name not in ("odd", "even"):
+        pytest.skip("one case of each kind is enough")
+    x = torch.randn(batch, active + free, *size, generator=generator) * 2 + 30
+    x = x.to(DEVICE, dtype).contiguous(memory_format=FORMATS[lies])
+    grad = torch.randn(x.shape, generator=generator).to(x)
+
+    def vector(count: int) -> Tensor:
+        return (torch.rand(count, generator=generator) + 0.5).to(DEVICE)
+
+    statistics = [vector(n) for n in (active, active, free, free)]
+    affine = [vector(n) for n in (active, free, active, free)]
+    for training, act, own in ((True, "relu", affine), (False, "none", [None] * 4)):
+        if training and x.numel() == 0 and name == "no images":
+            continue  # the mean of nothing is asked for
+        options = (training, 1e-3, act, True, False)
+        y, sums, mean, var = kernels_norm.partial_batch_norm_fwd(x, *statistics, *own, *options)
+        # what one number more in float32 does: the offset is rounded before it is added
+        want = norm_reference.partial_batch_norm_fwd(x.double(), *statistics, *own, *options)
+        if dtype == torch.float32:
+            torch.testing.assert_close(y.double(), want[0], rtol=1e-5, atol=1e-5)
+        else:
+            close(y, want[0])
+        assert y.is_contiguous(memory_format=FORMATS[lies]) or not x.numel()
+        real = y.double().abs().sum((0, 2, 3))
+        torch.testing.assert_close(sums.double(), real, rtol=1e-5, atol=1e-30)
+        torch.testing.assert_close(mean.double(), want[2], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(var.double(), want[3], rtol=1e-5, atol=1e-6)
+        used = (mean, var) if training else tuple(statistics[2:])
+        for full in (False, True):
+            rest = (statistics[1], *used, *own[:2], training, 1e-3, full)
+            out = y if act == "relu" else None
+            got = kernels_norm.partial_batch_norm_bwd(grad, x, out, *rest)
+            wide = None if out is None else out.double()
+            exact = norm_reference.partial_batch_norm_bwd(grad.double(), x.double(), wide, *rest)
+            assert full or not got[0][:, :active].any()
+            for ours, real_one in zip(got, exact, strict=True):
+                close(ours, real_one)
+
+
+def test_batch_norm_of_far_values(generator: torch.Generator) -> None:
+    """The variance survives a mean that is 10000 times as large as the deviation."""
+    x = (torch.randn(64, 3, 4, 4, generator=generator) + 1e4).to(DEVICE)
+    ones = [torch.ones(n, device=DEVICE) for n in (0, 0, 3, 3)]
+    result = kernels_norm.partial_batch_norm_fwd(x, *ones, None, None, None, None, True, 0.0,
+                                                 "none", False, False)  # fmt: skip
+    exact = x.double().var((0, 2, 3), unbiased=False)
+    torch.testing.assert_close(result[3].double(), exact, rtol=1e-3, atol=0)
+
+
+def test_no_channel_reads_another(generator: torch.Generator) -> None:
+    x = torch.randn(4, 6, 3, 3, generator=generator).to(DEVICE)
+    vectors = [torch.rand(n, generator=generator).to(DEVICE) + 0.5 for n in (2, 2, 4, 4)]
+    rest = (*vectors, None, None, None, None, True, 1e-3, "none", False, False)
+    before = kernels_norm.partial_batch_norm_fwd(x, *rest)[0]
+    poisoned = x.clone()
+    poisoned[:, 2:4] = float("nan")
+    after = kernels_norm.partial_batch_norm_fwd(poisoned, *rest)[0]
+    for channels in (slice(0, 2), slice(4, 6)):
+        assert torch.equal(after[:, channels], before[:, channels])
+    assert after[:, 2:4].isnan().all()

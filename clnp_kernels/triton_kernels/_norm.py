@@ -1,0 +1,308 @@
+"""The kernels of ``partial_batch_norm``."""
+
+import triton
+import triton.language as tl
+
+from ._product import offsets_of
+
+
+@triton.jit
+def places(block, count, Q, NARROW: tl.constexpr, LENGTH: tl.constexpr):
+    """p and q of the elements of a block along the sum, and which of them exist."""
+    start = block * tl.full([], LENGTH, tl.int64)
+    inner = start % Q
+    if NARROW:  # many divisions follow, and in 64 bits they are slow
+        inner = inner.to(tl.int32)
+    inner += tl.arange(0, LENGTH)
+    there = start + tl.arange(0, LENGTH) < count
+    return start // Q + inner // Q, (inner % Q).to(tl.int64), there
+
+
+@triton.jit
+def sums_kernel(
+    x,  # [P, Cf, Q]
+    grad,  # [P, Cf, Q], of y; only with GRAD
+    y,  # [P, Cf, Q]; only with GRAD and RELU
+    mean,  # [Cf]; only with GRAD
+    first,  # [stripes, Cf] float32: sums of x - shift, or of the gradient
+    second,  # [stripes, Cf] float32: of (x - shift)^2, or of gradient * (x - mean)
+    C,
+    Q,
+    count,
+    x_p,
+    x_c,
+    x_q,
+    grad_p,
+    grad_c,
+    grad_q,
+    y_p,
+    y_c,
+    y_q,
+    blocks,  # per stripe
+    GRAD: tl.constexpr,
+    RELU: tl.constexpr,
+    NARROW: tl.constexpr,
+    LENGTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    stripe = tl.program_id(1)
+    c = offsets_of(tl.program_id(0), CHANNELS)
+    inside = c < C
+    # Distances from some value of the channel, its first: squares of far values would cancel.
+    if GRAD:
+        shift = tl.load(mean + c, mask=inside, other=0.0).to(tl.float32)
+    else:
+        shift = tl.load(x + c * x_c, mask=inside, other=0.0).to(tl.float32)
+    one, two = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
+    for block in range(stripe * blocks, stripe * blocks + blocks):
+        p, q, there = places(block, count, Q, NARROW, LENGTH)
+        mask = there[:, None] & inside[None, :]
+        at = p[:, None] * x_p + q[:, None] * x_q + c[None, :] * x_c
+        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+        distance = tl.where(mask, value - shift[None, :], 0.0)
+        if GRAD:
+            at = p[:, None] * grad_p + q[:, None] * grad_q + c[None, :] * grad_c
+            weight = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
+            if RELU:
+                at = p[:, None] * y_p + q[:, None] * y_q + c[None, :] * y_c
+                out = tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
+                weight = tl.where(out <= 0.0, 0.0, weight)
+            one += tl.sum(weight, 0)
+            two += tl.sum(weight * distance, 0)
+        else:
+            one += tl.sum(distance, 0)
+            two += tl.sum(distance * distance, 0)
+    at = stripe.to(tl.int64) * C + c
+    tl.store(first + at, one, mask=inside)
+    tl.store(second + at, two, mask=inside)
+
+
+@triton.jit
+def total(partial, stripes, c, C, CHANNELS: tl.constexpr):
+    """[CHANNELS] float64: the sum over the stripes."""
+    acc = tl.zeros((CHANNELS,), tl.float64)
+    for stripe in range(stripes):
+        at = stripe * tl.full([], 1, tl.int64) * C + c
+        acc += tl.load(partial + at, mask=c < C, other=0.0).to(tl.float64)
+    return acc
+
+
+@triton.jit
+def forward_numbers_kernel(
+    x,  # the first value of each free channel, at c * x_c
+    first,  # [stripes, Cf]
+    second,  # [stripes, Cf]
+    active_mean,  # [Ca]
+    active_var,  # [Ca]
+    free_mean,  # [Cf]
+    free_var,  # [Cf]
+    active_weight,  # [Ca]
+    free_weight,  # [Cf]
+    active_bias,  # [Ca]
+    free_bias,  # [Cf]
+    batch_mean,  # [Cf] float32
+    batch_var,  # [Cf] float32
+    scale,  # [C] float32
+    offset,  # [C] float32
+    Ca,
+    Cf,
+    stripes,
+    count,
+    x_c,
+    eps,
+    TRAINING: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """y = x * scale + offset for each channel, and the statistics of the batch."""
+    c = offsets_of(tl.program_id(0), CHANNELS)
+    f = c - Ca
+    active, free = c < Ca, (c >= Ca) & (f < Cf)
+    mean = tl.load(active_mean + c, mask=active, other=0.0).to(tl.float64)
+    var = tl.load(active_var + c, mask=active, other=1.0).to(tl.float64)
+    if TRAINING:
+        inside = tl.where(free, f, Cf)
+        shift = tl.load(x + f * x_c, mask=free, other=0.0).to(tl.float64)
+        distance = total(first, stripes, inside, Cf, CHANNELS) / count
+        square = total(second, stripes, inside, Cf, CHANNELS) / count
+        spread = square - distance * distance
+        spread = tl.where(spread < 0.0, 0.0, spread)  # a NaN stays
+        tl.store(batch_mean + f, (shift + distance).to(tl.float32), mask=free)
+        tl.store(batch_var + f, spread.to(tl.float32), mask=free)
+        mean, var = tl.where(free, shift + distance, mean), tl.where(free, spread, var)
+    else:
+        running = tl.load(free_mean + f, mask=free, other=0.0).to(tl.float64)
+        mean = tl.where(free, running, mean)
+        running = tl.load(free_var + f, mask=free, other=0.0).to(tl.float64)
+        var = tl.where(free, running, var)
+    factor = 1.0 / tl.sqrt(var + eps)
+    if WEIGHT:
+        weight = tl.load(active_weight + c, mask=active, other=0.0).to(tl.float64)
+        other = tl.load(free_weight + f, mask=free, other=0.0).to(tl.float64)
+        factor *= tl.where(active, weight, other)
+    shifted = -mean * factor
+    if BIAS:
+        bias = tl.load(active_bias + c, mask=active, other=0.0).to(tl.float64)
+        other = tl.load(free_bias + f, mask=free, other=0.0).to(tl.float64)
+        shifted += tl.where(active, bias, other)
+    tl.store(scale + c, factor.to(tl.float32), mask=active | free)
+    tl.store(offset + c, shifted.to(tl.float32), mask=active | free)
+
+
+@triton.jit
+def normal_kernel(
+    x,  # [P, C, Q]
+    y,  # [P, C, Q]
+    scale,  # [C]
+    offset,  # [C]
+    partial,  # [stripes, C] float32
+    C,
+    Q,
+    count,
+    x_p,
+    x_c,
+    x_q,
+    y_p,
+    y_c,
+    y_q,
+    blocks,  # per stripe
+    RELU: tl.constexpr,
+    ACTIVITY: tl.constexpr,
+    NARROW: tl.constexpr,
+    LENGTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    stripe = tl.program_id(1)
+    c = offsets_of(tl.program_id(0), CHANNELS)
+    inside = c < C
+    factor = tl.load(scale + c, mask=inside, other=0.0)
+    shift = tl.load(offset + c, mask=inside, other=0.0)
+    sums = tl.zeros((CHANNELS,), tl.float32)
+    for block in range(stripe * blocks, stripe * blocks + blocks):
+        p, q, there = places(block, count, Q, NARROW, LENGTH)
+        mask = there[:, None] & inside[None, :]
+        at = p[:, None] * x_p + q[:, None] * x_q + c[None, :] * x_c
+        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+        value = value * factor[None, :] + shift[None, :]
+        if RELU:  # a NaN stays
+            value = tl.where(value <= 0.0, 0.0, value)
+        out = value.to(y.dtype.element_ty)
+        at = p[:, None] * y_p + q[:, None] * y_q + c[None, :] * y_c
+        tl.store(y + at, out, mask=mask)
+        if ACTIVITY:
+            sums += tl.sum(tl.where(mask, tl.abs(out.to(tl.float32)), 0.0), 0)
+    if ACTIVITY:
+        tl.store(partial + (stripe.to(tl.int64) * C + c), sums, mask=inside)
+
+
+@triton.jit
+def backward_numbers_kernel(
+    first,  # [stripes, Cf]: sums of the gradient
+    second,  # [stripes, Cf]: sums of gradient * (x - mean)
+    active_var,  # [Ca]
+    free_mean,  # [Cf]
+    free_var,  # [Cf]
+    active_weight,  # [Ca]
+    free_weight,  # [Cf]
+    grad_weight,  # [Cf] float32
+    grad_bias,  # [Cf] float32
+    numbers,  # [4, C] float32: scale, mean, slope, offset
+    Ca,
+    Cf,
+    stripes,
+    count,
+    eps,
+    TRAINING: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """grad_x = grad * scale + (x - mean) * slope + offset for each channel."""
+    c = offsets_of(tl.program_id(0), CHANNELS)
+    f = c - Ca
+    active, free = c < Ca, (c >= Ca) & (f < Cf)
+    var = tl.load(active_var + c, mask=active, other=1.0).to(tl.float64)
+    other = tl.load(free_var + f, mask=free, other=1.0).to(tl.float64)
+    invstd = 1.0 / tl.sqrt(tl.where(active, var, other) + eps)
+    scale = invstd
+    if WEIGHT:
+        weight = tl.load(active_weight + c, mask=active, other=0.0).to(tl.float64)
+        other = tl.load(free_weight + f, mask=free, other=0.0).to(tl.float64)
+        scale *= tl.where(active, weight, other)
+    inside = tl.where(free, f, Cf)
+    sum_grad = total(first, stripes, inside, Cf, CHANNELS)
+    sum_moment = total(second, stripes, inside, Cf, CHANNELS)
+    tl.store(grad_bias + f, sum_grad.to(tl.float32), mask=free)
+    tl.store(grad_weight + f, (sum_moment * invstd).to(tl.float32), mask=free)
+    slope, offset = tl.zeros((CHANNELS,), tl.float64), tl.zeros((CHANNELS,), tl.float64)
+    if TRAINING:
+        slope = -scale * invstd * invstd * (sum_moment / count)
+        offset = -scale * (sum_grad / count)
+    mean = tl.load(free_mean + f, mask=free, other=0.0).to(tl.float32)
+    channels, known = tl.full([], 0, tl.int64) + Ca + Cf, active | free
+    tl.store(numbers + c, scale.to(tl.float32), mask=known)
+    tl.store(numbers + (channels + c), mean, mask=known)
+    tl.store(numbers + (channels * 2 + c), slope.to(tl.float32), mask=known)
+    tl.store(numbers + (channels * 3 + c), offset.to(tl.float32), mask=known)
+
+
+@triton.jit
+def slope_kernel(
+    x,  # [P, C, Q]
+    grad,  # [P, C, Q]
+    y,  # [P, C, Q]; only with RELU
+    grad_x,  # [P, C, Q]
+    numbers,  # [4, C]
+    Ca,
+    C,
+    Q,
+    count,
+    x_p,
+    x_c,
+    x_q,
+    grad_p,
+    grad_c,
+    grad_q,
+    y_p,
+    y_c,
+    y_q,
+    out_p,
+    out_c,
+    out_q,
+    blocks,
+    RELU: tl.constexpr,
+    TRAINING: tl.constexpr,
+    FULL: tl.constexpr,
+    NARROW: tl.constexpr,
+    LENGTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Active channels are not read and get zero, unless FULL."""
+    stripe = tl.program_id(1)
+    c = offsets_of(tl.program_id(0), CHANNELS)
+    inside = c < C
+    free = inside & (c >= Ca)
+    wanted = inside if FULL else free
+    channels = tl.full([], 0, tl.int64) + C
+    scale = tl.load(numbers + c, mask=wanted, other=0.0)
+    mean = tl.load(numbers + (channels + c), mask=free, other=0.0)
+    slope = tl.load(numbers + (channels * 2 + c), mask=free, other=0.0)
+    offset = tl.load(numbers + (channels * 3 + c), mask=free, other=0.0)
+    for block in range(stripe * blocks, stripe * blocks + blocks):
+        p, q, there = places(block, count, Q, NARROW, LENGTH)
+        read = there[:, None] & wanted[None, :]
+        at = p[:, None] * grad_p + q[:, None] * grad_q + c[None, :] * grad_c
+        value = tl.load(grad + at, mask=read, other=0.0).to(tl.float32)
+        if RELU:
+            at = p[:, None] * y_p + q[:, None] * y_q + c[None, :] * y_c
+            out = tl.load(y + at, mask=read, other=0.0).to(tl.float32)
+            value = tl.where(out <= 0.0, 0.0, value)
+        value = value * scale[None, :]
+        if TRAINING:
+            learns = there[:, None] & free[None, :]
+            at = p[:, None] * x_p + q[:, None] * x_q + c[None, :] * x_c
+            near = tl.load(x + at, mask=learns, other=0.0).to(tl.float32) - mean[None, :]
+            value += tl.where(learns, near * slope[None, :] + offset[None, :], 0.0)
+        at = p[:, None] * out_p + q[:, None] * out_q + c[None, :] * out_c
+        value = tl.where(read, value, 0.0).to(grad_x.dtype.element_ty)
+        tl.store(grad_x + at, value, mask=there[:, None] & inside[None, :])

@@ -1,0 +1,234 @@
+"""``partial_batch_norm`` in Triton: a pass for sums, a small one per channel, one over the images.
+
+Images are [P, C, Q]: in channels_last P goes over all pixels and Q is 1, in planes Q goes over the
+pixels of an image; no copy of either. Sums over stripes are written apart and added in a fixed
+order, in float64, without atomics: the same numbers in every run.
+"""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..reference.masked_conv2d import memory_format
+from . import _launch
+from ._norm import (
+    backward_numbers_kernel,
+    forward_numbers_kernel,
+    normal_kernel,
+    slope_kernel,
+    sums_kernel,
+)
+from .channel_activity import BLOCKS
+
+STRIPES = 512  # most stripes that are summed apart
+CHANNELS = 64  # of a block of the pass over channels
+
+
+def _planes(t: Tensor, last: bool) -> Tensor:
+    """[B, C, H, W] as [P, C, Q], a view where the pixels are evenly spaced, else a copy."""
+    batch, channels, height, width = t.shape
+    if last:
+        rows = t.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
+        return rows[:, :, None]
+    return t.reshape(batch, channels, height * width)
+
+
+def _strides(prefix: str, t: Tensor) -> dict[str, int]:
+    return {f"{prefix}_{letter}": t.stride(d) for d, letter in enumerate("pcq")}
+
+
+def _grid(x: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Programs of a pass over [P, C, Q], and its sizes."""
+    channels, count = x.shape[1], x.shape[0] * x.shape[2]
+    length, width = BLOCKS[x.stride(1) == 1]
+    blocks = triton.cdiv(count, length * STRIPES)
+    stripes = triton.cdiv(count, length * blocks)
+    sizes = {"C": channels, "Q": x.shape[2], "count": count, "blocks": blocks}
+    sizes |= {"NARROW": x.shape[2] < 1 << 30, "LENGTH": length, "CHANNELS": width}
+    return (triton.cdiv(channels, width), stripes), sizes
+
+
+def _sums(
+    x: Tensor, grad: Tensor | None, y: Tensor | None, mean: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """[stripes, C] float32 twice, as ``sums_kernel`` says."""
+    programs, sizes = _grid(x)
+    first = x.new_empty(programs[1], x.shape[1], dtype=torch.float32)
+    second = torch.empty_like(first)
+    arguments: dict[str, Any] = {
+        "x": x,
+        "grad": grad,
+        "y": y,
+        "mean": mean,
+        "first": first,
+        "second": second,
+        **sizes,
+        **_strides("x", x),
+        **_strides("grad", x if grad is None else grad),
+        **_strides("y", x if y is None else y),
+        "GRAD": grad is not None,
+        "RELU": y is not None,
+    }
+    _launch.launch(sums_kernel, programs, x, arguments)
+    return first, second
+
+
+def partial_batch_norm_fwd(
+    x: Tensor,  # [B, C, H, W]
+    active_mean: Tensor,  # [Ca]
+    active_var: Tensor,  # [Ca]
+    free_mean: Tensor,  # [Cf]
+    free_var: Tensor,  # [Cf]
+    active_weight: Tensor | None,  # [Ca]
+    free_weight: Tensor | None,  # [Cf]
+    active_bias: Tensor | None,  # [Ca]
+    free_bias: Tensor | None,  # [Cf]
+    training: bool,
+    eps: float,
+    activation: str,
+    activity: bool,
+    full_input_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y [B, C, H, W], activity [C] or empty, the free channels' batch mean and variance [Cf]."""
+    lies, channels, split, free = memory_format(x), x.shape[1], len(active_mean), len(free_mean)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=lies)
+    nothing = float("nan") if x.numel() == 0 else 0.0
+    mean = x.new_full((free if training else 0,), nothing, dtype=torch.float32)
+    var = torch.empty_like(mean).copy_(mean)
+    sums = x.new_zeros(channels if activity else 0, dtype=torch.float32)
+    if x.numel() == 0:
+        return y, sums, mean, var
+    planes = _planes(x, lies == torch.channels_last)
+    inner = planes[:, split:]
+    parts = x.new_empty(0, free, dtype=torch.float32)
+    first, second = _sums(inner, None, None, None) if training and free else (parts, parts)
+    scale = x.new_empty(channels, dtype=torch.float32)
+    offset = torch.empty_like(scale)
+    vectors = {
+        "active_mean": active_mean,
+        "active_var": active_var,
+        "free_mean": free_mean,
+        "free_var": free_var,
+        "active_weight": active_weight,
+        "free_weight": free_weight,
+        "active_bias": active_bias,
+        "free_bias": free_bias,
+    }
+    arguments: dict[str, Any] = {
+        "x": inner,
+        "first": first,
+        "second": second,
+        **{name: None if t is None else t.contiguous() for name, t in vectors.items()},
+        "batch_mean": mean,
+        "batch_var": var,
+        "scale": scale,
+        "offset": offset,
+        "Ca": split,
+        "Cf": free,
+        "stripes": first.shape[0],
+        "count": planes.shape[0] * planes.shape[2],
+        "x_c": planes.stride(1),
+        "eps": eps,
+        "TRAINING": training,
+        "WEIGHT": free_weight is not None,
+        "BIAS": free_bias is not None,
+        "CHANNELS": CHANNELS,
+    }
+    programs: tuple[int, ...] = (triton.cdiv(channels, CHANNELS),)
+    _launch.launch(forward_numbers_kernel, programs, x, arguments)
+    programs, sizes = _grid(planes)
+    out = _planes(y, lies == torch.channels_last)
+    partial = x.new_empty(programs[1] if activity else 0, channels, dtype=torch.float32)
+    arguments = {
+        "x": planes,
+        "y": out,
+        "scale": scale,
+        "offset": offset,
+        "partial": partial,
+        **sizes,
+        **_strides("x", planes),
+        **_strides("y", out),
+        "RELU": activation == "relu",
+        "ACTIVITY": activity,
+    }
+    _launch.launch(normal_kernel, programs, x, arguments)
+    return y, partial.sum(0) if activity else sums, mean, var
+
+
+def partial_batch_norm_bwd(
+    grad_y: Tensor,  # [B, C, H, W]
+    x: Tensor,  # [B, C, H, W]
+    y: Tensor | None,  # [B, C, H, W], the output, if it went through a ReLU
+    active_var: Tensor,  # [Ca]
+    free_mean: Tensor,  # [Cf], of the batch if training
+    free_var: Tensor,  # [Cf], of the batch if training
+    active_weight: Tensor | None,  # [Ca]
+    free_weight: Tensor | None,  # [Cf]
+    training: bool,
+    eps: float,
+    full_input_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x [B, C, H, W] and of the free weight and bias [Cf]."""
+    lies, channels, split, free = memory_format(x), x.shape[1], len(active_var), len(free_mean)
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=lies)
+    grad_weight = x.new_zeros(free, dtype=torch.float32)
+    grad_bias = torch.zeros_like(grad_weight)
+    if x.numel() == 0:
+        return grad_x, grad_weight, grad_bias
+    last = lies == torch.channels_last
+    planes, grads = _planes(x, last), _planes(grad_y, last)
+    outs = None if y is None else _planes(y, last)
+    mean = free_mean.contiguous()
+    parts = x.new_empty(0, free, dtype=torch.float32)
+    first, second = parts, parts
+    if free:
+        inner = None if outs is None else outs[:, split:]
+        first, second = _sums(planes[:, split:], grads[:, split:], inner, mean)
+    numbers = x.new_empty(4, channels, dtype=torch.float32)
+    vectors = {
+        "active_var": active_var,
+        "free_mean": mean,
+        "free_var": free_var,
+        "active_weight": active_weight,
+        "free_weight": free_weight,
+    }
+    arguments: dict[str, Any] = {
+        "first": first,
+        "second": second,
+        **{name: None if t is None else t.contiguous() for name, t in vectors.items()},
+        "grad_weight": grad_weight,
+        "grad_bias": grad_bias,
+        "numbers": numbers,
+        "Ca": split,
+        "Cf": free,
+        "stripes": first.shape[0],
+        "count": planes.shape[0] * planes.shape[2],
+        "eps": eps,
+        "TRAINING": training,
+        "WEIGHT": free_weight is not None,
+        "CHANNELS": CHANNELS,
+    }
+    programs: tuple[int, ...] = (triton.cdiv(channels, CHANNELS),)
+    _launch.launch(backward_numbers_kernel, programs, x, arguments)
+    programs, sizes = _grid(planes)
+    result = _planes(grad_x, last)
+    arguments = {
+        "x": planes,
+        "grad": grads,
+        "y": outs,
+        "grad_x": result,
+        "numbers": numbers,
+        "Ca": split,
+        **sizes,
+        **_strides("x", planes),
+        **_strides("grad", grads),
+        **_strides("y", planes if outs is None else outs),
+        **_strides("out", result),
+        "RELU": outs is not None,
+        "TRAINING": training,
+        "FULL": full_input_grad,
+    }
+    _launch.launch(slope_kernel, programs, x, arguments)
+    return grad_x, grad_weight, grad_bias
