@@ -12,8 +12,18 @@ from typing import Any
 from clnp.cli import config as configs
 from clnp.cli import runs
 from clnp.cli.arguments import STREAMS
-from clnp.cli.config import Config
-from clnp.cli.defaults import CLNP_ONLY, DEFAULTS, METHODS, NAMED, NETS, SOME, SPLITS, WITH_NET
+from clnp.cli.config import SHARED, Config
+from clnp.cli.defaults import (
+    AUTHORS,
+    CLNP_ONLY,
+    DEFAULTS,
+    METHODS,
+    NAMED,
+    NETS,
+    SOME,
+    SPLITS,
+    WITH_NET,
+)
 from clnp.cli.runs import Places
 from clnp.errors import ConfigError
 
@@ -66,8 +76,7 @@ def settings(
         given = _for_method(name, given, lenient=method is not None)
     _check_some(base["stream"], given, options.paths)
     chosen = _set(options.set, name, lenient=method is not None)
-    if chosen or "options" not in base:
-        given["options"] = chosen
+    given["options"] = tuple(sorted((dict(base.get("options", ())) | chosen).items()))
     if "net" in given:
         given["net"] = NETS.get(base["stream"], {}).get(given["net"], given["net"])
     config = Config(**{**base, **given, "method": name})
@@ -90,11 +99,29 @@ def _base(stream: str, method: str, given: dict[str, Any], paths: int) -> dict[s
         base["tasks"] = max(paths, 1)
     if "depth" in given and "l1" not in given:
         base["l1"] = _stretched(base["l1"], given["depth"])
-    if method != "clnp":
-        # The same epochs for all: those of fine-tuning go to training.
-        base["epochs"] += base["fine_tune_epochs"]
-        base |= {"fine_tune_epochs": 0, **METHODS.get(stream, {})}
-    return base
+    return base if method == "clnp" else base | _base_of_method(method, stream, base, given)
+
+
+def _base_of_method(
+    method: str, stream: str, base: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
+    """What another method than CLNP changes of an experiment's defaults."""
+    # Imported here, where it is needed: --help needs no method.
+    from clnp.methods import METHODS as KNOWN
+
+    # The same epochs for all: those of fine-tuning go to training.
+    changed = {"epochs": base["epochs"] + base["fine_tune_epochs"], "fine_tune_epochs": 0}
+    changed |= METHODS.get(stream, {})
+    options = dict(AUTHORS.get((stream, method), {}))
+    if method in KNOWN:
+        # What the method decides differently by default, where those are settings of a run.
+        fixed = KNOWN[method].cls.fixed
+        changed |= {name: fixed[name] for name in SHARED if name in fixed}
+        if "tasks" in KNOWN[method].options:
+            options["tasks"] = given.get("tasks", base["tasks"])
+    if given.get("net", base["net"]) != base["net"]:
+        changed.pop("dropout", None)
+    return {**changed, "options": tuple(sorted(options.items()))}
 
 
 def _for_method(method: str, given: dict[str, Any], lenient: bool) -> dict[str, Any]:
@@ -150,8 +177,8 @@ def _grid(items: Sequence[str] | None) -> dict[str, Any]:
     return grid
 
 
-def _set(items: Sequence[str] | None, method: str, lenient: bool) -> tuple[tuple[str, Any], ...]:
-    """["c=0.1", "si.xi=1e-3"] -> (("c", 0.1), ("xi", 0.001)) for the method si; values are JSON, or
+def _set(items: Sequence[str] | None, method: str, lenient: bool) -> dict[str, Any]:
+    """["c=0.1", "si.xi=1e-3"] -> {"c": 0.1, "xi": 0.001} for the method si; values are JSON, or
     else words. With `lenient`, what is meant for other methods is left out.
     """
     found: dict[str, Any] = {}
@@ -171,7 +198,7 @@ def _set(items: Sequence[str] | None, method: str, lenient: bool) -> tuple[tuple
         except ValueError:
             value = text
         found[own] = tuple(value) if isinstance(value, list) else value
-    return tuple(sorted(found.items()))
+    return found
 
 
 def _stretched(l1: tuple[float, ...], depth: int) -> tuple[float, ...]:

@@ -132,6 +132,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "folder": {"schedule": "constant"},
     "arrays": {"schedule": "constant"},
 }
+# Options of a method in an experiment: those that its authors chose there. SI: the settings of the
+# code of Zenke, Poole, Ganguli 2017.
+AUTHORS: dict[tuple[str, str], dict[str, Any]] = {
+    ("permuted-mnist", "si"): {"c": 0.1, "xi": 0.1, "reset_optimizer": False},
+    ("split-cifar", "si"): {"c": 0.01, "xi": 1e-3},
+}
 # Fields that only some experiments take: those that have them above.
 SOME = (
     "identity_first",

@@ -14,7 +14,7 @@ from rich.console import Console
 from clnp import cli
 from clnp.cli import experiment, results, runs
 from clnp.cli.config import Config, defaults, differences, validate
-from clnp.cli.console import Reporter
+from clnp.cli.console import Reporter, claimed
 from clnp.errors import ConfigError
 from clnp.learner import Learner
 from tests.clnp.commands import TINY, clnp, finished_run
@@ -261,8 +261,30 @@ def test_bar_on_a_terminal():
     with reporter.live():
         reporter.on_task_begin(learner, 1, "b", 10)  # 2 grid points of 3 epochs, 4 of fine-tuning
         reporter.on_batch_end(learner, 1.0, 0.5, 1, 2)
+        reporter.on_search(learner, 7, 0)
+        assert reporter.bar.tasks[0].fields["numbers"] == "search 7"
+        reporter.on_batch_end(learner, 1.0, 0.5, 1, 2)
         assert reporter.bar.tasks[0].completed == pytest.approx(1.05)
         reporter.on_epoch_end(learner, {**record, "epoch": 1, "point": 1, "points": 2})
         assert reporter.bar.tasks[0].completed == pytest.approx(1.5)
         reporter.on_epoch_end(learner, {**record, "epoch": 3, "fine_tune": True})
         assert reporter.bar.tasks[0].completed == pytest.approx(2.0)
+
+
+def test_search_is_told_where_the_output_is_no_terminal():
+    out, log = io.StringIO(), io.StringIO()
+    reporter = Reporter(Console(file=out, width=80), log, tasks=2)
+    reporter.on_search(None, 7, 0)
+    reporter.on_search(None, 8, 90)  # too soon after the last line
+    reporter.spoke = 0.0
+    reporter.on_search(None, 9, 90)
+    lines = ["task 1/2 search 7 networks tried", "task 1/2 search 9/90 networks tried"]
+    assert out.getvalue().splitlines() == lines
+    assert [line[20:] for line in log.getvalue().splitlines()] == lines
+
+
+def test_many_layers_are_one_number():
+    counts = {"size": 10, "used": 4, "new": 1, "reused": 0, "free": 6}
+    assert claimed({"a": counts, "b": counts}) == "channels used a 4/10 (+1), b 4/10 (+1)"
+    many = {str(k): counts for k in range(9)}
+    assert claimed(many) == "channels used 36/90 (+9) in 9 layers"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clnp.cli import compare, results
+from clnp.cli import chosen, compare, results
+from clnp.cli.arguments import parse
+from clnp.cli.config import SHARED
+from clnp.cli.defaults import DEFAULTS
 from clnp.learner import Learner
-from clnp.methods import METHODS
+from clnp.methods import METHODS, MethodSettings
 from tests.clnp.commands import TINY, clnp, run_clnp
 
 
@@ -46,6 +50,34 @@ def test_a_run_by_another_method(tmp_path, capsys):
     code, _, err = clnp(capsys, "run", "--resume", "--out", tmp_path / "a", "--method", "ewc")
     assert code == 2
     assert "--method ewc (was si)" in err
+
+
+def settings(stream, method, *words):
+    options = parse(["run", stream, "--method", method, *words])
+    return chosen.settings(options, Path("nowhere"))[0]
+
+
+def test_methods_have_settings_of_their_own():
+    si = settings("permuted-mnist", "si")
+    assert (si.lr, si.schedule, si.dropout, si.fine_tune_epochs) == (1e-3, "constant", 0.0, 0)
+    assert si.epochs == settings("permuted-mnist", "clnp").epochs + 10
+    assert dict(si.options) == {"c": 0.1, "reset_optimizer": False, "xi": 0.1}
+    other = settings("permuted-mnist", "si", "--set", "c=0", "--lr", "0.1", "--dropout", "0.5")
+    assert (other.lr, other.dropout, dict(other.options)["c"]) == (0.1, 0.5, 0)
+    assert dict(settings("split-cifar", "si").options) == {"c": 0.01, "xi": 1e-3}
+    sparcl = settings("split-cifar", "sparcl")
+    assert (sparcl.lr, sparcl.schedule) == (0.03, "cosine")
+    packnet = settings("permuted-digits", "packnet", "--tasks", "3")
+    assert dict(packnet.options) == {"tasks": 3}
+
+
+def test_every_method_takes_the_settings_of_every_experiment():
+    for stream in DEFAULTS:
+        for name, info in METHODS.items():
+            arguments = settings(stream, name).method_arguments()
+            shared = {k: v for k, v in arguments.items() if k in SHARED and k != "device"}
+            MethodSettings(**{**info.cls.fixed, **shared})
+            assert set(arguments) - set(SHARED) - {"seed"} <= {*info.options, "reset_optimizer"}
 
 
 def test_methods_are_listed(capsys):
