@@ -174,6 +174,13 @@ class Graph:
         """The nodes that read `name`."""
         return [node for node in self.nodes if name in node.inputs]
 
+    def up_to(self, output: str) -> Graph:
+        """The graph that ends with the given node; the whole one for an empty name."""
+        if not output:
+            return self
+        names = [node.name for node in self.nodes]
+        return Graph(self.nodes[: names.index(output) + 1], output)
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dictionaries, the inverse of `from_json`."""
         return {

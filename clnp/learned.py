@@ -10,7 +10,7 @@ from clnp.errors import CheckpointError
 from clnp.pruning import tensors_of
 
 if TYPE_CHECKING:
-    from clnp.model import Model
+    from clnp.network import Network
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LearnedTask:
         return cls(str(data["name"]), int(data["classes"]), active)
 
 
-def check_shapes(model: Model) -> None:
+def check_shapes(model: Network) -> None:
     """Raises CheckpointError unless every tensor has the shape that the boundaries ask for."""
     wanted: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for name, module in model.masked.items():
@@ -66,7 +66,7 @@ def check_shapes(model: Model) -> None:
             )
 
 
-def _inputs(model: Model, name: str, part: str) -> int:
+def _inputs(model: Network, name: str, part: str) -> int:
     """Columns that the active or free weight of a layer has to have."""
     if part == "active":
         return model.frozen_inputs(name)

@@ -2,9 +2,8 @@
 learned task.
 
 Life of a task: `begin_task` re-initialises the free weights; any training loop updates
-    `parameters()`; `compact` drops the
-channels that pruning left out; `consolidate` freezes what is left and gives the dropped channels
-back as free capacity.
+`parameters()`; `compact` drops the channels that pruning left out; `consolidate` freezes what is
+left and gives the dropped channels back as free capacity.
 """
 
 from __future__ import annotations
@@ -17,35 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from clnp.errors import CapacityError, CheckpointError, ConfigError, DataError
-from clnp.graph import OPS, Graph, Node, build, for_inference, fuse_relu
-from clnp.groups import Group, find_groups, inputs_of
-from clnp.heads import HEADS, Head, MultiHead
+from clnp.errors import CheckpointError, ConfigError
+from clnp.graph import OPS, Graph, Node
+from clnp.heads import HEADS
 from clnp.learned import LearnedTask, check_shapes
-from clnp.plain import plain_module
-from clnp.pruning import (
-    Keep,
-    behind,
-    check_keep,
-    free_inputs,
-    head_columns,
-    pruned_layers,
-    rows,
-    tensors_of,
-)
-from clnp_kernels.nn import MaskedConv2d, MaskedLinear, PartialBatchNorm1d, PartialBatchNorm2d
-
-MaskedLayer = MaskedLinear | MaskedConv2d
-MASKED: dict[str, Any] = {
-    "linear": MaskedLinear,
-    "conv2d": MaskedConv2d,
-    "depthwise_conv2d": MaskedConv2d,
-    "batch_norm1d": PartialBatchNorm1d,
-    "batch_norm2d": PartialBatchNorm2d,
-}
+from clnp.narrow import pruned_layers
+from clnp.network import MaskedLayer, Network
+from clnp.pruning import Keep, check_keep, free_inputs, head_columns, rows
+from clnp_kernels.nn import PartialBatchNorm2d
 
 
-class Model(nn.Module):
+class Model(Network):
     """A network of masked layers; made by `clnp.convert`.
 
     Arguments:
@@ -57,121 +38,10 @@ class Model(nn.Module):
         `model(x)`: while a task is being learned, and before the first one, the whole network in
             training; otherwise the network of the task learned last.
         `model(x, task=k)`: the network of learned task k: a narrow plain network in evaluation
-        mode, whose logits
-            never change again (bit for bit, for the same batch, dtype, device and number of
-            threads).
+            mode, whose logits never change again (bit for bit, for the same batch, dtype, device
+            and number of threads).
         Raises DataError where x does not fit the network, ConfigError for an unknown task.
     """
-
-    def __init__(self, graph: Graph, layers: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.graph = graph
-        self.groups = find_groups(graph)
-        self.tasks: list[LearnedTask] = []
-        self.in_task = False
-        self.sizes = {group.name: group.size for group in self.groups.all}
-        self._narrow: dict[int, fx.GraphModule] = {}
-        self.conversion: Any = None
-        fused = fuse_relu(graph)
-        masked: dict[str, Any] = {}
-        for node in fused.weighted:
-            dense = layers[node.name]
-            if node.name == self.groups.head:
-                masked[node.name] = MultiHead(dense.weight, dense.bias)
-            else:
-                activation = node.attrs.get("activation", "none")
-                masked[node.name] = MASKED[node.op].from_dense(dense, activation=activation)
-        self.net = build(fused, masked)
-        self._masked = {name: m for name, m in masked.items() if name != self.groups.head}
-        self.train(any(layer.training for layer in layers.values()))
-
-    # Layers and boundaries
-
-    @property
-    def head(self) -> Head:
-        """The output layer."""
-        head = self.net.get_submodule(self.groups.head)
-        assert isinstance(head, Head)
-        return head
-
-    @property
-    def masked(self) -> dict[str, MaskedLayer | PartialBatchNorm2d]:
-        """Name -> module with a frozen and a free part, in execution order, without the head."""
-        return self._masked
-
-    @property
-    def masked_layers(self) -> dict[str, MaskedLayer]:
-        """The linear and convolutional ones of `masked`."""
-        return {n: m for n, m in self.masked.items() if not isinstance(m, PartialBatchNorm2d)}
-
-    @property
-    def norms(self) -> dict[str, PartialBatchNorm2d]:
-        """The batch norms of `masked`."""
-        return {n: m for n, m in self.masked.items() if isinstance(m, PartialBatchNorm2d)}
-
-    @property
-    def layer_names(self) -> list[str]:
-        """All layers with a weight matrix or filters in execution order; the head is the last."""
-        return [*self.masked_layers, self.groups.head]
-
-    @property
-    def device(self) -> torch.device:
-        return self.head.free_weight.device
-
-    @property
-    def is_convolutional(self) -> bool:
-        """Whether the network works on images [B, C, H, W]."""
-        return any("conv2d" in node.op for node in self.graph.nodes)
-
-    def running_statistics(self) -> list[Tensor]:
-        """The tensors that training moves although they are no parameters: of every batch norm the
-        free channels' mean and variance [Cf], and its count of batches.
-        """
-        return [
-            tensor
-            for norm in self.norms.values()
-            for tensor in (norm.free_mean, norm.free_var, norm.num_batches_tracked)
-        ]
-
-    def layer_weight(self, name: str) -> nn.Parameter:
-        """The trainable weight of a layer, [Of, I] or [Of, I, K, K']."""
-        if name == self.groups.head:
-            return self.head.free_weight
-        weight = self._masked[name].free_weight
-        assert weight is not None
-        return weight
-
-    def active(self, group: Group | str) -> int:
-        """How many channels of a group are frozen."""
-        name = group if isinstance(group, str) else group.name
-        return self.tasks[-1].active[name] if self.tasks else 0
-
-    def free(self, group: Group | str) -> int:
-        """How many channels of a group can still be claimed, by the task in training or a later
-        one.
-        """
-        name = group if isinstance(group, str) else group.name
-        if not self.groups[name].prunable:
-            return 0 if self.tasks else self.sizes[name]
-        producer = self.masked_layers[self.groups[name].producers[0]]
-        return producer.free_weight.shape[0]
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the final hidden group has no free channel left."""
-        return bool(self.tasks) and self.free(self.groups.last) == 0
-
-    def check_capacity(self) -> None:
-        """Raises CapacityError if no further task can be learned: with a single head every task
-        needs channels of its own in the final hidden group.
-        """
-        if self.head.kind == "single" and self.is_full:
-            last = self.groups.last.name
-            raise CapacityError(
-                f"all {self.sizes[last]} channels of the final hidden layer {last!r} belong to "
-                "earlier tasks, so a single head has nothing to connect a new task to. Add "
-                "channels with expand(), start with a wider network, or use head='multi'"
-            )
 
     def set_head(self, kind: str) -> None:
         """Chooses "multi" or "single" head; possible until the first task is learned.
@@ -199,107 +69,6 @@ class Model(nn.Module):
         old = self.head
         bias = None if old.free_bias is None else old.free_bias.detach()
         self.net.set_submodule(self.groups.head, HEADS[kind](old.free_weight.detach(), bias))
-
-    # Calling
-
-    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        self._check_input(x)
-        if task is None:
-            if self.in_task or not self.tasks:
-                return self.net(x)
-            task = len(self.tasks) - 1
-        return self.subnetwork(task)(x)
-
-    def _check_input(self, x: Tensor) -> None:
-        """Raises DataError unless x [B, ...] has the shape, dtype and device of this network."""
-        if not isinstance(x, Tensor):
-            raise DataError(f"x: expected a tensor, got {type(x).__name__}")
-        shape = list(self.graph.nodes[0].attrs["shape"][1:])
-        if list(x.shape[1:]) != shape or x.dim() < 1:
-            wanted = ", ".join(map(str, ["B", *shape]))
-            raise DataError(f"x: expected shape [{wanted}], got {list(x.shape)}")
-        weight = self.head.free_weight
-        if x.device != weight.device:
-            raise DataError(f"x is on {x.device}, the network on {weight.device}; move one of them")
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise DataError(f"x is {x.dtype}, the network {weight.dtype}; convert one of them")
-
-    def check_task(self, task: int) -> int:
-        """Returns the index of a learned task, counting from 0; negative ones count from the end.
-
-        Raises:
-            ConfigError: no such task.
-        """
-        learned = len(self.tasks)
-        if isinstance(task, bool) or not isinstance(task, int) or not -learned <= task < learned:
-            known = f"0 to {learned - 1}" if learned else "none yet"
-            raise ConfigError(f"task={task!r}: expected the index of a learned task ({known})")
-        return task % learned
-
-    def subnetwork(self, task: int, *, fresh: bool = False) -> fx.GraphModule:
-        """The narrow network of a learned task: contiguous copies of its corner of every layer, in
-        evaluation mode.
-
-        Arguments:
-            task: index of the task.
-            fresh: copy anew from the frozen buffers rather than reuse the copy made before.
-        """
-        task = self.check_task(task)
-        if fresh or task not in self._narrow:
-            narrow = self._build(self._task_layers(task))
-            if fresh:
-                return narrow
-            self._narrow[task] = narrow
-        return self._narrow[task]
-
-    @property
-    def narrow_graph(self) -> Graph:
-        """The operations of a learned task's network."""
-        return for_inference(self.graph)
-
-    def _build(self, layers: Mapping[str, nn.Module]) -> fx.GraphModule:
-        return build(self.narrow_graph, layers).eval().requires_grad_(False)
-
-    def _task_layers(self, task: int) -> dict[str, nn.Module]:
-        bounds = self.tasks[task].active
-        before = self.tasks[task - 1].active if task else dict.fromkeys(bounds, 0)
-        last, head = self.groups.last.name, self.head
-        own_only = head.kind == "single" and self.groups.only_feeds_head()
-        layers: dict[str, nn.Module] = {}
-        for name, module in self.masked.items():
-            made = self.groups.of(name).name
-            rows = slice(before[made] if own_only and made == last else 0, bounds[made])
-            active = tensors_of(module, "active")
-            tensors = {key: None if value is None else value[rows] for key, value in active.items()}
-            weight = tensors["weight"]
-            if name in self.groups.reads and weight is not None:
-                tensors["weight"] = weight[:, : self.width(name, bounds)]
-            node = self.graph[name]
-            layers[name] = plain_module(node.op, node.attrs, tensors)
-        positions = self.groups.positions[self.groups.head]
-        own = before[last] * positions, bounds[last] * positions
-        weight, bias = head.task_weights(task, *own)
-        if head.kind == "single" and not own_only:
-            weight = behind(weight, own[0])
-        layers[self.groups.head] = plain_module("linear", {}, {"weight": weight, "bias": bias})
-        return layers
-
-    def width(self, layer: str, active: Mapping[str, int]) -> int:
-        """Inputs of a layer when only the active channels exist."""
-        group = self.groups[self.groups.reads[layer]]
-        if not group.prunable:
-            return inputs_of(self.graph[layer])
-        return active[group.name] * self.groups.positions[layer]
-
-    def inputs(self, layer: str) -> int:
-        """Inputs of a layer when nothing is pruned; of a depthwise layer 1."""
-        if layer not in self.groups.reads:
-            return 1
-        return self.width(layer, self.sizes)
-
-    def frozen_inputs(self, layer: str) -> int:
-        """Inputs of a layer that belong to learned tasks."""
-        return self.width(layer, self.tasks[-1].active) if self.tasks else 0
 
     # The life of a task
 
@@ -414,6 +183,7 @@ class Model(nn.Module):
         for part, module in self.masked.items():
             _freeze_all(module)
             self._restore_size(part, module)
+        self._union = None
         record = LearnedTask(name or f"task {len(self.tasks)}", classes, active)
         self.tasks.append(record)
         self._close()
@@ -539,7 +309,7 @@ class Model(nn.Module):
         self.in_task = bool(data["in_task"])
         self.tasks = [LearnedTask.from_json(task) for task in data["tasks"]]
         self._skip_active()
-        self._narrow.clear()
+        self._forget_narrow()
 
     def get_extra_state(self) -> Tensor:
         """The structure as bytes in a tensor, so that a state dict holds tensors only."""
@@ -549,8 +319,12 @@ class Model(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         self._set_structure(json.loads(bytes(state.cpu().tolist())))
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Model:
+    def _forget_narrow(self) -> None:
         self._narrow.clear()
+        self._union = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Model:
+        self._forget_narrow()
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:

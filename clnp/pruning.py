@@ -1,6 +1,4 @@
-"""Cutting channels out of a network in training: which rows and columns stay, and the narrow
-network that is left.
-"""
+"""Cutting channels out of a network in training: which rows and columns stay."""
 
 from __future__ import annotations
 
@@ -11,16 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from clnp.errors import ConfigError
-from clnp.plain import plain_module
 from clnp_kernels.nn import PartialBatchNorm2d
 
 if TYPE_CHECKING:
-    from clnp.model import Model
+    from clnp.network import Network
 
 Keep = Mapping[str, Tensor]  # group name -> indices (int64, ascending) into its free channels
 
 
-def keep_everything(model: Model) -> dict[str, Tensor]:
+def keep_everything(model: Network) -> dict[str, Tensor]:
     """`keep` with all free channels of every prunable group."""
     return {group.name: torch.arange(model.free(group)) for group in model.groups.prunable}
 
@@ -42,7 +39,7 @@ def tensors_of(module: nn.Module, part: str) -> dict[str, Tensor | None]:
     return {name: None if value is None else value.detach() for name, value in found.items()}
 
 
-def free_inputs(model: Model, name: str, keep: Keep, device: torch.device) -> Tensor:
+def free_inputs(model: Network, name: str, keep: Keep, device: torch.device) -> Tensor:
     """Free inputs of a layer that are left when of each group's free channels only `keep` stays."""
     group = model.groups[model.groups.reads[name]]
     positions = model.groups.positions[name]
@@ -52,7 +49,7 @@ def free_inputs(model: Model, name: str, keep: Keep, device: torch.device) -> Te
     return entries(keep[group.name].to(device), positions)
 
 
-def columns(model: Model, name: str, keep: Keep) -> Tensor:
+def columns(model: Network, name: str, keep: Keep) -> Tensor:
     """Input columns of a layer that are left, frozen ones first."""
     weight = model.layer_weight(name)
     device, total = weight.device, weight.shape[1]
@@ -65,7 +62,7 @@ def columns(model: Model, name: str, keep: Keep) -> Tensor:
     return torch.cat([torch.arange(frozen, device=device), frozen + kept])
 
 
-def rows(model: Model, name: str, keep: Keep, device: torch.device) -> Tensor:
+def rows(model: Network, name: str, keep: Keep, device: torch.device) -> Tensor:
     """Free outputs of a hidden layer or batch norm that are left."""
     group = model.groups.of(name)
     if not group.prunable:
@@ -73,7 +70,7 @@ def rows(model: Model, name: str, keep: Keep, device: torch.device) -> Tensor:
     return keep[group.name].to(device)
 
 
-def check_keep(model: Model, keep: Keep) -> None:
+def check_keep(model: Network, keep: Keep) -> None:
     """Raises ConfigError unless `keep` names, for every prunable group, ascending indices of
     its free channels.
     """
@@ -99,54 +96,9 @@ def check_keep(model: Model, keep: Keep) -> None:
             )
 
 
-def head_columns(model: Model, keep: Keep) -> Tensor:
+def head_columns(model: Network, keep: Keep) -> Tensor:
     """Columns of the current output weights that are left."""
     head = model.groups.head
     if model.head.kind == "single":
         return free_inputs(model, head, keep, model.head.free_weight.device)
     return columns(model, head, keep)
-
-
-def pruned_layers(model: Model, keep: Keep) -> dict[str, nn.Module]:
-    """The modules of `pruned_network`; here `keep` may be in any order."""
-    last, head = model.groups.last, model.head
-    own_only = head.kind == "single" and model.groups.only_feeds_head()
-    layers: dict[str, nn.Module] = {}
-    for name, module in model.masked.items():
-        free = tensors_of(module, "free")
-        kept = rows(model, name, keep, model.device)
-        tensors = {key: None if value is None else value[kept] for key, value in free.items()}
-        if name in model.masked_layers:
-            weight = tensors["weight"]
-            assert weight is not None
-            tensors["weight"] = weight[:, columns(model, name, keep)]
-        if not (own_only and model.groups.of(name) == last):
-            frozen = tensors_of(module, "active")
-            tensors = {key: _joined(frozen[key], value) for key, value in tensors.items()}
-        node = model.graph[name]
-        layers[name] = plain_module(node.op, node.attrs, tensors)
-    weight = head.free_weight.detach()[:, head_columns(model, keep)]
-    if head.kind == "single" and not own_only:
-        weight = behind(weight, model.frozen_inputs(model.groups.head))
-    layers[model.groups.head] = plain_module(
-        "linear", {}, {"weight": weight, "bias": head.current_bias()}
-    )
-    return layers
-
-
-def behind(weight: Tensor, others: int) -> Tensor:
-    """Output weights [C, I] behind `others` columns of zeros: channels of earlier tasks that other
-    layers read, so that they are computed, while this head does not look at them.
-    """
-    return torch.cat([weight.new_zeros(weight.shape[0], others), weight], dim=1)
-
-
-def _joined(frozen: Tensor | None, free: Tensor | None) -> Tensor | None:
-    """Frozen rows in front of free ones; they have no weights from the inputs that they lack."""
-    if frozen is None or free is None or frozen.shape[0] == 0:
-        return free
-    if frozen.dim() > 1 and frozen.shape[1] < free.shape[1]:
-        grown = frozen.new_zeros(frozen.shape[0], *free.shape[1:])
-        grown[:, : frozen.shape[1]] = frozen
-        frozen = grown
-    return torch.cat([frozen, free])

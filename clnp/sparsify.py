@@ -17,7 +17,7 @@ from clnp.data.task import Split
 from clnp.graph import Graph, Node, build, for_inference
 from clnp.groups import Group
 from clnp.model import Model
-from clnp.pruning import pruned_layers
+from clnp.narrow import pruned_layers
 from clnp.train import (
     batches,
     count,

@@ -217,3 +217,14 @@ def test_moving_to_another_dtype_and_back_keeps_the_bits(head: str) -> None:
     assert model(x.double(), task=0).dtype == torch.float64
     model.float()
     assert all(torch.equal(model(x, task=k), expected) for k, expected in enumerate(logits))
+
+
+@given(networks, heads, st.integers(0, 2**30))
+@few
+def test_one_pass_gives_every_tasks_logits(net: torch.nn.Module, head: str, seed: int) -> None:
+    model = convert(net.double(), head=head)
+    logits, x = learn_random_tasks(model, 4, seed)
+    got = model.all_tasks(x)
+    assert len(got) == len(logits)
+    for mine, expected in zip(got, logits, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-11)

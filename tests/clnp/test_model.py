@@ -313,3 +313,22 @@ def test_autocast_and_compile() -> None:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, expected[name])
+
+
+def test_all_tasks_with_other_classes_and_a_log_softmax() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 3), nn.LogSoftmax(dim=1))
+    model = convert(net)
+    x = torch.randn(5, 12)
+    with pytest.raises(ConfigError, match="none yet"):
+        model.all_tasks(x)
+    generator = torch.Generator().manual_seed(0)
+    for classes in (3, 5, 2):
+        model.begin_task(classes, generator=generator)
+        model.consolidate(random_keep(model, generator))
+        got = model.all_tasks(x)
+        for k, logits in enumerate(got):
+            torch.testing.assert_close(logits, model(x, task=k))
+    assert [logits.shape[1] for logits in got] == [3, 5, 2]
+    with pytest.raises(DataError, match="shape"):
+        model.all_tasks(x[:, 1:])
