@@ -73,6 +73,8 @@ def _fused(
         torch._foreach_mul_(signs, [-alpha if maximize else alpha for alpha in l1])
         grads = list(torch._foreach_add(signs, grads))
     torch._foreach_add_(steps, 1)
+    if lr.is_cuda:
+        lr = lr.float()  # the only dtype that it reads there
     torch._fused_adam_(
         params, grads, firsts, seconds, [], steps, amsgrad=False, lr=lr, beta1=beta1, beta2=beta2,
         weight_decay=weight_decay, eps=eps, maximize=maximize, grad_scale=None,

@@ -35,13 +35,16 @@ def partial_batch_norm_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y [B, C, H, W], activity [C] or empty, the free channels' batch mean and variance [Cf]."""
     split, dtype = len(active_mean), accumulator(x.dtype)
-    parts = []
+    parts: list[Tensor] = []
     mean, var = x.new_empty(0, dtype=dtype), x.new_empty(0, dtype=dtype)
     if split or not training:
         stop = split if training else x.shape[1]
-        vectors = [(active_mean, free_mean), (active_var, free_var)]
+        vectors: list[tuple[Tensor | None, ...]] = [
+            (active_mean, free_mean),
+            (active_var, free_var),
+        ]
         vectors += [(active_weight, free_weight), (active_bias, free_bias)]
-        joined = [a if training or a is None else torch.cat([a, f]) for a, f in vectors]
+        joined = [a if training or a is None else torch.cat((a, f)) for a, f in vectors]  # type: ignore[arg-type]
         m, v, w, b = (_wide(vector, dtype) for vector in joined)
         parts.append(torch.native_batch_norm(x[:, :stop], w, b, m, v, False, 0.0, eps)[0])
     if training:
@@ -93,7 +96,8 @@ def partial_batch_norm_bwd(
         grad_x[:, :split] = 0
     free, inner = grad[:, split - start :], x[:, split:]
     if not inner.numel():
-        return grad_x, *(x.new_zeros(len(free_mean), dtype=dtype) for _ in range(2))
+        zeros = x.new_zeros(len(free_mean), dtype=dtype)
+        return grad_x, zeros, zeros.clone()
     mean, var, w = free_mean.to(dtype), free_var.to(dtype), _wide(free_weight, dtype)
     invstd = (var + eps).rsqrt()
     stored = (None, None) if training else (mean, var)

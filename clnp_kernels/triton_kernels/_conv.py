@@ -236,8 +236,8 @@ def dgrad_kernel(
         j = offsets_of(n, BN)
         inside = j < I - Ia
         acc = gathered_product(acc, grad_free, grad_h, grad_w, base, h, w, there, out_H, out_W,
-                               taps_h, taps_w, step_h, step_w, free_at + Ia, free_kh * STEP_H,
-                               free_kw * STEP_W, free_o, 1, j, I - Ia, Of,
+                               taps_h, taps_w, step_h, step_w, free_at + (zero + Ia),
+                               free_kh * STEP_H, free_kw * STEP_W, free_o, 1, j, I - Ia, Of,
                                PRECISION, WIDEN, BK)  # fmt: skip
         column = Ia + j
     else:  # zero, unless FULL

@@ -81,10 +81,9 @@ def masked_conv2d_fwd(
     outputs = active_out + free_out
     size = output_size(x, kernel, stride, padding, dilation)
     if _pointwise(kernel, stride, padding, depthwise_):
-        matrices = [weight.flatten(1) for weight in (active_weight, free_weight)]
         options = (activation, activity, full_input_grad)
-        rows = rows_of_images(x)
-        y, sums = linear.masked_linear_fwd(rows, *matrices, active_bias, free_bias, *options)
+        matrices = rows_of_images(x), active_weight.flatten(1), free_weight.flatten(1)
+        y, sums = linear.masked_linear_fwd(*matrices, active_bias, free_bias, *options)
         return _as_images(y, x.shape[0], size).contiguous(memory_format=lies), sums
     y = new_images(x, x.shape[0], outputs, size)
     pixels = y.numel() // outputs if outputs else 0
@@ -168,8 +167,8 @@ def masked_conv2d_dgrad(
     (active_out, active_in), (free_out, inputs) = active_weight.shape[:2], free_weight.shape[:2]
     size = x.shape[2:]
     if _pointwise(kernel, stride, padding, depthwise_):
-        matrices = [weight.flatten(1) for weight in (active_weight, free_weight)]
-        rows = linear.masked_linear_dgrad(rows_of_images(grad_z), *matrices, full_input_grad)
+        matrices = rows_of_images(grad_z), active_weight.flatten(1), free_weight.flatten(1)
+        rows = linear.masked_linear_dgrad(*matrices, full_input_grad)
         return _as_images(rows, x.shape[0], size).contiguous(memory_format=lies)
     grad_x = new_images(x, x.shape[0], x.shape[1], size)
     if grad_x.numel() == 0:

@@ -56,6 +56,8 @@ def _compile(architecture: int, kernel: Any, arguments: dict[str, Any]) -> Binar
         value = arguments[parameter.name]
         if isinstance(value, Tensor):
             signature[parameter.name] = "*" + TYPES[value.dtype]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
         elif value is None or parameter.is_constexpr or value == 1:
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         else:

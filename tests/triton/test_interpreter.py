@@ -1,4 +1,4 @@
-"""Runs test_values.py, and training through the operators, in Triton's interpreter."""
+"""Runs the tests of values, and training through the operators, in Triton's interpreter."""
 
 import os
 import subprocess
@@ -37,8 +37,9 @@ def _interpreter_works() -> None:
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that run")
-def test_values() -> None:
-    run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/triton/test_values.py")
+@pytest.mark.parametrize("name", ["test_values.py", "test_conv_values.py"])
+def test_values(name: str) -> None:
+    run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/triton/{name}")
 
 
 # The Triton kernels in place of the C++ library, on the CPU: a network of two layers learns.

@@ -223,7 +223,6 @@ def test_dispatcher_calls_them(generator: torch.Generator) -> None:
         "masked_linear_wgrad": (grad, x, True),
         "channel_activity": (x, 1),
     }
-    assert set(calls) == {name for name, offers in chooser.OFFERS.items() if "triton" in offers}
     for name, args in calls.items():
         module = activity_kernels if name == "channel_activity" else kernels
         got = getattr(torch.ops.clnp_kernels, name).default.redispatch(key, *args)

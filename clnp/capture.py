@@ -1,0 +1,198 @@
+"""A whole training step as one CUDA graph: forward, loss, backward and optimizer in one launch.
+
+Small networks spend their steps on launches, not on work; a graph launches them all at once. What
+can't be captured runs step by step as before, and a message says why.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Step = Callable[..., "tuple[Tensor, ...]"]
+Key = tuple[tuple[torch.Size, torch.dtype], ...]
+WARM_UP = 3  # steps before the capture: they make the optimizer's state and load what is lazy
+
+
+class Backend(Protocol):
+    """How steps are run before the capture, and how one is captured."""
+
+    def run(self, step: Step, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Run a step at once."""
+
+    def capture(
+        self, step: Step, inputs: tuple[Tensor, ...]
+    ) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
+        """Record a step on these inputs without running it: what replays it, and its outputs."""
+
+
+class CudaGraphs:
+    """CUDA graphs of PyTorch; steps before the capture run on a stream aside, as it demands."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def run(self, step: Step, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Run a step at once, on the stream aside."""
+        here = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
+            outputs = step(*inputs)
+        here.wait_stream(self.stream)
+        for tensor in outputs:
+            tensor.record_stream(here)
+        return outputs
+
+    def capture(
+        self, step: Step, inputs: tuple[Tensor, ...]
+    ) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
+        """Record a step without running it."""
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self.device)
+        with torch.cuda.graph(graph, stream=self.stream):
+            outputs = step(*inputs)
+        return graph.replay, outputs
+
+
+class StepGraph:
+    """Calls a training step, from the fourth full batch on as a captured graph.
+
+    The step is a function of tensors that does everything: it clears the gradients
+    (``zero_grad(set_to_none=True)``), computes forward, loss and backward, calls
+    ``optimizer.step()`` and returns tensors on the device. It must not read numbers back
+    (``.item()``, ``float(loss)``). Every call is exactly one step, whether it runs at once or as a
+    graph, on the same kernels; batches of other shapes than the first (the last of an epoch) always
+    run at once.
+
+    The learning rate becomes a tensor on the device, so that schedules reach the captured step:
+    change it with :func:`set_rate`.
+
+    Arguments:
+        step: inputs -> outputs, tuples of tensors. The outputs are overwritten by the next call.
+        optimizer: the one that ``step`` calls; AdamL1 and SGDL1 can be captured, and those of
+            ``torch.optim`` with ``capturable=True``.
+        device: of the parameters. On a CPU every step runs at once.
+        backend: what captures; None: CUDA graphs on a GPU, nothing elsewhere.
+        on_fallback: called once with the reason why steps can't be captured; None: a warning.
+
+    Attributes:
+        reason: why steps are not captured; empty while they are or may be.
+        replays: steps that ran as a graph.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        backend: Backend | None = None,
+        on_fallback: Callable[[str], None] | None = None,
+    ) -> None:
+        self.step, self.optimizer = step, optimizer
+        self.backend = backend
+        if backend is None and device.type == "cuda":
+            self.backend = CudaGraphs(device)
+        self.reason = "" if self.backend is not None else f"no graphs on {device.type}"
+        self.replays = 0
+        self._on_fallback = on_fallback or _warn
+        self._calls: int = 0
+        self._key: Key | None = None
+        self._inputs: tuple[Tensor, ...] = ()
+        self._outputs: tuple[Tensor, ...] = ()
+        self._replay: Callable[[], None] | None = None
+        if self.backend is not None:
+            rates_on_device(optimizer, device)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """One step."""
+        key: Key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        self._key = self._key or key
+        if self.reason or self.backend is None or key != self._key:
+            return self._at_once(inputs)
+        if self._replay is None:
+            self._calls += 1
+            if self._calls <= WARM_UP or not self._capture(inputs):
+                return self._at_once(inputs)
+        for static, tensor in zip(self._inputs, inputs, strict=True):
+            static.copy_(tensor)
+        assert self._replay is not None
+        self._replay()
+        self.replays += 1
+        return self._outputs
+
+    def _at_once(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self.backend is None or self.reason:
+            return self.step(*inputs)
+        return self.backend.run(self.step, inputs)
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Capture the step; whether that worked."""
+        assert self.backend is not None
+        self._inputs = tuple(tensor.clone() for tensor in inputs)
+        # Gradients that a graph holds must be its own, not those of the last step.
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            self._replay, self._outputs = self.backend.capture(self.step, self._inputs)
+        except Exception as error:  # whatever a user's network does that a graph can't hold
+            self.optimizer.zero_grad(set_to_none=True)
+            first = (str(error).strip().splitlines() or [""])[0]
+            self.reason = f"{type(error).__name__}: {first}"
+            self._on_fallback(self.reason)
+            return False
+        return True
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        "clnp: the training step can't be captured as a CUDA graph, so it is launched piece "
+        f"by piece (slower for small networks): {reason}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def rates_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Make the learning rates of all groups tensors on a device, float32 without dimensions."""
+    for group in optimizer.param_groups:
+        rate = group["lr"]
+        if not isinstance(rate, Tensor) or rate.device != device:
+            group["lr"] = torch.tensor(float(rate), dtype=torch.float32, device=device)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all groups; one that is a tensor is changed in place."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def resident_batches(
+    x: Tensor, y: Tensor, batch_size: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of data that lies on the device, in an order that is drawn there.
+
+    Arguments:
+        x, y: [N, ...] and [N], on one device.
+        batch_size: examples of a batch; the last one may be smaller.
+        seed: of the order, which is the same in every run on this kind of device.
+    """
+    generator = torch.Generator(device=y.device).manual_seed(seed)
+    order = torch.randperm(len(y), generator=generator, device=y.device)
+    for chosen in order.split(batch_size):
+        yield x[chosen], y[chosen]
+
+
+def fits(device: torch.device, *tensors: Tensor, share: float = 0.5) -> bool:
+    """Whether tensors take at most a share of the memory that is free on a GPU (else True)."""
+    if device.type != "cuda":
+        return True
+    free: Any = torch.cuda.mem_get_info(device)[0]
+    needed = sum(t.numel() * t.element_size() for t in tensors if t.device != device)
+    return bool(needed <= share * free)
