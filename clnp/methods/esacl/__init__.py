@@ -8,10 +8,19 @@ from clnp.methods.esacl.co2l import asymmetric_contrast, instance_distillation
 from clnp.methods.esacl.ids import eliminate_redundant, gradient_embedding, select, support_examples
 from clnp.methods.esacl.polytope import channel_vertex, in_channel_polytope, in_polytope, vertex
 from clnp.methods.esacl.sdp import FrankWolfe, perturbed, prune_to
+from clnp.methods.esacl.structured import (
+    SDPSettings,
+    StructuredFit,
+    channel_scores,
+    structured_sdp,
+)
 
 __all__ = [
     "FrankWolfe",
+    "SDPSettings",
+    "StructuredFit",
     "asymmetric_contrast",
+    "channel_scores",
     "channel_vertex",
     "eliminate_redundant",
     "gradient_embedding",
@@ -21,6 +30,7 @@ __all__ = [
     "perturbed",
     "prune_to",
     "select",
+    "structured_sdp",
     "support_examples",
     "vertex",
 ]

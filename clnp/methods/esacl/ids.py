@@ -79,21 +79,33 @@ def eliminate_redundant(
 
 
 def _eliminate(g: Tensor, n: int, damping: float) -> Tensor:
+    """`eliminate_redundant` of one block, g [N, d] float64.
+
+    Sherman-Morrison takes an example r out of the inverse: H' = H + h_r h_r^T / (1 - l_r) with
+    h_r = H g_r and leverage l_r = g_r h_r. Leverages and lengths |H g_i| follow from two products
+    with g each, so H g_i itself is never stored.
+    """
     unit = float(g.square().sum(1).mean())
-    alive = torch.arange(len(g))
+    alive = torch.arange(len(g), device=g.device)
     if unit == 0:
-        return alive[:n]
-    H = g.T @ g + damping * unit * torch.eye(g.shape[1], dtype=g.dtype, device=g.device)
-    u = torch.linalg.solve(H, g.T).T  # H^-1 g, a row for each example
+        return alive[:n].cpu()
+    eye = torch.eye(g.shape[1], dtype=g.dtype, device=g.device)
+    inverse = torch.linalg.inv(g.T @ g + damping * unit * eye)
+    u = g @ inverse
+    leverage, length = (g * u).sum(1), u.square().sum(1)
     gone = torch.zeros(len(g), dtype=torch.bool, device=g.device)
     for _ in range(len(g) - n):
-        leverage = (g * u).sum(1)
-        change = u.norm(dim=1) / (1 - leverage).clamp_min(1e-12)
-        r = int(change.masked_fill(gone, torch.inf).argmin())
+        # Leaving one out: H_i^-1 g_i = H^-1 g_i / (1 - l_i).
+        change = length / (1 - leverage).clamp_min(1e-12).square()
+        r = int(change.masked_fill_(gone, torch.inf).argmin())
         gone[r] = True
-        # Sherman-Morrison: the inverse without the example that left, applied to all rows.
-        u = u + (u @ g[r])[:, None] * (u[r] / (1 - leverage[r]).clamp_min(1e-12))
-    return alive[~gone.cpu()]
+        h = inverse @ g[r]
+        w = h / (1 - leverage[r]).clamp_min(1e-12)
+        overlap, turned = (g @ torch.stack([h, inverse @ w], dim=1)).unbind(1)
+        length += 2 * overlap * turned + overlap.square() * w.dot(w)
+        leverage += overlap.square() / (1 - leverage[r]).clamp_min(1e-12)
+        inverse += torch.outer(h, w)
+    return alive[~gone].cpu()
 
 
 @torch.no_grad()

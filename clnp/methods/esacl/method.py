@@ -30,14 +30,14 @@ OPTIONS = {
     "sparsity": number(0.9, "share of the weights that pruning sets to zero", 0, 1),
     "scope": choice("global", "prune each layer alike or all together", ("layer", "global")),
     "rho": number(0.05, "length of the sharpness-aware perturbation; 0: none"),
-    "sdp_lr": number(1.0, "length of a Frank-Wolfe step in units of the momentum", above=True),
+    "sdp_lr": number(2.0, "length of a Frank-Wolfe step in units of the momentum", above=True),
     "sdp_momentum": number(0.9, "momentum of the Frank-Wolfe steps", 0, 0.999),
     "k": number(0.05, "K, as a share of each tensor", 0, 1, above=True),
     "radius": number(15.0, "vertices are this many initial norms away", above=True),
     "keep": number(0.5, "share of the examples trained on (IDS); 1: all", 0, 1, above=True),
-    "support": number(0.75, "share of highest loss that IDS looks at", 0, 1, above=True),
+    "support": number(0.9, "share of highest loss that IDS looks at", 0, 1, above=True),
     "warm_up": whole(1, "epochs on all examples before the first selection"),
-    "refresh": whole(5, "epochs between two selections", 1),
+    "refresh": whole(2, "epochs between two selections", 1),
 }
 
 
@@ -121,7 +121,9 @@ class EsaCL(Method):
         loss, logits = self.loss(batch)
         for p in self.trained().values():
             p.grad = None
-        loss.backward()
+        # The examples that were left out hardly pull, so the mean over all is about this share of
+        # the mean over those selected; steps would be too long without it.
+        (loss * (self.o["keep"] if self.selected is not None else 1.0)).backward()
         self.adjust()
         return loss.detach(), logits.detach()
 
