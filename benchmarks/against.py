@@ -31,7 +31,7 @@ SUITES = ("step", "ops")
 
 
 @contextlib.contextmanager
-def worktree(revision: str) -> Iterator[Path]:
+def worktree(revision: str, cuda: bool = False) -> Iterator[Path]:
     """A folder with a revision, built in place, and with the benchmarks of this one.
 
     Raises:
@@ -47,7 +47,7 @@ def worktree(revision: str) -> Iterator[Path]:
             shutil.rmtree(folder / "benchmarks", ignore_errors=True)
             ignored = shutil.ignore_patterns("results", "__pycache__")
             shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=ignored)
-            build(folder)
+            build(folder, cuda)
             yield folder
         finally:
             _git("worktree", "remove", "--force", str(folder))
@@ -58,10 +58,10 @@ def _git(*arguments: str) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
-def build(folder: Path) -> None:
-    """Compiles the C++ library of a tree in place."""
+def build(folder: Path, cuda: bool) -> None:
+    """Compiles the libraries of a tree in place, that for CUDA only if wanted."""
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    environment = {**os.environ, "CLNP_REQUIRE_BUILD": "1"}
+    environment = {**os.environ, "CLNP_REQUIRE_BUILD": "1", "CLNP_BUILD_CUDA": str(int(cuda))}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -139,7 +139,7 @@ def run(options: argparse.Namespace, size: Size) -> int:
     assert set(options.dtype) <= set(DTYPES)
     slower = []
     other = f"at {options.against}"
-    with worktree(options.against) as folder:
+    with worktree(options.against, options.device != "cpu") as folder:
         table = Table(options.out / "against.csv", machine.facts(options.device))
         sides = {}
         try:

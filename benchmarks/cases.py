@@ -189,6 +189,7 @@ TINY = replace(
     scale=0.05,
     batch=0.1,
     fractions=(0.5,),
+    networks=("mlp", "narrow"),
     compiled=(),
     samples=2,
     least=1,

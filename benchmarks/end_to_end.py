@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import io
-import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ import clnp
 from benchmarks.cases import SEED, Case, Size
 from benchmarks.checks import WrongResultError, check_steps
 from benchmarks.contenders import CONTENDERS, Contender, Ours
-from benchmarks.harness import ContenderError
+from benchmarks.harness import ContenderError, forks
 from benchmarks.memory import MIB
 from benchmarks.record import OURS, Row, Table
 from benchmarks.state import State, make_state
@@ -180,8 +179,7 @@ def work(name: str, sequence: TaskSequence, pipe: Connection) -> None:
 
 def measure(sequence: TaskSequence, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """For each task, contender -> what `learn` returns. They take turns task by task."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.contenders"])
+    context = forks()
     pipes, processes = {}, []
     for name in names:
         pipes[name], theirs = context.Pipe()

@@ -139,6 +139,15 @@ def ask(pipe: Connection, message: Any, name: str) -> Any:
     return answer
 
 
+def forks() -> Any:
+    """Where processes come from: a fresh one that has imported everything forks, which takes
+    milliseconds. torch.optim would import torch._dynamo at the first step, for seconds.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.contenders", "torch._dynamo", "torchvision.models"])
+    return context
+
+
 class Processes:
     """The processes of the contenders of one run.
 
@@ -154,8 +163,7 @@ class Processes:
         self.pipes: dict[str, Connection] = {}
         self.processes: dict[str, Any] = {}
         self.warm: dict[str, Samples] = {}
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["benchmarks.contenders"])
+        self.context = forks()
 
     def load(self, make: Make, key: Any, name: str) -> Samples:
         """Makes a contender in a fresh process, or takes the one that was kept."""

@@ -7,7 +7,6 @@ the process grew at most ("peak"; it holds the libraries' working memory too).
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -18,6 +17,7 @@ import torch
 from benchmarks.cases import ALL_FRACTIONS, Case, Size
 from benchmarks.checks import check_steps
 from benchmarks.contenders import CONTENDERS
+from benchmarks.harness import forks
 from benchmarks.record import OURS, Row, Table
 from benchmarks.state import make_state
 from benchmarks.step import columns
@@ -63,8 +63,7 @@ def rows(case: Case) -> list[Row]:
 
 def measure(case: Case, name: str) -> dict[str, float]:
     """MiB of a contender after a step, in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.contenders"])
+    context = forks()
     ours, theirs = context.Pipe()
     process = context.Process(target=_count, args=(case, name, theirs))
     process.start()

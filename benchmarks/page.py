@@ -1,0 +1,189 @@
+"""The tables of docs/benchmarks.md from CSV files: ``python -m benchmarks.page FOLDER``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.memory import TRAINING
+from benchmarks.plots import PLOTS, values, where
+from benchmarks.record import OURS, Row, read
+
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [list(head), ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def conditions(rows: Sequence[Row]) -> str:
+    """Machine, versions, revision and date, and the machine's limits."""
+    row = rows[0]
+    limits = "; ".join(
+        f"{dtype} products {where(rows, dtype=dtype)[0]['gemm_gflops']:.0f} GFLOP/s"
+        for dtype in values(rows, "dtype")
+    )
+    machines = ", ".join(values(rows, "hardware"))
+    return (
+        f"{machines}, {row['cpu']}, {row['threads']:.0f} threads, torch {row['torch']}, revision "
+        f"{row['revision']}, {row['date']}; a large copy moves {row['copy_gbs']:.0f} GB/s; "
+        f"{limits}."
+    )
+
+
+def _cells(rows: Sequence[Row], fractions: Sequence[Any], key: str, form: str) -> list[str]:
+    found = {row["fraction"]: row[key] for row in rows}
+    return [form.format(found[f]) if found.get(f, "") != "" else "" for f in fractions]
+
+
+def step(rows: Sequence[Row]) -> str:
+    """By how much ours is faster, one table for each network and dtype."""
+    parts = []
+    for case in values(rows, "case"):
+        for dtype in values(rows, "dtype"):
+            here = where(rows, case=case, dtype=dtype)
+            if not here:
+                continue
+            fractions = values(here, "fraction")
+            lines = []
+            for name in [n for n in values(here, "contender") if n != OURS]:
+                cells = _cells(where(here, contender=name), fractions, "ratio", "{:.2f} x")
+                lines.append([f"against {name}", *cells])
+            ours = where(here, contender=OURS)
+            lines.append(
+                ["work limit against dense", *_cells(ours, fractions, "bound", "{:.2f} x")]
+            )
+            lines.append(["ours, ms", *_cells(ours, fractions, "median", "{:.1f}")])
+            title = f"{case}, {dtype}, batch {here[0]['batch']:.0f}"
+            parts.append(table([title, *(f"{f:g}" for f in fractions)], lines))
+    return "\n\n".join(parts)
+
+
+def ops(rows: Sequence[Row]) -> str:
+    """Ours against dense and slices, one line for each operator and size."""
+    fractions = sorted(values(rows, "fraction"))
+    head = ["operator", "dtype", "against", *(f"{f:g}" for f in fractions)]
+    lines = []
+    for case, dtype, batch in dict.fromkeys((r["case"], r["dtype"], r["batch"]) for r in rows):
+        here = where(rows, case=case, dtype=dtype, batch=batch)
+        for name in ("dense", "slices"):
+            cells = _cells(where(here, contender=name), fractions, "ratio", "{:.2f}")
+            if any(cells):
+                lines.append([f"{case}, batch {batch:.0f}", dtype, name, *cells])
+    return table(head, lines)
+
+
+def memory(rows: Sequence[Row]) -> str:
+    """Gradients and optimizer as a share of dense, and everything."""
+    fractions = values(rows, "fraction")
+    lines = []
+    for case in values(rows, "case"):
+        here = where(rows, case=case, contender="dense", dtype=values(rows, "dtype")[0])
+        for quantity in (TRAINING, "total"):
+            shares = [
+                f"{1 / row['ratio']:.3f}"
+                for fraction in fractions
+                for row in where(here, quantity=quantity, fraction=fraction)
+            ]
+            lines.append([case, quantity, *shares])
+    return table(["share of dense", "of", *(f"{f:g}" for f in fractions)], lines)
+
+
+def inference(rows: Sequence[Row]) -> str:
+    """Work and time of the tasks' networks as shares of the dense network's."""
+    lines = []
+    for case in values(rows, "case"):
+        for dtype in values(rows, "dtype"):
+            here = where(rows, case=case, dtype=dtype)
+            for row in here:
+                work = f"{1 / row['bound']:.3f}" if row["bound"] != "" else ""
+                share = f"{1 / row['ratio']:.3f}"
+                ms = f"{row['median']:.3f}"
+                lines.append([case, dtype, str(row["contender"]), work, share, ms])
+    return table(["network", "dtype", "pass", "work", "time", "ms"], lines)
+
+
+def end_to_end(rows: Sequence[Row]) -> str:
+    """Seconds of every task, and of all, for each contender."""
+    lines = []
+    rows = where(rows, quantity="time")
+    tasks = values(rows, "task")
+    for dtype in values(rows, "dtype"):
+        here = where(rows, dtype=dtype)
+        for name in values(here, "contender"):
+            times = [row["median"] / 1e3 for row in where(here, contender=name)]
+            ours = [row["median"] / 1e3 for row in where(here, contender=OURS)]
+            cells = [f"{seconds:.2f}" for seconds in times]
+            lines.append(
+                [dtype, name, *cells, f"{sum(times):.1f}", f"{sum(times) / sum(ours):.2f} x"]
+            )
+    head = [f"seconds ({rows[0]['case']})", "task", *(f"{t:.0f}" for t in tasks), "all", "ours"]
+    return table(head, lines)
+
+
+def scaling(rows: Sequence[Row]) -> str:
+    """Ours against dense and slices by width, batch and block."""
+    return ops(rows).replace("| operator |", "| network |", 1)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
+    "step": ("Training step: ours is faster by, at frozen fraction", step),
+    "end-to-end": ("A sequence of tasks", end_to_end),
+    "memory": ("Memory of training, at frozen fraction", memory),
+    "inference": ("Extracted networks", inference),
+    "ops": ("Operators: ours is faster by, at frozen fraction", ops),
+    "scaling": ("Widths, batches, blocks: ours is faster by, at frozen fraction", scaling),
+}
+
+
+def text(folder: Path, page: Path = PAGE) -> str:
+    """The tables of all CSV files in a folder, with their plots."""
+    parts = []
+    for name, (title, section) in SECTIONS.items():
+        path = folder / f"{name}.csv"
+        rows = read(path) if path.exists() else []
+        if not rows:
+            continue
+        parts += [f"## {title}", conditions(rows), section(rows)]
+        for plot in PLOTS:
+            if plot.split("_")[0] == name and (folder / f"{plot}.png").exists():
+                link = os.path.relpath(folder / f"{plot}.png", page.parent)
+                parts.append(f"![{title}]({link})")
+    return "\n\n".join(parts)
+
+
+def write(folder: Path, page: Path = PAGE) -> None:
+    """Puts the tables between the marks of a page.
+
+    Raises:
+        SystemExit: the folder has no results, or the page no marks.
+    """
+    tables = text(folder, page)
+    if not tables:
+        raise SystemExit(f"{folder}: expected CSV files of benchmarks.run, such as step.csv")
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{page}: expected the lines {BEGIN} and {END}")
+    page.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
+    parser.add_argument("folder", type=Path, help="what benchmarks.run --out wrote")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    options = parser.parse_args(arguments)
+    write(options.folder, options.page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

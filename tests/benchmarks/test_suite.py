@@ -1,0 +1,137 @@
+"""Every suite runs, with complete rows, plots and a page; a regression check between revisions."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import memory, page, plots, run
+from benchmarks.cases import TINY
+from benchmarks.record import COLUMNS, Row, read
+
+ROOT = Path(__file__).parents[2]
+FILLED = ("suite", "case", "batch", "dtype", "device", "contender", "quantity", "unit", "median")
+FACTS = ("copy_gbs", "gemm_gflops", "date", "hardware", "threads", "python", "torch")
+CONTENDERS = {"eager-masked", "dense", "slices", "ours"}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of all suites at the smallest size."""
+    folder = tmp_path_factory.mktemp("results")
+    arguments = ["--size", "tiny", "--dtype", "fp32", "--out", str(folder)]
+    assert run.main([*arguments, "--suite", *run.SUITES]) == 0
+    return folder
+
+
+def rows(results: Path, suite: str) -> list[Row]:
+    return read(results / f"{suite}.csv")
+
+
+@pytest.mark.parametrize("suite", [*run.SUITES])
+def test_rows_are_complete(results: Path, suite: str) -> None:
+    found = rows(results, suite)
+    assert found
+    for row in found:
+        assert list(row) == list(COLUMNS)
+        assert row["suite"] == suite
+        assert all(row[name] != "" for name in (*FILLED, *FACTS))
+        if row["quantity"] == "time":
+            assert row["median"] > 0
+        if row["quantity"] == "time" and suite != "end-to-end":
+            assert row["p10"] <= row["p25"] <= row["median"] <= row["p75"] <= row["p90"]
+
+
+@pytest.mark.parametrize("suite", ["step", "scaling"])
+def test_every_contender_in_every_case(results: Path, suite: str) -> None:
+    cases: dict[tuple[object, ...], dict[str, Row]] = {}
+    for row in rows(results, suite):
+        key = (row["case"], row["batch"], row["fraction"])
+        cases.setdefault(key, {})[row["contender"]] = row
+    for contenders in cases.values():
+        assert set(contenders) == CONTENDERS
+        assert contenders["ours"]["ratio"] == 1
+        for row in contenders.values():
+            assert row["ratio"] == pytest.approx(row["median"] / contenders["ours"]["median"], 1e-4)
+            assert 1 < row["bound"] < 3
+
+
+def test_memory_is_within_its_bound(results: Path) -> None:
+    assert memory.within_bound(rows(results, "memory"))
+
+
+def test_sequence_has_every_task(results: Path) -> None:
+    found = rows(results, "end-to-end")
+    assert {row["task"] for row in found} == set(range(TINY.tasks))
+    ours = [r["median"] for r in found if r["contender"] == "ours" and r["quantity"] == "total"]
+    assert ours[1] < ours[0]  # frozen channels have no gradients and no moments
+
+
+def test_inference_has_every_task(results: Path) -> None:
+    found = [r for r in rows(results, "inference") if str(r["contender"]).startswith("task ")]
+    works = [row["gflop"] for row in found if row["case"] == found[0]["case"]]
+    assert len(works) == TINY.tasks
+    assert works == sorted(works)
+
+
+def test_plots(results: Path) -> None:
+    drawn = plots.draw(results)
+    assert [path.stem for path in drawn] == list(plots.PLOTS)
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in drawn)
+
+
+def test_page(results: Path, tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    page.write(results, document)
+    text = document.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith(f"{page.END}\nafter\n")
+    assert "old" not in text
+    assert all(f"## {title}" in text for title, _ in page.SECTIONS.values())
+    (slices,) = (
+        r for r in rows(results, "step") if r["contender"] == "slices" and r["case"][:3] == "mlp"
+    )
+    assert f"| against slices | {slices['ratio']:.2f} x |" in text
+    page.write(results, document)
+    assert document.read_text() == text
+
+
+def test_page_needs_results(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="expected CSV files"):
+        page.write(tmp_path)
+
+
+def test_committed_page_has_its_marks() -> None:
+    assert page.BEGIN in page.PAGE.read_text()
+    assert page.END in page.PAGE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fractions", "1"], "from 0 to below 1"),
+        (["--tolerance", "-1"], "at least 0"),
+        (["--device", "nonsense"], "--device nonsense"),
+        (["--against", "HEAD", "--suite", "memory"], "expected of"),
+        (["--against", "no-such-revision"], "no-such-revision"),
+    ],
+)
+def test_nonsense_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run.main(arguments)
+
+
+def test_operators_under_pytest_benchmark() -> None:
+    pytest.importorskip("pytest_benchmark")
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-k", "fp32 and 0.5 and ours"]
+    done = subprocess.run(
+        [*command, "--benchmark-disable", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 passed" in done.stdout
