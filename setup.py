@@ -16,13 +16,6 @@ from pathlib import Path
 import setuptools
 from setuptools import Extension, setup
 
-if int(setuptools.__version__.split(".")[0]) < 77:
-    sys.exit(
-        f"clnp: building needs setuptools >= 77, found {setuptools.__version__}\n"
-        "Upgrade it (pip install --upgrade setuptools), or let pip do so: without "
-        "--no-build-isolation."
-    )
-
 try:
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
@@ -178,6 +171,12 @@ class Build(BuildExtension):
 
 
 if __name__ == "__main__":
+    if int(setuptools.__version__.split(".")[0]) < 77:
+        sys.exit(
+            f"clnp: building needs setuptools >= 77, found {setuptools.__version__}\n"
+            "Upgrade it (pip install --upgrade setuptools), or let pip do so: without "
+            "--no-build-isolation."
+        )
     setup(
         ext_modules=libraries(),
         cmdclass={"build_ext": Build},

@@ -53,17 +53,21 @@ def product_options(
 
 
 def tile_options(
-    rows: int, columns: int, operands: tuple[Tensor, ...], numbers: tuple[int, ...]
+    rows: int,
+    columns: int,
+    operands: tuple[Tensor, ...],
+    numbers: tuple[int, ...],
+    table: dict[int, dict[str, tuple[tiles.Tile, ...]]] = tiles.TILES,
 ) -> dict[str, Any]:
-    """The same for operands of any form; ``numbers`` are all distances between their runs of memory
-    and all lengths of these.
+    """The same for operands of any form, from a table of tiles; ``numbers`` are all distances
+    between their runs of memory and all lengths of these.
     """
     here, dtype = describe(operands[0].device), operands[0].dtype
     precision = tiles.precision_of(dtype)
     addresses = [t.data_ptr() for t in operands]
     aligned = all(number % 16 == 0 for number in (*addresses, *numbers))
     tile = tiles.choose(
-        here.architecture, precision, rows, columns, aligned, here.processors, here.shared
+        here.architecture, precision, rows, columns, aligned, here.processors, here.shared, table
     )
     return {
         "PRECISION": "ieee" if precision == "half" else precision,

@@ -50,6 +50,21 @@ TILES: dict[int, dict[str, tuple[Tile, ...]]] = {
         "ieee": (Tile(128, 64, 16, 8, 2), Tile(64, 32, 16, 4, 3)),
     },
 }
+# Convolutions hold more addresses, so some of these would spill there.
+CONV: dict[int, dict[str, tuple[Tile, ...]]] = {
+    0: TILES[0],
+    80: {
+        "half": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3)),
+        "tf32": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 8, 3)),
+        "ieee": (Tile(64, 64, 16, 8, 3), Tile(64, 32, 16, 4, 3)),
+    },
+    90: TILES[90],
+    100: {
+        "half": TILES[100]["half"][1:],
+        "tf32": TILES[100]["tf32"],
+        "ieee": (Tile(64, 32, 16, 4, 3),),
+    },
+}
 # Where rows of memory don't start at multiples of 16 elements, each element is loaded by itself:
 # many addresses, so larger tiles spill. The interpreter has no such tiles.
 UNALIGNED = {
@@ -84,6 +99,7 @@ def choose(
     aligned: bool,
     processors: int,
     shared: int,
+    table: dict[int, dict[str, tuple[Tile, ...]]] = TILES,
 ) -> Tile:
     """The largest tile that fits and gives every multiprocessor work, else the smallest.
 
@@ -96,11 +112,12 @@ def choose(
         aligned: whether all rows of the operands start and end at multiples of 16 elements.
         processors: multiprocessors of the device.
         shared: bytes of shared memory that one program may take.
+        table: ``TILES`` or ``CONV``.
     """
     if architecture and not aligned:
         return UNALIGNED[precision]
     element = 2 if precision == "half" else 4
-    tiles = TILES[architecture][precision]
+    tiles = table[architecture][precision]
     fitting = [tile for tile in tiles if tile.shared(element) <= shared] or [tiles[-1]]
     busy = [tile for tile in fitting if tile.cover(rows, columns) >= processors]
     return busy[0] if busy else fitting[-1]
