@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from clnp import diagnostics
 from clnp.atomic import write_bytes
 from clnp.diagnostics import Capacity
+from clnp.drawing import grid_of, line_with_band, new_figure, panels_of, ticks_for
 from clnp.errors import DataError
 
 DPI = 150
@@ -33,10 +33,6 @@ LABELS = {
     "new": "claimed by this task",
     "free": "free",
 }
-# Lines of plots with many of them: the rest of that palette, and black.
-LINES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-# Panels side by side.
-MOST_COLUMNS = 5
 # Above this many tasks the cells of a heat-map are too small for their numbers.
 MOST_NUMBERED = 30
 
@@ -56,7 +52,7 @@ def accuracy_heatmap(R: npt.ArrayLike, title: str = "Test accuracy (%)") -> Figu
     matrix = 100 * diagnostics.accuracy_matrix(R)
     tasks = len(matrix)
     side = _side(tasks)
-    figure = _figure(side + 1.2, side)
+    figure = new_figure(side + 1.2, side)
     axes = figure.add_subplot()
     top = float(np.nanmax(matrix))
     low = min(float(np.nanmin(matrix)), top - 5)
@@ -91,16 +87,16 @@ def mean_accuracy(
         "the task just learned": np.stack([R.diagonal() for R in matrices]),
     }
     tasks = len(matrices[0])
-    figure = _figure(max(6.0, 0.3 * tasks + 2), 4)
+    figure = new_figure(max(6.0, 0.3 * tasks + 2), 4)
     axes = figure.add_subplot()
     for (label, values), colour, style in zip(
         curves.items(), ("#0072B2", "#E69F00"), ("o-", "s:"), strict=True
     ):
-        _line_with_band(axes, 100 * values, label, colour, style)
+        line_with_band(axes, 100 * values, label, colour, style)
     axes.set(
         xlabel="tasks learned", ylabel="test accuracy (%)", title=_with_seeds(title, len(matrices))
     )
-    axes.set_xticks(*_every(range(1, tasks + 1)))
+    axes.set_xticks(*ticks_for(range(1, tasks + 1)))
     low, high = axes.get_ylim()
     # At least two points high, so that noise doesn't fill the figure; and no accuracies above 100.
     pad = max(0.0, 2 - (high - low)) / 2
@@ -133,9 +129,9 @@ def capacity(
     groups = list(runs[0][0])
     tasks = len(runs[0])
     width = max(3.2, 0.28 * tasks + 1)
-    rows, columns = _grid(len(groups))
-    figure = _figure(max(6.5, width * columns + 0.6), 3.4 * rows + 1)
-    all_axes = _subplots(figure, len(groups), sharey=True)
+    rows, columns = grid_of(len(groups))
+    figure = new_figure(max(6.5, width * columns + 0.6), 3.4 * rows + 1)
+    all_axes = panels_of(figure, len(groups), sharey=True)
     for axes, group in zip(all_axes, groups, strict=True):
         shares = [diagnostics.capacity_shares(run, group) for run in runs]
         mean = {part: np.mean([s[part] for s in shares], axis=0) for part in LABELS}
@@ -145,7 +141,7 @@ def capacity(
             f"layer {group}: {used:.0f} % used of {runs[0][0][group]['size']}", fontsize=10
         )
         axes.set_xlabel("task")
-        axes.set_xticks(*_every(range(tasks)))
+        axes.set_xticks(*ticks_for(range(tasks)))
     for axes in all_axes[::columns]:
         axes.set_ylabel("channels of the layer")
     all_axes[0].yaxis.set_major_formatter(PercentFormatter(100))
@@ -171,9 +167,9 @@ def reuse(
         raise DataError("matrices: is empty, wanted at least one group")
     tasks = len(next(iter(matrices.values())))
     side = _side(tasks)
-    rows, columns = _grid(len(matrices))
-    figure = _figure(side * columns + 1, side * rows + 0.4)
-    all_axes = _subplots(figure, len(matrices))
+    rows, columns = grid_of(len(matrices))
+    figure = new_figure(side * columns + 1, side * rows + 0.4)
+    all_axes = panels_of(figure, len(matrices))
     for axes, (group, counts) in zip(all_axes, matrices.items(), strict=True):
         shown = np.where(np.tri(tasks, dtype=bool), counts, np.nan)
         share = 100 * shown / np.maximum(np.diag(counts), 1)
@@ -203,7 +199,7 @@ def training_curves(
         histories: `TaskReport.history` of tasks 0, 1, ...: dicts with "epoch", "loss",
             "train_accuracy", "validation_accuracy".
     """
-    figure = _figure(9, 5.5)
+    figure = new_figure(9, 5.5)
     above, below = figure.subplots(2, 1, sharex=True)
     start = 0
     for task, history in enumerate(histories):
@@ -233,69 +229,6 @@ def training_curves(
     return figure
 
 
-def compare(
-    methods: Mapping[str, Sequence[npt.ArrayLike]],
-    title: str = "Mean test accuracy over the tasks so far",
-) -> Figure:
-    """Mean accuracy over the tasks so far, after each task, a line per method; a band of +- one
-    standard deviation where there are several seeds.
-
-    Arguments:
-        methods: name -> one R [T, T] per seed.
-
-    Raises:
-        DataError: no method, or one without a run.
-    """
-    if not methods or not all(len(runs) for runs in methods.values()):
-        raise DataError("methods: got none, or one without a run; wanted a run or more of each")
-    figure = _figure(7, 4.4)
-    axes = figure.add_subplot()
-    tasks = 1
-    for (name, runs), (colour, style) in zip(methods.items(), _lines(), strict=False):
-        values = np.stack([diagnostics.mean_accuracies(R) for R in runs])
-        tasks = max(tasks, values.shape[1])
-        _line_with_band(axes, 100 * values, name, colour, style)
-    axes.set(xlabel="tasks learned", ylabel="test accuracy (%)", title=title)
-    axes.set_xticks(*_every(range(1, tasks + 1)))
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    return figure
-
-
-def accuracy_against_cost(
-    rows: Sequence[Mapping[str, Any]], title: str = "Accuracy at the end, and what training took"
-) -> Figure:
-    """ACC of every run against its training operations and against its time, a colour per method.
-
-    Arguments:
-        rows: per method and seed {"method", "acc", "flops", "seconds"}.
-
-    Raises:
-        DataError: no rows.
-    """
-    if not rows:
-        raise DataError("rows: is empty, wanted one per run")
-    figure = _figure(9, 4.4)
-    panels = figure.subplots(1, 2, sharey=True)
-    names = list(dict.fromkeys(row["method"] for row in rows))
-    for name, (colour, style) in zip(names, _lines(), strict=False):
-        own = [row for row in rows if row["method"] == name]
-        for axes, key in zip(panels, ("flops", "seconds"), strict=True):
-            label = name if axes is panels[0] else None
-            at = [row[key] for row in own]
-            accuracies = [100 * row["acc"] for row in own]
-            axes.plot(at, accuracies, style[0], color=colour, ms=6, label=label)
-    for axes, label in zip(panels, ("training operations (FLOP)", "time (s)"), strict=True):
-        axes.set(xlabel=label)
-        if all(row["flops"] > 0 and row["seconds"] > 0 for row in rows):
-            axes.set_xscale("log")
-        axes.grid(alpha=0.3, which="both")
-    panels[0].set_ylabel("mean test accuracy (%)")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    figure.suptitle(title)
-    return figure
-
-
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes the figure as a PNG at 150 dots per inch, whole or not at all. Raises OSError."""
     buffer = io.BytesIO()
@@ -304,43 +237,12 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     write_bytes(Path(path), buffer.getvalue())
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _grid(panels: int) -> tuple[int, int]:
-    """(rows, columns) of so many panels."""
-    columns = min(panels, MOST_COLUMNS)
-    return -(-panels // columns), columns
-
-
-def _subplots(figure: Figure, panels: int, sharey: bool = False) -> list[Axes]:
-    """That many axes in a grid; those of the last row that are left over are taken away."""
-    axes = figure.subplots(*_grid(panels), sharey=sharey, squeeze=False).ravel()
-    for unused in axes[panels:]:
-        unused.remove()
-    return list(axes[:panels])
-
-
-def _lines() -> Iterator[tuple[str, str]]:
-    """Colours and styles of lines, all different for as long as eyes can tell."""
-    return ((colour, style) for style in ("o-", "s--", "^:") for colour in LINES)
-
-
 def _side(tasks: int) -> float:
     return min(max(3.8, 0.38 * tasks + 1), 12)
 
 
-def _every(numbers: range) -> tuple[list[int], list[str]]:
-    """Tick places and labels: every number, or every fifth where there are more than 15."""
-    ticks = [n for n in numbers if len(numbers) <= 15 or n % 5 == 0]
-    return ticks, [str(n) for n in ticks]
-
-
 def _task_ticks(axes: Axes, tasks: int) -> None:
-    ticks, labels = _every(range(tasks))
+    ticks, labels = ticks_for(range(tasks))
     axes.set_xticks(ticks, labels)
     axes.set_yticks(ticks, labels)
     axes.spines[:].set_visible(False)
@@ -371,17 +273,6 @@ def _number_cells(
                 color=colour,
                 fontsize=8 if len(matrix) <= 15 else 6.5,
             )
-
-
-def _line_with_band(
-    axes: Axes, values: npt.NDArray[Any], label: str, colour: str, style: str
-) -> None:
-    x = np.arange(1, values.shape[1] + 1)
-    mean = values.mean(axis=0)
-    axes.plot(x, mean, style, color=colour, ms=4, label=label)
-    if len(values) > 1:
-        std = values.std(axis=0, ddof=1)
-        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.2, lw=0)
 
 
 def _stack(axes: Axes, shares: Mapping[str, npt.NDArray[Any]]) -> None:

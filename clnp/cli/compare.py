@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from clnp import plots
+from clnp import method_plots, plots
 from clnp.cli import experiment, report, results, runs
 from clnp.cli.config import Config, differences
 from clnp.cli.runs import Places
@@ -224,8 +224,8 @@ def draw(folder: Path) -> None:
         matrix = results.read(below)["accuracy_matrix"]
         matrices.setdefault(row["method"], []).append(matrix)
     if matrices:
-        plots.save(plots.compare(matrices), folder / "plots" / "mean_accuracy.png")
-        plots.save(plots.accuracy_against_cost(rows), folder / "plots" / "cost.png")
+        plots.save(method_plots.mean_accuracies(matrices), folder / "plots" / "mean_accuracy.png")
+        plots.save(method_plots.accuracy_against_cost(rows), folder / "plots" / "cost.png")
 
 
 def show(folder: Path, console: Console) -> None:

@@ -122,6 +122,15 @@ def test_one_table_of_all_methods(comparison, capsys):
     assert float(by_name["clnp"]["flops_mean"]) < float(by_name["finetune"]["flops_mean"])
 
 
+def test_plots_are_drawn_again(comparison, capsys):
+    paths = sorted((comparison / "plots").iterdir())
+    assert [p.name for p in paths] == ["cost.png", "mean_accuracy.png"]
+    before = [p.read_bytes() for p in paths]
+    paths[0].unlink()
+    assert clnp(capsys, "report", comparison, "--plots")[0] == 0
+    assert [p.read_bytes() for p in paths] == before
+
+
 def test_settings_reach_the_methods(comparison):
     configs = {
         name: results.read(comparison / name / "seed-0")["config"]

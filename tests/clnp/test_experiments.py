@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import numpy as np
@@ -246,6 +247,11 @@ def test_export_of_a_convolutional_network(cifar, tmp_path, capsys):
     x = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(folded(x), whole(x), rtol=1e-3, atol=1e-4)
     assert len(list(folded.parameters())) < len(list(whole.parameters()))
+    if importlib.util.find_spec("onnx") is None:
+        code, _, err = clnp(capsys, "export", tmp_path, "--task", 0, "--format", "onnx")
+        assert code == 2
+        assert "ONNX files need onnx" in err
+        assert not list(tmp_path.glob("*.onnx"))
     for words, fragment in (
         (["--format", "onnx", "--out", tmp_path / "a.pt2"], "wanted a file that ends in .onnx"),
         (["--out", tmp_path / "a.txt"], "wanted a file that ends in .pt2 or .onnx"),

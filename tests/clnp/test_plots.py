@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from clnp import diagnostics, plots
+from clnp import diagnostics, method_plots, plots
 from clnp.errors import DataError
 
 GROUPS = ("0", "2")
@@ -42,8 +42,8 @@ def figures(tasks: int, seeds: int = 1):
         "capacity": plots.capacity([capacities] * seeds),
         "reuse": plots.reuse(matrices),
         "curves": plots.training_curves(history),
-        "methods": plots.compare({name: [R] * seeds for name in METHODS}),
-        "cost": plots.accuracy_against_cost(ROWS),
+        "methods": method_plots.mean_accuracies({name: [R] * seeds for name in METHODS}),
+        "cost": method_plots.accuracy_against_cost(ROWS),
     }
 
 
@@ -78,11 +78,11 @@ def test_figures_show_their_numbers():
 
 def test_methods_are_told_apart():
     R = numbers(4)[0]
-    lines = plots.compare({name: [R, R] for name in METHODS}).axes[0].lines
+    lines = method_plots.mean_accuracies({name: [R, R] for name in METHODS}).axes[0].lines
     assert [line.get_label() for line in lines] == METHODS
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(METHODS)
     assert lines[0].get_ydata() == pytest.approx(100 * diagnostics.mean_accuracies(R))
-    panels = plots.accuracy_against_cost(ROWS).axes
+    panels = method_plots.accuracy_against_cost(ROWS).axes
     for panel, key in zip(panels, ("flops", "seconds"), strict=True):
         points = [(x, y) for line in panel.lines for x, y in line.get_xydata()]
         assert points == [pytest.approx((row[key], 100 * row["acc"])) for row in ROWS]
@@ -123,9 +123,9 @@ def test_pyplot_is_not_used(tmp_path):
         lambda: plots.capacity([]),
         lambda: plots.capacity([[]]),
         lambda: plots.reuse({}),
-        lambda: plots.compare({}),
-        lambda: plots.compare({"a": []}),
-        lambda: plots.accuracy_against_cost([]),
+        lambda: method_plots.mean_accuracies({}),
+        lambda: method_plots.mean_accuracies({"a": []}),
+        lambda: method_plots.accuracy_against_cost([]),
     ],
 )
 def test_nothing_to_draw(draw):
