@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from clnp import checkpoint
+from clnp.batches import accuracy, count, count_correct, first_inputs, seed_for, seeded
 from clnp.certificate import Certificate, Verdict
 from clnp.checks import check_device, check_task
 from clnp.data.task import Split, Task
@@ -28,18 +29,7 @@ from clnp.pruning import keep_everything
 from clnp.settings import DTYPES, FineTune, Settings
 from clnp.sparsify import Pruning, ThresholdSearch, measure_activity
 from clnp.task_report import TaskReport, capacity_of, no_activity, reuse_of
-from clnp.train import (
-    Fit,
-    FitSettings,
-    FitState,
-    accuracy,
-    count,
-    count_correct,
-    first_inputs,
-    moving,
-    seed_for,
-    seeded,
-)
+from clnp.train import Fit, FitSettings, FitState, moving
 
 KIND = "learner"
 CHECKPOINT = "checkpoint.safetensors"
@@ -298,7 +288,14 @@ class Learner:
     def _fit(self, task: Task, index: int, i: int, point: GridPoint, head_only: bool) -> FitState:
         s = self.settings
         settings = FitSettings(
-            s.epochs, point.lr, s.batch_size, point.l1, s.schedule, DTYPES[s.dtype], head_only
+            s.epochs,
+            point.lr,
+            s.batch_size,
+            point.l1,
+            s.schedule,
+            DTYPES[s.dtype],
+            head_only,
+            s.cache == "auto",
         )
         fit = self._new_fit(task, settings, seed_for(s.seed, index, "fit"))
         stamp = {
@@ -379,7 +376,14 @@ class Learner:
             l1 = chosen.point.l1 if tune.l1 is None else per_layer(tune.l1, self.model.layer_names)
             s = self.settings
             settings = FitSettings(
-                tune.epochs, tune.lr, s.batch_size, l1, "constant", DTYPES[s.dtype], head_only
+                tune.epochs,
+                tune.lr,
+                s.batch_size,
+                l1,
+                "constant",
+                DTYPES[s.dtype],
+                head_only,
+                s.cache == "auto",
             )
             fit = self._new_fit(task, settings, seed_for(s.seed, index, "fine-tune"))
             fit.run(

@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from clnp import checkpoint
+from clnp.batches import count
 from clnp.data.task import Split
 from clnp.errors import CheckpointError
-from clnp.train import FitState, count
+from clnp.train import FitState
 
 KIND = "progress"
 

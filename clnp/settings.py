@@ -56,6 +56,9 @@ class Settings:
             dtype.
         reinit_scale: factor on re-initialised hidden weights.
         granularity: active channels per group are rounded up to a multiple of this.
+        cache: "auto" computes the activations of frozen channels once per task instead of once per
+            step where they are the same in every epoch (examples held as tensors, nothing random
+            before the layer, within 2 GiB); "off" never.
     """
 
     head: str = "multi"
@@ -73,6 +76,7 @@ class Settings:
     dtype: str = "fp32"
     reinit_scale: float = 1.0
     granularity: int = 1
+    cache: str = "auto"
 
     def __post_init__(self) -> None:
         for name, (wanted, holds) in CHECKS.items():
@@ -134,5 +138,6 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "search": _one_of(SEARCHES),
     "dtype": _one_of(DTYPES),
     "reinit_scale": ("a number > 0", lambda v: _number(v) and v > 0),
+    "cache": _one_of(("auto", "off")),
     "granularity": ("an integer >= 1", lambda v: _whole(v) and v >= 1),
 }

@@ -13,19 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clnp.batches import batches, count, count_correct, evaluating, evaluation_batch, first_inputs
 from clnp.data.task import Split
 from clnp.graph import Graph, Node, build, for_inference
 from clnp.groups import Group
 from clnp.model import Model
 from clnp.narrow import pruned_layers
-from clnp.train import (
-    batches,
-    count,
-    count_correct,
-    evaluating,
-    evaluation_batch,
-    first_inputs,
-)
 from clnp_kernels import ops
 
 FEATURE_BYTES = 1 << 30

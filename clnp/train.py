@@ -2,132 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
+from clnp.batches import accuracy, batches, count, placed, seed_for, seeded
 from clnp.data.task import Split
 from clnp.errors import DataError, TrainingError
+from clnp.frozen_cache import FrozenActivations
 from clnp.model import Model
 from clnp_kernels.optim import AdamL1
 
-EVALUATION_BATCH = 1000
-EVALUATION_VALUES = 1 << 22  # inputs of one batch: 27 images of 3 x 224 x 224
 REPORT_SECONDS = 0.2
-
-
-def seed_for(*parts: Any) -> int:
-    """A seed that depends on all its arguments, the same on every machine."""
-    text = "/".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
-
-
-def batches(
-    split: Split, batch_size: int, device: torch.device, generator: torch.Generator | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (x [B, ...], y [B]) of a split on a device; shuffled by a generator, in order without
-    one.
-    """
-    if isinstance(split, tuple):
-        x, y = split
-        if generator is None:
-            for start in range(0, len(y), batch_size):
-                rows = slice(start, start + batch_size)
-                yield _placed(x[rows], device), y[rows].to(device)
-            return
-        order = torch.randperm(len(y), generator=generator)
-        for chosen in _chunks(order, batch_size):
-            chosen = chosen.to(x.device)
-            yield _placed(x[chosen], device), y[chosen].to(device)
-        return
-    loader: DataLoader[Any] = DataLoader(
-        split, batch_size, shuffle=generator is not None, generator=generator
-    )
-    for x, y in loader:
-        yield _placed(x, device), torch.as_tensor(y, dtype=torch.int64).to(device)
-
-
-def _placed(x: Tensor, device: torch.device) -> Tensor:
-    """A batch on a device; images in channels_last, in which convolutions are fastest."""
-    x = x.to(device)
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-
-
-def _chunks(order: Tensor, size: int) -> list[Tensor]:
-    """Batches of `size`; a last one of a single example, whose variance a batch norm could not
-    take, joins the one before it.
-    """
-    chunks = list(order.split(size))
-    if len(chunks) > 1 and len(chunks[-1]) == 1:
-        chunks[-2:] = [torch.cat(chunks[-2:])]
-    return chunks
-
-
-def count(split: Split) -> int:
-    """Examples in a split."""
-    return len(split[1]) if isinstance(split, tuple) else len(split)  # type: ignore[arg-type]
-
-
-def evaluation_batch(split: Split) -> int:
-    """Examples in a batch where no gradients are kept: 1000, fewer where examples are large."""
-    values = max(first_inputs(split, 1).numel(), 1)
-    return max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // values))
-
-
-@contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators seeded inside, as they were before outside."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextlib.contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; restores every module's mode."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def count_correct(
-    net: nn.Module,
-    split: Split,
-    device: torch.device,
-    batch_size: int | None = None,
-    at_least: int = 0,
-) -> int:
-    """How many examples of a split the network classifies correctly, in evaluation mode; stops
-    early, with what was counted so far, once `at_least` can't be reached any more."""
-    correct, left = 0, count(split)
-    with evaluating(net):
-        for x, y in batches(split, batch_size or evaluation_batch(split), device):
-            correct += int((net(x).argmax(dim=-1) == y).sum())
-            left -= len(y)
-            if correct + left < at_least:
-                break
-    return correct
-
-
-def accuracy(
-    net: nn.Module, split: Split, device: torch.device, batch_size: int | None = None
-) -> float:
-    """Fraction of a split that the network classifies correctly, in evaluation mode."""
-    return count_correct(net, split, device, batch_size) / count(split)
 
 
 def step_factor(epoch: int, epochs: int) -> float:
@@ -176,6 +68,7 @@ class FitSettings:
         dtype: torch.bfloat16 computes the layers in that dtype by autocast; torch.float32 as the
             network is.
         head_only: train nothing but the head (final-layer transfer learning).
+        cache: compute what is frozen and the same in every epoch once.
     """
 
     epochs: int
@@ -185,6 +78,7 @@ class FitSettings:
     schedule: str = "constant"
     dtype: torch.dtype = torch.float32
     head_only: bool = False
+    cache: bool = False
 
 
 class Fit:
@@ -214,9 +108,11 @@ class Fit:
         self.settings, self.seed = settings, seed
         self.on_batch = on_batch or (lambda *_: None)
         self.device = model.head.free_weight.device
+        self.parameters = trainable(model, settings.head_only)
         self.moving = moving(model, settings.head_only)
         self.optimizer = AdamL1(parameter_groups(model, settings), lr=settings.lr)
         self.state = FitState()
+        self.cache = FrozenActivations(model, train if settings.cache else None, settings.dtype)
 
     def resume(self, state: FitState) -> None:
         """Goes on from a saved state."""
@@ -263,7 +159,8 @@ class Fit:
         seed = seed_for(self.seed, "epoch", epoch)
         self.model.train()
         with seeded(seed, self.device):
-            loss, correct = self._steps(torch.Generator().manual_seed(seed), epoch)
+            with self.cache.looked_up():
+                loss, correct = self._steps(torch.Generator().manual_seed(seed), epoch)
             validation = accuracy(self.model, self.validation, self.device)
         return {
             "epoch": epoch,
@@ -278,7 +175,7 @@ class Fit:
         losses = torch.zeros((), dtype=torch.float64, device=self.device)
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
         seen, last = 0, time.monotonic()
-        for x, y in batches(self.train, self.settings.batch_size, self.device, generator):
+        for x, y in self._batches(generator):
             loss, correct = self._step(x, y)
             losses += loss * len(y)
             hits += correct
@@ -291,6 +188,18 @@ class Fit:
                 self.on_batch(float(losses) / seen, float(hits) / seen, seen, total)
                 last = now
         return float(losses) / seen, float(hits) / seen
+
+    def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of the training split; the cache is told which examples they hold."""
+        if not self.cache:
+            yield from batches(self.train, self.settings.batch_size, self.device, generator)
+            return
+        assert isinstance(self.train, tuple)
+        x, y = self.train
+        numbers = torch.arange(len(y))
+        for rows, labels in batches((numbers, y), self.settings.batch_size, self.device, generator):
+            self.cache.rows = rows
+            yield placed(x[rows.to(x.device)], self.device), labels
 
     def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         bf16 = self.settings.dtype == torch.bfloat16
@@ -358,11 +267,3 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -
         state.setdefault(int(index), {})[name] = value.clone()
     saved = optimizer.state_dict()
     optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
-
-
-def first_inputs(split: Split | Dataset[Any], rows: int) -> Tensor:
-    """The first inputs of a split, x [rows, ...]."""
-    if isinstance(split, tuple):
-        return split[0][:rows]
-    chosen: Sequence[int] = range(min(rows, count(split)))
-    return torch.stack([split[i][0] for i in chosen])

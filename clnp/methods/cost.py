@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clnp.batches import evaluating
 from clnp.heads import Head
 from clnp.model import Model
-from clnp.train import evaluating
 from clnp_kernels.nn import MaskedConv2d, MaskedLinear
 
 DENSE = (nn.Linear, nn.Conv2d)

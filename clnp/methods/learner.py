@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clnp import checkpoint
+from clnp.batches import accuracy, seed_for, seeded
 from clnp.checks import check_device
 from clnp.data.task import Split, Task
 from clnp.errors import CheckpointError, ConfigError
@@ -31,7 +32,7 @@ from clnp.methods.state import (
 )
 from clnp.progress import Progress, fingerprint
 from clnp.task_report import TaskReport
-from clnp.train import SCHEDULES, FitState, accuracy, seed_for, seeded
+from clnp.train import SCHEDULES, FitState
 
 KIND = "method"
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from clnp.batches import count
 from clnp.data.task import Task
 from clnp.errors import DataError, TrainingError
 from clnp.methods.cost import held, layer_products
 from clnp.methods.method import Batch, Method
-from clnp.train import REPORT_SECONDS, count
+from clnp.train import REPORT_SECONDS
 
 OnBatch = Callable[[float, float, int, int], None]
 

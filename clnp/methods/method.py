@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from clnp.batches import batches, count
 from clnp.data.task import Split, Task
 from clnp.methods.network import ForTask, TaskNet
 from clnp.methods.options import Options, checked
 from clnp.methods.settings import MethodSettings
 from clnp.settings import DTYPES
-from clnp.train import batches, count
 from clnp_kernels.optim import SGDL1, AdamL1
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import clnp
+from clnp.batches import seeded
 from clnp.data import Images, Task
 from clnp.data.images import (
     CONSTANTS,
@@ -19,7 +20,6 @@ from clnp.data.images import (
     random_crops,
 )
 from clnp.errors import DataError
-from clnp.train import seeded
 
 ONE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 CPU = torch.device("cpu")

@@ -19,9 +19,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clnp.batches import batches, count, evaluating
 from clnp.data.task import Split
 from clnp.methods.network import TaskNet
-from clnp.train import batches, count, evaluating
 
 ROWS = 1000
 BLOCK = 4096

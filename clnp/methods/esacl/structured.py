@@ -2,8 +2,8 @@
 
 The oracle picks output channels instead of single weights (`polytope.channel_vertex`), so weights
 that are not needed fade row by row, and what is pruned is activation sparsity: on masked layers
-that saves real time. [D: a combination of EsaCL's SDP with CLNP that has not been published; the oracle
-is the group norm's form of the K-sparse polytope.]
+that saves real time. [D: a combination of EsaCL's SDP with CLNP that has not been published; the
+oracle is the group norm's form of the K-sparse polytope.]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clnp.batches import count
 from clnp.data.task import Split
 from clnp.errors import ConfigError
 from clnp.forgetting import floor_of
@@ -23,7 +24,7 @@ from clnp.groups import Group
 from clnp.methods.esacl.sdp import FrankWolfe, perturbed, still_statistics
 from clnp.model import Model
 from clnp.sparsify import ThresholdSearch
-from clnp.train import Fit, FitSettings, FitState, count
+from clnp.train import Fit, FitSettings, FitState, trainable
 from clnp_kernels.optim import AdamL1
 
 PREFIX = "wolfe."
@@ -94,13 +95,14 @@ class StructuredFit(Fit):
         if rows:
             s = self.sdp
             self.wolfe = FrankWolfe(rows, s.lr, s.momentum, s.k, s.radius, "channels")
-        rest = [p for p in self.parameters if id(p) not in chosen]
+        self.trained = trainable(model, settings.head_only)
+        rest = [p for p in self.trained if id(p) not in chosen]
         self.optimizer = AdamL1(rest, lr=settings.lr)
 
     def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         loss, logits = self._gradients(x, y)
         if self.sdp.rho:
-            with perturbed(self.parameters, self.sdp.rho), still_statistics(self.model):
+            with perturbed(self.trained, self.sdp.rho), still_statistics(self.model):
                 self._gradients(x, y)
         if self.wolfe is not None:
             factor = float(self.optimizer.param_groups[0]["lr"]) / self.settings.lr
@@ -115,7 +117,7 @@ class StructuredFit(Fit):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             logits = self.model.net(x)
         loss = F.cross_entropy(logits.float() if bf16 else logits, y)
-        for p in self.parameters:
+        for p in self.trained:
             p.grad = None
         loss.backward()
         return loss, logits

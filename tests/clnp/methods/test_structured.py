@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from clnp.batches import accuracy
 from clnp.errors import ConfigError
 from clnp.methods.esacl import SDPSettings, StructuredFit, channel_scores, structured_sdp
 from clnp.methods.esacl.polytope import in_channel_polytope
 from clnp.methods.esacl.structured import hidden_weights
 from clnp.model import Model
 from clnp.pruning import check_keep
-from clnp.train import Fit, FitSettings, FitState, accuracy
+from clnp.train import Fit, FitSettings, FitState
 from tests.clnp.cases import Residual, blobs, convert, mlp
 
 CPU = torch.device("cpu")

@@ -1,0 +1,135 @@
+"""Batches of a split, and what is measured over a whole one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from clnp.data.images import ImageSet
+from clnp.data.task import Split
+
+EVALUATION_BATCH = 1000
+EVALUATION_VALUES = 1 << 22  # inputs of one batch: 27 images of 3 x 224 x 224
+
+
+def seed_for(*parts: Any) -> int:
+    """A seed that depends on all its arguments, the same on every machine."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+
+
+def batches(
+    split: Split, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches (x [B, ...], y [B]) of a split on a device; shuffled by a generator, in order without
+    one.
+    """
+    if isinstance(split, tuple) and generator is None:
+        x, y = split
+        for start in range(0, len(y), batch_size):
+            rows = slice(start, start + batch_size)
+            yield placed(x[rows], device), y[rows].to(device)
+        return
+    total = count(split)
+    order = torch.arange(total) if generator is None else torch.randperm(total, generator=generator)
+    chunks = order.split(batch_size) if generator is None else _chunks(order, batch_size)
+    for x, y in _taken(split, chunks):
+        yield placed(x, device), torch.as_tensor(y, dtype=torch.int64).to(device)
+
+
+def _taken(split: Split, chunks: Sequence[Tensor]) -> Iterable[tuple[Tensor, Any]]:
+    """The examples of each chunk of rows."""
+    if isinstance(split, tuple):
+        x, y = split
+        return ((x[rows.to(x.device)], y[rows.to(y.device)]) for rows in chunks)
+    if isinstance(split, ImageSet):
+        return (split.batch(rows) for rows in chunks)
+    return DataLoader(split, batch_sampler=[rows.tolist() for rows in chunks])
+
+
+def placed(x: Tensor, device: torch.device) -> Tensor:
+    """A batch on a device; images in channels_last, in which convolutions are fastest."""
+    x = x.to(device)
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def _chunks(order: Tensor, size: int) -> list[Tensor]:
+    """Batches of `size`; a last one of a single example, whose variance a batch norm could not
+    take, joins the one before it.
+    """
+    chunks = list(order.split(size))
+    if len(chunks) > 1 and len(chunks[-1]) == 1:
+        chunks[-2:] = [torch.cat(chunks[-2:])]
+    return chunks
+
+
+def count(split: Split) -> int:
+    """Examples in a split."""
+    return len(split[1]) if isinstance(split, tuple) else len(split)  # type: ignore[arg-type]
+
+
+def evaluation_batch(split: Split) -> int:
+    """Examples in a batch where no gradients are kept: 1000, fewer where examples are large."""
+    values = max(first_inputs(split, 1).numel(), 1)
+    return max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // values))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's generators seeded inside, as they were before outside."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; restores every module's mode."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def count_correct(
+    net: nn.Module,
+    split: Split,
+    device: torch.device,
+    batch_size: int | None = None,
+    at_least: int = 0,
+) -> int:
+    """How many examples of a split the network classifies correctly, in evaluation mode; stops
+    early, with what was counted so far, once `at_least` can't be reached any more."""
+    correct, left = 0, count(split)
+    with evaluating(net):
+        for x, y in batches(split, batch_size or evaluation_batch(split), device):
+            correct += int((net(x).argmax(dim=-1) == y).sum())
+            left -= len(y)
+            if correct + left < at_least:
+                break
+    return correct
+
+
+def accuracy(
+    net: nn.Module, split: Split, device: torch.device, batch_size: int | None = None
+) -> float:
+    """Fraction of a split that the network classifies correctly, in evaluation mode."""
+    return count_correct(net, split, device, batch_size) / count(split)
+
+
+def first_inputs(split: Split | Dataset[Any], rows: int) -> Tensor:
+    """The first inputs of a split, x [rows, ...]."""
+    if isinstance(split, tuple):
+        return split[0][:rows]
+    chosen: Sequence[int] = range(min(rows, count(split)))
+    return torch.stack([split[i][0] for i in chosen])

@@ -1,0 +1,146 @@
+"""Activations of frozen channels, computed once per task instead of once per step.
+
+Active channels depend on frozen weights and on the example only. Where the examples are the same in
+every epoch and nothing random lies before a layer, its active outputs need not be computed again:
+they are looked up, and the layer computes its free outputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clnp.batches import count, evaluating, evaluation_batch, placed
+from clnp.data.task import Split
+from clnp.graph import Graph
+from clnp.model import Model
+
+CACHE_BYTES = 2 << 30
+LEAST_SHARE = 0.05
+RANDOM = ("dropout", "dropout2d", "stochastic_depth")
+
+
+class FrozenActivations:
+    """The active outputs of a model's layers over a whole data set.
+
+    Arguments:
+        model: in a task.
+        split: the training split (x [N, ...], y); any other data set is not cached, for its
+            examples may be drawn anew in every epoch. None caches nothing.
+        dtype: what autocast computes in; float32 means no autocast.
+        budget: most bytes to keep. Layers are taken in execution order until it is used up.
+
+    Attributes:
+        names: the layers that are looked up.
+    """
+
+    def __init__(
+        self, model: Model, split: Split | None, dtype: torch.dtype, budget: int = CACHE_BYTES
+    ) -> None:
+        self.model, self.dtype = model, dtype
+        self.values: dict[str, Tensor] = {}
+        if isinstance(split, tuple) and model.tasks and budget > 0:
+            self._compute(split, budget)
+        self.rows: Tensor | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.values)
+
+    def __bool__(self) -> bool:
+        return bool(self.values)
+
+    @torch.no_grad()
+    def _compute(self, split: tuple[Tensor, Tensor], budget: int) -> None:
+        names = [n for n in deterministic_layers(self.model.graph) if self._pays(n)]
+        if not names:
+            return
+        x, total, size = split[0], count(split), evaluation_batch(split)
+        device = self.model.device
+        found: dict[str, Tensor] = {}
+        handles = [self._collect(name, found) for name in names]
+        try:
+            with evaluating(self.model):
+                for start in range(0, total, size):
+                    with torch.autocast(device.type, self.dtype, enabled=self._autocast):
+                        self.model.net(placed(x[start : start + size], device))
+                    for name, active in list(found.items()):
+                        if start == 0:
+                            wanted = total * active[:1].numel() * active.element_size()
+                            if wanted > budget:
+                                continue
+                            budget -= wanted
+                            self.values[name] = active.new_empty(total, *active.shape[1:])
+                        if name in self.values:
+                            self.values[name][start : start + len(active)] = active
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def _autocast(self) -> bool:
+        return self.dtype != torch.float32
+
+    def _pays(self, name: str) -> bool:
+        """Whether enough of a layer's work is frozen to be worth joining two tensors."""
+        layer = self.model.masked_layers.get(name)
+        if layer is None or layer.skip_active:
+            return False
+        frozen = layer.active_out * layer.active_in
+        return frozen > 0 and frozen >= LEAST_SHARE * layer.outputs * layer.inputs
+
+    def _collect(self, name: str, found: dict[str, Tensor]) -> Any:
+        layer = self.model.masked_layers[name]
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+            found[name] = y.narrow(self._axis(y), 0, layer.active_out)
+
+        return layer.register_forward_hook(hook)
+
+    @staticmethod
+    def _axis(y: Tensor) -> int:
+        return 1 if y.dim() == 4 else y.dim() - 1
+
+    @contextlib.contextmanager
+    def looked_up(self) -> Iterator[None]:
+        """Inside, the layers take their active outputs from here, for the examples that `rows`
+        names.
+        """
+        handles = []
+        for name, values in self.values.items():
+            layer = self.model.masked_layers[name]
+            layer.skip_active = True
+
+            def hook(
+                module: nn.Module, args: tuple[Tensor, ...], y: Tensor, values: Tensor = values
+            ) -> Tensor:
+                assert self.rows is not None
+                active = values.index_select(0, self.rows)
+                if active.shape[2:] != y.shape[2:] or active.dtype != y.dtype:
+                    raise RuntimeError("the cached activations belong to other examples")
+                return torch.cat([active, y], dim=self._axis(y))
+
+            handles.append(layer.register_forward_hook(hook))
+        try:
+            yield
+        finally:
+            for name, handle in zip(self.values, handles, strict=True):
+                handle.remove()
+                self.model.masked_layers[name].skip_active = False
+            self.rows = None
+
+
+def deterministic_layers(graph: Graph) -> list[str]:
+    """The layers with nothing random between the input and them, in execution order."""
+    random: set[str] = set()
+    layers = []
+    for node in graph.nodes:
+        if node.op in RANDOM or random.intersection(node.inputs):
+            random.add(node.name)
+        elif node.role == "layer":
+            layers.append(node.name)
+    return layers
