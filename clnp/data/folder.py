@@ -26,10 +26,12 @@ MODES = {3: ("RGB", "L", "P", "1"), 1: ("L", "1")}
 PILLOW = {3: "RGB", 1: "L"}
 # From this side on, an image is kept by 1/7 larger than it is shown, so that crops have room.
 LARGE = 64
-CACHE_BYTES = 1 << 30
+CACHE_BYTES = 1 << 29
 
 T = TypeVar("T")
 Item = tuple[Path, int]
+# (class names, {split: its images}).
+Found = tuple[list[str], dict[str, list[Item]]]
 
 
 class ImageFiles(ImageSet):
@@ -140,6 +142,7 @@ def folder_task(
     convert: bool = False,
     workers: int = 2,
     cache_bytes: int = CACHE_BYTES,
+    found: Found | None = None,
 ) -> Task:
     """A folder of images, one sub-folder per class (named by it, in alphabetical order), as a task.
 
@@ -161,6 +164,7 @@ def folder_task(
         channels: 3 or 1.
         augment: random crops and mirror images in the training split.
         convert, workers, cache_bytes: as in `ImageFiles`.
+        found: of an earlier `look_into` with the same arguments; None looks now.
 
     Raises:
         DataError: no such folder, no classes, a class without images, classes that differ between
@@ -168,8 +172,7 @@ def folder_task(
     """
     root = Path(path)
     _check_arguments(root, image_size, channels, workers)
-    classes, items = find_images(root)
-    _check_files([p for split in items.values() for p, _ in split], channels, convert, workers)
+    classes, items = found or look_into(root, channels, convert=convert, workers=workers)
     splits = _with_missing(items, seed, validation, test)
     if normalise == "constants" and channels == 1:
         normalise = "none"
@@ -201,7 +204,7 @@ def folder_task(
 
 
 class Folders(Stream):
-    """Folders of images as a stream, one task each.
+    """Folders of images as a stream, one task each; what is in them is found out once.
 
     Arguments:
         paths: one folder per task; tasks are named after them, with the parent's name before where
@@ -228,17 +231,36 @@ class Folders(Stream):
             for name, path in zip(names, resolved, strict=True)
         ]
         self.seed, self.options = seed, options
+        # Opening a million files takes minutes, and tasks are made more than once.
+        self._found: dict[int, Found] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def task(self, index: int) -> Task:
-        """Task `index`. Raises as `folder_task` does."""
-        seed = self.seed + 1_000_003 * index
-        return folder_task(self.paths[index], name=self.names[index], seed=seed, **self.options)
+        """Task `index`. Its folder is looked into once only. Raises as `folder_task` does."""
+        path, seed = self.paths[index], self.seed + 1_000_003 * index
+        if index not in self._found:
+            if not path.is_dir():
+                raise DataError(f"{path}: no such folder")
+            looks = ("channels", "convert", "workers")
+            how = {name: self.options[name] for name in looks if name in self.options}
+            self._found[index] = look_into(path, **how)
+        return folder_task(
+            path, name=self.names[index], seed=seed, found=self._found[index], **self.options
+        )
 
 
-def find_images(root: Path) -> tuple[list[str], dict[str, list[Item]]]:
+def look_into(root: Path, channels: int = 3, *, convert: bool = False, workers: int = 2) -> Found:
+    """What `find_images` finds, every file opened as far as its header. Raises as `folder_task`
+    does.
+    """
+    classes, items = find_images(root)
+    _check_files([p for split in items.values() for p, _ in split], channels, convert, workers)
+    return classes, items
+
+
+def find_images(root: Path) -> Found:
     """(class names, {"train" | "validation" | "test": (path, label) each}) of a folder; only the
     splits that are there.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -138,6 +139,15 @@ class Images(ImageSet):
     def pixels(self, rows: Tensor) -> Tensor:
         """The rows' images, a copy."""
         return self.images[rows.to(self.images.device)]
+
+    def to(self, device: str | torch.device) -> Images:
+        """The same images kept on a device, where their batches are then made (random crops are
+        still drawn by the CPU's generator).
+        """
+        moved = copy.copy(self)
+        moved.images, moved.labels = self.images.to(device), self.labels.to(device)
+        moved.mean, moved.std = self.mean.to(device), self.std.to(device)
+        return moved
 
 
 def random_crops(images: Tensor, size: tuple[int, int], padding: int) -> Tensor:

@@ -196,6 +196,17 @@ def test_folders_are_a_stream(tmp_path):
         Folders([])
 
 
+def test_a_stream_looks_into_a_folder_once(tmp_path, monkeypatch):
+    stream = Folders([tree(tmp_path / "a", 4)], image_size=8)
+    first = stream[0]
+    monkeypatch.setattr("clnp.data.folder.find_images", None)
+    again = stream[0]
+    assert again.train.paths == first.train.paths
+    assert torch.equal(again.test[0][0], first.test[0][0])
+    with pytest.raises(DataError, match="no such folder"):
+        Folders([tmp_path / "none"])[0]
+
+
 def test_hidden_and_other_files_are_left_out(tmp_path):
     tree(tmp_path, 4)
     (tmp_path / ".git").mkdir()

@@ -93,6 +93,18 @@ def test_crops_are_drawn_from_the_global_generator():
     assert not torch.equal(first, second)
 
 
+def test_images_on_a_device():
+    data = Images(*random_images(), ONE, augment=True)
+    meta = data.to("meta")
+    x, y = meta.batch(torch.arange(5))
+    assert (x.device.type, x.shape, y.device.type) == ("meta", (5, 3, 8, 8), "meta")
+    assert data.images.device.type == "cpu"
+    with seeded(1, CPU):
+        one = data.to("cpu").batch(torch.arange(5))[0]
+    with seeded(1, CPU):
+        assert torch.equal(one, data.batch(torch.arange(5))[0])
+
+
 def test_centre_without_augmentation():
     images, labels = random_images(side=9)
     data = Images(images, labels, ONE, size=(5, 7))
