@@ -40,21 +40,22 @@ def rows_of(t: Tensor) -> Tensor:
 
 
 def product_options(
-    rows: int, columns: int, operands: tuple[Tensor, ...], lengths: tuple[int, ...]
+    rows: int, sides: tuple[int, ...], operands: tuple[Tensor, ...], lengths: tuple[int, ...]
 ) -> dict[str, Any]:
     """Tile, warps, stages and arithmetic of a product.
 
     Arguments:
-        rows, columns: of the result.
+        rows: of the result.
+        sides: columns of its parts; no tile lies on two of them.
         operands: the matrices, alike in dtype and device, with rows that are runs of memory.
         lengths: lengths of the parts of their rows, and where in a row parts begin.
     """
-    return tile_options(rows, columns, operands, (*(t.stride(0) for t in operands), *lengths))
+    return tile_options(rows, sides, operands, (*(t.stride(0) for t in operands), *lengths))
 
 
 def tile_options(
     rows: int,
-    columns: int,
+    sides: tuple[int, ...],
     operands: tuple[Tensor, ...],
     numbers: tuple[int, ...],
     table: dict[int, dict[str, tuple[tiles.Tile, ...]]] = tiles.TILES,
@@ -67,7 +68,7 @@ def tile_options(
     addresses = [t.data_ptr() for t in operands]
     aligned = all(number % 16 == 0 for number in (*addresses, *numbers))
     tile = tiles.choose(
-        here.architecture, precision, rows, columns, aligned, here.processors, here.shared, table
+        here.architecture, precision, rows, sides, aligned, here.processors, here.shared, table
     )
     return {
         "PRECISION": "ieee" if precision == "half" else precision,

@@ -102,7 +102,7 @@ def masked_conv2d_fwd(
     operands = (x, active, free) if active_out else (x, free)
     numbers = [inputs, active_in, *_strides("x", x).values(), *_weight("free", free).values()]
     numbers += _weight("active", active).values() if active_out else []
-    options_ = _launch.tile_options(pixels, outputs, operands, tuple(numbers), CONV)
+    options_ = _launch.tile_options(pixels, (free_out, active_out), operands, tuple(numbers), CONV)
     tiles_m = triton.cdiv(pixels, options_["BM"])
     tiles_n = sum(triton.cdiv(count, options_["BN"]) for count in (active_out, free_out))
     partial = x.new_empty(tiles_m if activity else 0, outputs, dtype=torch.float32)
@@ -188,8 +188,8 @@ def masked_conv2d_dgrad(
     # classes of pixels: those that the same taps meet
     sizes = [triton.cdiv(n, s) for n, s in zip(size, stride, strict=True)]
     pixels = x.shape[0] * sizes[0] * sizes[1]
-    columns = inputs if full_input_grad else inputs - active_in
-    options = _launch.tile_options(pixels, columns, operands, tuple(numbers), CONV)
+    sides = (inputs - active_in, active_in if full_input_grad else 0)
+    options = _launch.tile_options(pixels, sides, operands, tuple(numbers), CONV)
     tiles_n = sum(triton.cdiv(n, options["BN"]) for n in (active_in, inputs - active_in))
     arguments: dict[str, Any] = {
         "grad_z": grad,
@@ -262,7 +262,7 @@ def _wgrad_parts(grad: Tensor, x: Tensor, taps: int, geometry: dict[str, int]) -
     """[parts, taps, Of, I] float32: sums over parts of the pixels."""
     pixels, free_out, inputs = grad.numel() // grad.shape[1], grad.shape[1], x.shape[1]
     numbers = (*_strides("grad", grad).values(), *_strides("x", x).values(), free_out, inputs)
-    options = _launch.tile_options(free_out, inputs * taps, (grad, x), numbers, CONV)
+    options = _launch.tile_options(free_out, (inputs,) * taps, (grad, x), numbers, CONV)
     tiles = triton.cdiv(free_out, options["BM"]) * triton.cdiv(inputs, options["BN"]) * taps
     processors = _launch.describe(grad.device).processors
     wanted = max(1, WAVES * processors // tiles)

@@ -225,7 +225,7 @@ def masked_linear_fwd(
         return y, x.new_zeros(outputs if activity else 0, dtype=torch.float32)
     x, active, free = map(_launch.rows_of, (x, active_weight, free_weight))
     operands = (x, active, free) if active_out else (x, free)
-    options = _launch.product_options(rows, outputs, operands, (active_in, inputs))
+    options = _launch.product_options(rows, (free_out, active_out), operands, (active_in, inputs))
     tiles_m = triton.cdiv(rows, options["BM"])
     tiles_n = sum(triton.cdiv(count, options["BN"]) for count in (active_out, free_out))
     partial = x.new_empty(tiles_m if activity else 0, outputs, dtype=torch.float32)
@@ -302,8 +302,8 @@ def masked_linear_dgrad(
     grad, active, free = map(_launch.rows_of, (grad_z, active_weight, free_weight))
     reads_active = full_input_grad and active_out > 0
     operands = (grad, active, free) if reads_active else (grad, free)
-    columns = inputs if full_input_grad else inputs - active_in
-    options = _launch.product_options(rows, columns, operands, (active_in, inputs, free_out))
+    sides = (inputs - active_in, active_in if full_input_grad else 0)
+    options = _launch.product_options(rows, sides, operands, (active_in, inputs, free_out))
     tiles_n = sum(triton.cdiv(n, options["BN"]) for n in (active_in, inputs - active_in))
     arguments: dict[str, Any] = {
         "grad_z": grad,
@@ -334,7 +334,7 @@ def masked_linear_wgrad(grad_z: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, 
     grad_weight = grad_z.new_empty(free_out, inputs)
     grad_bias = grad_z.new_empty(free_out if bias else 0)
     grad, x = map(_launch.rows_of, (grad_z, x))
-    options = _launch.product_options(free_out, inputs, (grad, x), (free_out, inputs))
+    options = _launch.product_options(free_out, (inputs,), (grad, x), (free_out, inputs))
     tiles_m = triton.cdiv(free_out, options["BM"])
     programs = tiles_m * (triton.cdiv(inputs, options["BN"]) + bias)
     if programs == 0:

@@ -22,9 +22,13 @@ class Tile(NamedTuple):
         """Bytes of shared memory that its stages take, for elements of ``element`` bytes."""
         return (self.rows + self.columns) * self.depth * self.stages * element
 
-    def cover(self, rows: int, columns: int) -> int:
-        """How many of them cover [rows, columns]."""
-        return -(-rows // self.rows) * -(-columns // self.columns)
+    def cover(self, rows: int, sides: tuple[int, ...]) -> int:
+        """How many of them cover ``rows`` and the columns of each side apart."""
+        return -(-rows // self.rows) * sum(-(-columns // self.columns) for columns in sides)
+
+    def area(self, rows: int, sides: tuple[int, ...]) -> int:
+        """Elements that they compute, those beyond the edges too."""
+        return self.cover(rows, sides) * self.rows * self.columns
 
 
 # architecture (0: the interpreter) -> precision -> tiles, from large to small
@@ -35,17 +39,32 @@ TILES: dict[int, dict[str, tuple[Tile, ...]]] = {
         "ieee": (Tile(32, 16, 64, 4, 1),),
     },
     80: {
-        "half": (Tile(128, 256, 32, 8, 3), Tile(128, 128, 32, 4, 4), Tile(64, 64, 64, 4, 3)),
+        "half": (
+            Tile(128, 256, 32, 8, 3),
+            Tile(128, 128, 32, 4, 4),
+            Tile(128, 32, 32, 4, 4),
+            Tile(64, 64, 64, 4, 3),
+        ),
         "tf32": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 4)),
         "ieee": (Tile(128, 64, 16, 8, 3), Tile(64, 32, 16, 4, 3)),
     },
     90: {
-        "half": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
+        "half": (
+            Tile(128, 256, 64, 8, 3),
+            Tile(128, 128, 64, 8, 4),
+            Tile(128, 32, 64, 4, 4),
+            Tile(64, 64, 64, 4, 4),
+        ),
         "tf32": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
         "ieee": (Tile(128, 64, 16, 8, 3), Tile(64, 32, 16, 4, 3)),
     },
     100: {
-        "half": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
+        "half": (
+            Tile(128, 256, 64, 8, 3),
+            Tile(128, 128, 64, 8, 4),
+            Tile(128, 32, 64, 4, 4),
+            Tile(64, 64, 64, 4, 4),
+        ),
         "tf32": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 8, 4)),
         "ieee": (Tile(128, 64, 16, 8, 2), Tile(64, 32, 16, 4, 3)),
     },
@@ -54,7 +73,7 @@ TILES: dict[int, dict[str, tuple[Tile, ...]]] = {
 CONV: dict[int, dict[str, tuple[Tile, ...]]] = {
     0: TILES[0],
     80: {
-        "half": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3)),
+        "half": (Tile(128, 128, 32, 8, 3), Tile(128, 32, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
         "tf32": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 8, 3)),
         "ieee": (Tile(64, 64, 16, 8, 3), Tile(64, 32, 16, 4, 3)),
     },
@@ -84,6 +103,10 @@ def row_of(capability: int) -> int:
     return 100 if 100 <= capability < 110 else 80
 
 
+# A larger tile may compute this many times the elements of the one that fits best.
+WASTE = 1.2
+
+
 def precision_of(dtype: torch.dtype) -> str:
     """How products of this dtype are computed: "half", "tf32" (if torch allows it) or "ieee"."""
     if dtype != torch.float32:
@@ -95,20 +118,22 @@ def choose(
     architecture: int,
     precision: str,
     rows: int,
-    columns: int,
+    sides: tuple[int, ...],
     aligned: bool,
     processors: int,
     shared: int,
     table: dict[int, dict[str, tuple[Tile, ...]]] = TILES,
 ) -> Tile:
-    """The largest tile that fits and gives every multiprocessor work, else the smallest.
+    """The largest tile that fits, gives every multiprocessor work and computes little beyond the
+    edges; else the smallest of those that do.
 
     Unaligned operands have a tile of their own.
 
     Arguments:
         architecture: a row of the table.
         precision: as :func:`precision_of` says.
-        rows, columns: of the result.
+        rows: of the result.
+        sides: columns of the result's parts; no tile lies on two of them.
         aligned: whether all rows of the operands start and end at multiples of 16 elements.
         processors: multiprocessors of the device.
         shared: bytes of shared memory that one program may take.
@@ -119,5 +144,7 @@ def choose(
     element = 2 if precision == "half" else 4
     tiles = table[architecture][precision]
     fitting = [tile for tile in tiles if tile.shared(element) <= shared] or [tiles[-1]]
-    busy = [tile for tile in fitting if tile.cover(rows, columns) >= processors]
-    return busy[0] if busy else fitting[-1]
+    busy = [tile for tile in fitting if tile.cover(rows, sides) >= processors]
+    candidates = busy or fitting[:-3:-1]
+    least = min(tile.area(rows, sides) for tile in candidates)
+    return next(tile for tile in candidates if tile.area(rows, sides) <= WASTE * least)

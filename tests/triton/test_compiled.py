@@ -145,7 +145,7 @@ def test_choice(architecture: int) -> None:
     for precision, row in tiles.TILES[architecture].items():
 
         def choose(size: int, shared: int = shared, aligned: bool = True) -> tiles.Tile:
-            sizes = size, size, aligned, processors, shared
+            sizes = size, (size,), aligned, processors, shared
             return tiles.choose(architecture, precision, *sizes)  # noqa: B023
 
         assert choose(8192) == row[0]
@@ -154,6 +154,21 @@ def test_choice(architecture: int) -> None:
         assert choose(8192, aligned=False) == tiles.UNALIGNED[precision]
         element = 2 if precision == "half" else 4
         assert all(tile.shared(element) <= 99 * 1024 for tile in row[-1:])
+
+
+def test_choice_wastes_little() -> None:
+    """Narrow results take narrow tiles, and each side of the boundary counts by itself."""
+    processors, shared = aot.DEVICES[90]
+
+    def choose(rows: int, *sides: int) -> tiles.Tile:
+        return tiles.choose(90, "half", rows, sides, True, processors, shared)
+
+    assert choose(100_000, 32).columns == 32
+    assert choose(100_000, 10).columns == 32
+    assert choose(100_000, 256).columns == 256
+    assert choose(100_000, 128, 128).columns == 128
+    assert choose(256, 10).columns == 32
+    assert choose(256, 2000) == tiles.TILES[90]["half"][-1]
 
 
 def test_rows_of_the_table() -> None:
