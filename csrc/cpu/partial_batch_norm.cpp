@@ -84,10 +84,18 @@ template <bool kRelu, class T>
 CLNP_INLINE void normal_piece(const T* x, T* y, Rows row, const wide_t<T>* scale,
                               const wide_t<T>* offset, int64_t rows, int64_t columns,
                               double* sums) {
-  sum_piece<wide_t<T>>(
-      rows, columns, sums, [=](int64_t r, int64_t c) __attribute__((always_inline)) {
-        return normal<kRelu>(x + r * row.x + c, y + r * row.y + c, scale[c], offset[c]);
-      });
+  if (sums != nullptr) {
+    sum_piece<wide_t<T>>(
+        rows, columns, sums, [=](int64_t r, int64_t c) __attribute__((always_inline)) {
+          return normal<kRelu>(x + r * row.x + c, y + r * row.y + c, scale[c], offset[c]);
+        });
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC ivdep
+    for (int64_t c = 0; c < columns; ++c)
+      normal<kRelu>(x + r * row.x + c, y + r * row.y + c, scale[c], offset[c]);
+  }
 }
 
 template <bool kRelu, class T>
@@ -293,7 +301,7 @@ Results partial_batch_norm_fwd(const Tensor& x, const Tensor& active_mean, const
         last, x.size(0), channels, pixels, sums.data(),
         [&](int64_t r, int64_t rows, int64_t c, int64_t columns, double* part) {
           normal_rows(in + r * s.pixel + c, out + r * t.pixel + c, row, a.data() + c, b.data() + c,
-                      relu, rows, columns, part);
+                      relu, rows, columns, activity ? part : nullptr);
         },
         [&](int64_t i, int64_t c) {
           return normal_run(in + i * s.image + c * s.channel, out + i * t.image + c * t.channel,
