@@ -19,6 +19,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
 
+import clnp_kernels
 from benchmarks import machine, op_cases, step
 from benchmarks.cases import DTYPES, Size
 from benchmarks.checks import check_steps
@@ -81,10 +82,14 @@ class Side:
             command = [sys.executable, "-c", code]
             self.process = subprocess.Popen(command, cwd=folder, env=environment)
             self.pipe: Connection = listener.accept()
+        found = Path(self.pipe.recv())
+        if not found.is_relative_to(folder.resolve()):
+            self.close()
+            raise SystemExit(f"--against: {folder} was to be imported, got {found}")
 
     def load(self, make: Make, key: Any, name: str) -> Samples:
         """Makes ours for a case."""
-        samples: Samples = ask(self.pipe, ("load", make, key, OURS), name)
+        samples: Samples = ask(self.pipe, (make, key, OURS, 1), name)
         return samples
 
     def close(self) -> None:
@@ -97,6 +102,7 @@ class Side:
 def answer(address: str, key: bytes) -> None:
     """Life of a side's process."""
     with Client(address, authkey=key) as pipe:
+        pipe.send(str(Path(clnp_kernels.__file__).resolve()))
         serve(pipe)
 
 
@@ -104,9 +110,8 @@ def compare(sides: Mapping[str, Side], make: Make, key: Any, size: Size) -> dict
     """Times both sides in turns."""
     warm = {name: side.load(make, key, name) for name, side in sides.items()}
     results = {name: Samples(first=found.first) for name, found in warm.items()}
-    slowest = max(found.ms[0] for found in warm.values())
     pipes = {name: side.pipe for name, side in sides.items()}
-    take_turns(pipes, results, size, slowest)
+    take_turns(pipes, results, size)
     return results
 
 

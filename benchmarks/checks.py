@@ -7,6 +7,7 @@ itself may be off by no more than a part of what training moves.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from benchmarks.state import LR, State, make_state
 ERROR_RATIO = 2.0
 ROUNDING = 1e-7
 STEPS = 2
-BATCH = 8  # examples in a checked batch: the arithmetic is the same, float64 is slow
+BATCH = 4  # examples in a checked batch: the arithmetic is the same, float64 is slow
 # Adam divides a gradient by its size, so where it is but rounding error the error is a whole step.
 ALLOWED_STEPS = {"fp32": 0.05, "bf16": 0.6}
 LOSS_TOLERANCE = {"fp32": 1e-2, "bf16": 5e-2}
@@ -49,15 +50,19 @@ def judge(error: float, allowed: float, who: str, what: str) -> None:
 
 
 def trained(make: Callable[[State], Contender], state: State) -> list[Tensor]:
-    """The free weights after `STEPS` steps."""
-    contender = make(state)
+    """The free weights after `STEPS` steps from a state, which is copied."""
+    contender = make(copy.deepcopy(state))
     for _ in range(STEPS):
         contender.step()
     return contender.free_weights()
 
 
 def check_steps(
-    case: Case, names: Iterable[str], make: Make = CONTENDERS, head: str = "multi"
+    case: Case,
+    names: Iterable[str],
+    make: Make = CONTENDERS,
+    head: str = "multi",
+    dtypes: Iterable[str] = (),
 ) -> None:
     """Checks the free weights of the contenders that claim to compute the method.
 
@@ -66,22 +71,26 @@ def check_steps(
         names: contenders; those that do not claim it are passed over.
         make: the table of contenders.
         head: kind of head.
+        dtypes: in which to check; default: the case's.
 
     Raises:
         WrongResultError: naming the contender, its error and the one allowed.
     """
     small = replace(case, batch=min(case.batch, BATCH))
-    exact = trained(EagerMasked, make_state(small, head).double())
-    eager = mean_error(trained(EagerMasked, make_state(small, head)), exact)
-    if not eager <= ALLOWED_STEPS[case.dtype] * STEPS * LR:
-        raise WrongResultError(
-            f"eager-masked, {case}: mean error {eager:.3g} after {STEPS} steps of {LR:g}; the "
-            "problem is not fit to check anything with"
-        )
-    for name in names:
-        if getattr(make[name], "exact", True) and make[name] is not EagerMasked:
-            error = mean_error(trained(make[name], make_state(small, head)), exact)
-            judge(error, eager, name, str(case))
+    state = make_state(small, head)
+    exact = trained(EagerMasked, copy.deepcopy(state).double())
+    for dtype in dtypes or [case.dtype]:
+        here = replace(state, case=replace(small, dtype=dtype))
+        eager = mean_error(trained(EagerMasked, here), exact)
+        if not eager <= ALLOWED_STEPS[dtype] * STEPS * LR:
+            raise WrongResultError(
+                f"eager-masked, {here.case}: mean error {eager:.3g} after {STEPS} steps of {LR:g}; "
+                "the problem is not fit to check anything with"
+            )
+        for name in names:
+            if getattr(make[name], "exact", True) and make[name] is not EagerMasked:
+                error = mean_error(trained(make[name], here), exact)
+                judge(error, eager, name, str(here.case))
 
 
 def check_losses(case: Case, losses: Mapping[str, list[float]]) -> None:

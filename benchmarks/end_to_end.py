@@ -261,7 +261,8 @@ def run(
     for dtype, table in tables.items():
         case = size.case("mlp", 0.0, dtype, device, BATCH)
         for fraction in (0.0, 0.5):
-            check_steps(replace(case, fraction=fraction), names, head="single")
+            here = replace(case, fraction=fraction)
+            check_steps(here, names, head="single", dtypes=dict.fromkeys(["fp32", dtype]))
         sequence = TaskSequence(case, size.tasks, size.epochs, size.examples, root)
         for task, found in measure(sequence, names):
             check_accuracy(sequence, task, found)

@@ -22,7 +22,7 @@ from benchmarks.cases import Size
 # key of what is timed, name of the contender -> what makes one step; it may have an attribute
 # `report`, a function that gives other figures as a dictionary
 Make = Callable[[Any, str], Callable[[], Any]]
-WARM_UP = 4  # steps; of slow ones fewer
+WARM_UP = {True: 2, False: 1}  # steps, of contenders that are kept and of others
 TURN = 4  # steps in a row, of which the first fills the caches and does not count
 SLOW = 250.0  # milliseconds; the caches hold nothing of such a step, so it takes turns one by one
 PAUSE = 0.03  # seconds
@@ -80,16 +80,13 @@ class Runner:
     def __init__(self, make: Make, key: Any, name: str) -> None:
         self.step = make(key, name)
 
-    def warm_up(self) -> Samples:
-        """First steps; `ms` holds the time of the last."""
+    def warm_up(self, steps: int) -> Samples:
+        """First steps, whose times say nothing."""
         samples = Samples()
-        for i in range(WARM_UP):
-            ms, _, result = timed(self.step)
-            samples.ms = [ms]
+        for _ in range(steps):
+            result = timed(self.step)[2]
             if isinstance(result, torch.Tensor) and result.dim() == 0:
                 samples.first.append(float(result))
-            if i and ms > SLOW:
-                break
         report = getattr(self.step, "report", None)
         samples.report = report() if report else {}
         return samples
@@ -100,7 +97,9 @@ class Runner:
 
 
 def serve(pipe: Connection) -> None:
-    """Life of a process: ("load", make, key, name) or a number of steps; None ends it."""
+    """Life of a process: takes (make, key, name, warm-up steps) or a number of steps; None ends
+    it.
+    """
     runner: Runner | None = None
     while (message := _next(pipe)) is not None:
         try:
@@ -109,8 +108,8 @@ def serve(pipe: Connection) -> None:
                 pipe.send(runner.turn(message))
             else:
                 runner = None
-                runner = Runner(*message[1:])
-                pipe.send(runner.warm_up())
+                runner = Runner(*message[:3])
+                pipe.send(runner.warm_up(message[3]))
         except BaseException:
             pipe.send(traceback.format_exc())
 
@@ -130,6 +129,11 @@ def ask(pipe: Connection, message: Any, name: str) -> Any:
         ContenderError: the contender failed, or its process is gone.
     """
     pipe.send(message)
+    return receive(pipe, name)
+
+
+def receive(pipe: Connection, name: str) -> Any:
+    """Waits for a contender's answer; raises as :func:`ask`."""
     try:
         answer = pipe.recv()
     except EOFError:
@@ -165,16 +169,19 @@ class Processes:
         self.warm: dict[str, Samples] = {}
         self.context = forks()
 
-    def load(self, make: Make, key: Any, name: str) -> Samples:
-        """Makes a contender in a fresh process, or takes the one that was kept."""
-        if name not in self.pipes:
+    def load(self, make: Make, key: Any, names: Sequence[str]) -> dict[str, Samples]:
+        """Makes contenders in fresh processes, all at once, or takes those that were kept."""
+        fresh = [name for name in names if name not in self.pipes]
+        for name in fresh:
             self.pipes[name], theirs = self.context.Pipe()
             process = self.context.Process(target=serve, args=(theirs,))
             process.start()
             theirs.close()
             self.processes[name] = process
-            self.warm[name] = ask(self.pipes[name], ("load", make, key, name), name)
-        return self.warm[name]
+            self.pipes[name].send((make, key, name, WARM_UP[name in self.keep]))
+        for name in fresh:
+            self.warm[name] = receive(self.pipes[name], name)
+        return {name: self.warm[name] for name in names}
 
     def enter(self, group: Any) -> None:
         """Ends the processes that do not belong to a group of keys."""
@@ -226,28 +233,35 @@ def race(
         approve: given the first losses of all contenders, raises if one is wrong.
     """
     pool.enter(group)
-    results = {name: Samples() for name in names}
-    for name, samples in results.items():
-        warm = pool.load(make, key, name)
-        samples.first, samples.report = warm.first, warm.report
+    results = {
+        name: Samples(first=warm.first, report=warm.report)
+        for name, warm in pool.load(make, key, names).items()
+    }
     approve({name: samples.first for name, samples in results.items()})
-    slowest = max(pool.warm[name].ms[0] for name in names)
-    take_turns({name: pool.pipes[name] for name in names}, results, size, slowest)
+    take_turns({name: pool.pipes[name] for name in names}, results, size)
     return results
 
 
-def take_turns(
-    pipes: Mapping[str, Connection], results: dict[str, Samples], size: Size, slowest: float
-) -> None:
-    """Adds samples: one after the other, until each has as many as `size` wants."""
-    turn = 1 if slowest > SLOW else TURN
-    counted = 1 if turn == 1 else turn - 1
+def take_turns(pipes: Mapping[str, Connection], results: dict[str, Samples], size: Size) -> None:
+    """Adds samples: one contender after the other, until each has as many as `size` wants."""
+    first = {name: ask(pipe, 1, name) for name, pipe in pipes.items()}
+    slowest = max(ms for turn in first.values() for ms, _ in turn)
     wanted = round(size.seconds * 1e3 / max(slowest, 1e-3))
     wanted = min(max(wanted, size.least), size.samples)
-    for _ in range(-(-wanted // counted)):
+    if slowest > SLOW:
+        for name, turn in first.items():
+            _count(results[name], turn)
+        steps, counted, rounds = 1, 1, wanted - 1
+    else:
+        steps, counted = TURN, TURN - 1
+        rounds = -(-wanted // counted)
+    for _ in range(rounds):
         for name, pipe in pipes.items():
             # The threads of the last one stop spinning meanwhile.
             time.sleep(PAUSE)
-            for ms, faults in ask(pipe, turn, name)[-counted:]:
-                results[name].ms.append(ms)
-                results[name].faults.append(faults)
+            _count(results[name], ask(pipe, steps, name)[-counted:])
+
+
+def _count(samples: Samples, turn: list[tuple[float, int]]) -> None:
+    samples.ms += [ms for ms, _ in turn]
+    samples.faults += [faults for _, faults in turn]

@@ -42,7 +42,7 @@ def run(
         for network in networks or size.networks:
             for fraction in fractions:
                 case = size.case(network, fraction, dtype, device)
-                check_steps(case, NAMES)
+                check_steps(case, NAMES, dtypes=dict.fromkeys(["fp32", dtype]))
                 table.add(rows(case))
 
 

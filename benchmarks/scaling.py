@@ -49,7 +49,7 @@ def run(
                     continue
                 for fraction in fractions:
                     case = replace(base, fraction=fraction)
-                    check_steps(case, NAMES)
+                    check_steps(case, NAMES, dtypes=dict.fromkeys(["fp32", dtype]))
                     results = race(
                         pool,
                         make,
