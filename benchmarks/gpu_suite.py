@@ -49,7 +49,7 @@ class Stage:
         self.deadline = time.monotonic() + seconds
         out.mkdir(parents=True, exist_ok=True)
         self.table = out / f"{name}.csv"
-        self.log = (out / f"{name}.log").open("a")
+        self.log = out / f"{name}.log"
         self.known = {row["key"] for row in self.rows()}
         self.failed: list[str] = []
 
@@ -63,8 +63,12 @@ class Stage:
     def say(self, text: str) -> None:
         """Print, and write to the log."""
         print(text, flush=True)
-        self.log.write(text + "\n")
-        self.log.flush()
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Write to the log."""
+        with self.log.open("a") as file:
+            file.write(text + "\n")
 
     def add(self, key: str, **values: Any) -> None:
         """One more row; all rows of a stage have the same columns."""
@@ -109,7 +113,7 @@ class Stage:
             status, text = str(result.returncode), result.stdout
         except subprocess.TimeoutExpired as error:
             status, text = "time up", str(error.stdout or "")
-        self.log.write(f"$ {' '.join(command)}\n{text}\n")
+        self.note(f"$ {' '.join(command)}\n{text}")
         lines = [line for line in text.strip().splitlines() if line.strip()] or [""]
         seconds = round(time.monotonic() - start, 1)
         self.add(key, status=status, seconds=seconds, last=lines[-1][:200])
