@@ -23,6 +23,7 @@ from clnp_kernels import ops
 
 FEATURE_BYTES = 1 << 30
 SHARES = (1.0, 0.5, 0.2)
+SHARED_GROUPS = 3
 JOINT_GROUPS = 8
 
 
@@ -186,6 +187,9 @@ class ThresholdSearch:
         """One threshold for all groups, in units of each group's mean activity, found by bisection:
         about log2(channels) evaluations, however many groups there are.
         """
+        return self._result(self._common())
+
+    def _common(self) -> dict[str, int]:
         scales = {
             name: float(values.clamp(min=0).mean()) or 1.0 for name, values in self.sorted.items()
         }
@@ -211,7 +215,7 @@ class ThresholdSearch:
                 low = middle
             else:
                 high = middle - 1
-        return self._result(counts(low))
+        return counts(low)
 
     def layerwise(self) -> Pruning:
         """One group after the other, the last first, each as far as the whole margin allows."""
@@ -222,11 +226,15 @@ class ThresholdSearch:
         by group.
 
         The last group gets all, half or a fifth of the slack, the one before it the same share of
-        what is left, and so on; the first one gets the rest.
+        what is left, and so on; the first one gets the rest. Of more than three groups each way
+        would take hundreds of evaluations: there the common threshold is the start.
         """
         order = list(reversed(self.groups))
-        shares = SHARES if len(order) > 1 else SHARES[:1]
-        best = min((self._descend(order, share) for share in shares), key=self.cost)
+        if len(order) <= SHARED_GROUPS:
+            shares = SHARES if len(order) > 1 else SHARES[:1]
+            best = min((self._descend(order, share) for share in shares), key=self.cost)
+        else:
+            best = self._descend(order, 1.0, self._common(), bisect=True)
         while True:
             improved = self._descend(order, 1.0, best)
             if self.cost(improved) >= self.cost(best):
@@ -234,17 +242,22 @@ class ThresholdSearch:
             best = improved
 
     def _descend(
-        self, order: list[Group], share: float, start: Mapping[str, int] | None = None
+        self,
+        order: list[Group],
+        share: float,
+        start: Mapping[str, int] | None = None,
+        bisect: bool | None = None,
     ) -> dict[str, int]:
         """Lowers the groups' counts one after the other; each may use `share` of the slack that is
-        left.
+        left. Bisection is for the first time, from no `start`, unless it is asked for.
         """
+        bisect = start is None if bisect is None else bisect
         counts = dict(start or self.most)
         for position, group in enumerate(order):
             here = self.correct(counts)
             last = position == len(order) - 1
             floor = self.floor if last else math.ceil(here - share * (here - self.floor))
-            counts[group.name] = self._fewest(group, counts, floor, bisect=start is None)
+            counts[group.name] = self._fewest(group, counts, floor, bisect)
         return counts
 
     def _fewest(self, group: Group, counts: Mapping[str, int], floor: int, bisect: bool) -> int:
