@@ -7,7 +7,6 @@ with random channels, so many for each as fill nine tenths of the network in the
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,23 +86,21 @@ def dense_network(model: clnp.Model) -> nn.Module:
     return build(model.narrow_graph, {**layers, model.groups.head: head}).eval()
 
 
-def networks_of(model: clnp.Model) -> dict[str, Callable[[Tensor], Any]]:
-    """Contender -> forward pass."""
+def network_of(model: clnp.Model, name: str) -> Callable[[Tensor], Any]:
+    """The forward pass of a contender."""
     tasks = range(len(model.tasks))
-    dense = dense_network(copy.deepcopy(model)).to(model.device)
-    found: dict[str, Callable[[Tensor], Any]] = {"dense": dense}
-    if model.is_convolutional:
-        dense.to(memory_format=torch.channels_last)
-    found |= {f"task {k}": clnp.extract(model, task=k) for k in tasks}
-    found[TOGETHER[0]] = lambda x: [model(x, task=k) for k in tasks]
-    together = getattr(model, "all_tasks", None)
-    if together is not None:
-        found[TOGETHER[1]] = together
-    return found
+    if name == TOGETHER[0]:
+        return lambda x: [model(x, task=k) for k in tasks]
+    if name == TOGETHER[1]:
+        return model.all_tasks
+    if name == "dense":
+        dense = dense_network(model).to(model.device)
+        return dense.to(memory_format=torch.channels_last) if model.is_convolutional else dense
+    return clnp.extract(model, task=int(name.split()[1]))
 
 
 def names_of(model: clnp.Model) -> list[str]:
-    """The contenders, without making them."""
+    """The contenders."""
     together = TOGETHER if hasattr(model, "all_tasks") else TOGETHER[:1]
     return ["dense", *(f"task {k}" for k in range(len(model.tasks))), *together]
 
@@ -111,7 +108,7 @@ def names_of(model: clnp.Model) -> list[str]:
 def make(served: Served, name: str) -> Callable[[], Any]:
     """A forward pass."""
     model = learned(served)
-    x, network = batch_of(served, model), networks_of(model)[name]
+    x, network = batch_of(served, model), network_of(model, name)
 
     def step() -> Any:
         enabled = DTYPES[served.dtype] == torch.bfloat16
@@ -129,13 +126,12 @@ def check(model: clnp.Model, x: Tensor) -> None:
         WrongResultError: an extracted network's logits are not the model's, bit for bit, or those
             of the one pass for all tasks are not, to rounding.
     """
-    found = networks_of(model)
     expected = [model(x, task=k) for k in range(len(model.tasks))]
     for k, logits in enumerate(expected):
-        if not torch.equal(found[f"task {k}"](x), logits):
+        if not torch.equal(network_of(model, f"task {k}")(x), logits):
             raise WrongResultError(f"task {k}: the extracted network's logits differ, so no times")
-    if TOGETHER[1] in found:
-        pairs = zip(found[TOGETHER[1]](x), expected, strict=True)
+    if TOGETHER[1] in names_of(model):
+        pairs = zip(network_of(model, TOGETHER[1])(x), expected, strict=True)
         if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs):
             raise WrongResultError("all_tasks: logits differ from those of the tasks, so no times")
 
@@ -170,14 +166,11 @@ def run(
 
 def _rows(served: Served, model: clnp.Model, x: Tensor, rows: list[Row]) -> list[Row]:
     """Rows with the columns of the case: `ratio` says by how much faster than dense."""
-    found = networks_of(model)
-    dense = found["dense"]
-    assert isinstance(dense, nn.Module)
-    whole = multiply_adds(dense, x)
+    whole = multiply_adds(dense_network(model).to(x.device), x)
     common = {"suite": "inference", "case": served.name, "batch": served.batch}
     common |= {"dtype": served.dtype, "device": served.device}
     for row in rows:
-        network = found[row["contender"]]
+        network = network_of(model, row["contender"])
         row |= {**common, "ratio": 1 / row["ratio"]}
         if isinstance(network, nn.Module):
             work = multiply_adds(network, x)

@@ -37,7 +37,7 @@ def draw(folder: Path) -> list[Path]:
 def _grid(count: int, title: str) -> tuple[Figure, list[Any]]:
     columns = min(count, 4)
     lines = -(-count // columns)
-    figure = Figure(figsize=(4 * columns, 3.2 * lines + 0.4), layout="constrained")
+    figure = Figure(figsize=(max(4 * columns, 7), 3.2 * lines + 0.4), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
     for axis in axes[count:]:
         axis.set_axis_off()
@@ -99,7 +99,9 @@ def roofline(rows: Sequence[Row]) -> Figure | None:
             mine = [row for row in products if row["case"].startswith(op)]
             x = [row["gflop"] / row["gbyte"] for row in mine]
             axis.plot(x, [row["gflop"] / row["median"] * 1e3 for row in mine], "o", label=op)
-        x = sorted([row["gflop"] / row["gbyte"] for row in products] + [peak / bandwidth])
+        x = [row["gflop"] / row["gbyte"] for row in products]
+        ridge = peak / bandwidth
+        x = sorted([*x, ridge / 10, ridge, ridge * 10])
         axis.plot(x, [min(peak, bandwidth * v) for v in x], "k-", label="copy and product limits")
         axis.set(xscale="log", yscale="log", title=dtype)
         axis.set(xlabel="FLOP for each byte of least traffic", ylabel="GFLOP/s")
