@@ -105,9 +105,12 @@ def _add_of_linear(
     calls: list[str] = []
 
     def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-            seen[name] = (args[0].detach(), out)
+        def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+            # An activation in place may overwrite `out`; its gradient is also that of this zero.
+            zero = torch.zeros_like(out, requires_grad=True)
+            seen[name] = (args[0].detach(), zero)
             calls.append(name)
+            return out + zero
 
         return hook
 
@@ -120,7 +123,7 @@ def _add_of_linear(
     if any(a.dim() != 2 for a, _ in seen.values()) or len(calls) > len(seen):
         _add_of_any(net, fisher, x, y, labels)
         return
-    outputs = [out for _, out in seen.values()]
+    outputs = [zero for _, zero in seen.values()]
     for target, weight in _targets(logits, y, labels):
         loss = F.cross_entropy(logits, target, reduction="sum")
         grads = torch.autograd.grad(loss, outputs, retain_graph=True)

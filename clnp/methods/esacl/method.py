@@ -16,7 +16,7 @@ from clnp.methods.esacl.co2l import asymmetric_contrast, instance_distillation
 from clnp.methods.esacl.ids import select
 from clnp.methods.esacl.sdp import FrankWolfe, perturbed, prune_to, still_statistics
 from clnp.methods.ewc import EWC
-from clnp.methods.method import Batch, Method, chosen, indexed, shuffled
+from clnp.methods.method import Batch, Method, chosen, examples, indexed, shuffled
 from clnp.methods.network import TaskNet
 from clnp.methods.options import Options, choice, number, whole
 from clnp.methods.state import (
@@ -36,6 +36,7 @@ OPTIONS = {
     "radius": number(15.0, "vertices are this many initial norms away", above=True),
     "keep": number(0.5, "share of the examples trained on (IDS); 1: all", 0, 1, above=True),
     "support": number(0.9, "share of highest loss that IDS looks at", 0, 1, above=True),
+    "selection": choice("ids", "how examples are selected", ("ids", "random")),
     "warm_up": whole(1, "epochs on all examples before the first selection"),
     "refresh": whole(2, "epochs between two selections", 1),
 }
@@ -86,6 +87,11 @@ class EsaCL(Method):
         since = epoch - o["warm_up"]
         if o["keep"] < 1 and since >= 0 and since % o["refresh"] == 0:
             generator = torch.Generator().manual_seed(torch.initial_seed())
+            if o["selection"] == "random":
+                total = examples(task)
+                order = torch.randperm(total, generator=generator)
+                self.selected = order[: max(1, round(o["keep"] * total))].sort().values
+                return
             support = max(o["support"], o["keep"])
             self.selected = select(self.net, self.task, task.train, o["keep"], support, generator)
 
@@ -121,11 +127,16 @@ class EsaCL(Method):
         loss, logits = self.loss(batch)
         for p in self.trained().values():
             p.grad = None
-        # The examples that were left out hardly pull, so the mean over all is about this share of
-        # the mean over those selected; steps would be too long without it.
-        (loss * (self.o["keep"] if self.selected is not None else 1.0)).backward()
+        (loss * self._scale()).backward()
         self.adjust()
         return loss.detach(), logits.detach()
+
+    def _scale(self) -> float:
+        """The examples that IDS leaves out hardly pull, so the mean gradient over all is about this
+        share of the mean over those selected. Without it steps grow too long and training breaks.
+        """
+        selected = self.selected is not None and self.o["selection"] == "ids"
+        return float(self.o["keep"]) if selected else 1.0
 
     def end(self, task: Task) -> None:
         prune_to(list(self.prunable().values()), self.o["sparsity"], self.o["scope"])

@@ -48,7 +48,7 @@ class SDPSettings:
     rho: float = 0.05
     lr: float = 2.0
     momentum: float = 0.9
-    k: float = 0.1
+    k: float = 0.2
     radius: float = 15.0
 
     def __post_init__(self) -> None:

@@ -27,9 +27,9 @@ OWN: dict[str, dict[str, Any]] = {
     "er": {"buffer": 40},
     "derpp": {"buffer": 40},
     "sparcl": {"sparsity": 0.5, "optimizer": "adam", "keep_gradients": 0.5, "buffer": 40},
-    "esacl": {"sparsity": 0.5, "refresh": 2, "epochs": 8},
-    "esacl-ewc": {"sparsity": 0.5, "strength": 0.1, "refresh": 2, "epochs": 8},
-    "esacl-co2l": {"sparsity": 0.5, "refresh": 2, "epochs": 8, "buffer": 40},
+    "esacl": {"sparsity": 0.5, "sdp_lr": 1.0, "epochs": 8},
+    "esacl-ewc": {"sparsity": 0.5, "strength": 0.1, "sdp_lr": 1.0, "epochs": 8},
+    "esacl-co2l": {"sparsity": 0.5, "sdp_lr": 1.0, "keep": 0.7, "epochs": 8, "buffer": 40},
 }
 
 
@@ -81,7 +81,7 @@ def assert_same(a: MethodLearner, b: MethodLearner) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         same = torch.equal(torch.nan_to_num(tensor), torch.nan_to_num(second[name]))
-        assert same, f"{name} differs"
+        assert same, f"{name} differs by {float((tensor - second[name]).abs().max())}"
 
 
 @pytest.mark.parametrize("head", ["single", "multi"])

@@ -84,12 +84,13 @@ def slow_fisher(net: nn.Module, split: tuple[Tensor, Tensor]) -> dict[str, Tenso
     "net",
     [
         lambda: mlp([7, 6], inputs=5, classes=4),
+        lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(inplace=True), nn.Linear(7, 4)),
         Twice,
         lambda: nn.Sequential(
             nn.Unflatten(1, (1, 5, 1)), nn.Conv2d(1, 3, (2, 1)), nn.Flatten(), nn.Linear(12, 4)
         ),
     ],
-    ids=["mlp", "twice", "conv"],
+    ids=["mlp", "in place", "twice", "conv"],
 )
 def test_fisher_per_example(net) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)

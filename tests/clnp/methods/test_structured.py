@@ -42,7 +42,7 @@ def test_weights_stay_in_their_channel_polytopes() -> None:
     taus = [float(run.wolfe.state[w]["tau"]) for w in hidden_weights(model)]
     run.run()
     for w, tau in zip(hidden_weights(model), taus, strict=True):
-        assert in_channel_polytope(w.detach(), max(1, round(0.1 * len(w))), tau)
+        assert in_channel_polytope(w.detach(), max(1, round(SDPSettings().k * len(w))), tau)
     assert run.state.history[-1]["validation_accuracy"] > 0.9
 
 
