@@ -74,6 +74,19 @@ def count(split: Split) -> int:
     return len(split[1]) if isinstance(split, tuple) else len(split)  # type: ignore[arg-type]
 
 
+def labels(split: Split) -> Tensor | None:
+    """All labels [N] of a split; None where it is a data set that does not tell them (attribute
+    `targets`).
+    """
+    if isinstance(split, tuple):
+        return split[1]
+    try:
+        told = torch.as_tensor(getattr(split, "targets", None))
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return told if told.shape == (count(split),) and not told.is_floating_point() else None
+
+
 def evaluation_batch(split: Split) -> int:
     """Examples in a batch where no gradients are kept: 1000, fewer where examples are large."""
     values = max(first_inputs(split, 1).numel(), 1)

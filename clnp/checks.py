@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from clnp.batches import labels
 from clnp.data.task import Task
 from clnp.errors import ConfigError, DataError
 from clnp.model import Model
@@ -30,10 +31,10 @@ def check_task(model: Model, task: Task) -> int:
     single = model.head.kind == "single"
     classes = outputs if single or task.classes is None else task.classes
     for split in ("train", "validation", "test"):
-        tensors = task.tensors(split)
-        if tensors is not None and int(tensors[1].max()) >= classes:
+        told = labels(task.split(split))
+        if told is not None and int(told.max()) >= classes:
             raise DataError(
-                f"task {task.name!r}, {split}: label {int(tensors[1].max())} is outside the "
+                f"task {task.name!r}, {split}: label {int(told.max())} is outside the "
                 f"head's {classes} classes" + ("" if single else "; pass Task(..., classes=...)")
             )
     model.check_capacity()
