@@ -140,10 +140,8 @@ def _products_of(module: nn.Module, x: Tensor, y: Tensor, batch: int) -> Product
     places = y.numel() // (batch * max(free.shape[0] if skip else outputs, 1))
     kernel = free.shape[2:].numel()
     if bool(getattr(module, "depthwise", False)):
-        # Each channel has one input, itself.
-        own = places * kernel * free.shape[0]
-        frozen = 0 if skip else places * kernel * active.shape[0]
-        return Products(own + frozen, own, own if x.requires_grad else 0, read)
+        frozen = 0 if skip else active.shape[0]
+        return _depthwise(free.shape[0], frozen, places * kernel, x.requires_grad, read)
     return products(
         outputs,
         free.shape[1],
@@ -188,16 +186,18 @@ def clnp_cost(learner: Any, task: int, examples: int) -> dict[str, int | float]:
     before = model.tasks[task - 1].active if task else dict.fromkeys(model.sizes, 0)
     sizes = dict(model.sizes) | {g: row["size"] for g, row in report.capacity.items()}
     after = model.tasks[task].active
-    work = _masked_products(model, sizes, before, report.transfer_only)
+    classes = model.tasks[task].classes
+    shapes = _Shapes(model, sizes, before, classes)
+    work = shapes.products(report.transfer_only)
     epochs = report.epochs * max(len(report.grid), 1)
     flops = 2 * epochs * examples * sum(p.total for p in work.values())
     if settings.fine_tune is not None:
-        tuned = _masked_products(model, after, before, report.transfer_only)
+        tuned = _Shapes(model, after, before, classes).products(report.transfer_only)
         flops += 2 * settings.fine_tune.epochs * examples * sum(p.total for p in tuned.values())
         epochs += settings.fine_tune.epochs
     memory = sum(
         weights + 3 * free + settings.batch_size * work[name].inputs
-        for name, (weights, free) in _masked_weights(model, sizes, before).items()
+        for name, (weights, free) in shapes.weights().items()
     )
     return {
         "flops": flops,
@@ -207,65 +207,80 @@ def clnp_cost(learner: Any, task: int, examples: int) -> dict[str, int | float]:
     }
 
 
-def _shape_of_task(
-    model: Model, name: str, sizes: Mapping[str, int], active: Mapping[str, int]
-) -> tuple[int, int, int, int]:
-    """(O, I, Oa, Ia) of a layer while a task is trained."""
-    groups, head = model.groups, model.head
-    reads = groups.reads[name]
-    attrs = model.graph[name].attrs
-    # Several inputs belong to one channel where a convolution's outputs were flattened.
-    width: int = attrs["in_features"] if "in_features" in attrs else attrs["in_channels"]
-    each = max(width // groups[reads].size, 1)
-    inputs, frozen_inputs = each * sizes[reads], each * active[reads]
-    if name == groups.head:
-        own = head.kind == "single"
-        # A single head reads the task's own channels only.
-        return (
-            head.classes,
-            inputs - frozen_inputs if own else inputs,
-            0,
-            0 if own else frozen_inputs,
-        )
-    made = groups.makes[name]
-    return sizes[made], inputs, active[made], frozen_inputs
+@dataclass(frozen=True)
+class _Shapes:
+    """A model while a task is trained.
+
+    Attributes:
+        sizes, active: group -> channels, and those that are frozen.
+        classes: of the task's head.
+    """
+
+    model: Model
+    sizes: Mapping[str, int]
+    active: Mapping[str, int]
+    classes: int
+
+    def of(self, name: str) -> tuple[int, int, int, int]:
+        """(O, I, Oa, Ia) of a layer that is not depthwise."""
+        groups, head = self.model.groups, self.model.head
+        reads, each = groups.reads[name], groups.positions[name]
+        inputs, frozen_inputs = each * self.sizes[reads], each * self.active[reads]
+        if name != groups.head:
+            made = groups.makes[name]
+            return self.sizes[made], inputs, self.active[made], frozen_inputs
+        if head.kind == "single":
+            # It reads the task's own channels only.
+            return self.classes, inputs - frozen_inputs, 0, 0
+        return self.classes, inputs, 0, frozen_inputs
+
+    def products(self, head_only: bool) -> dict[str, Products]:
+        """Layer name -> products of one example in a training step."""
+        groups, places = self.model.groups, _places(self.model)
+        skip = self.model.head.kind == "single" and groups.only_feeds_head()
+        work = {}
+        for name in self.model.layer_names:
+            where, kernel = places[name]
+            skipped = skip and name != groups.head and groups.of(name) == groups.last
+            if name in groups.carries:
+                group = groups.carries[name]
+                frozen, free = self.active[group], self.sizes[group] - self.active[group]
+                work[name] = _depthwise(free, 0 if skipped else frozen, where * kernel, True)
+                continue
+            reads = groups[groups.reads[name]]
+            first = not reads.prunable and not reads.producers
+            work[name] = products(
+                *self.of(name),
+                places=where,
+                kernel=kernel,
+                needs_input_grad=not (head_only or first),
+                skip_frozen=skipped,
+            )
+        return work
+
+    def weights(self) -> dict[str, tuple[int, int]]:
+        """Layer name -> (numbers stored, trainable numbers among them)."""
+        groups, places = self.model.groups, _places(self.model)
+        found = {}
+        for name in self.model.layer_names:
+            kernel = places[name][1]
+            if name in groups.carries:
+                group = groups.carries[name]
+                stored = kernel * self.sizes[group]
+                found[name] = (stored, stored - kernel * self.active[group])
+                continue
+            outputs, inputs, frozen_outputs, frozen_inputs = self.of(name)
+            free = (outputs - frozen_outputs) * inputs * kernel
+            found[name] = (free + frozen_outputs * frozen_inputs * kernel, free)
+        return found
 
 
-def _masked_products(
-    model: Model, sizes: Mapping[str, int], active: Mapping[str, int], head_only: bool
-) -> dict[str, Products]:
-    places = _places(model)
-    skip = model.head.kind == "single" and model.groups.only_feeds_head()
-    work = {}
-    for number, name in enumerate(model.layer_names):
-        outputs, inputs, frozen_outputs, frozen_inputs = _shape_of_task(model, name, sizes, active)
-        reads = model.groups[model.groups.reads[name]]
-        raw = not reads.prunable and not reads.producers
-        work[name] = products(
-            outputs,
-            inputs,
-            frozen_outputs,
-            frozen_inputs,
-            places=places[name][0],
-            kernel=places[name][1],
-            needs_input_grad=not (head_only or number == 0 or raw),
-            skip_frozen=skip and model.groups.makes.get(name) == model.groups.last.name,
-        )
-    return work
-
-
-def _masked_weights(
-    model: Model, sizes: Mapping[str, int], active: Mapping[str, int]
-) -> dict[str, tuple[int, int]]:
-    """Layer name -> (numbers stored, trainable numbers among them)."""
-    places = _places(model)
-    found = {}
-    for name in model.layer_names:
-        outputs, inputs, frozen_outputs, frozen_inputs = _shape_of_task(model, name, sizes, active)
-        kernel = places[name][1]
-        free = (outputs - frozen_outputs) * inputs * kernel
-        found[name] = (free + frozen_outputs * frozen_inputs * kernel, free)
-    return found
+def _depthwise(
+    free: int, frozen: int, each: int, needs_input_grad: bool, read: int = 0
+) -> Products:
+    """Products of a layer whose channels have one input each; `each`: places times taps."""
+    own = each * free
+    return Products(own + each * frozen, own, own if needs_input_grad else 0, read or own)
 
 
 def _places(model: Model) -> dict[str, tuple[int, int]]:

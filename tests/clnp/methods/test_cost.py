@@ -12,10 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import clnp
 from clnp import methods
+from clnp.data import Task
 from clnp.methods import clnp_cost, inference_flops, layer_products, training_flops
 from clnp.methods.cost import products
 from clnp_kernels.nn import MaskedConv2d, MaskedLinear
-from tests.clnp.cases import blobs, convert, mlp
+from tests.clnp.cases import blobs, mlp
+from tests.clnp.conv_cases import SHAPE, Block, Inverted
 
 
 def counted(net: nn.Module, x: torch.Tensor) -> int:
@@ -108,31 +110,71 @@ def test_masked_layers_are_read_from_their_shapes() -> None:
     )
 
 
+def images(seed: int) -> Task:
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(60) % 3
+    x = torch.randn(3, *SHAPE, generator=g)[y] + 0.3 * torch.randn(60, *SHAPE, generator=g)
+    return Task(f"images-{seed}", (x, y), (x, y), (x, y), classes=3)
+
+
+def flat() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 10, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(160, 20),
+        nn.ReLU(),
+        nn.Linear(20, 3),
+    )
+
+
+def averaged(block: nn.Module, outputs: int) -> nn.Module:
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    return nn.Sequential(stem, block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(outputs, 3))
+
+
+NETWORKS: dict[str, tuple[Any, Any, tuple[int, ...]]] = {
+    "mlp": (lambda: mlp([40, 30]), blobs, (12,)),
+    "flat": (flat, images, SHAPE),
+    "residual": (lambda: averaged(Block(8, 12, 2, True), 12), images, SHAPE),
+    "depthwise": (lambda: averaged(Inverted(8, False), 8), images, SHAPE),
+}
+
+
 @pytest.mark.parametrize("head", ["single", "multi"])
-def test_clnp_costs_what_its_network_does(head: str) -> None:
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_clnp_costs_what_its_network_does(name: str, head: str) -> None:
     """The formula from the reports equals what the network itself has in training."""
+    net, make, shape = NETWORKS[name]
+    example = torch.zeros(1, *shape)
     seen: list[int] = []
 
     class Watch:
         def on_epoch_end(self, learner: clnp.Learner, record: dict[str, Any]) -> None:
-            seen.append(training_flops(learner.model, torch.zeros(1, 12)))
+            seen.append(training_flops(learner.model, example))
 
     torch.manual_seed(0)
     lt = clnp.Learner(
-        convert(mlp([40, 30])),
+        clnp.convert(net(), example, verbose=False),
         head=head,
-        margin=0.05,
-        epochs=4,
+        margin=0.2,
+        epochs=2,
         lr=0.01,
-        batch_size=32,
+        batch_size=20,
         l1=1e-3,
         callbacks=[Watch()],
     )
-    for k in range(3):
-        lt.learn(blobs(k))
-    costs = [clnp_cost(lt, k, 80) for k in range(3)]
-    assert [c["flops"] for c in costs] == [4 * 80 * seen[4 * k] for k in range(3)]
-    assert costs[0]["flops"] == training_flops(mlp([40, 30]), torch.zeros(1, 12), 320)
+    tasks = [make(k) for k in range(3)]
+    for task in tasks:
+        lt.learn(task)
+    examples = tasks[0].size("train")
+    costs = [clnp_cost(lt, k, examples) for k in range(3)]
+    assert [c["flops"] for c in costs] == [2 * examples * seen[2 * k] for k in range(3)]
+    assert costs[0]["flops"] == training_flops(net(), example, 2 * examples)
     assert costs[2]["flops"] < costs[0]["flops"]
-    assert [c["examples"] for c in costs] == [320] * 3
+    assert [c["examples"] for c in costs] == [2 * examples] * 3
     assert all(c["peak_memory"] > 0 and c["seconds"] > 0 for c in costs)

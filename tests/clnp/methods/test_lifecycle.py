@@ -333,3 +333,29 @@ def test_paper_composition_of_joint_batches() -> None:
     for batch in drawn:
         assert isinstance(batch.task, Tensor)
         assert batch.task.bincount().tolist() == [20, 4, 4]
+
+
+@pytest.mark.parametrize("head", ["single", "multi"])
+@pytest.mark.parametrize("name", NAMES)
+def test_convolutional_networks_with_batch_norm(name: str, head: str, tmp_path: Path) -> None:
+    """They train, keep their statistics, and come back from a file."""
+    g = torch.Generator().manual_seed(0)
+    tasks = []
+    for k in range(2):
+        x, y = torch.randn(40, 2, 4, 4, generator=g), torch.arange(40) % 3
+        tasks.append(Task(f"images-{k}", (x, y), (x, y), (x, y), classes=3))
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(24, 3)
+    )
+    options = {**QUICK, **OWN.get(name, {}), "epochs": 2}
+    lt = methods.make(name, net, torch.zeros(1, 2, 4, 4), head=head, **options)
+    for task in tasks:
+        lt.learn(task)
+    lt.save(tmp_path / "m.safetensors")
+    again = methods.load(tmp_path / "m.safetensors", tasks=tasks)
+    assert_same(lt, again)
+    x = tasks[0].test[0]  # type: ignore[index]
+    for k in range(2):
+        assert torch.equal(lt.model(x, k), again.model(x, k))
+        assert bool(torch.isfinite(lt.model(x, k)).all())
