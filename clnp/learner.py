@@ -8,53 +8,28 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from clnp import checkpoint
-from clnp.batches import accuracy, count, count_correct, first_inputs, seed_for, seeded
+from clnp.batches import accuracy, first_inputs, seed_for, seeded
 from clnp.certificate import Certificate, Verdict
 from clnp.checks import check_device, check_task
 from clnp.data.task import Split, Task
 from clnp.errors import CapacityWarning, CheckpointError, ConfigError, DataError
-from clnp.forgetting import GridPoint, candidates, floor_of, grid_points, per_layer, sparsest
+from clnp.forgetting import GridPoint, grid_points
 from clnp.model import Model
-from clnp.progress import Progress, fingerprint
-from clnp.pruning import keep_everything
-from clnp.settings import DTYPES, FineTune, Settings
-from clnp.sparsify import Pruning, ThresholdSearch, measure_activity
-from clnp.task_report import TaskReport, capacity_of, no_activity, reuse_of
-from clnp.train import Fit, FitSettings, FitState, moving
+from clnp.progress import Progress
+from clnp.settings import Settings
+from clnp.task_report import TaskReport, capacity_of, reuse_of
+from clnp.task_run import Plan, TaskRun
 
 KIND = "learner"
 CHECKPOINT = "checkpoint.safetensors"
 EXTRA = "_extra_state"  # the structure within a state dict; a checkpoint holds it as JSON
-
-
-@dataclass
-class _Trained:
-    """A trained grid point and, if it was a candidate, its pruning."""
-
-    point: GridPoint
-    parameters: list[Tensor]
-    history: list[dict[str, float]]
-    correct: int
-    activity: dict[str, Tensor] | None = None
-    pruning: Pruning | None = None
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How one task is learned: with which margin, and whether by training and with pruning."""
-
-    margin: float
-    adopt: bool = False
-    prune: bool = True
 
 
 class Learner:
@@ -143,7 +118,7 @@ class Learner:
                 `transfer_only`, say so.
             TrainingError: the loss became NaN or infinite.
         """
-        return self._run(task, _Plan(self.settings.margin))
+        return self._run(task, Plan(self.settings.margin))
 
     def adopt(self, task: Task, *, margin: float | None = None, prune: bool = True) -> TaskReport:
         """Makes the network as it is, trained by whatever means, the first task, without training:
@@ -174,9 +149,9 @@ class Learner:
                 f"task {task.name!r} has {classes} classes, the network {self.model.head.classes} "
                 "outputs; only a network that was trained on the task can be adopted"
             )
-        return self._run(task, _Plan(margin, adopt=True, prune=prune))
+        return self._run(task, Plan(margin, adopt=True, prune=prune))
 
-    def _run(self, task: Task, plan: _Plan) -> TaskReport:
+    def _run(self, task: Task, plan: Plan) -> TaskReport:
         classes = check_task(self.model, task)
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
         index = len(self.reports)
@@ -199,15 +174,22 @@ class Learner:
         self._call("on_task_end", report)
         return report
 
-    def _learn(self, task: Task, index: int, classes: int, plan: _Plan) -> TaskReport:
+    def _learn(self, task: Task, index: int, classes: int, plan: Plan) -> TaskReport:
         settings, model = self.settings, self.model
-        tune = None if plan.adopt else settings.fine_tune
-        points = self._points()
-        epochs = 0 if plan.adopt else settings.epochs * len(points) + (tune.epochs if tune else 0)
-        self._call("on_task_begin", index, task.name, epochs)
-        generator = torch.Generator().manual_seed(seed_for(settings.seed, index, "weights"))
-        transfer_only = model.is_full
-        if transfer_only:
+        full = model.is_full
+        run = TaskRun(
+            model,
+            task,
+            index,
+            settings,
+            plan,
+            self._points(),
+            self._progress,
+            self._call,
+            head_only=full,
+        )
+        self._call("on_task_begin", index, task.name, run.epochs)
+        if full:
             warnings.warn(
                 f"task {task.name!r}: no free channels are left in the final hidden layer, so only "
                 "a new head is trained on what earlier tasks learned (final-layer transfer). "
@@ -215,45 +197,41 @@ class Learner:
                 CapacityWarning,
                 stacklevel=4,
             )
+        generator = torch.Generator().manual_seed(seed_for(settings.seed, index, "weights"))
         model.begin_task(classes, generator=generator, reinit_scale=settings.reinit_scale)
         with self._timed("fit"):
-            if plan.adopt:
-                trained = [self._as_it_is(task)]
-            else:
-                trained = self._train_grid(task, index, points, transfer_only)
-        best = max(t.correct for t in trained)
+            trained = run.train()
         with self._timed("search"):
-            chosen = self._prune_candidates(task, trained, best, transfer_only, plan)
+            chosen = run.prune(trained)
         assert chosen.pruning is not None
-        assert chosen.activity is not None
-        reuse = reuse_of(model, chosen.activity, chosen.pruning.thresholds)
+        assert chosen.scores is not None
+        reuse = reuse_of(model, chosen.scores, chosen.pruning.thresholds)
         model.compact(chosen.pruning.keep)
         with self._timed("fine_tune"):
-            correct = self._fine_tune(task, index, chosen, transfer_only, tune)
+            correct = run.fine_tune(chosen)
         model.consolidate(name=task.name)
         model.eval()
         with self._timed("evaluate"):
             self._tests.append(task.test)
             self.certificate.record(model, first_inputs(task.test, 64))
             row = [self._test(j) for j in range(index + 1)]
-        total = count(task.validation)
         return TaskReport(
             task=index,
             name=task.name,
             epochs=0 if plan.adopt else settings.epochs,
             lr=chosen.point.lr,
             l1=chosen.point.l1,
-            best_validation=best / total,
-            validation_before=chosen.correct / total,
-            validation=correct / total,
+            best_validation=max(t.correct for t in trained) / run.total,
+            validation_before=chosen.correct / run.total,
+            validation=correct / run.total,
             test=row[-1],
             row=row,
             capacity=capacity_of(model, reuse),
             thresholds=chosen.pruning.thresholds,
             reuse=reuse,
             history=chosen.history,
-            grid=[self._grid_row(t, best, total, t is chosen) for t in trained],
-            transfer_only=transfer_only,
+            grid=run.grid_rows(trained, chosen),
+            transfer_only=full,
         )
 
     def _points(self) -> list[GridPoint]:
@@ -263,152 +241,11 @@ class Learner:
             return [GridPoint(trained[0].l1, trained[0].lr)]
         return self.points
 
-    def _as_it_is(self, task: Task) -> _Trained:
-        """The network as it came, as if it had been trained here."""
-        correct = count_correct(self.model.net, task.validation, self.device)
-        weights = [p.detach().clone() for p in moving(self.model)]
-        return _Trained(self.points[0], weights, [], correct)
-
-    def _train_grid(
-        self, task: Task, index: int, points: list[GridPoint], head_only: bool
-    ) -> list[_Trained]:
-        """Trains every grid point from the same weights, in the same order of examples."""
-        parameters = moving(self.model, head_only)
-        start = [p.detach().clone() for p in parameters]
-        trained = []
-        for i, point in enumerate(points):
-            _restore(parameters, start)
-            state = self._fit(task, index, i, point, head_only)
-            correct = round(state.history[-1]["validation_accuracy"] * count(task.validation))
-            trained.append(
-                _Trained(point, [p.detach().clone() for p in parameters], state.history, correct)
-            )
-        return trained
-
-    def _fit(self, task: Task, index: int, i: int, point: GridPoint, head_only: bool) -> FitState:
-        s = self.settings
-        settings = FitSettings(
-            s.epochs,
-            point.lr,
-            s.batch_size,
-            point.l1,
-            s.schedule,
-            DTYPES[s.dtype],
-            head_only,
-            s.cache == "auto",
-        )
-        fit = self._new_fit(task, settings, seed_for(s.seed, index, "fit"))
-        stamp = {
-            "settings": s.to_json(),
-            "task": index,
-            "name": task.name,
-            "data": fingerprint(task.train),
-        }
-        saved = self._progress.load(i, stamp)
-        if saved is not None:
-            fit.resume(saved)
-
-        def after_epoch(state: FitState, snapshot: Any) -> None:
-            if state.epoch == s.epochs or self._progress.due():
-                self._progress.save(i, snapshot(), stamp)
-            self._call(
-                "on_epoch_end", {**state.history[-1], "point": i, "points": len(self._points())}
-            )
-
-        return fit.run(after_epoch)
-
-    def _new_fit(self, task: Task, settings: FitSettings, seed: int) -> Fit:
-        return Fit(
-            self.model,
-            task.train,
-            task.validation,
-            settings,
-            seed,
-            lambda *args: self._call("on_batch_end", *args),
-        )
-
-    def _prune_candidates(
-        self, task: Task, trained: list[_Trained], best: int, head_only: bool, plan: _Plan
-    ) -> _Trained:
-        """Searches the thresholds of every candidate; returns the sparsest, its weights in the
-        model (paper, Sec. 2.2).
-        """
-        total = count(task.validation)
-        floor = floor_of(best, plan.margin, total)
-        parameters = moving(self.model, head_only)
-        chosen = [trained[i] for i in candidates([t.correct for t in trained], plan.margin, total)]
-        for t in chosen:
-            _restore(parameters, t.parameters)
-            if head_only:
-                # Nothing is claimed, so the most accurate head is the best one.
-                none = {
-                    g.name: torch.empty(0, dtype=torch.int64) for g in self.model.groups.prunable
-                }
-                t.activity = no_activity(self.model)
-                t.pruning = Pruning(none, dict.fromkeys(none, 0.0), t.correct, -t.correct)
-                continue
-            # A resumed run gets here without having trained: the generator must not depend on that.
-            torch.manual_seed(seed_for(self.settings.seed, len(self.reports), "prune"))
-            t.activity = measure_activity(self.model, task.train, self.device)
-            if not plan.prune:
-                keep = keep_everything(self.model)
-                t.pruning = Pruning(keep, dict.fromkeys(keep, 0.0), t.correct, 0.0)
-                continue
-            search = ThresholdSearch(
-                self.model,
-                t.activity,
-                task.validation,
-                floor,
-                self.device,
-                self.settings.granularity,
-                lambda done: self._call("on_search", done, 0),
-            )
-            t.pruning = search.run(self.settings.search)
-        winner = chosen[sparsest([t.pruning.cost for t in chosen if t.pruning])]
-        _restore(parameters, winner.parameters)
-        return winner
-
-    def _fine_tune(
-        self, task: Task, index: int, chosen: _Trained, head_only: bool, tune: FineTune | None
-    ) -> int:
-        """Trains what survived, if asked to; returns correct validation examples."""
-        if tune is not None:
-            l1 = chosen.point.l1 if tune.l1 is None else per_layer(tune.l1, self.model.layer_names)
-            s = self.settings
-            settings = FitSettings(
-                tune.epochs,
-                tune.lr,
-                s.batch_size,
-                l1,
-                "constant",
-                DTYPES[s.dtype],
-                head_only,
-                s.cache == "auto",
-            )
-            fit = self._new_fit(task, settings, seed_for(s.seed, index, "fine-tune"))
-            fit.run(
-                lambda state, _: self._call(
-                    "on_epoch_end", {**state.history[-1], "fine_tune": True}
-                )
-            )
-        network = self.model.pruned_network(keep_everything(self.model))
-        return count_correct(network, task.validation, self.device)
-
     def _test(self, task: int) -> float:
         split = self._tests[task]
         if split is None:
             return float("nan")
         return accuracy(self.model.subnetwork(task), split, self.device)
-
-    def _grid_row(self, t: _Trained, best: int, total: int, chosen: bool) -> dict[str, Any]:
-        return {
-            "l1": t.point.l1,
-            "lr": t.point.lr,
-            "validation": t.correct / total,
-            "candidate": t.correct >= floor_of(best, self.settings.margin, total),
-            "chosen": chosen,
-            "kept": -1 if t.pruning is None else t.pruning.kept,
-        }
 
     def expand(self, layer: str, channels: int) -> None:
         """Adds free channels to a hidden layer between tasks; see `Model.expand`."""
@@ -526,9 +363,3 @@ class Learner:
             yield
         finally:
             self._seconds[what] += time.perf_counter() - start
-
-
-def _restore(parameters: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for parameter, value in zip(parameters, saved, strict=True):
-            parameter.copy_(value)

@@ -16,6 +16,7 @@ from clnp.heads import HEADS
 from clnp.train import SCHEDULES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SPARSIFIERS = ("activity", "sdp")
 SEARCHES = ("auto", "joint", "layerwise", "global")
 
 
@@ -56,6 +57,9 @@ class Settings:
             dtype.
         reinit_scale: factor on re-initialised hidden weights.
         granularity: active channels per group are rounded up to a multiple of this.
+        sparsifier: "activity" (L1 penalty and mean activity, the paper's) or "sdp" (structured
+            sharpness-aware Frank-Wolfe steps and the norm of a channel's weights; `l1` then serves
+            fine-tuning only).
         cache: "auto" computes the activations of frozen channels once per task instead of once per
             step where they are the same in every epoch (examples held as tensors, nothing random
             before the layer, within 2 GiB); "off" never.
@@ -76,6 +80,7 @@ class Settings:
     dtype: str = "fp32"
     reinit_scale: float = 1.0
     granularity: int = 1
+    sparsifier: str = "activity"
     cache: str = "auto"
 
     def __post_init__(self) -> None:
@@ -138,6 +143,7 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "search": _one_of(SEARCHES),
     "dtype": _one_of(DTYPES),
     "reinit_scale": ("a number > 0", lambda v: _number(v) and v > 0),
+    "sparsifier": _one_of(SPARSIFIERS),
     "cache": _one_of(("auto", "off")),
     "granularity": ("an integer >= 1", lambda v: _whole(v) and v >= 1),
 }

@@ -466,6 +466,7 @@ def test_bad_tasks(make: Any, message: str) -> None:
         ({"seed": -1}, "seed"),
         ({"schedule": "warp"}, "schedule"),
         ({"search": "random"}, "search"),
+        ({"sparsifier": "luck"}, "sparsifier"),
         ({"dtype": "fp8"}, "dtype"),
         ({"granularity": 0}, "granularity"),
         ({"reinit_scale": 0}, "reinit_scale"),
@@ -522,3 +523,32 @@ def test_unwritable_checkpoint_folder(tmp_path: Path) -> None:
     lt = learner(checkpoint_dir=tmp_path / "file")
     with pytest.raises(CheckpointError, match="can't be written"):
         lt.learn(blobs(0))
+
+
+def test_structured_sdp_as_sparsifier(tmp_path: Path) -> None:
+    """Channels are ranked by their weights; a killed run resumes; earlier tasks do not move."""
+    settings = {"sparsifier": "sdp", "epochs": 3, "margin": 0.05}
+    whole = learner(**settings)
+    for seed in range(2):
+        whole.learn(blobs(seed))
+    assert all(verdict.identical for verdict in whole.verify())
+
+    class Stopper:
+        epochs = 0
+
+        def on_epoch_end(self, *_: Any) -> None:
+            self.epochs += 1
+            if self.epochs == 2:
+                raise StoppedError
+
+    first = learner(checkpoint_dir=tmp_path, **settings)
+    first._progress.interval = 0.0
+    first.learn(blobs(0))
+    first.callbacks.append(Stopper())
+    with pytest.raises(StoppedError):
+        first.learn(blobs(1))
+    second = clnp.Learner.load(tmp_path, tasks=[blobs(0)], checkpoint_dir=tmp_path)
+    assert second.settings.sparsifier == "sdp"
+    second.learn(blobs(1))
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[key])

@@ -1,0 +1,48 @@
+"""How a task is made sparse: how it is trained, and by which number channels are ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clnp.data.task import Split
+from clnp.model import Model
+from clnp.sparsify import measure_activity
+from clnp.train import Fit
+
+Scores = Callable[[Model, Split, torch.device], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Sparsifier:
+    """One way.
+
+    Attributes:
+        fit: makes a `Fit` of the arguments of `Fit`.
+        scores: (model, training split, device) -> group -> [channels] float64, active channels
+            first; what the threshold search ranks channels by.
+    """
+
+    fit: Callable[..., Fit]
+    scores: Scores
+
+
+def sparsifier(name: str) -> Sparsifier:
+    """A sparsifier by its name.
+
+    - "activity": L1 penalty, mean activity of the channels (paper, Algorithm 1)
+    - "sdp": sharpness-aware Frank-Wolfe steps on whole channels, norm of their weights; see
+      `clnp.methods.esacl.structured`
+    """
+    if name == "activity":
+        return Sparsifier(Fit, measure_activity)
+    from clnp.methods.esacl.structured import StructuredFit, channel_scores
+
+    def scores(model: Model, *_: Any) -> dict[str, Tensor]:
+        return channel_scores(model)
+
+    return Sparsifier(StructuredFit, scores)

@@ -1,0 +1,243 @@
+"""Training and pruning one task: every grid point, the search among the candidates, fine-tuning
+(Golkar et al. 2019, Sec. 2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clnp.batches import count, count_correct, seed_for
+from clnp.data.task import Task
+from clnp.forgetting import GridPoint, candidates, floor_of, per_layer, sparsest
+from clnp.model import Model
+from clnp.progress import Progress, fingerprint
+from clnp.pruning import keep_everything
+from clnp.settings import DTYPES, FineTune, Settings
+from clnp.sparsifiers import sparsifier
+from clnp.sparsify import Pruning, ThresholdSearch
+from clnp.task_report import no_activity
+from clnp.train import Fit, FitSettings, FitState, moving
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one task is learned.
+
+    Attributes:
+        margin: validation accuracy given up for sparsity.
+        adopt: take the network as it is instead of training it.
+        prune: search thresholds; otherwise all channels stay.
+    """
+
+    margin: float
+    adopt: bool = False
+    prune: bool = True
+
+
+@dataclass
+class Trained:
+    """A trained grid point and, if it was a candidate, its pruning.
+
+    Attributes:
+        point: what it was trained with.
+        tensors: copies of what training moves.
+        history: one record per epoch.
+        correct: correct validation examples before pruning.
+        scores: group -> [channels] float64, what channels were ranked by.
+        pruning: outcome of the threshold search.
+    """
+
+    point: GridPoint
+    tensors: list[Tensor]
+    history: list[dict[str, float]]
+    correct: int
+    scores: dict[str, Tensor] | None = None
+    pruning: Pruning | None = None
+
+
+class TaskRun:
+    """One task on its way through a model that `begin_task` has made ready.
+
+    Arguments:
+        model: in the task.
+        task, index: the task and its number.
+        settings, plan, points: how; `points` are the grid points to train.
+        progress: where unfinished fits are kept.
+        call: (event, *arguments) tells the callbacks.
+        head_only: train nothing but the head (the final hidden group is full).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        index: int,
+        settings: Settings,
+        plan: Plan,
+        points: list[GridPoint],
+        progress: Progress,
+        call: Callable[..., None],
+        *,
+        head_only: bool,
+    ) -> None:
+        self.model, self.task, self.index = model, task, index
+        self.settings, self.plan, self.points = settings, plan, points
+        self.progress, self.call, self.head_only = progress, call, head_only
+        self.sparsifier = sparsifier(settings.sparsifier)
+        self.total = count(task.validation)
+
+    @property
+    def tune(self) -> FineTune | None:
+        """Fine-tuning, if there is any."""
+        return None if self.plan.adopt else self.settings.fine_tune
+
+    @property
+    def epochs(self) -> int:
+        """Epochs over all grid points and fine-tuning."""
+        if self.plan.adopt:
+            return 0
+        return self.settings.epochs * len(self.points) + (self.tune.epochs if self.tune else 0)
+
+    def train(self) -> list[Trained]:
+        """Trains every grid point from the same weights, in the same order of examples."""
+        tensors = moving(self.model, self.head_only)
+        start = [t.detach().clone() for t in tensors]
+        if self.plan.adopt:
+            correct = count_correct(self.model.net, self.task.validation, self.model.device)
+            return [Trained(self.points[0], start, [], correct)]
+        trained = []
+        for i, point in enumerate(self.points):
+            restore(tensors, start)
+            state = self._fit(i, point)
+            correct = round(state.history[-1]["validation_accuracy"] * self.total)
+            copies = [t.detach().clone() for t in tensors]
+            trained.append(Trained(point, copies, state.history, correct))
+        return trained
+
+    def _fit(self, i: int, point: GridPoint) -> FitState:
+        s = self.settings
+        settings = self._fit_settings(s.epochs, point.lr, point.l1, s.schedule)
+        make = self.sparsifier.fit
+        fit = make(*self._fit_arguments(settings, "fit"))
+        stamp = {
+            "settings": s.to_json(),
+            "task": self.index,
+            "name": self.task.name,
+            "data": fingerprint(self.task.train),
+        }
+        saved = self.progress.load(i, stamp)
+        if saved is not None:
+            fit.resume(saved)
+
+        def after_epoch(state: FitState, snapshot: Any) -> None:
+            if state.epoch == s.epochs or self.progress.due():
+                self.progress.save(i, snapshot(), stamp)
+            record = {**state.history[-1], "point": i, "points": len(self.points)}
+            self.call("on_epoch_end", record)
+
+        return fit.run(after_epoch)
+
+    def _fit_settings(
+        self, epochs: int, lr: float, l1: dict[str, float], schedule: str
+    ) -> FitSettings:
+        s = self.settings
+        return FitSettings(
+            epochs,
+            lr,
+            s.batch_size,
+            l1,
+            schedule,
+            DTYPES[s.dtype],
+            self.head_only,
+            s.cache == "auto",
+        )
+
+    def _fit_arguments(self, settings: FitSettings, what: str) -> tuple[Any, ...]:
+        seed = seed_for(self.settings.seed, self.index, what)
+        train, validation = self.task.train, self.task.validation
+
+        def on_batch(*args: Any) -> None:
+            self.call("on_batch_end", *args)
+
+        return self.model, train, validation, settings, seed, on_batch
+
+    def prune(self, trained: list[Trained]) -> Trained:
+        """Searches the thresholds of every candidate; returns the sparsest, its weights in the
+        model.
+        """
+        best = max(t.correct for t in trained)
+        floor = floor_of(best, self.plan.margin, self.total)
+        tensors = moving(self.model, self.head_only)
+        right = [t.correct for t in trained]
+        chosen = [trained[i] for i in candidates(right, self.plan.margin, self.total)]
+        for t in chosen:
+            restore(tensors, t.tensors)
+            self._prune(t, floor)
+        winner = chosen[sparsest([t.pruning.cost for t in chosen if t.pruning])]
+        restore(tensors, winner.tensors)
+        return winner
+
+    def _prune(self, t: Trained, floor: int) -> None:
+        model, device = self.model, self.model.device
+        if self.head_only:
+            # Nothing is claimed, so the most accurate head is the best one.
+            none = {g.name: torch.empty(0, dtype=torch.int64) for g in model.groups.prunable}
+            t.scores = no_activity(model)
+            t.pruning = Pruning(none, dict.fromkeys(none, 0.0), t.correct, -t.correct)
+            return
+        # A resumed run gets here without having trained: the generator must not depend on that.
+        torch.manual_seed(seed_for(self.settings.seed, self.index, "prune"))
+        t.scores = self.sparsifier.scores(model, self.task.train, device)
+        if not self.plan.prune:
+            keep = keep_everything(model)
+            t.pruning = Pruning(keep, dict.fromkeys(keep, 0.0), t.correct, 0.0)
+            return
+        search = ThresholdSearch(
+            model,
+            t.scores,
+            self.task.validation,
+            floor,
+            device,
+            self.settings.granularity,
+            lambda done: self.call("on_search", done, 0),
+        )
+        t.pruning = search.run(self.settings.search)
+
+    def fine_tune(self, chosen: Trained) -> int:
+        """Trains what survived, if asked to; returns correct validation examples."""
+        tune = self.tune
+        if tune is not None:
+            l1 = chosen.point.l1 if tune.l1 is None else per_layer(tune.l1, self.model.layer_names)
+            settings = self._fit_settings(tune.epochs, tune.lr, l1, "constant")
+            Fit(*self._fit_arguments(settings, "fine-tune")).run(
+                lambda state, _: self.call("on_epoch_end", {**state.history[-1], "fine_tune": True})
+            )
+        network = self.model.pruned_network(keep_everything(self.model))
+        return count_correct(network, self.task.validation, self.model.device)
+
+    def grid_rows(self, trained: list[Trained], chosen: Trained) -> list[dict[str, Any]]:
+        """What a report says of every grid point."""
+        floor = floor_of(max(t.correct for t in trained), self.plan.margin, self.total)
+        return [
+            {
+                "l1": t.point.l1,
+                "lr": t.point.lr,
+                "validation": t.correct / self.total,
+                "candidate": t.correct >= floor,
+                "chosen": t is chosen,
+                "kept": -1 if t.pruning is None else t.pruning.kept,
+            }
+            for t in trained
+        ]
+
+
+def restore(tensors: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+    """Copies saved numbers back, in place."""
+    with torch.no_grad():
+        for tensor, value in zip(tensors, saved, strict=True):
+            tensor.copy_(value)
