@@ -73,7 +73,7 @@ TILES: dict[int, dict[str, tuple[Tile, ...]]] = {
 CONV: dict[int, dict[str, tuple[Tile, ...]]] = {
     0: TILES[0],
     80: {
-        "half": (Tile(128, 128, 32, 8, 3), Tile(128, 32, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
+        "half": (Tile(128, 128, 32, 8, 2), Tile(128, 32, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
         "tf32": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 8, 3)),
         "ieee": (Tile(64, 64, 16, 8, 3), Tile(64, 32, 16, 4, 3)),
     },
