@@ -148,7 +148,7 @@ def structured(setting: Setting, seeds: int) -> Iterator[Row]:
     contenders: dict[str, tuple[float, dict[str, Any]]] = {
         f"l1 {l1:g}": (l1, {}) for l1 in (0.0, 1e-5, 1e-4, 3e-4)
     }
-    contenders |= {f"sdp k={k:g}": (0.0, {"k": k}) for k in (0.1, 0.2, 0.4)}
+    contenders |= {f"sdp k={k:g}": (0.0, {"k": k}) for k in (0.05, 0.1, 0.2)}
     for label, (l1, sdp) in contenders.items():
         for seed in range(seeds):
             task = setting.task(seed)

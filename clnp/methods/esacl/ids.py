@@ -27,6 +27,8 @@ ROWS = 1000
 BLOCK = 4096
 DIMENSIONS = 128
 DAMPING = 1e-3
+AT_ONCE = 32
+TOUCH = 0.1  # shared leverage of two examples, as a share of what each leaves to the others
 
 
 def support_examples(losses: Tensor, n: int) -> Tensor:
@@ -49,7 +51,12 @@ def gradient_embedding(features: Tensor, logits: Tensor, y: Tensor, projection: 
 
 
 def eliminate_redundant(
-    gradients: Tensor, n: int, *, damping: float = DAMPING, block: int = BLOCK
+    gradients: Tensor,
+    n: int,
+    *,
+    damping: float = DAMPING,
+    block: int = BLOCK,
+    at_once: int = AT_ONCE,
 ) -> Tensor:
     """Takes examples out one by one, always the one whose removal changes the parameters least,
     down to n (ERE).
@@ -63,6 +70,8 @@ def eliminate_redundant(
         damping: relative to the mean squared norm of the rows.
         block: examples that are compared with each other; more are taken in pieces, because the
             work grows with N (N - n) d.
+        at_once: so many may leave together where they hardly speak for each other; 1 takes them one
+            by one.
 
     Returns:
         ascending indices [n] int64 of those that stay.
@@ -73,17 +82,16 @@ def eliminate_redundant(
     for piece in range(pieces):
         stop = total * (piece + 1) // pieces
         stay = n * (piece + 1) // pieces - n * piece // pieces
-        kept.append(start + _eliminate(gradients[start:stop].double(), stay, damping))
+        kept.append(start + _eliminate(gradients[start:stop].double(), stay, damping, at_once))
         start = stop
     return torch.cat(kept)
 
 
-def _eliminate(g: Tensor, n: int, damping: float) -> Tensor:
+def _eliminate(g: Tensor, n: int, damping: float, at_once: int) -> Tensor:
     """`eliminate_redundant` of one block, g [N, d] float64.
 
-    Sherman-Morrison takes an example r out of the inverse: H' = H + h_r h_r^T / (1 - l_r) with
-    h_r = H g_r and leverage l_r = g_r h_r. Leverages and lengths |H g_i| follow from two products
-    with g each, so H g_i itself is never stored.
+    Woodbury's formula takes examples r out of the inverse: H' = H + h (1 - g_r h)^-1 h^T with
+    h = H g_r^T. Leverages g_i H g_i and lengths |H g_i| follow from products with g.
     """
     unit = float(g.square().sum(1).mean())
     alive = torch.arange(len(g), device=g.device)
@@ -94,18 +102,38 @@ def _eliminate(g: Tensor, n: int, damping: float) -> Tensor:
     u = g @ inverse
     leverage, length = (g * u).sum(1), u.square().sum(1)
     gone = torch.zeros(len(g), dtype=torch.bool, device=g.device)
-    for _ in range(len(g) - n):
+    left = len(g) - n
+    while left:
         # Leaving one out: H_i^-1 g_i = H^-1 g_i / (1 - l_i).
         change = length / (1 - leverage).clamp_min(1e-12).square()
-        r = int(change.masked_fill_(gone, torch.inf).argmin())
-        gone[r] = True
-        h = inverse @ g[r]
-        w = h / (1 - leverage[r]).clamp_min(1e-12)
-        overlap, turned = (g @ torch.stack([h, inverse @ w], dim=1)).unbind(1)
-        length += 2 * overlap * turned + overlap.square() * w.dot(w)
-        leverage += overlap.square() / (1 - leverage[r]).clamp_min(1e-12)
-        inverse += torch.outer(h, w)
+        least = change.masked_fill_(gone, torch.inf).topk(min(at_once, left), largest=False)
+        leave = _apart(least.indices, g, inverse)
+        gone[leave] = True
+        left -= len(leave)
+        h = inverse @ g[leave].T  # [d, r]
+        between = torch.eye(len(leave), dtype=g.dtype, device=g.device) - g[leave] @ h
+        both = g @ torch.cat([h, inverse @ h], dim=1)
+        overlap, turned = both.split(len(leave), dim=1)  # [N, r] each
+        turn = torch.linalg.solve(between, overlap.T).T
+        length += 2 * (turn * turned).sum(1) + ((turn @ (h.T @ h)) * turn).sum(1)
+        leverage += (turn * overlap).sum(1)
+        inverse += h @ torch.linalg.solve(between, h.T)
     return alive[~gone].cpu()
+
+
+def _apart(candidates: Tensor, g: Tensor, inverse: Tensor) -> Tensor:
+    """Those of the candidates that hardly speak for each other, the first one always: an example
+    whose copy leaves now has to be looked at again.
+    """
+    rows = g[candidates]
+    shared = (rows @ inverse @ rows.T).abs()
+    own = (1 - shared.diagonal()).clamp_min(1e-12)
+    close = (shared > TOUCH * torch.minimum(own[:, None], own[None, :])).cpu()
+    taken = [0]
+    for i in range(1, len(candidates)):
+        if not bool(close[i, taken].any()):
+            taken.append(i)
+    return candidates[taken]
 
 
 @torch.no_grad()

@@ -99,7 +99,10 @@ class StructuredFit(Fit):
         rest = [p for p in self.trained if id(p) not in chosen]
         self.optimizer = AdamL1(rest, lr=settings.lr)
 
-    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    capturable = False  # the Frank-Wolfe steps read numbers back
+
+    def _step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.cache.rows = rows
         loss, logits = self._gradients(x, y)
         if self.sdp.rho:
             with perturbed(self.trained, self.sdp.rho), still_statistics(self.model):

@@ -209,7 +209,17 @@ def test_elimination_against_inverting_anew() -> None:
     for seed in range(5):
         g = torch.randn(14, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         for n in (1, 6, 13, 14):
-            assert eliminate_redundant(g, n, damping=0.1).tolist() == slow_elimination(g, n, 0.1)
+            kept = eliminate_redundant(g, n, damping=0.1, at_once=1)
+            assert kept.tolist() == slow_elimination(g, n, 0.1)
+
+
+def test_leaving_together_is_nearly_leaving_one_by_one() -> None:
+    g = torch.randn(400, 24, generator=torch.Generator().manual_seed(0))
+    g[:200] *= 0.3
+    one = eliminate_redundant(g, 150, at_once=1)
+    many = eliminate_redundant(g, 150)
+    assert len(many) == 150
+    assert len(set(one.tolist()) & set(many.tolist())) > 140
 
 
 def test_planted_duplicates_leave_and_one_of_each_stays() -> None:
