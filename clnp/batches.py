@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from clnp.capture import fits
 from clnp.data.images import ImageSet
 from clnp.data.task import Split
 
@@ -57,6 +58,13 @@ def placed(x: Tensor, device: torch.device) -> Tensor:
     """A batch on a device; images in channels_last, in which convolutions are fastest."""
     x = x.to(device)
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def resident(split: Split, device: torch.device) -> Split:
+    """The split with its tensors on a GPU, if they fit into half of the memory that is free."""
+    if device.type != "cuda" or not isinstance(split, tuple) or not fits(device, *split):
+        return split
+    return split[0].to(device), split[1].to(device)
 
 
 def _chunks(order: Tensor, size: int) -> list[Tensor]:

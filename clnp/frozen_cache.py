@@ -119,7 +119,7 @@ class FrozenActivations:
                 module: nn.Module, args: tuple[Tensor, ...], y: Tensor, values: Tensor = values
             ) -> Tensor:
                 assert self.rows is not None
-                active = values.index_select(0, self.rows)
+                active = values.index_select(0, self.rows.to(values.device))
                 if active.shape[2:] != y.shape[2:] or active.dtype != y.dtype:
                     raise RuntimeError("the cached activations belong to other examples")
                 return torch.cat([active, y], dim=self._axis(y))

@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clnp.batches import accuracy, batches, count, placed, seed_for, seeded
+from clnp.batches import accuracy, batches, count, placed, resident, seed_for, seeded
+from clnp.capture import StepGraph, set_rate
 from clnp.data.task import Split
 from clnp.errors import DataError, TrainingError
 from clnp.frozen_cache import FrozenActivations
@@ -95,6 +96,8 @@ class Fit:
             in all).
     """
 
+    capturable: ClassVar[bool] = True  # whether a step is nothing but work on the device
+
     def __init__(
         self,
         model: Model,
@@ -104,7 +107,8 @@ class Fit:
         seed: int,
         on_batch: Callable[[float, float, int, int], None] | None = None,
     ) -> None:
-        self.model, self.train, self.validation = model, train, validation
+        self.model, self.validation = model, validation
+        self.train = resident(train, model.device)
         self.settings, self.seed = settings, seed
         self.on_batch = on_batch or (lambda *_: None)
         self.device = model.head.free_weight.device
@@ -112,7 +116,9 @@ class Fit:
         self.moving = moving(model, settings.head_only)
         self.optimizer = AdamL1(parameter_groups(model, settings), lr=settings.lr)
         self.state = FitState()
-        self.cache = FrozenActivations(model, train if settings.cache else None, settings.dtype)
+        cached = self.train if settings.cache else None
+        self.cache = FrozenActivations(model, cached, settings.dtype)
+        self._graph: StepGraph | None = None
 
     def resume(self, state: FitState) -> None:
         """Goes on from a saved state."""
@@ -154,8 +160,7 @@ class Fit:
     def _epoch(self, epoch: int) -> dict[str, float]:
         settings = self.settings
         lr = settings.lr * SCHEDULES[settings.schedule](epoch, settings.epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         seed = seed_for(self.seed, "epoch", epoch)
         self.model.train()
         with seeded(seed, self.device):
@@ -175,8 +180,11 @@ class Fit:
         losses = torch.zeros((), dtype=torch.float64, device=self.device)
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
         seen, last = 0, time.monotonic()
-        for x, y in self._batches(generator):
-            loss, correct = self._step(x, y)
+        step = self._captured() if self.capturable and self.device.type == "cuda" else self._step
+        for x, y, *rows in self._batches(generator):
+            if not isinstance(self.train, tuple):
+                _check_labels(y, self.model.head.classes)
+            loss, correct = step(x, y, *rows)
             losses += loss * len(y)
             hits += correct
             seen += len(y)
@@ -189,8 +197,14 @@ class Fit:
                 last = now
         return float(losses) / seen, float(hits) / seen
 
-    def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the training split; the cache is told which examples they hold."""
+    def _captured(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The step as a CUDA graph; one that can't be captured runs as it is, with one warning."""
+        if self._graph is None:
+            self._graph = StepGraph(self._step, self.optimizer, self.device)
+        return self._graph
+
+    def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+        """Batches (x, y) of the training split; with a cache also the rows [B] that they hold."""
         if not self.cache:
             yield from batches(self.train, self.settings.batch_size, self.device, generator)
             return
@@ -198,15 +212,15 @@ class Fit:
         x, y = self.train
         numbers = torch.arange(len(y))
         for rows, labels in batches((numbers, y), self.settings.batch_size, self.device, generator):
-            self.cache.rows = rows
-            yield placed(x[rows.to(x.device)], self.device), labels
+            here = rows.to(x.device)
+            yield placed(x[here], self.device), labels, here.to(self.device)
 
-    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One step; x [B, ...], y [B], rows [B] for the cache -> loss, correct examples."""
+        self.cache.rows = rows
         bf16 = self.settings.dtype == torch.bfloat16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             logits = self.model.net(x)
-        if not isinstance(self.train, tuple):
-            _check_labels(y, logits.shape[-1])
         loss = F.cross_entropy(logits.float() if bf16 else logits, y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
