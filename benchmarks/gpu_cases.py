@@ -158,7 +158,8 @@ def optimizer_calls(count: int, elements: int, device: str) -> Iterator[Call]:
     leaves = [t.clone().requires_grad_() for t in state[0]]
     for leaf, grad in zip(leaves, state[1], strict=True):
         leaf.grad = grad
-    fused = torch.optim.Adam(leaves, lr=1e-9, fused=True)
+    capturable = device != "cpu"
+    fused = torch.optim.Adam(leaves, lr=1e-9, fused=True, capturable=capturable)
     yield Call(
         "adam_l1", case, 0.0, 0, 7 * total,
         lambda: op.adam_l1(*state, steps, lr, l1, 0.9, 0.999, 1e-8, 0.0, False, None, None),

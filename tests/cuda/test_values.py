@@ -188,6 +188,8 @@ def test_channel_activity(
     if len(shape) == 4:
         layouts.append(x.contiguous(memory_format=torch.channels_last))
     for dim in range(len(shape)):
+        if EMULATED and shape[dim] > 64 and dim < len(shape) - 1:
+            continue  # a block for each channel: slow there
         exact = x.movedim(dim, 0).unsqueeze(-1).flatten(1).double().abs().sum(1)
         for layout in layouts:
             sums = cuda_kernels.channel_activity(layout, dim)

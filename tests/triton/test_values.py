@@ -29,6 +29,8 @@ from clnp_kernels.triton_kernels import masked_linear as kernels  # noqa: E402
 # triton 3.6's interpreter with numpy 1.25 to 2.3
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0")
 DEVICE = "cpu" if INTERPRETED else "cuda"
+# PyTorch's deterministic mode, in which new tensors start as NaN, wants this of cuBLAS
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The interpreter takes a second for a product of 100 x 200 x 200: there, several tiles are enough.
 SLOW = ("wide", "tall") if INTERPRETED else ()
