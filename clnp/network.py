@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,19 @@ MASKED: dict[str, Any] = {
     "depthwise_conv2d": MaskedConv2d,
     "batch_norm1d": PartialBatchNorm1d,
     "batch_norm2d": PartialBatchNorm2d,
+}
+
+
+def _certainty(logits: Tensor) -> Tensor:
+    """Minus the entropy of the classes, as a share of its maximum; 0 for a single class."""
+    logs = logits.log_softmax(-1)
+    return (logs.exp() * logs).sum(-1) / max(math.log(logits.shape[-1]), 1e-12)
+
+
+# rule of `predict` -> score of a task's logits [B, C], larger for surer: [B]
+RULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "entropy": _certainty,
+    "energy": lambda logits: logits.logsumexp(-1),
 }
 
 
@@ -197,6 +211,30 @@ class Network(nn.Module):
                 return narrow
             self._narrow[task] = narrow
         return self._narrow[task]
+
+    def predict(self, x: Tensor, rule: str = "entropy") -> tuple[Tensor, Tensor]:
+        """Task and class of examples whose task is not known: the task whose network is surest.
+
+        Arguments:
+            x: [B, ...].
+            rule: "entropy" takes the task whose class probabilities have the least entropy (per
+                class, log C, so that tasks with fewer classes are not preferred), "energy" the one
+                with the largest log-sum-exp of its logits (Liu et al. 2020, "Energy-based
+                out-of-distribution detection").
+
+        Returns:
+            the task [B] and the class within it [B], int64.
+
+        Raises:
+            DataError: x does not fit the network.
+            ConfigError: no task has been learned; an unknown rule.
+        """
+        if rule not in RULES:
+            raise ConfigError(f"rule={rule!r}: expected one of {sorted(RULES)}")
+        logits = self.all_tasks(x)
+        task = torch.stack([RULES[rule](part.float()) for part in logits]).argmax(dim=0)
+        classes = torch.stack([part.argmax(dim=-1) for part in logits])
+        return task, classes.gather(0, task[None])[0]
 
     @property
     def narrow_graph(self) -> Graph:

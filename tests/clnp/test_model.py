@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+import clnp
 from clnp.errors import CapacityError, CheckpointError, ConfigError, DataError
 from clnp.model import Model
 from clnp.pruning import keep_everything
-from tests.clnp.cases import Residual, convert, mlp, random_keep, some_steps
+from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep, some_steps
 
 
 def none_of(model: Model) -> dict[str, torch.Tensor]:
@@ -332,3 +333,40 @@ def test_all_tasks_with_other_classes_and_a_log_softmax() -> None:
     assert [logits.shape[1] for logits in got] == [3, 5, 2]
     with pytest.raises(DataError, match="shape"):
         model.all_tasks(x[:, 1:])
+
+
+@pytest.mark.parametrize("rule", ["entropy", "energy"])
+def test_the_surest_task_is_taken(rule: str) -> None:
+    """Heads made by hand: each example is certain for one task and undecided for the others."""
+    model = convert(mlp([6]))
+    for _ in range(3):
+        model.begin_task()
+        model.consolidate(first(model, {"0": 2}))
+    x = torch.randn(40, 12)
+    logits = [torch.zeros(40, 3) for _ in range(3)]
+    task, label = torch.arange(40) % 3, torch.arange(40) % 2
+    for i in range(40):
+        logits[int(task[i])][i, int(label[i])] = 9.0
+    model.all_tasks = lambda x: logits  # type: ignore[method-assign]
+    got = model.predict(x, rule)
+    assert torch.equal(got[0], task)
+    assert torch.equal(got[1], label)
+    with pytest.raises(ConfigError, match="rule='luck'"):
+        model.predict(x, "luck")
+
+
+def test_predicting_without_the_task_on_tasks_that_differ() -> None:
+    """Tasks are told apart better than by chance, and the class is that of the task's network."""
+    torch.manual_seed(0)
+    lt = clnp.Learner(convert(mlp([60, 40])), epochs=15, lr=5e-3, margin=0.02, batch_size=32)
+    tasks = [blobs(seed) for seed in range(2)]
+    for task in tasks:
+        lt.learn(task)
+    right = 0
+    for k, task in enumerate(tasks):
+        x = task.test[0]
+        found, label = lt.model.predict(x)
+        own = torch.stack([lt.model(x, task=j).argmax(1) for j in range(2)])
+        assert torch.equal(label, own.gather(0, found[None])[0])
+        right += int((found == k).sum())
+    assert right > 80
