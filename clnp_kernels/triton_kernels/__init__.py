@@ -1,7 +1,7 @@
 """Triton kernels for CUDA devices, experimental.
 
 They have run in Triton's interpreter and have been compiled for sm_80, sm_90 and sm_100, but on no
-GPU yet: ``CLNP_TRITON=1`` lets them serve. Importing this folder does not import triton; its
+GPU yet: ``CLNP_GPU=triton`` lets them serve, see ``chooser``. Importing this folder does not import triton; its
 modules do, and the first CUDA tensor imports them. With ``TRITON_INTERPRET=1`` set before that they
 run on CPU tensors.
 """
