@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clnp.export import export
-from clnp.extract import extract
+from clnp.extract import extract, footprint
 
 
 def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False) -> str:
@@ -22,8 +22,8 @@ def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False)
         fold_batch_norm: see `clnp.extract`.
 
     Returns:
-        a line about the file: widths, parameters, bytes, and for .pt2 the largest difference of its
-        logits from the network's on the task's probe batch.
+        a line about the file: widths, parameters, bytes; memory, work and time of the network on
+        the task's probe batch; for .pt2 the largest difference of its logits there.
 
     Raises:
         ConfigError: a package for ONNX is missing.
@@ -36,11 +36,13 @@ def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False)
     widths = [str(layer.weight.shape[0]) for layer in layers]
     if len(widths) > 8:
         widths[4:-3] = ["..."]
-    parameters = sum(p.numel() for p in narrow.parameters())
+    cost = footprint(narrow, probe)
     shape = " x ".join(map(str, probe.shape[1:]))
     return (
-        f"{path}: task {task}, {shape} -> {' -> '.join(widths)}, {parameters} parameters, "
-        f"{path.stat().st_size} bytes" + _difference(learner, task, path, probe)
+        f"{path}: task {task}, {shape} -> {' -> '.join(widths)}, {cost.parameters} parameters, "
+        f"{path.stat().st_size} bytes; in memory {cost.bytes} bytes, {cost.multiply_adds} "
+        f"multiply-adds an example, {1000 * cost.seconds:.3g} ms for {len(probe)} examples"
+        + _difference(learner, task, path, probe)
     )
 
 
