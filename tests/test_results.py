@@ -28,6 +28,15 @@ def test_permuted_mnist() -> None:
     assert f"{seconds / 60:.0f} minutes" in README
 
 
+def test_split_cifar() -> None:
+    metrics = json.loads((RESULTS / "split-cifar" / "metrics.json").read_text())
+    last = [100 * accuracy for accuracy in metrics["accuracy_matrix"][-1]]
+    first = [100 * row[k] for k, row in enumerate(metrics["accuracy_matrix"])]
+    assert last == first
+    assert "test accuracy {:.2f}, {:.2f} and {:.2f} %".format(*last) in README
+    assert metrics["certificate"]["identical"] == metrics["certificate"]["tasks"] == 3
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("contender", ["eager-masked", "dense", "slices"])
 def test_step_times(dtype: str, contender: str) -> None:

@@ -10,7 +10,7 @@ COMMON: dict[str, Any] = {
     "depth": None,
     "dropout": None,
     "head": "single",
-    "search": "joint",
+    "search": "auto",
     "grid_l1": (),
     "grid_lr": (),
     "grid_first_only": False,
