@@ -190,7 +190,9 @@ def clnp_cost(learner: Any, task: int, examples: int) -> dict[str, int | float]:
     shapes = _Shapes(model, sizes, before, classes)
     work = shapes.products(report.transfer_only)
     epochs = report.epochs * max(len(report.grid), 1)
-    flops = 2 * epochs * examples * sum(p.total for p in work.values())
+    # Structured SDP passes twice: at the weights, and where the loss is highest nearby.
+    passes = 2 if settings.sparsifier == "sdp" else 1
+    flops = 2 * passes * epochs * examples * sum(p.total for p in work.values())
     if settings.fine_tune is not None:
         tuned = _Shapes(model, after, before, classes).products(report.transfer_only)
         flops += 2 * settings.fine_tune.epochs * examples * sum(p.total for p in tuned.values())

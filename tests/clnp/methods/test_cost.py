@@ -178,3 +178,14 @@ def test_clnp_costs_what_its_network_does(name: str, head: str) -> None:
     assert costs[2]["flops"] < costs[0]["flops"]
     assert [c["examples"] for c in costs] == [2 * examples] * 3
     assert all(c["peak_memory"] > 0 and c["seconds"] > 0 for c in costs)
+
+
+def test_structured_sdp_costs_two_passes() -> None:
+    flops = []
+    for kind in ("activity", "sdp"):
+        torch.manual_seed(0)
+        net = clnp.convert(mlp([40, 30]), torch.zeros(1, 12), verbose=False)
+        lt = clnp.Learner(net, margin=0.5, epochs=2, lr=0.01, sparsifier=kind)
+        lt.learn(blobs(0))
+        flops.append(clnp_cost(lt, 0, 80)["flops"])
+    assert flops[1] == 2 * flops[0]
