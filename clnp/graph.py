@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from clnp.plain import StochasticDepth
 
@@ -235,19 +236,34 @@ def for_inference(graph: Graph) -> Graph:
 
 
 def _may_overwrite(graph: Graph, name: str) -> bool:
-    """Whether a value with one reader may be changed in place: nobody else sees it, and what made
-    it does not need it to compute gradients.
+    """Whether a value may be changed in place by its reader: nobody else sees it, and what made it
+    does not need it to compute gradients.
     """
-    made_by_sum = graph[name].op in ("add", "sub")
-    return made_by_sum and len(graph.readers(name)) == 1 and graph.output != name
+    node = graph[name]
+    unneeded = node.op in ("add", "sub") or (
+        node.role in WITH_WEIGHTS and "activation" not in node.attrs
+    )
+    return unneeded and len(graph.readers(name)) == 1 and graph.output != name
 
 
-def build(graph: Graph, layers: Mapping[str, nn.Module]) -> fx.GraphModule:
+def add_into(a: Tensor, b: Tensor) -> Tensor:
+    """a + b, in the memory of a where the sum has its shape and dtype; the output of an operator
+    that is a view must not be changed.
+    """
+    if torch.compiler.is_compiling() or a.shape != b.shape or a.dtype != b.dtype or a._is_view():
+        return a + b
+    return a.add_(b)
+
+
+def build(
+    graph: Graph, layers: Mapping[str, nn.Module], *, in_place: bool = False
+) -> fx.GraphModule:
     """Assembles a `torch.fx.GraphModule` from a graph.
 
     Arguments:
         graph: the operations.
         layers: node name -> module, for every node with weights; the other modules are made here.
+        in_place: add residual branches in place where that is safe, by a function of our own.
 
     Returns:
         a module with one tensor in, one tensor out, whose submodules carry the node names.
@@ -262,7 +278,10 @@ def build(graph: Graph, layers: Mapping[str, nn.Module]) -> fx.GraphModule:
             values[node.name] = out.placeholder("x")
         elif op.function is not None:
             numbers = tuple(node.attrs[name] for name in op.attrs)
-            values[node.name] = out.call_function(op.function, (*args, *numbers))
+            function = op.function
+            if in_place and node.op == "add" and _may_overwrite(graph, node.inputs[0]):
+                function = add_into
+            values[node.name] = out.call_function(function, (*args, *numbers))
         else:
             if op.role in WITH_WEIGHTS:
                 root[node.name] = layers[node.name]

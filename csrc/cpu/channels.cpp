@@ -1,5 +1,10 @@
 #include "channels.h"
 
+#include <array>
+#include <optional>
+
+#include "dispatch.h"
+
 namespace clnp {
 
 bool is_channels_last(const Tensor& x) {
@@ -20,9 +25,17 @@ Tensor dense(const Tensor& x, bool last) {
 
 Tensor new_images(const Tensor& like, int64_t batch, int64_t channels, int64_t height,
                   int64_t width, bool last) {
-  if (!last) return torch::stable::new_empty(like, {batch, channels, height, width});
-  const Tensor rows = torch::stable::new_empty(like, {batch, height, width, channels});
-  return torch::stable::transpose(torch::stable::transpose(rows, 2, 3), 1, 2);
+  using torch::stable::detail::from;
+  const std::vector<int64_t> sizes{batch, channels, height, width};
+  if (!last) return torch::stable::new_empty(like, sizes);
+  // Not a transposed view: of an operator's output autograd lets only what is no view be changed in
+  // place.
+  const std::vector<int64_t> strides{height * width * channels, 1, width * channels, channels};
+  std::array<StableIValue, 7> stack{from(like),         from(sizes),        from(strides),
+                                    from(std::nullopt), from(std::nullopt), from(std::nullopt),
+                                    from(std::nullopt)};
+  call("aten::new_empty_strided", "", stack.data());
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 void check_images(const char* name, const Tensor& t) {
