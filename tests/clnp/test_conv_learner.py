@@ -336,3 +336,25 @@ def test_export_refuses_other_endings_and_says_what_onnx_needs(
     with pytest.raises(CheckpointError, match="can't be written"):
         clnp.export(net, tmp_path / "file" / "net.pt2", x)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("plan", [RESIDUAL, MOBILE])
+def test_compiled_training_has_no_graph_break(plan: Plan) -> None:
+    """`torch.compile` takes the whole masked network, forward and backward, to the same numbers."""
+    plan = Plan(plan.width, plan.blocks, plan.norm, False, plan.end)
+    model = with_tasks(plan)
+    model.begin_task(generator=torch.Generator().manual_seed(1))
+    model.train()
+    compiled = torch.compile(model.net, backend="aot_eager", fullgraph=True)
+    x = torch.randn(6, *SHAPE).contiguous(memory_format=torch.channels_last)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    results = []
+    for network in (model.net, compiled):
+        model.load_state_dict(state)
+        model.zero_grad()
+        logits = network(x)
+        logits.square().sum().backward()
+        grads = [p.grad.clone() for p in model.parameters()]
+        results.append([logits.detach(), *grads, *(t.clone() for t in model.running_statistics())])
+    for got, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
