@@ -23,7 +23,7 @@ ROUNDING = 1e-7
 STEPS = 2
 # An activation that is nothing but rounding may have another sign in each computation, and with it
 # a gradient that passes or does not. That happens on some batches; what is wrong is wrong on all.
-BATCHES = 3
+BATCHES = 6
 BATCH = 4  # examples in a checked batch: the arithmetic is the same, float64 is slow
 # Adam divides a gradient by its size: where it is nothing but rounding, the error is a whole step.
 # With an eps well above rounding and below what L1 adds up to, it is none.
@@ -83,7 +83,7 @@ def check_steps(
 
     Raises:
         WrongResultError: naming the contender, its error and the one allowed; it was too far from
-            float64 on each of three batches.
+            float64 on each of several batches.
     """
     names = list(names)
     small = replace(case, batch=min(case.batch, BATCH))
@@ -108,10 +108,13 @@ def _failing(
         here = replace(state, case=replace(state.case, dtype=dtype))
         eager = mean_error(trained(EagerMasked, here), exact)
         if not eager <= ALLOWED_STEPS[dtype] * STEPS * LR:
-            raise WrongResultError(
-                f"eager-masked, {here.case}: mean error {eager:.3g} after {STEPS} steps of {LR:g}; "
-                "the problem is not fit to check anything with"
-            )
+            if final:
+                raise WrongResultError(
+                    f"eager-masked, {here.case}: mean error {eager:.3g} after {STEPS} steps of "
+                    f"{LR:g}; the problem is not fit to check anything with"
+                )
+            failing += [pair for pair in pairs if pair[0] == dtype]
+            continue
         for name in (name for other, name in pairs if other == dtype):
             if not getattr(make[name], "exact", True) or make[name] is EagerMasked:
                 continue
