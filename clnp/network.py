@@ -52,6 +52,7 @@ class Network(nn.Module):
     def __init__(self, graph: Graph, layers: Mapping[str, Any]) -> None:
         super().__init__()
         self.graph = graph
+        self.narrow_graph = for_inference(graph)  # the operations of a learned task's network
         self.groups = find_groups(graph)
         self.tasks: list[LearnedTask] = []
         self.in_task = False
@@ -235,11 +236,6 @@ class Network(nn.Module):
         task = torch.stack([RULES[rule](part.float()) for part in logits]).argmax(dim=0)
         classes = torch.stack([part.argmax(dim=-1) for part in logits])
         return task, classes.gather(0, task[None])[0]
-
-    @property
-    def narrow_graph(self) -> Graph:
-        """The operations of a learned task's network."""
-        return for_inference(self.graph)
 
     def all_tasks(self, x: Tensor) -> list[Tensor]:
         """The logits of every learned task in one pass: a task's network is a part of the next

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clnp.batches import batches, count, count_correct, evaluating, evaluation_batch, first_inputs
 from clnp.data.task import Split
-from clnp.graph import Graph, Node, build, for_inference
+from clnp.graph import Graph, Node, build
 from clnp.groups import Group
 from clnp.model import Model
 from clnp.narrow import pruned_layers
@@ -309,7 +309,7 @@ class ThresholdSearch:
         return self.lines[key]
 
     def _new_line(self, group: Group, counts: dict[str, int]) -> Callable[[int, int], int]:
-        cut = _cut(self.model.graph, group)
+        cut = _cut(self.model.narrow_graph, group)
         if cut is None:
             return lambda n, floor: self.correct({**counts, group.name: n})
         front, back = cut
@@ -355,7 +355,6 @@ def _cut(graph: Graph, group: Group) -> tuple[Graph, Graph] | None:
     at = [node.name for node in graph.nodes].index(group.consumers[0])
     border = graph.nodes[at - 1].name
     start = Node(border, "input", attrs={"shape": []})
-    graph = for_inference(graph)
     return Graph(graph.nodes[:at], border), Graph((start, *graph.nodes[at:]), graph.output)
 
 
