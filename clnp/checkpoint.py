@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clnp.atomic import replacing
-from clnp.errors import CheckpointError
+from clnp.errors import CheckpointError, SaveError
 
 FORMAT = "clnp-1"
 MAX_JSON = 64 << 20
@@ -50,7 +50,7 @@ def write(
         data: JSON-able.
 
     Raises:
-        CheckpointError: the file can't be written (no space, no permission).
+        SaveError: the file can't be written (no space, no permission).
     """
     path = Path(path)
     owned = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
@@ -60,13 +60,15 @@ def write(
         with replacing(path) as temporary:
             save_file(owned, str(temporary), metadata=header)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} can't be written: {error}. What was there before is still there"
+        raise SaveError(
+            f"{path} can't be written: {error}. What was there before is still there; make room, "
+            "or name another folder, and save again"
         ) from error
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `write` wrote and checks every byte of it.
+    """Reads what `write` wrote and checks every byte of it. Nothing in the file is run or
+    unpickled, and no more memory is taken than the file has bytes.
 
     Returns:
         (tensors on the CPU, data)
@@ -82,11 +84,15 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
             header = file.metadata() or {}
             _check_header(path, header, kind)
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+        digest = _digest(header["data"], tensors)
+    except CheckpointError:
+        raise
+    # torch complains of element types that it has no bytes of
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
-    if _digest(header["data"], tensors) != header["sha256"]:
+    if digest != header["sha256"]:
         raise CheckpointError(f"{path} is damaged: its contents do not match its checksum")
-    return tensors, json.loads(header["data"])
+    return tensors, _parsed(path, header["data"])
 
 
 def _check_header(path: Path, header: Mapping[str, str], kind: str) -> None:
@@ -94,9 +100,21 @@ def _check_header(path: Path, header: Mapping[str, str], kind: str) -> None:
         raise CheckpointError(f"{path} was not written by clnp")
     if header["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} has format {header['format']!r}; this version of clnp reads {FORMAT!r}"
+            f"{path} has format {header['format']!r}; this version of clnp reads {FORMAT!r}. "
+            "Read it with the version that wrote it, or a newer one"
         )
     if header["kind"] != kind:
         raise CheckpointError(f"{path} holds a {header['kind']!r}, not a {kind!r}")
     if len(header["data"]) > MAX_JSON:
         raise CheckpointError(f"{path}: its header is larger than {MAX_JSON >> 20} MiB")
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    """The JSON object of a header; a checksum says nothing of who wrote it."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} was not written by clnp: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} was not written by clnp: its data is no JSON object")
+    return data

@@ -35,5 +35,9 @@ class CheckpointError(ClnpError, RuntimeError):
     """A checkpoint is damaged, incomplete, or was not written by this package."""
 
 
+class SaveError(CheckpointError):
+    """A file can't be written: no space, no permission. What was there before is whole."""
+
+
 class TrainingError(ClnpError, RuntimeError):
-    """Training can't go on: the loss is no longer finite."""
+    """Training can't go on: the loss or a weight is no longer finite, or memory ran out."""

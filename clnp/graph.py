@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -109,6 +110,9 @@ OPS: dict[str, Op] = {
     "div_number": Op("elementwise", function=operator.truediv, attrs=("value",)),
 }
 WITH_WEIGHTS = ("layer", "channelwise")
+# torch.fx writes names into the code that it runs, and follows them through attributes: a name from
+# a file must be neither code nor the way to a class.
+NAME = re.compile(r"(?!__)[\w -]+(\.(?!__)[\w -]+)*")
 
 
 @dataclass(frozen=True)
@@ -139,11 +143,15 @@ class Graph:
     def __post_init__(self) -> None:
         seen: set[str] = set()
         for node in self.nodes:
+            if not NAME.fullmatch(node.name):
+                raise ValueError(f"node {node.name!r}: expected letters, digits, '_', '-' and '.'")
             if node.op not in OPS:
                 raise ValueError(f"node {node.name!r}: unknown operation {node.op!r}")
             missing = set(OPS[node.op].attrs) - set(node.attrs)
             if missing:
                 raise ValueError(f"node {node.name!r} ({node.op}) lacks {sorted(missing)}")
+            if node.op.endswith("_number") and not isinstance(node.attrs["value"], (int, float)):
+                raise ValueError(f"node {node.name!r} ({node.op}): {node.attrs['value']!r}")
             if node.name in seen:
                 raise ValueError(f"two nodes are named {node.name!r}")
             if not set(node.inputs) <= seen:
