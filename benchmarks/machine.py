@@ -19,6 +19,7 @@ from clnp_kernels import info
 
 ROOT = Path(__file__).parent.parent
 REPEATS = 7
+RATE_SIZE = 512  # side of the products that tell whether a dtype is worth measuring
 
 
 def facts(device: str) -> dict[str, Any]:
@@ -70,12 +71,24 @@ def ceilings(dtype: str, device: str, size: Size) -> dict[str, float]:
     elements = (size.copy << 20) // 4
     source, target = (torch.rand(elements, device=device) for _ in range(2))
     copy = _median(lambda: target.copy_(source))
-    a, b = (torch.randn(size.gemm, size.gemm, device=device).to(DTYPES[dtype]) for _ in range(2))
-    gemm = _median(lambda: a @ b)
     return {
         "copy_gbs": round(8 * elements / copy / 1e6, 3),
-        "gemm_gflops": round(2 * size.gemm**3 / gemm / 1e6, 3),
+        "gemm_gflops": round(product_rate(dtype, device, size.gemm), 3),
     }
+
+
+def product_rate(dtype: str, device: str, n: int) -> float:
+    """GFLOP/s of a product of two [n, n] matrices in a dtype."""
+    a, b = (torch.randn(n, n, device=device).to(DTYPES[dtype]) for _ in range(2))
+    return 2 * n**3 / _median(lambda: a @ b) / 1e6
+
+
+def dtypes(device: str) -> list[str]:
+    """The dtypes worth measuring: a processor without instructions for bfloat16 multiplies it
+    hundreds of times more slowly than float32, which says nothing about a network.
+    """
+    rates = {dtype: product_rate(dtype, device, RATE_SIZE) for dtype in DTYPES}
+    return [dtype for dtype, rate in rates.items() if rate >= rates["fp32"] / 2]
 
 
 def _median(step: Callable[[], Any]) -> float:

@@ -37,7 +37,13 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     made.add_argument("--suite", choices=SUITES, nargs="+", default=["step"])
     made.add_argument("--device", default="cpu")
-    made.add_argument("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES))
+    made.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        nargs="+",
+        default=[],
+        help="default: all in whose products the machine is at least half as fast as in fp32",
+    )
     made.add_argument("--networks", choices=NETWORKS, nargs="+", default=[], metavar="NAME")
     made.add_argument("--fractions", type=float, nargs="+", default=[], metavar="A")
     made.add_argument("--quick", action="store_true", help="smaller networks and fewer cases")
@@ -90,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     check_arguments(options)
     size = SIZES["quick" if options.quick else options.size]
+    options.dtype = options.dtype or machine.dtypes(options.device)
     try:
         if options.against is not None:
             return against.run(options, size)
