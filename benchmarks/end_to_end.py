@@ -29,9 +29,9 @@ from benchmarks.harness import ContenderError, forks
 from benchmarks.memory import MIB
 from benchmarks.record import OURS, Row, Table
 from benchmarks.state import State, make_state
+from clnp.activity import measure_activity
 from clnp.data import PermutedMNIST
 from clnp.data.task import Split
-from clnp.sparsify import measure_activity
 
 RUN = Path(__file__).parent / "results" / "permuted-mnist"
 BATCH = 256

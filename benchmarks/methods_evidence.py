@@ -24,11 +24,12 @@ from torch import nn
 
 import clnp
 from clnp import data, methods, models
+from clnp.activity import measure_activity
 from clnp.batches import accuracy, count
 from clnp.data import Stream, Task
 from clnp.forgetting import floor_of
 from clnp.methods.esacl import SDPSettings, StructuredFit, channel_scores, prune_to
-from clnp.sparsify import ThresholdSearch, measure_activity
+from clnp.sparsify import ThresholdSearch
 from clnp.train import Fit, FitSettings
 
 CPU = torch.device("cpu")

@@ -72,7 +72,8 @@ class Learner:
                 f"{sorted(Settings.__dataclass_fields__)}"
             )
         self.settings = Settings(**settings)
-        self.settings.check_layers(model.layer_names)
+        groups = [group.name for group in model.groups.prunable]
+        self.settings.check_layers(model.layer_names, groups)
         self.points = grid_points(
             self.settings.grid, self.settings.l1, self.settings.lr, model.layer_names
         )
@@ -198,17 +199,23 @@ class Learner:
                 stacklevel=4,
             )
         generator = torch.Generator().manual_seed(seed_for(settings.seed, index, "weights"))
-        model.begin_task(classes, generator=generator, reinit_scale=settings.reinit_scale)
+        model.begin_task(
+            classes,
+            generator=generator,
+            reinit_scale=settings.reinit_scale,
+            most_new=settings.most_new([group.name for group in model.groups.prunable]),
+        )
         with self._timed("fit"):
             trained = run.train()
         with self._timed("search"):
             chosen = run.prune(trained)
         assert chosen.pruning is not None
         assert chosen.scores is not None
-        reuse = reuse_of(model, chosen.scores, chosen.pruning.thresholds)
-        model.compact(chosen.pruning.keep)
+        best = max(t.correct for t in trained)
+        run.cut(chosen)
         with self._timed("fine_tune"):
-            correct = run.fine_tune(chosen)
+            correct = run.fine_tune(chosen, best)
+        reuse = reuse_of(model, chosen.scores, chosen.pruning.thresholds)
         model.consolidate(name=task.name)
         model.eval()
         with self._timed("evaluate"):
@@ -221,7 +228,7 @@ class Learner:
             epochs=0 if plan.adopt else settings.epochs,
             lr=chosen.point.lr,
             l1=chosen.point.l1,
-            best_validation=max(t.correct for t in trained) / run.total,
+            best_validation=best / run.total,
             validation_before=chosen.correct / run.total,
             validation=correct / run.total,
             test=row[-1],

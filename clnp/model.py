@@ -8,10 +8,11 @@ left and gives the dropped channels back as free capacity.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,8 +23,27 @@ from clnp.heads import HEADS
 from clnp.learned import LearnedTask, check_shapes
 from clnp.narrow import pruned_layers
 from clnp.network import MaskedLayer, Network
-from clnp.pruning import Keep, check_keep, free_inputs, head_columns, rows
-from clnp_kernels.nn import PartialBatchNorm2d
+from clnp.pruning import Keep, check_keep, free_inputs, head_columns, keep_first, rows
+from clnp_kernels.nn import PartialBatchNorm2d, retire
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def retiring(method: Method) -> Method:
+    """Makes the parameters that a method of `Model` replaces say so to whoever still holds them."""
+
+    @functools.wraps(method)
+    def wrapper(self: Model, *args: Any, **kwargs: Any) -> Any:
+        before = list(self.parameters())
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            now = {id(parameter) for parameter in self.parameters()}
+            for parameter in before:
+                if id(parameter) not in now:
+                    retire(parameter)
+
+    return cast(Method, wrapper)
 
 
 class Model(Network):
@@ -43,6 +63,7 @@ class Model(Network):
         Raises DataError where x does not fit the network, ConfigError for an unknown task.
     """
 
+    @retiring
     def set_head(self, kind: str) -> None:
         """Chooses "multi" or "single" head; possible until the first task is learned.
 
@@ -70,14 +91,23 @@ class Model(Network):
         bias = None if old.free_bias is None else old.free_bias.detach()
         self.net.set_submodule(self.groups.head, HEADS[kind](old.free_weight.detach(), bias))
 
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        logits = super().forward(x, task)
+        trained = self.in_task or not self.tasks
+        if task is None and not trained and self.training and not torch.compiler.is_compiling():
+            _refuse_backward(logits)
+        return logits
+
     # The life of a task
 
+    @retiring
     def begin_task(
         self,
         classes: int | None = None,
         *,
         generator: torch.Generator | None = None,
         reinit_scale: float = 1.0,
+        most_new: Mapping[str, int] | None = None,
     ) -> None:
         """Re-initialises the free weights and places the task's head (paper, Algorithm 1). The
         first task starts from the weights that the network was converted with.
@@ -87,6 +117,8 @@ class Model(Network):
                 head can't change it.
             generator: CPU random generator for the new weights; default: torch's global one.
             reinit_scale: factor on the re-initialised hidden weights.
+            most_new: group -> how many of its free channels a task after the first trains; the
+                others come back when it ends. Default: all.
 
         Raises:
             CapacityError: single head and no free channel left in the final hidden group.
@@ -97,6 +129,7 @@ class Model(Network):
             raise ConfigError(
                 "a task has already begun; end it with consolidate() or cancel_task()"
             )
+        self._require_parameters("begin_task")
         wanted = self.graph[self.groups.head].attrs["out_features"]
         classes = wanted if classes is None else classes
         if head.kind == "single":
@@ -104,17 +137,20 @@ class Model(Network):
                 raise ConfigError(f"classes={classes}: the single head has {wanted} outputs")
             classes = wanted
             self.check_capacity()
+        new_head = bool(self.tasks) or classes != head.classes
+        if new_head:
+            self._place_head(classes)
+        self.in_task = True
         if self.tasks:
+            if most_new:
+                # Before the weights are drawn, whose spread depends on a layer's inputs.
+                self.compact(keep_first(self, most_new))
             for layer in self.masked_layers.values():
                 layer.reset_free_parameters(generator, reinit_scale)
             for norm in self.norms.values():
                 norm.reset_free_parameters()
-            self._place_head(classes)
+        if new_head:
             head.reset_free_parameters(generator)
-        elif classes != head.classes:
-            self._place_head(classes)
-            head.reset_free_parameters(generator)
-        self.in_task = True
         self._skip_active()
 
     def _place_head(self, classes: int) -> None:
@@ -130,6 +166,7 @@ class Model(Network):
         for name in (*last.producers, *last.carriers):
             masked[name].skip_active = skip
 
+    @retiring
     def compact(self, keep: Keep) -> None:
         """Prunes: of the free channels only `keep` stays; the rest disappears from every layer
         until `consolidate`.
@@ -161,6 +198,7 @@ class Model(Network):
         self._require_task("pruned_network")
         return self._build(pruned_layers(self, keep))
 
+    @retiring
     def consolidate(self, keep: Keep | None = None, *, name: str | None = None) -> LearnedTask:
         """Ends a task: freezes the channels that are left and returns the others as free capacity.
 
@@ -209,6 +247,7 @@ class Model(Network):
         if self.tasks:
             self._place_head(self.tasks[-1].classes)
 
+    @retiring
     def cancel_task(self) -> None:
         """Leaves a task unlearned; its weights are dropped (those of the first task stay as they
         are now).
@@ -224,6 +263,7 @@ class Model(Network):
                     norm.reset_free_parameters()
         self._close()
 
+    @retiring
     def expand(self, layer: str, channels: int) -> None:
         """Adds free channels to the group that a layer makes (paper, Sec. 4: bottlenecks can be
         widened between tasks).
@@ -258,9 +298,23 @@ class Model(Network):
     def _require_task(self, what: str) -> None:
         if not self.in_task:
             raise ConfigError(f"{what}() needs a task in training; call begin_task() first")
+        self._require_parameters(what)
+
+    def _require_parameters(self, what: str) -> None:
+        for name in (*self.masked, self.groups.head):
+            module = self.net.get_submodule(name)
+            for key in ("free_weight", "free_bias"):
+                value = getattr(module, key)
+                if value is not None and not isinstance(value, nn.Parameter):
+                    raise ConfigError(
+                        f"{what}(): {key} of {name!r} is computed from other parameters; put its "
+                        "value in place first, as torch.nn.utils.parametrize."
+                        f"remove_parametrizations(layer, {key!r}) does"
+                    )
 
     # State
 
+    @retiring
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
@@ -339,6 +393,21 @@ def _dense(node: Node) -> nn.Module:
     op = OPS[node.op]
     assert op.make is not None
     return op.make(**{name: node.attrs[name] for name in op.attrs})
+
+
+def _refuse_backward(logits: Tensor) -> None:
+    """Makes a training step on what is frozen say so, where it would otherwise fail for want of a
+    gradient.
+    """
+
+    def refuse(grad: Tensor) -> None:
+        raise ConfigError(
+            "no task is in training, and what was learned does not change: call begin_task() "
+            "before training, or model.eval() and torch.no_grad() for evaluation"
+        )
+
+    if torch.is_grad_enabled() and not logits.requires_grad:
+        logits.requires_grad_().register_hook(refuse)
 
 
 def _freeze_all(module: MaskedLayer | PartialBatchNorm2d) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,14 @@ Keep = Mapping[str, Tensor]  # group name -> indices (int64, ascending) into its
 def keep_everything(model: Network) -> dict[str, Tensor]:
     """`keep` with all free channels of every prunable group."""
     return {group.name: torch.arange(model.free(group)) for group in model.groups.prunable}
+
+
+def keep_first(model: Network, most: Mapping[str, int]) -> dict[str, Tensor]:
+    """`keep` with the first free channels of every prunable group, `most` of a group that has a
+    limit there.
+    """
+    free = {group.name: model.free(group) for group in model.groups.prunable}
+    return {name: torch.arange(min(n, most.get(name, n))) for name, n in free.items()}
 
 
 def entries(channels: Tensor, positions: int) -> Tensor:
@@ -96,9 +105,64 @@ def check_keep(model: Network, keep: Keep) -> None:
             )
 
 
+def read_columns(model: Network, name: str, keep: Keep) -> Tensor:
+    """Columns of the trainable weights of a layer or the head that are left."""
+    return head_columns(model, keep) if name == model.groups.head else columns(model, name, keep)
+
+
 def head_columns(model: Network, keep: Keep) -> Tensor:
     """Columns of the current output weights that are left."""
     head = model.groups.head
     if model.head.kind == "single":
         return free_inputs(model, head, keep, model.head.free_weight.device)
     return columns(model, head, keep)
+
+
+def trained_bias(model: Network, name: str) -> Tensor | None:
+    """The trainable bias of a layer or the head, if it has one."""
+    if name == model.groups.head:
+        return model.head.free_bias
+    return model.masked_layers[name].free_bias
+
+
+def mean_outputs(weight: Tensor, means: Tensor) -> Tensor:
+    """What inputs [I] that are the same for all examples add to the outputs of a layer with weights
+    [O, I, ...]: [O]. At the border of a padded convolution it is less.
+    """
+    sums = weight.flatten(2).sum(dim=2) if weight.dim() > 2 else weight
+    return sums @ means.to(sums)
+
+
+@torch.no_grad()
+def compensate(model: Network, keep: Keep, means: Mapping[str, Tensor]) -> None:
+    """Adds what the channels that `keep` leaves out add on average to the biases of the layers that
+    read them, so that cutting them takes their variation alone (as FLAP does, An et al. 2023,
+    arXiv:2312.11983). Layers without a trained bias stay as they are.
+
+    Arguments:
+        model: in a task.
+        keep: as for `Model.compact`, which is called next.
+        means: layer -> mean of each of its inputs [I], from `clnp.activity.read_means`.
+    """
+    for name, mean in means.items():
+        bias = trained_bias(model, name)
+        if bias is None:
+            continue
+        weight = model.layer_weight(name)
+        cut = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+        cut[read_columns(model, name, keep)] = False
+        bias += mean_outputs(weight[:, cut], mean.to(weight.device)[cut])
+
+
+@contextmanager
+def compensated(model: Network, keep: Keep, means: Mapping[str, Tensor]) -> Iterator[None]:
+    """`compensate` inside; the biases as they were outside."""
+    biases = [bias for name in means if (bias := trained_bias(model, name)) is not None]
+    before = [bias.detach().clone() for bias in biases]
+    compensate(model, keep, means)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for bias, value in zip(biases, before, strict=True):
+                bias.copy_(value)

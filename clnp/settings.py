@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from clnp.heads import HEADS
 from clnp.train import SCHEDULES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SPARSIFIERS = ("activity", "sdp")
+SPARSIFIERS = ("activity", "contribution", "sdp")
 SEARCHES = ("auto", "joint", "layerwise", "global")
 
 
@@ -27,11 +27,16 @@ class FineTune:
     Attributes:
         epochs, lr: as in training.
         l1: as in `Settings`; None takes that of training.
+        schedule: as in training.
+        rounds: how often pruning (within the same margin) and fine-tuning are done, one after the
+            other; the paper does one (Sec. 2.2).
     """
 
     epochs: int = 20
     lr: float = 1e-4
     l1: Any = None
+    schedule: str = "constant"
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,15 @@ class Settings:
             dtype.
         reinit_scale: factor on re-initialised hidden weights.
         granularity: active channels per group are rounded up to a multiple of this.
-        sparsifier: "activity" (L1 penalty and mean activity, the paper's) or "sdp" (structured
-            sharpness-aware Frank-Wolfe steps and the norm of a channel's weights; `l1` then serves
-            fine-tuning only).
+        growth: the most free channels that a task after the first may train, and so claim: None
+            (all), one number for every prunable group, one per group in execution order, or
+            {group: number}, where a group that is not named takes all.
+        sparsifier: "activity" (L1 penalty, channels ranked by mean activity: the paper's),
+            "contribution" (L1 penalty, channels ranked by what they add to the layers that read
+            them) or "sdp" (structured sharpness-aware Frank-Wolfe steps, channels ranked by the
+            norm of their weights; `l1` then serves fine-tuning only).
+        compensate: move the mean of what pruning cuts into the biases of the layers that read it,
+            where these are trained.
         cache: "auto" computes the activations of frozen channels once per task instead of once per
             step where they are the same in every epoch (examples held as tensors, nothing random
             before the layer, within 2 GiB); "off" never.
@@ -80,7 +91,9 @@ class Settings:
     dtype: str = "fp32"
     reinit_scale: float = 1.0
     granularity: int = 1
+    growth: Any = None
     sparsifier: str = "activity"
+    compensate: bool = False
     cache: str = "auto"
 
     def __post_init__(self) -> None:
@@ -92,26 +105,58 @@ class Settings:
         if isinstance(tune, dict):
             unknown = set(tune) - {f.name for f in dataclasses.fields(FineTune)}
             if unknown:
-                raise ConfigError(
-                    f"fine_tune: unknown keys {sorted(unknown)}; there are epochs, lr, l1"
-                )
+                names = ", ".join(f.name for f in dataclasses.fields(FineTune))
+                raise ConfigError(f"fine_tune: unknown keys {sorted(unknown)}; there are {names}")
             object.__setattr__(self, "fine_tune", FineTune(**tune))
             tune = self.fine_tune
         if tune is not None:
             if not isinstance(tune, FineTune):
                 raise ConfigError(f"fine_tune={tune!r}: expected None, a FineTune or a dictionary")
-            for name in ("epochs", "lr"):
-                wanted, holds = CHECKS[name]
+            for name, (wanted, holds) in FINE_TUNE_CHECKS.items():
                 if not holds(getattr(tune, name)):
                     raise ConfigError(
                         f"fine_tune {name}={getattr(tune, name)!r}: expected {wanted}"
                     )
 
-    def check_layers(self, layers: list[str]) -> None:
-        """Raises ConfigError where an L1 setting does not fit a network with these layers."""
+    def check_layers(self, layers: list[str], groups: Sequence[str] = ()) -> None:
+        """Raises ConfigError where a setting does not fit a network with these layers and prunable
+        groups.
+        """
+        self.most_new(groups)
         per_layer(self.l1, layers)
         if self.fine_tune is not None and self.fine_tune.l1 is not None:
             per_layer(self.fine_tune.l1, layers, "fine_tune l1")
+
+    def most_new(self, groups: Sequence[str]) -> dict[str, int]:
+        """Group -> the most channels that a task after the first may claim; groups without a limit
+        are left out.
+
+        Arguments:
+            groups: names of the prunable groups, in execution order.
+
+        Raises:
+            ConfigError: another number of limits than groups, an unknown group, or a limit that is
+                no whole number >= 1.
+        """
+        growth = self.growth
+        if growth is None:
+            return {}
+        if isinstance(growth, (list, tuple)):
+            if len(growth) != len(groups):
+                raise ConfigError(
+                    f"growth={list(growth)}: expected {len(groups)} numbers, one for each of "
+                    f"{list(groups)}"
+                )
+            growth = dict(zip(groups, growth, strict=True))
+        elif not isinstance(growth, dict):
+            growth = dict.fromkeys(groups, growth)
+        unknown = sorted(set(growth) - set(groups))
+        if unknown:
+            raise ConfigError(f"growth: no groups named {unknown}; there are {list(groups)}")
+        for name, most in growth.items():
+            if not _whole(most) or most < 1:
+                raise ConfigError(f"growth of {name!r}: got {most!r}, expected an integer >= 1")
+        return dict(growth)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `Settings(**data)`."""
@@ -144,6 +189,11 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "dtype": _one_of(DTYPES),
     "reinit_scale": ("a number > 0", lambda v: _number(v) and v > 0),
     "sparsifier": _one_of(SPARSIFIERS),
+    "compensate": ("True or False", lambda v: isinstance(v, bool)),
     "cache": _one_of(("auto", "off")),
     "granularity": ("an integer >= 1", lambda v: _whole(v) and v >= 1),
+}
+FINE_TUNE_CHECKS = {
+    **{name: CHECKS[name] for name in ("epochs", "lr", "schedule")},
+    "rounds": CHECKS["epochs"],
 }

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clnp.activity import measure_activity, measure_contribution
 from clnp.data.task import Split
 from clnp.model import Model
-from clnp.sparsify import measure_activity
 from clnp.train import Fit
 
 Scores = Callable[[Model, Split, torch.device], dict[str, Tensor]]
@@ -35,11 +35,14 @@ def sparsifier(name: str) -> Sparsifier:
     """A sparsifier by its name.
 
     - "activity": L1 penalty, mean activity of the channels (paper, Algorithm 1)
+    - "contribution": L1 penalty, what the channels add to the layers that read them
     - "sdp": sharpness-aware Frank-Wolfe steps on whole channels, norm of their weights; see
       `clnp.methods.esacl.structured`
     """
     if name == "activity":
         return Sparsifier(Fit, measure_activity)
+    if name == "contribution":
+        return Sparsifier(Fit, measure_contribution)
     from clnp.methods.esacl.structured import StructuredFit, channel_scores
 
     def scores(model: Model, *_: Any) -> dict[str, Tensor]:

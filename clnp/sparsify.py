@@ -1,6 +1,4 @@
-"""Which channels a task keeps: their mean activity, and the highest thresholds that accuracy allows
-(paper, Sec. 2.2).
-"""
+"""Which channels a task keeps: the highest thresholds that accuracy allows (paper, Sec. 2.2)."""
 
 from __future__ import annotations
 
@@ -19,63 +17,12 @@ from clnp.graph import Graph, Node, build
 from clnp.groups import Group
 from clnp.model import Model
 from clnp.narrow import pruned_layers
-from clnp_kernels import ops
+from clnp.pruning import compensated, mean_outputs, read_columns, trained_bias
 
 FEATURE_BYTES = 1 << 30
 SHARES = (1.0, 0.5, 0.2)
 SHARED_GROUPS = 3
 JOINT_GROUPS = 8
-
-
-def measure_activity(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
-    """Mean absolute activity E|a| of every channel over a data set, in evaluation mode (paper,
-    Algorithm 1).
-
-    A channel's activity is what the layers that read it see, after the non-linearity; where several
-    read it, the largest of their means.
-
-    Returns:
-        group name -> [channels] float64 on the CPU, active channels first. NaN for channels that
-        were not computed (a single head's final group holds earlier tasks' channels, which the task
-        in training does not touch).
-    """
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-
-    def watch(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x, dim = channels_of(model, layer, args[0])
-            sums[layer] = sums.get(layer, 0) + ops.channel_activity(x, dim=dim).double()
-            counts[layer] = counts.get(layer, 0) + x.numel() // max(x.shape[dim], 1)
-
-        return hook
-
-    readers = [name for group in model.groups.prunable for name in group.consumers]
-    handles = [model.net.get_submodule(n).register_forward_pre_hook(watch(n)) for n in readers]
-    try:
-        with evaluating(model):
-            for x, _ in batches(split, evaluation_batch(split), device):
-                model.net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    activity = {}
-    for group in model.groups.prunable:
-        means = [(sums[name] / counts[name]).cpu() for name in group.consumers]
-        mean = torch.stack(means).amax(dim=0)
-        missing = model.active(group) + model.free(group) - mean.numel()
-        activity[group.name] = torch.cat([mean.new_full((missing,), math.nan), mean])
-    return activity
-
-
-def channels_of(model: Model, layer: str, x: Tensor) -> tuple[Tensor, int]:
-    """The value that a layer reads with its channels on an axis of their own, and that axis."""
-    if model.graph[layer].op == "conv2d":
-        return x, 1
-    positions = model.groups.positions[layer]
-    if positions > 1:
-        return x.unflatten(-1, (-1, positions)), x.dim() - 1
-    return x, -1
 
 
 @dataclass(frozen=True)
@@ -111,6 +58,8 @@ class ThresholdSearch:
         floor: the least number of correctly classified validation examples.
         device: where to evaluate.
         granularity: active channels of a group are rounded up to a multiple of this.
+        means: from `read_means`: what is cut is compensated by its mean (`pruning.compensate`).
+            None: it is cut.
         on_evaluation: called with the number of networks evaluated so far.
     """
 
@@ -123,10 +72,11 @@ class ThresholdSearch:
         device: torch.device,
         granularity: int = 1,
         on_evaluation: Callable[[int], None] = lambda done: None,
+        means: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model, self.validation, self.floor, self.device = model, validation, floor, device
         self.evaluations, self.on_evaluation = 0, on_evaluation
-        self.granularity = granularity
+        self.granularity, self.means = granularity, means or {}
         self.groups = model.groups.prunable
         self.order: dict[str, Tensor] = {}
         self.sorted: dict[str, Tensor] = {}
@@ -167,7 +117,9 @@ class ThresholdSearch:
         """Correct validation examples of the network pruned to `counts`."""
         key = tuple(counts[group.name] for group in self.groups)
         if key not in self.known:
-            network = self.model.pruned_network(self.keep(counts))
+            keep = self.keep(counts)
+            with compensated(self.model, keep, self.means):
+                network = self.model.pruned_network(keep)
             self.known[key] = count_correct(network, self.validation, self.device)
             self._evaluated()
         return self.known[key]
@@ -315,7 +267,8 @@ class ThresholdSearch:
         front, back = cut
         keep = self.keep(counts)
         keep[group.name] = self.order[group.name][: counts[group.name]]
-        layers = pruned_layers(self.model, keep)
+        with compensated(self.model, keep, self.means):
+            layers = pruned_layers(self.model, keep)
         first, total = build(front, layers), count(self.validation)
         with evaluating(first):
             example = first(first_inputs(self.validation, 1).to(self.device))
@@ -323,7 +276,7 @@ class ThresholdSearch:
             return lambda n, floor: self.correct({**counts, group.name: n})
         features, labels = _features(first, self.validation, self.device)
         reader = group.consumers[0]
-        layers[reader] = _Sliced(layers[reader])
+        layers[reader] = _Sliced(layers[reader], self._means_of_line(reader, keep))
         net = build(back, layers)
         positions = self.model.groups.positions[reader]
         frozen = features.shape[1] - counts[group.name] * positions
@@ -334,6 +287,13 @@ class ThresholdSearch:
             return count_correct(net, split, self.device, at_least=floor)
 
         return evaluate
+
+    def _means_of_line(self, reader: str, keep: Mapping[str, Tensor]) -> Tensor | None:
+        """The means of a reader's inputs in the order of a line; None where nothing is compensated."""
+        if reader not in self.means or trained_bias(self.model, reader) is None:
+            return None
+        columns = read_columns(self.model, reader, keep)
+        return self.means[reader].to(self.device)[columns]
 
     def _result(self, counts: Mapping[str, int]) -> Pruning:
         thresholds = {}
@@ -359,19 +319,26 @@ def _cut(graph: Graph, group: Group) -> tuple[Graph, Graph] | None:
 
 
 class _Sliced(nn.Module):
-    """A linear or convolutional layer that reads as many inputs as it is given, the first ones."""
+    """A linear or convolutional layer that reads as many inputs as it is given, the first ones.
 
-    def __init__(self, layer: nn.Module) -> None:
+    Arguments:
+        layer: reads all of them.
+        means: of all inputs, [I]; those of the inputs that are not given go into the bias.
+    """
+
+    def __init__(self, layer: nn.Module, means: Tensor | None) -> None:
         super().__init__()
         assert isinstance(layer, nn.Linear | nn.Conv2d)
-        self.layer = layer
+        self.layer, self.means = layer, means
 
     def forward(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        weight = layer.weight[:, : x.shape[1]]
+        layer, n = self.layer, x.shape[1]
+        weight, bias = layer.weight[:, :n], layer.bias
+        if self.means is not None:
+            bias = bias + mean_outputs(layer.weight[:, n:], self.means[n:])
         if isinstance(layer, nn.Linear):
-            return F.linear(x, weight, layer.bias)
-        return F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation)
+            return F.linear(x, weight, bias)
+        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
 
 
 def _features(net: nn.Module, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:

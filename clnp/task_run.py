@@ -5,18 +5,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from clnp.activity import read_means
 from clnp.batches import count, count_correct, seed_for
 from clnp.data.task import Task
 from clnp.forgetting import GridPoint, candidates, floor_of, per_layer, sparsest
 from clnp.model import Model
 from clnp.progress import Progress, fingerprint
-from clnp.pruning import keep_everything
+from clnp.pruning import compensate, keep_everything
 from clnp.settings import DTYPES, FineTune, Settings
 from clnp.sparsifiers import sparsifier
 from clnp.sparsify import Pruning, ThresholdSearch
@@ -50,6 +51,7 @@ class Trained:
         correct: correct validation examples before pruning.
         scores: group -> [channels] float64, what channels were ranked by.
         pruning: outcome of the threshold search.
+        means: layer -> means of its inputs, where cut channels are compensated.
     """
 
     point: GridPoint
@@ -58,6 +60,7 @@ class Trained:
     correct: int
     scores: dict[str, Tensor] | None = None
     pruning: Pruning | None = None
+    means: dict[str, Tensor] = field(default_factory=dict)
 
 
 class TaskRun:
@@ -101,7 +104,8 @@ class TaskRun:
         """Epochs over all grid points and fine-tuning."""
         if self.plan.adopt:
             return 0
-        return self.settings.epochs * len(self.points) + (self.tune.epochs if self.tune else 0)
+        tuned = self.tune.epochs * self.tune.rounds if self.tune else 0
+        return self.settings.epochs * len(self.points) + tuned
 
     def train(self) -> list[Trained]:
         """Trains every grid point from the same weights, in the same order of examples."""
@@ -197,6 +201,7 @@ class TaskRun:
             keep = keep_everything(model)
             t.pruning = Pruning(keep, dict.fromkeys(keep, 0.0), t.correct, 0.0)
             return
+        t.means = read_means(model, self.task.train, device) if self.settings.compensate else {}
         search = ThresholdSearch(
             model,
             t.scores,
@@ -205,16 +210,34 @@ class TaskRun:
             device,
             self.settings.granularity,
             lambda done: self.call("on_search", done, 0),
+            t.means,
         )
         t.pruning = search.run(self.settings.search)
 
-    def fine_tune(self, chosen: Trained) -> int:
-        """Trains what survived, if asked to; returns correct validation examples."""
+    def cut(self, t: Trained) -> None:
+        """Takes the channels that a pruning leaves out from the model."""
+        assert t.pruning is not None
+        compensate(self.model, t.pruning.keep, t.means)
+        self.model.compact(t.pruning.keep)
+
+    def fine_tune(self, chosen: Trained, best: int) -> int:
+        """Trains what survived, if asked to; returns correct validation examples.
+
+        Arguments:
+            chosen: its pruning was cut.
+            best: correct validation examples that the margin counts from, where there are more
+                rounds of pruning and fine-tuning.
+        """
         tune = self.tune
-        if tune is not None:
+        for number in range(tune.rounds if tune else 0):
+            assert tune is not None
+            if number and not self.head_only:
+                self._prune(chosen, floor_of(best, self.plan.margin, self.total))
+                self.cut(chosen)
             l1 = chosen.point.l1 if tune.l1 is None else per_layer(tune.l1, self.model.layer_names)
-            settings = self._fit_settings(tune.epochs, tune.lr, l1, "constant")
-            Fit(*self._fit_arguments(settings, "fine-tune")).run(
+            settings = self._fit_settings(tune.epochs, tune.lr, l1, tune.schedule)
+            what = f"fine-tune {number}" if number else "fine-tune"
+            Fit(*self._fit_arguments(settings, what)).run(
                 lambda state, _: self.call("on_epoch_end", {**state.history[-1], "fine_tune": True})
             )
         network = self.model.pruned_network(keep_everything(self.model))

@@ -13,7 +13,7 @@ import torch
 from clnp.cli.defaults import DEFAULTS, SPLITS
 from clnp.errors import ConfigError
 from clnp.heads import HEADS
-from clnp.settings import DTYPES, SEARCHES
+from clnp.settings import DTYPES, SEARCHES, SPARSIFIERS
 from clnp.train import SCHEDULES
 
 Numbers = tuple[float, ...]
@@ -78,6 +78,10 @@ class Config:
     augment: bool = False
     image_size: int | None = None
     convert_images: bool = False
+    fine_tune_schedule: str = "constant"
+    fine_tune_rounds: int = 1
+    growth: tuple[int, ...] = ()
+    compensate: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON has them: lists for tuples."""
@@ -116,9 +120,11 @@ class Config:
         fine_tune = {
             "epochs": self.fine_tune_epochs,
             "lr": self.fine_tune_lr,
+            "schedule": self.fine_tune_schedule,
+            "rounds": self.fine_tune_rounds,
             "l1": _one_or_list(self.fine_tune_l1) if self.fine_tune_l1 else None,
         }
-        own = ["margin", "search", "reinit_scale", "granularity", "grid_first_only"]
+        own = ["margin", "search", "reinit_scale", "granularity", "grid_first_only", "compensate"]
         # Settings without a sparsifier know none but activity.
         if self.sparsifier != "activity":
             own.append("sparsifier")
@@ -126,6 +132,7 @@ class Config:
             **{name: getattr(self, name) for name in (*SHARED, *own)},
             "seed": self.seeds[0],
             "l1": _one_or_list(self.l1),
+            "growth": _one_or_list(self.growth) if self.growth else None,
             "grid": grid or None,
             "fine_tune": fine_tune if self.fine_tune_epochs else None,
         }
@@ -217,7 +224,11 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("adopt", FLAG),
     ("method", (lambda v: isinstance(v, str) and bool(v), "the name of a method")),
     ("options", (lambda v: all(len(pair) == 2 for pair in v), "NAME=VALUE pairs")),
-    ("sparsifier", _one_of("activity", "sdp")),
+    ("sparsifier", _one_of(*SPARSIFIERS)),
+    ("fine_tune_schedule", _one_of(*SCHEDULES)),
+    ("fine_tune_rounds", _whole(1, 1000)),
+    ("growth", _each(_whole(1, 10_000_000))),
+    ("compensate", FLAG),
     ("split", _maybe(_one_of(*SPLITS))),
     ("classes_per_task", _maybe(_whole(1, 100))),
     ("validation", _maybe(_real(0, 1_000_000, above=True))),
@@ -314,7 +325,7 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if type(value) is float else str(value)
 
 
-def _one_or_list(numbers: Numbers) -> float | list[float]:
+def _one_or_list(numbers: tuple[Any, ...]) -> Any:
     return numbers[0] if len(numbers) == 1 else list(numbers)
 
 

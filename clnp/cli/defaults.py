@@ -165,5 +165,9 @@ CLNP_ONLY = (
     "reinit_scale",
     "granularity",
     "sparsifier",
+    "fine_tune_schedule",
+    "fine_tune_rounds",
+    "growth",
+    "compensate",
     "adopt",
 )

@@ -8,13 +8,18 @@ from typing import Any
 
 from clnp.cli.defaults import SPLITS
 from clnp.heads import HEADS
-from clnp.settings import DTYPES, SEARCHES
+from clnp.settings import DTYPES, SEARCHES, SPARSIFIERS
 from clnp.train import SCHEDULES
 
 
 def numbers(text: str) -> tuple[float, ...]:
     """ "1e-5,1e-6" -> (1e-5, 1e-6)."""
     return tuple(float(part) for part in text.split(","))
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """ "40,400" -> (40, 400)."""
+    return tuple(int(part) for part in text.split(","))
 
 
 FLAG: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
@@ -113,9 +118,16 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "help": "thresholds of all layers together, or one by one",
         },
         "sparsifier": {
-            "choices": ("activity", "sdp"),
-            "help": "prune by mean activity (default), or train sparse by structured SDP",
+            "choices": SPARSIFIERS,
+            "help": "prune by mean activity (default), by what a channel adds to the layers that "
+            "read it, or train sparse by structured SDP",
         },
+        "growth": {
+            "type": whole_numbers,
+            "metavar": "N[,N...]",
+            "help": "most new channels of a task after the first, one number or one per group",
+        },
+        "compensate": {**FLAG, "help": "move the mean of what is cut into the next biases"},
         "grid": {
             "nargs": "+",
             "metavar": "NAME=LIST",
@@ -143,5 +155,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "fine-tune-lr": {"type": float, "metavar": "X"},
         "fine-tune-l1": {**NUMBERS, "help": "default: that of training"},
+        "fine-tune-schedule": {"choices": tuple(SCHEDULES)},
+        "fine-tune-rounds": {
+            "type": int,
+            "metavar": "N",
+            "help": "prune and fine-tune so many times, within the one margin",
+        },
     },
 }

@@ -185,6 +185,9 @@ def clnp_cost(learner: Any, task: int, examples: int) -> dict[str, int | float]:
     model, settings, report = learner.model, learner.settings, learner.reports[task]
     before = model.tasks[task - 1].active if task else dict.fromkeys(model.sizes, 0)
     sizes = dict(model.sizes) | {g: row["size"] for g, row in report.capacity.items()}
+    if task:
+        most = settings.most_new([group.name for group in model.groups.prunable])
+        sizes |= {name: min(sizes[name], before[name] + n) for name, n in most.items()}
     after = model.tasks[task].active
     classes = model.tasks[task].classes
     shapes = _Shapes(model, sizes, before, classes)
@@ -195,8 +198,9 @@ def clnp_cost(learner: Any, task: int, examples: int) -> dict[str, int | float]:
     flops = 2 * passes * epochs * examples * sum(p.total for p in work.values())
     if settings.fine_tune is not None:
         tuned = _Shapes(model, after, before, classes).products(report.transfer_only)
-        flops += 2 * settings.fine_tune.epochs * examples * sum(p.total for p in tuned.values())
-        epochs += settings.fine_tune.epochs
+        again = settings.fine_tune.epochs * settings.fine_tune.rounds
+        flops += 2 * again * examples * sum(p.total for p in tuned.values())
+        epochs += again
     memory = sum(
         weights + 3 * free + settings.batch_size * work[name].inputs
         for name, (weights, free) in shapes.weights().items()

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import clnp
+from clnp.activity import measure_activity
 from clnp.errors import CheckpointError, ConfigError, DataError
 from clnp.pruning import keep_everything
-from clnp.sparsify import measure_activity
 from tests.clnp.cases import random_keep, some_steps
 from tests.clnp.conv_cases import SHAPE, Plan, convert, patterns, randomise_norms
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clnp
+from clnp.activity import channels_of
 from clnp.model import Model
 from clnp.pruning import keep_everything
-from clnp.sparsify import channels_of
 from tests.clnp import cases, conv_cases
 from tests.clnp.cases import (
     Functional,

@@ -5,13 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clnp.activity import measure_activity
 from clnp.batches import count_correct
 from clnp.data import Task
 from clnp.errors import ConfigError
 from clnp.forgetting import candidates, floor_of, grid_points, per_layer, sparsest
 from clnp.model import Model
 from clnp.pruning import check_keep
-from clnp.sparsify import ThresholdSearch, measure_activity
+from clnp.sparsify import ThresholdSearch
 from clnp.train import Fit, FitSettings
 from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep
 

@@ -156,7 +156,7 @@ def channel_scores(model: Model) -> dict[str, Tensor]:
     """How much of each channel structured SDP has left: the norm of its incoming weights; of
     channels that earlier tasks own, the norm of the weights with which this task reads them.
 
-    Laid out as `clnp.sparsify.measure_activity`, so that `ThresholdSearch` takes either. In trials
+    Laid out as `clnp.activity.measure_activity`, so that `ThresholdSearch` takes either. In trials
     on permuted digits the norm found fewer channels at equal accuracy than the mean activity, which
     counts a channel with no weights and a bias as active.
 
