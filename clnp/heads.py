@@ -92,7 +92,9 @@ class Head(nn.Module):
             like = self.free_weight
             fresh = torch.empty(value.shape, dtype=like.dtype, device=like.device)
             if name in ("free_weight", "free_bias"):
-                setattr(self, name, nn.Parameter(fresh))
+                own = getattr(self, name)
+                if own is None or own.shape != value.shape:  # an optimizer may hold it
+                    setattr(self, name, nn.Parameter(fresh))
             elif name.startswith((*LEARNED, "active_weight")):
                 self.register_buffer(name, fresh)
         if prefix + "free_bias" not in state_dict:

@@ -8,42 +8,23 @@ left and gives the dropped channels back as free capacity.
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from clnp.errors import CheckpointError, ConfigError
 from clnp.graph import OPS, Graph, Node
+from clnp.guards import check_parameters, refuse_backward, retiring
 from clnp.heads import HEADS
 from clnp.learned import LearnedTask, check_shapes
 from clnp.narrow import pruned_layers
 from clnp.network import MaskedLayer, Network
 from clnp.pruning import Keep, check_keep, free_inputs, head_columns, keep_first, rows
-from clnp_kernels.nn import PartialBatchNorm2d, retire
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def retiring(method: Method) -> Method:
-    """Makes the parameters that a method of `Model` replaces say so to whoever still holds them."""
-
-    @functools.wraps(method)
-    def wrapper(self: Model, *args: Any, **kwargs: Any) -> Any:
-        before = list(self.parameters())
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            now = {id(parameter) for parameter in self.parameters()}
-            for parameter in before:
-                if id(parameter) not in now:
-                    retire(parameter)
-
-    return cast(Method, wrapper)
+from clnp_kernels.nn import PartialBatchNorm2d
 
 
 class Model(Network):
@@ -95,7 +76,7 @@ class Model(Network):
         logits = super().forward(x, task)
         trained = self.in_task or not self.tasks
         if task is None and not trained and self.training and not torch.compiler.is_compiling():
-            _refuse_backward(logits)
+            refuse_backward(logits)
         return logits
 
     # The life of a task
@@ -301,16 +282,7 @@ class Model(Network):
         self._require_parameters(what)
 
     def _require_parameters(self, what: str) -> None:
-        for name in (*self.masked, self.groups.head):
-            module = self.net.get_submodule(name)
-            for key in ("free_weight", "free_bias"):
-                value = getattr(module, key)
-                if value is not None and not isinstance(value, nn.Parameter):
-                    raise ConfigError(
-                        f"{what}(): {key} of {name!r} is computed from other parameters; put its "
-                        "value in place first, as torch.nn.utils.parametrize."
-                        f"remove_parametrizations(layer, {key!r}) does"
-                    )
+        check_parameters({**self.masked, self.groups.head: self.head}, what)
 
     # State
 
@@ -393,21 +365,6 @@ def _dense(node: Node) -> nn.Module:
     op = OPS[node.op]
     assert op.make is not None
     return op.make(**{name: node.attrs[name] for name in op.attrs})
-
-
-def _refuse_backward(logits: Tensor) -> None:
-    """Makes a training step on what is frozen say so, where it would otherwise fail for want of a
-    gradient.
-    """
-
-    def refuse(grad: Tensor) -> None:
-        raise ConfigError(
-            "no task is in training, and what was learned does not change: call begin_task() "
-            "before training, or model.eval() and torch.no_grad() for evaluation"
-        )
-
-    if torch.is_grad_enabled() and not logits.requires_grad:
-        logits.requires_grad_().register_hook(refuse)
 
 
 def _freeze_all(module: MaskedLayer | PartialBatchNorm2d) -> None:

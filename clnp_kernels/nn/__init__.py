@@ -1,7 +1,8 @@
 """Modules with a frozen part and a free part."""
 
+from ._replaced import retire
 from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear
 from .partial_batch_norm import PartialBatchNorm1d, PartialBatchNorm2d
 
-__all__ = ["MaskedConv2d", "MaskedLinear", "PartialBatchNorm1d", "PartialBatchNorm2d"]
+__all__ = ["MaskedConv2d", "MaskedLinear", "PartialBatchNorm1d", "PartialBatchNorm2d", "retire"]

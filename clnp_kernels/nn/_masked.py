@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .._checks import check_choice
 from ..errors import message
 from ..ops.masked_linear import ACTIVATIONS
+from ._replaced import replacement
 from ._state import format_of, take_shapes, wrong_dimensions
 
 NAMES = ("active_weight", "active_bias", "free_weight", "free_bias")
@@ -153,10 +154,10 @@ class Masked(nn.Module):
         if self.free_bias is not None and self.active_bias is not None:
             self.active_bias = torch.cat([self.active_bias, self.free_bias[keep_out]])
             zeros = self.free_bias.new_zeros(rows - len(keep_out))
-            self.free_bias = parameter(zeros, self.free_bias)
+            self.free_bias = replacement(self.free_bias, zeros)
         self.active_weight = weight
         zeros = self._zeros(rows - len(keep_out), self.free_weight.shape[1])
-        self.free_weight = parameter(zeros, self.free_weight)
+        self.free_weight = replacement(self.free_weight, zeros)
 
     @torch.no_grad()
     def keep_free(self, keep_out: Tensor, keep_in: Tensor) -> None:
@@ -174,8 +175,8 @@ class Masked(nn.Module):
         keep_out, kept = self._kept(keep_out, keep_in)
         weight = self._zeros(*kept.shape[:2]).copy_(kept)
         if self.free_bias is not None:
-            self.free_bias = parameter(self.free_bias[keep_out], self.free_bias)
-        self.free_weight = parameter(weight, self.free_weight)
+            self.free_bias = replacement(self.free_bias, self.free_bias[keep_out])
+        self.free_weight = replacement(self.free_weight, weight)
 
     def _kept(self, keep_out: Tensor, keep_in: Tensor) -> tuple[Tensor, Tensor]:
         """``keep_out`` on the layer's device, and the free weights of these outputs from the active
@@ -200,10 +201,10 @@ class Masked(nn.Module):
         rows, columns = self.free_weight.shape[:2]
         weight = self._zeros(rows + outputs, columns + (0 if self.depthwise else inputs))
         weight[:rows, :columns] = self.free_weight
-        self.free_weight = parameter(weight, self.free_weight)
+        self.free_weight = replacement(self.free_weight, weight)
         if self.free_bias is not None:
             bias = nn.functional.pad(self.free_bias, (0, outputs))
-            self.free_bias = parameter(bias, self.free_bias)
+            self.free_bias = replacement(self.free_bias, bias)
 
     def _zeros(self, rows: int, columns: int) -> Tensor:
         """Weights that lie as those that are there do."""
@@ -241,11 +242,6 @@ class Masked(nn.Module):
             if bias is not None and bias != rows:
                 return message(f"{part}_bias.shape", bias, f"{rows}, the outputs of {part}_weight")
         return ""
-
-
-def parameter(value: Tensor, like: Tensor) -> nn.Parameter:
-    """A parameter that requires a gradient if ``like`` does."""
-    return nn.Parameter(value, requires_grad=like.requires_grad)
 
 
 def check_boundary(name: str, value: int, size_name: str, size: int) -> None:

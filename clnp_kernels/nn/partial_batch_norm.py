@@ -10,7 +10,8 @@ from .. import ops
 from .._checks import check_choice
 from ..errors import message
 from ..ops.masked_linear import ACTIVATIONS
-from ._masked import check_boundary, check_index, parameter
+from ._masked import check_boundary, check_index
+from ._replaced import replacement
 from ._state import take_shapes, wrong_dimensions
 
 # kind -> value of a fresh channel
@@ -273,7 +274,7 @@ class PartialBatchNorm2d(nn.Module):
             if old is not None:
                 tensor = new(old.detach(), value)
                 is_parameter = isinstance(old, nn.Parameter)
-                setattr(self, f"free_{kind}", parameter(tensor, old) if is_parameter else tensor)
+                setattr(self, f"free_{kind}", replacement(old, tensor) if is_parameter else tensor)
 
     def extra_repr(self) -> str:
         """Sizes, boundary and what is not default."""

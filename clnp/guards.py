@@ -1,0 +1,66 @@
+"""Misuse of a network in a training loop of one's own that would go unnoticed without these."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from clnp.errors import ConfigError
+from clnp_kernels.nn import retire
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def retiring(method: Method) -> Method:
+    """Makes the parameters that a method of a module replaces say so to an optimizer that still
+    holds them.
+    """
+
+    @functools.wraps(method)
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        before = list(self.parameters())
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            now = {id(parameter) for parameter in self.parameters()}
+            for parameter in before:
+                if id(parameter) not in now:
+                    retire(parameter)
+
+    return cast(Method, wrapper)
+
+
+def refuse_backward(logits: Tensor) -> None:
+    """Makes a training step on what is frozen say so; torch would only miss a gradient."""
+
+    def refuse(grad: Tensor) -> None:
+        raise ConfigError(
+            "no task is in training, and what was learned does not change: call begin_task() "
+            "before training, or model.eval() and torch.no_grad() for evaluation"
+        )
+
+    if torch.is_grad_enabled() and not logits.requires_grad:
+        logits.requires_grad_().register_hook(refuse)
+
+
+def check_parameters(modules: Mapping[str, nn.Module], what: str) -> None:
+    """Raises ConfigError where free weights are computed from other parameters (a parametrization,
+    weight norm): moving channels would not reach these.
+
+    Arguments:
+        modules: name -> module with free weights.
+        what: what is about to be done.
+    """
+    for name, module in modules.items():
+        for key in ("free_weight", "free_bias"):
+            value = getattr(module, key)
+            if value is not None and not isinstance(value, nn.Parameter):
+                raise ConfigError(
+                    f"{what}(): {key} of {name!r} is computed from other parameters; put its value "
+                    "in place first, as torch.nn.utils.parametrize.remove_parametrizations(layer, "
+                    f"{key!r}) does"
+                )
