@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from clnp.batches import labels
 from clnp.data.task import Task
-from clnp.errors import ConfigError, DataError
+from clnp.errors import ConfigError, DataError, TrainingError
 from clnp.model import Model
 
 
@@ -39,6 +42,17 @@ def check_task(model: Model, task: Task) -> int:
             )
     model.check_capacity()
     return classes
+
+
+def check_scores(model: Model, scores: Mapping[str, Tensor]) -> None:
+    """Raises TrainingError where the channels of a task were ranked by what is no number."""
+    for group in model.groups.prunable:
+        # Those of active channels are NaN where nothing computed them.
+        if not bool(torch.isfinite(scores[group.name][model.active(group) :]).all()):
+            raise TrainingError(
+                f"activity of {group.name!r}: a channel's mean is not finite. Look for NaN or "
+                "huge numbers in the inputs, or take a lower lr"
+            )
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -17,19 +17,20 @@ import torch
 from clnp import checkpoint
 from clnp.batches import accuracy, first_inputs, seed_for, seeded
 from clnp.certificate import Certificate, Verdict
-from clnp.checks import check_device, check_task
+from clnp.checks import check_device, check_scores, check_task
 from clnp.data.task import Split, Task
 from clnp.errors import CapacityWarning, CheckpointError, ConfigError, DataError
 from clnp.forgetting import GridPoint, grid_points
+from clnp.memory import memory_needed
 from clnp.model import Model
 from clnp.progress import Progress
+from clnp.restore import EXTRA, dtype_name, dtype_of, restored
 from clnp.settings import Settings
 from clnp.task_report import TaskReport, capacity_of, reuse_of
 from clnp.task_run import Plan, TaskRun
 
 KIND = "learner"
 CHECKPOINT = "checkpoint.safetensors"
-EXTRA = "_extra_state"  # the structure within a state dict; a checkpoint holds it as JSON
 
 
 class Learner:
@@ -117,7 +118,7 @@ class Learner:
             CapacityError: single head and no free channel in the final hidden layer. With several
                 heads the task is learned by a new head alone: a CapacityWarning, and the report's
                 `transfer_only`, say so.
-            TrainingError: the loss became NaN or infinite.
+            TrainingError: the loss, a weight or an activity became NaN or infinite; memory ran out.
         """
         return self._run(task, Plan(self.settings.margin))
 
@@ -159,14 +160,15 @@ class Learner:
         self._seconds = dict.fromkeys(("fit", "search", "fine_tune", "evaluate", "total"), 0.0)
         try:
             # Data sets may draw random numbers whenever they are read.
-            with self._timed("total"), seeded(seed_for(self.settings.seed, index), self.device):
+            with (
+                self._timed("total"),
+                seeded(seed_for(self.settings.seed, index), self.device),
+                memory_needed(f"task {task.name!r}", self.settings.batch_size),
+            ):
                 report = self._learn(task, index, classes, plan)
             report.seconds = dict(self._seconds)
         except BaseException:
-            self.model.load_state_dict(before)
-            del self.certificate.entries[index:], self.certificate.probes[index:]
-            del self._tests[index:]
-            self.model.eval()
+            self._undo(before, index)
             raise
         self.reports.append(report)
         if self.checkpoint_dir is not None:
@@ -174,6 +176,14 @@ class Learner:
             self._progress.clear()
         self._call("on_task_end", report)
         return report
+
+    def _undo(self, before: dict[str, Any], index: int) -> None:
+        """Leaves everything as it was before task `index`."""
+        self.model.zero_grad(set_to_none=True)
+        self.model.load_state_dict(before)
+        del self.certificate.entries[index:], self.certificate.probes[index:]
+        del self._tests[index:]
+        self.model.eval()
 
     def _learn(self, task: Task, index: int, classes: int, plan: Plan) -> TaskReport:
         settings, model = self.settings, self.model
@@ -211,6 +221,8 @@ class Learner:
             chosen = run.prune(trained)
         assert chosen.pruning is not None
         assert chosen.scores is not None
+        if not full:
+            check_scores(model, chosen.scores)
         best = max(t.correct for t in trained)
         run.cut(chosen)
         with self._timed("fine_tune"):
@@ -284,7 +296,7 @@ class Learner:
         atomically; a file that is there is replaced.
 
         Raises:
-            CheckpointError: the file can't be written; an older one is still whole.
+            SaveError: the file can't be written; an older one is still whole.
         """
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items() if k != EXTRA}
         tensors |= {f"probe.{k}": probe for k, probe in enumerate(self.certificate.probes)}
@@ -293,7 +305,7 @@ class Learner:
             "structure": self.model.structure(),
             "reports": [report.to_json() for report in self.reports],
             "certificate": self.certificate.to_json(),
-            "dtype": str(self.model.head.free_weight.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.model.head.free_weight.dtype),
         }
         checkpoint.write(path, KIND, tensors, data)
 
@@ -322,17 +334,16 @@ class Learner:
         path, device = Path(path), check_device(device)
         path = path / CHECKPOINT if path.is_dir() else path
         tensors, data = checkpoint.read(path, KIND)
+        prefix = "model."
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
-            model = Model.from_structure(data["structure"]).to(getattr(torch, data["dtype"]))
-            prefix = "model."
-            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            model.load_state_dict({**state, EXTRA: model.get_extra_state()})
+            model = restored(data["structure"], dtype_of(data["dtype"]), state)
             settings = data["settings"]
             learner = cls(model.eval(), device=device, callbacks=callbacks, **settings)
             learner.reports = [TaskReport(**report) for report in data["reports"]]
             probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
             learner.certificate = Certificate.from_json(data["certificate"], probes)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except Exception as error:  # anybody can have written anything
             raise CheckpointError(f"{path} does not hold a complete learner: {error}") from error
         learner._use_folder(checkpoint_dir, path)
         learner._attach(tasks)
