@@ -6,6 +6,9 @@ for bad arguments without knowing this module.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class ClnpError(Exception):
     """Base of all errors raised by `clnp`."""
@@ -41,3 +44,21 @@ class SaveError(CheckpointError):
 
 class TrainingError(ClnpError, RuntimeError):
     """Training can't go on: the loss or a weight is no longer finite, or memory ran out."""
+
+
+class TrialError(ClnpError, RuntimeError):
+    """Some of several trials failed for good (see `clnp.fan_out`).
+
+    Attributes:
+        failures: name -> `clnp.fanout.trial.Failure`, whose `text` is one line and whose
+            `traceback` is that of the worker.
+        results: name -> result of those that did not fail.
+    """
+
+    def __init__(
+        self, failures: Mapping[str, Any], results: Mapping[str, Any], advice: str = ""
+    ) -> None:
+        self.failures, self.results = dict(failures), dict(results)
+        told = "; ".join(f"{name}: {failure.text}" for name, failure in failures.items())
+        total = len(failures) + len(results)
+        super().__init__(f"{len(failures)} of {total} failed: {told}{advice}")
