@@ -45,13 +45,18 @@ def _triton() -> str:
         return "not installed"
 
 
-def describe() -> str:
-    """The table and the versions as text."""
-    lines = [f"{key:14} {value}" for key, value in versions().items()]
-    lines += ["", f"{'operator':26} {'device':7} {'implementation':24} reason"]
+def table() -> list[str]:
+    """The table of implementations as lines of text."""
+    lines = [f"{'operator':26} {'device':7} {'implementation':24} reason"]
     for (name, device), (implementation, reason) in implementations().items():
         lines.append(f"{name:26} {device:7} {implementation:24} {reason}".rstrip())
-    return "\n".join(lines)
+    return lines
+
+
+def describe() -> str:
+    """The versions and the table as text."""
+    lines = [f"{key:14} {value}" for key, value in versions().items()]
+    return "\n".join([*lines, "", *table()])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from clnp.cli.defaults import DEFAULTS, NAMED
 from clnp.cli.options import OPTIONS, PLACES
+from clnp_kernels import __version__
 
 USAGE = 2
 STREAMS = tuple(DEFAULTS)
@@ -58,6 +59,7 @@ def parser() -> Parser:
         prog="clnp",
         description="Continual learning by neural pruning: learn tasks, forget nothing.",
     )
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="learn a stream of tasks and write a run folder")
     run.add_argument("--method", metavar="NAME", help="clnp (default) or another, see clnp methods")
@@ -71,6 +73,7 @@ def parser() -> Parser:
     )
     _add_experiment(compare)
     commands.add_parser("methods", help="list the methods and their options")
+    commands.add_parser("info", help="versions, hardware, and who serves each operator")
     show = commands.add_parser("report", help="print the tables of a run or a comparison")
     show.add_argument("run", metavar="RUN", type=Path, help="its folder")
     show.add_argument("--plots", action="store_true", help="draw the plots anew from metrics.json")

@@ -1,4 +1,4 @@
-"""The command line: `clnp run`, `compare`, `methods`, `report`, `verify`, `export`.
+"""The command line: `clnp run`, `compare`, `methods`, `info`, `report`, `verify`, `export`.
 
 Exit codes: 0 done; 1 a certificate doesn't hold; 2 bad arguments, settings or data; 3 stopped in
 the middle (network full, loss not finite, disk full, bug); 130 interrupted. Errors are one line on
@@ -88,6 +88,14 @@ def command_methods(options: argparse.Namespace) -> int:
     return OK
 
 
+def command_info(options: argparse.Namespace) -> int:
+    """`clnp info`: versions, hardware, and which implementation serves each operator."""
+    from clnp.cli import info
+
+    print("\n".join(info.lines()))
+    return OK
+
+
 def command_report(options: argparse.Namespace) -> int:
     """`clnp report`: the tables again, from the files."""
     from clnp.cli import compare, report, results
@@ -168,6 +176,7 @@ COMMANDS = {
     "run": command_run,
     "compare": command_compare,
     "methods": command_methods,
+    "info": command_info,
     "report": command_report,
     "verify": command_verify,
     "export": command_export,
