@@ -1,4 +1,4 @@
-"""Writing a network to a file that needs no clnp to be read."""
+"""Writing a network to a file that needs no training code to be read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from clnp.atomic import replacing
-from clnp.errors import CheckpointError, ConfigError
+from clnp.errors import ConfigError, SaveError
+from clnp.network_file import write_network
 
-SUFFIXES = (".pt2", ".onnx")
+SUFFIXES = (".pt2", ".onnx", ".safetensors")
 ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
@@ -23,7 +24,9 @@ def export(network: nn.Module, path: str | Path, example: Tensor) -> Path:
         network: a plain module, e.g. from `clnp.extract`; written in evaluation mode.
         path: the file. Its ending chooses the format: `.pt2` for `torch.export`, read by
             `torch.export.load(path).module()`; `.onnx` for ONNX (needs the packages onnx and
-            onnxscript), read by onnxruntime; input "x" [batch, ...], output "logits" [batch, C].
+            onnxscript), read by onnxruntime; input "x" [batch, ...], output "logits" [batch, C];
+            `.safetensors`, read by `clnp.load_network(path)`, the one that may safely be read
+            from strangers (of a network from `clnp.extract`).
         example: a batch [B, ...] that the network takes, on its device; its numbers do not matter.
 
     Returns:
@@ -31,26 +34,28 @@ def export(network: nn.Module, path: str | Path, example: Tensor) -> Path:
 
     Raises:
         ConfigError: another ending, or a package that is needed is missing.
-        CheckpointError: the file can't be written.
+        SaveError: the file can't be written.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ConfigError(
             f"path={str(path)!r}: expected a file that ends in {' or '.join(SUFFIXES)}"
         )
+    if path.suffix == ".safetensors":
+        write_network(path, network)
+        return path
     # A batch of 1 would be taken for a constant.
     example = example[:1].repeat(4, *[1] * (example.dim() - 1))
     training = network.training
     network.eval()
     try:
         with replacing(path) as temporary:
-            # torch insists on the ending
-            named = temporary.with_suffix(path.suffix)
             write = _write_onnx if path.suffix == ".onnx" else _write_pt2
-            write(network, named, example)
-            named.replace(temporary)
+            write(network, temporary, example)
     except OSError as error:
-        raise CheckpointError(f"{path}: can't be written ({error})") from error
+        raise SaveError(
+            f"{path}: can't be written ({error}); make room, or name another"
+        ) from error
     finally:
         network.train(training)
     return path
@@ -58,20 +63,24 @@ def export(network: nn.Module, path: str | Path, example: Tensor) -> Path:
 
 def _write_pt2(network: nn.Module, path: Path, example: Tensor) -> None:
     dynamic = ({0: torch.export.Dim("batch")},)
-    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=dynamic), path)
+    program = torch.export.export(network, (example,), dynamic_shapes=dynamic)
+    # A file, because torch insists on the ending of a path.
+    with open(path, "wb") as file:
+        torch.export.save(program, file)
 
 
 def _write_onnx(network: nn.Module, path: Path, example: Tensor) -> None:
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"ONNX files need {' and '.join(missing)}: pip install 'clnp[onnx]'")
-    options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
-    torch.onnx.export(
+    options: dict[str, Any] = {"dynamo": True, "verbose": False}
+    program = torch.onnx.export(
         network,
         (example,),
-        path,
         input_names=["x"],
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         **options,
     )
+    assert program is not None
+    path.write_bytes(program.model_proto.SerializeToString())

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clnp.graph import Graph, build
 from clnp.model import Model
+from clnp.network_file import GRAPH
 
 
 def extract(model: Model, task: int, *, fold_batch_norm: bool = False) -> fx.GraphModule:
@@ -38,10 +39,11 @@ def extract(model: Model, task: int, *, fold_batch_norm: bool = False) -> fx.Gra
     Raises:
         ConfigError: no such task.
     """
-    narrow = copy.deepcopy(model.subnetwork(task, fresh=True))
+    narrow, graph = copy.deepcopy(model.subnetwork(task, fresh=True)), model.narrow_graph
     if fold_batch_norm:
-        graph, layers = _folded(model.narrow_graph, dict(narrow.named_modules()))
+        graph, layers = _folded(graph, dict(narrow.named_modules()))
         narrow = build(graph, layers).eval()
+    narrow.meta[GRAPH] = graph
     return narrow.requires_grad_(True)
 
 

@@ -1,0 +1,78 @@
+"""One task's network in a safetensors file: layers as data and tensors, nothing that could run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+
+from clnp import checkpoint
+from clnp.errors import CheckpointError, ConfigError
+from clnp.graph import Graph, Node, build
+from clnp.plain import plain_module
+
+KIND = "network"
+GRAPH = "clnp_graph"  # where `clnp.extract` leaves the graph, in a GraphModule's `meta`
+LAYER = {"weight": "weight", "bias": "bias"}
+NORM = {**LAYER, "mean": "running_mean", "var": "running_var"}
+
+
+def write_network(path: Path, network: nn.Module) -> None:
+    """Writes a network from `clnp.extract`, as `clnp.export` does for `.safetensors`.
+
+    Raises:
+        ConfigError: the network comes from elsewhere, so its layers are not known as data.
+        SaveError: the file can't be written.
+    """
+    graph = getattr(network, "meta", {}).get(GRAPH)
+    if graph is None:
+        raise ConfigError(
+            "network: a .safetensors file takes what clnp.extract returned, got "
+            f"{type(network).__name__}; other modules go into .pt2 or .onnx"
+        )
+    checkpoint.write(path, KIND, network.state_dict(), {"graph": graph.to_json()})
+
+
+def load_network(path: str | Path) -> fx.GraphModule:
+    """Reads a network that `clnp.export` wrote to a `.safetensors` file.
+
+    Nothing in the file is run or unpickled, so it may come from anywhere; `.pt2` files may not,
+    because `torch.export.load` unpickles.
+
+    Returns:
+        plain `torch.nn` layers in evaluation mode, as `clnp.extract` gave them; x [B, ...] ->
+        logits [B, C], the same bits.
+
+    Raises:
+        CheckpointError: no such file, damaged, not a network's, or tensors that do not fit.
+    """
+    path = Path(path)
+    tensors, data = checkpoint.read(path, KIND)
+    try:
+        graph = Graph.from_json(data["graph"])
+        layers = {
+            node.name: plain_module(node.op, node.attrs, _own(node, tensors))
+            for node in graph.weighted
+        }
+        network = build(graph, layers).eval()
+        network.load_state_dict(tensors)
+        _check_fits(network, graph)
+    except Exception as error:  # anybody can have written anything
+        raise CheckpointError(f"{path} does not hold a network: {error}") from error
+    network.meta[GRAPH] = graph
+    return network
+
+
+def _own(node: Node, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    names = NORM if node.op.startswith("batch_norm") else LAYER
+    return {key: tensors.get(f"{node.name}.{name}") for key, name in names.items()}
+
+
+def _check_fits(network: nn.Module, graph: Graph) -> None:
+    """Raises where the layers do not fit one another: a batch of shapes goes through them."""
+    shapes = {name: value.to("meta") for name, value in network.state_dict().items()}
+    weight = next(network.parameters())
+    batch = torch.empty(2, *graph.nodes[0].attrs["shape"][1:], dtype=weight.dtype, device="meta")
+    torch.func.functional_call(network, shapes, (batch,))
