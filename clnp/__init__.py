@@ -14,12 +14,14 @@ from clnp.errors import (
     ConfigError,
     ConvertError,
     DataError,
+    SaveError,
     TrainingError,
 )
 from clnp.export import export
 from clnp.extract import Footprint, extract, footprint
 from clnp.learner import Learner
 from clnp.model import Model
+from clnp.network_file import load_network
 from clnp.settings import FineTune, Settings
 from clnp.task_report import TaskReport
 
@@ -35,6 +37,7 @@ __all__ = [
     "Footprint",
     "Learner",
     "Model",
+    "SaveError",
     "Settings",
     "TaskReport",
     "TrainingError",
@@ -43,5 +46,6 @@ __all__ = [
     "export",
     "extract",
     "footprint",
+    "load_network",
     "models",
 ]
