@@ -10,21 +10,32 @@ Each command imports rich and matplotlib itself, so that --help and complaints c
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
 from clnp.cli import chosen, runs
 from clnp.cli.arguments import FORMATS, STREAMS, USAGE, parse
-from clnp.errors import CheckpointError, ClnpError, ConfigError, ConvertError, DataError
+from clnp.errors import (
+    CheckpointError,
+    ClnpError,
+    ConfigError,
+    ConvertError,
+    DataError,
+    SaveError,
+)
 from clnp.learner import Learner
+from clnp.memory import out_of_memory
 
 __all__ = ["STREAMS", "main"]
 
 OK, FAILED, STOPPED, INTERRUPTED = 0, 1, 3, 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
-        return COMMANDS[options.command](options)
+        with runs.reading(options.run) if options.command == "report" else nullcontext():
+            return COMMANDS[options.command](options)
     except KeyboardInterrupt:
         return _interrupted(options)
     except BrokenPipeError:
@@ -216,10 +228,15 @@ def _complain(error: Exception) -> int:
     usage = isinstance(
         error, (ConfigError, DataError, ConvertError, CheckpointError, runs.RunError)
     )
-    ours = isinstance(error, (ClnpError, OSError))
+    refused = out_of_memory(error)
+    ours = refused or isinstance(error, (ClnpError, OSError))
     text = " ".join(str(error).split())
     kind = "" if ours else f"{type(error).__name__}: "
     hint = "" if ours else " (this looks like a bug; CLNP_DEBUG=1 shows where)"
+    if isinstance(error, SaveError) or getattr(error, "errno", None) in FULL:
+        usage, hint = False, "; once there is room, go on with --resume"
+    elif refused:
+        usage, hint = True, "; memory ran out, take a smaller network"
     print(f"clnp: error: {kind}{text}{hint}", file=sys.stderr)
     return USAGE if usage else STOPPED
 

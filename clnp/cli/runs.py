@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from clnp.cli.config import Config, differences
 from clnp.errors import ClnpError, ConfigError
 
 FORMAT = "clnp-run"
+MAX_JSON = 256 << 20
 VERSION = 1
 CONFIG = "config.json"
 METRICS = "metrics.json"
@@ -74,6 +75,17 @@ class Places:
             options.workers or cls.workers,
         )
 
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Places:
+        """From a file, which can hold anything. Raises TypeError or ValueError."""
+        places = cls(**{**values, "paths": tuple(values.get("paths", ()))})
+        texts = (places.data_root or "", places.pretrained or "", *places.paths)
+        if not all(isinstance(text, str) and "\0" not in text for text in texts):
+            raise TypeError(f"data_root, paths and pretrained: expected paths, got {texts}")
+        if not isinstance(places.workers, int) or places.workers < 1:
+            raise ValueError(f"workers: expected a number from 1, got {places.workers!r}")
+        return places
+
     def over(self, old: Places) -> Places:
         """These places, and the old ones where there are none."""
         return Places(
@@ -104,11 +116,31 @@ def read_json(path: Path) -> Any:
         RunError: no such file, or damaged.
     """
     try:
+        if path.stat().st_size > MAX_JSON:
+            raise RunError(f"{path}: is larger than {MAX_JSON >> 20} MiB; clnp did not write it")
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise RunError(f"{path}: no such file; is {path.parent} the folder of a run?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: can't be read ({error})") from error
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Around what takes numbers out of a run's files: JSON that is whole can hold anything.
+
+    Raises:
+        RunError: they hold something else than a run.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, ClnpError):
+            raise
+        raise RunError(
+            f"{folder}: its files are damaged, or not of this version of clnp "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def write_config(folder: Path, config: Config, places: Places) -> None:
@@ -138,9 +170,8 @@ def read_config(folder: Path) -> tuple[Config, Places]:
     known = {
         field.name: data[field.name] for field in dataclasses.fields(Places) if field.name in data
     }
-    return Config.from_dict(data["config"]), Places(
-        **{**known, "paths": tuple(known.get("paths", ()))}
-    )
+    with reading(folder):
+        return Config.from_dict(data["config"]), Places.checked(known)
 
 
 def is_run(folder: Path) -> bool:
@@ -211,7 +242,7 @@ def clear(folder: Path) -> None:
         for export in folder.glob(f"task-*.{ending}"):
             export.unlink()
     for below in folder.glob("seed-*"):
-        if is_run(below):
+        if is_run(below) and not below.is_symlink():
             clear(below)
             if not any(p.name != LOCK for p in below.iterdir()):
                 shutil.rmtree(below)
@@ -224,8 +255,10 @@ def locked(folder: Path) -> Iterator[None]:
     it ends.
 
     Raises:
-        RunError: another process holds it. ConfigError: the folder can't be written.
+        RunError: another process holds it; a file of the run is a link. ConfigError: the folder
+            can't be written.
     """
+    _check_links(folder)
     try:
         import fcntl
     except ImportError:  # Windows
@@ -249,14 +282,18 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def _check_links(folder: Path) -> None:
+    """A run folder from elsewhere must not lead what is written somewhere else."""
+    for path in (*(folder / name for name in (*FILES, *FOLDERS)), *folder.glob("seed-*")):
+        if path.is_symlink():
+            raise RunError(f"{path}: is a link, which a run does not write through; remove it")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Deletes half-written files of a killed process; only while holding the lock."""
-    for path in (
-        *folder.glob(".*.tmp"),
-        *folder.glob("plots/.*.tmp"),
-        *folder.glob("seed-*/.*.tmp"),
-    ):
-        path.unlink(missing_ok=True)
+    for place in (".", "plots", PROGRESS, "seed-*", "seed-*/plots", f"seed-*/{PROGRESS}"):
+        for path in folder.glob(f"{place}/.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _check_writable(folder: Path) -> None:
