@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clnp import grid_trials
 from clnp.activity import read_means
 from clnp.batches import count, count_correct, seed_for
 from clnp.data.task import Task
+from clnp.fanout import Workers
 from clnp.forgetting import GridPoint, candidates, floor_of, per_layer, sparsest
 from clnp.model import Model
 from clnp.progress import Progress, fingerprint
@@ -23,6 +27,8 @@ from clnp.sparsifiers import sparsifier
 from clnp.sparsify import Pruning, ThresholdSearch
 from clnp.task_report import no_activity
 from clnp.train import Fit, FitSettings, FitState, moving
+
+ALONE = Workers(1)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,9 @@ class TaskRun:
         progress: where unfinished fits are kept.
         call: (event, *arguments) tells the callbacks.
         head_only: train nothing but the head (the final hidden group is full).
+        workers: for the grid points and the searches of the candidates, where there are several.
+
+    It can be pickled: what arrives in another process tells its events to this one.
     """
 
     def __init__(
@@ -87,12 +96,27 @@ class TaskRun:
         call: Callable[..., None],
         *,
         head_only: bool,
+        workers: Workers = ALONE,
     ) -> None:
         self.model, self.task, self.index = model, task, index
         self.settings, self.plan, self.points = settings, plan, points
         self.progress, self.call, self.head_only = progress, call, head_only
+        self.workers = workers
         self.sparsifier = sparsifier(settings.sparsifier)
         self.total = count(task.validation)
+        self.done: Counter[int] = Counter()  # grid point -> epochs behind it
+
+    def __getstate__(self) -> dict[str, Any]:
+        task = copy.copy(self.task)
+        object.__setattr__(task, "test", task.validation)  # it need not travel
+        here = ("call", "workers", "sparsifier")
+        state = {name: value for name, value in self.__dict__.items() if name not in here}
+        return {**state, "task": self.workers.shared(task)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.call, self.workers = grid_trials.told, ALONE
+        self.sparsifier = sparsifier(self.settings.sparsifier)
 
     @property
     def tune(self) -> FineTune | None:
@@ -114,26 +138,43 @@ class TaskRun:
         if self.plan.adopt:
             correct = count_correct(self.model.net, self.task.validation, self.model.device)
             return [Trained(self.points[0], start, [], correct)]
-        trained = []
-        for i, point in enumerate(self.points):
-            restore(tensors, start)
-            state = self._fit(i, point)
-            correct = round(state.history[-1]["validation_accuracy"] * self.total)
-            copies = [t.detach().clone() for t in tensors]
-            trained.append(Trained(point, copies, state.history, correct))
-        return trained
+        trained = self._saved(tensors)
+        self.done.update(dict.fromkeys(trained, self.settings.epochs))
+        missing = [i for i in range(len(self.points)) if i not in trained]
+        if self._fans_out(missing):
+            trained |= grid_trials.fit(self, missing)
+        else:
+            for i in missing:
+                restore(tensors, start)
+                trained[i] = self.fit(i)
+        return [trained[i] for i in range(len(self.points))]
 
-    def _fit(self, i: int, point: GridPoint) -> FitState:
-        s = self.settings
+    def _saved(self, tensors: Sequence[Tensor]) -> dict[int, Trained]:
+        """The grid points that were trained before a run was killed."""
+        found = {}
+        for i in range(len(self.points)):
+            state = self.progress.load(i, self._stamp())
+            if state is not None and state.epoch == self.settings.epochs:
+                shapes = [tensor.shape for tensor in state.parameters]
+                if shapes == [tensor.shape for tensor in tensors]:
+                    found[i] = self._trained(i, state.history, state.parameters)
+        return found
+
+    def _fans_out(self, trials: Sequence[Any]) -> bool:
+        return self.workers.count > 1 and len(trials) > 1
+
+    def epoch_end(self, record: dict[str, Any]) -> None:
+        """Tells the callbacks of an epoch of a grid point, here or in a worker."""
+        self.done[record["point"]] = record["epoch"] + 1
+        self.call("on_epoch_end", {**record, "done": self.done.total()})
+
+    def fit(self, i: int) -> Trained:
+        """Trains a grid point from the weights that the model has."""
+        s, point = self.settings, self.points[i]
         settings = self._fit_settings(s.epochs, point.lr, point.l1, s.schedule)
         make = self.sparsifier.fit
         fit = make(*self._fit_arguments(settings, "fit"))
-        stamp = {
-            "settings": s.to_json(),
-            "task": self.index,
-            "name": self.task.name,
-            "data": fingerprint(self.task.train),
-        }
+        stamp = self._stamp()
         saved = self.progress.load(i, stamp)
         if saved is not None:
             fit.resume(saved)
@@ -141,10 +182,24 @@ class TaskRun:
         def after_epoch(state: FitState, snapshot: Any) -> None:
             if state.epoch == s.epochs or self.progress.due():
                 self.progress.save(i, snapshot(), stamp)
-            record = {**state.history[-1], "point": i, "points": len(self.points)}
-            self.call("on_epoch_end", record)
+            self.epoch_end({**state.history[-1], "point": i, "points": len(self.points)})
 
-        return fit.run(after_epoch)
+        history = fit.run(after_epoch).history
+        tensors = moving(self.model, self.head_only)
+        return self._trained(i, history, [t.detach().clone() for t in tensors])
+
+    def _trained(self, i: int, history: list[dict[str, float]], tensors: list[Tensor]) -> Trained:
+        correct = round(history[-1]["validation_accuracy"] * self.total)
+        return Trained(self.points[i], tensors, history, correct)
+
+    def _stamp(self) -> dict[str, Any]:
+        """What tells saved fits of this task from those of another run."""
+        return {
+            "settings": self.settings.to_json(),
+            "task": self.index,
+            "name": self.task.name,
+            "data": fingerprint(self.task.train),
+        }
 
     def _fit_settings(
         self, epochs: int, lr: float, l1: dict[str, float], schedule: str
@@ -176,17 +231,24 @@ class TaskRun:
         """
         best = max(t.correct for t in trained)
         floor = floor_of(best, self.plan.margin, self.total)
-        tensors = moving(self.model, self.head_only)
         right = [t.correct for t in trained]
         chosen = [trained[i] for i in candidates(right, self.plan.margin, self.total)]
-        for t in chosen:
-            restore(tensors, t.tensors)
-            self._prune(t, floor)
+        if self._fans_out(chosen):
+            grid_trials.search(self, trained, chosen, floor)
+        else:
+            for t in chosen:
+                self.take(t)
+                self.search(t, floor)
         winner = chosen[sparsest([t.pruning.cost for t in chosen if t.pruning])]
-        restore(tensors, winner.tensors)
+        self.take(winner)
         return winner
 
-    def _prune(self, t: Trained, floor: int) -> None:
+    def take(self, t: Trained) -> None:
+        """Puts the numbers of a trained grid point into the model."""
+        restore(moving(self.model, self.head_only), t.tensors)
+
+    def search(self, t: Trained, floor: int) -> None:
+        """Searches the thresholds of the network in the model, a trained grid point."""
         model, device = self.model, self.model.device
         if self.head_only:
             # Nothing is claimed, so the most accurate head is the best one.
@@ -232,7 +294,7 @@ class TaskRun:
         for number in range(tune.rounds if tune else 0):
             assert tune is not None
             if number and not self.head_only:
-                self._prune(chosen, floor_of(best, self.plan.margin, self.total))
+                self.search(chosen, floor_of(best, self.plan.margin, self.total))
                 self.cut(chosen)
             l1 = chosen.point.l1 if tune.l1 is None else per_layer(tune.l1, self.model.layer_names)
             settings = self._fit_settings(tune.epochs, tune.lr, l1, tune.schedule)
