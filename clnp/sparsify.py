@@ -289,7 +289,7 @@ class ThresholdSearch:
         return evaluate
 
     def _means_of_line(self, reader: str, keep: Mapping[str, Tensor]) -> Tensor | None:
-        """The means of a reader's inputs in the order of a line; None where nothing is compensated."""
+        """The means of a reader's inputs in the order of a line, if they are compensated."""
         if reader not in self.means or trained_bias(self.model, reader) is None:
             return None
         columns = read_columns(self.model, reader, keep)

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clnp.activity import measure_activity
+from clnp.activity import measure_activity, measure_contribution, read_means
 from clnp.batches import count_correct
 from clnp.data import Task
 from clnp.errors import ConfigError
 from clnp.forgetting import candidates, floor_of, grid_points, per_layer, sparsest
 from clnp.model import Model
-from clnp.pruning import check_keep
+from clnp.pruning import check_keep, compensate, compensated, keep_first
 from clnp.sparsify import ThresholdSearch
 from clnp.train import Fit, FitSettings
 from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep
@@ -72,6 +72,94 @@ def test_channels_that_were_not_computed_are_nan() -> None:
     assert activity["2"][:own].isnan().all()
     assert not activity["2"][own:].isnan().any()
     assert not activity["0"].isnan().any()
+
+
+def test_contribution_is_activity_times_the_weights_that_read_it() -> None:
+    task = blobs(0)
+    model = trained(mlp([20, 10]), task, head="multi", before=1)
+    activity = measure_activity(model, task.train, CPU)
+    contribution = measure_contribution(model, task.train, CPU)
+    for group, reader in (("0", "2"), ("2", "4")):
+        weights = model.layer_weight(reader).detach().abs().double().sum(dim=0)
+        torch.testing.assert_close(contribution[group], activity[group] * weights)
+    with torch.no_grad():
+        model.layer_weight("2")[:, 3] = 0
+    assert measure_contribution(model, task.train, CPU)["0"][3] == 0
+
+
+def test_contribution_of_shared_channels_is_the_sum_over_their_readers() -> None:
+    task = blobs(1)
+    model = trained(Residual(), task, head="multi")
+    dense = model.pruned_network(keep_first(model, {}))
+    stem = torch.relu(dense.stem(task.train[0]))
+    added = torch.relu(stem + dense.outer(torch.relu(dense.inner(stem))))
+    expected = sum(
+        value.double().mean(0) * layer.weight.double().abs().sum(0)
+        for value, layer in ((stem, dense.inner), (added, dense.out))
+    )
+    contribution = measure_contribution(model, task.train, CPU)
+    torch.testing.assert_close(contribution["stem"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_contribution_of_channels_that_a_single_head_does_not_read() -> None:
+    model = trained(mlp([20, 10]), blobs(2), before=1)
+    contribution = measure_contribution(model, blobs(2).train, CPU)
+    own = model.active("2")
+    assert contribution["2"][:own].isnan().all()
+    assert not contribution["2"][own:].isnan().any()
+
+
+def test_compensation_keeps_the_mean_inputs_of_the_next_layer() -> None:
+    task = blobs(3)
+    model = trained(mlp([20, 10]), task, before=1)
+    x = task.train[0]
+    means = read_means(model, task.train, CPU)
+    with torch.no_grad():
+        first = model.net.get_submodule("0")(x)
+        before = (first @ model.layer_weight("2").T).mean(0)
+    keep = {**keep_first(model, {}), "0": torch.tensor([1])}
+    bias = model.masked_layers["2"].free_bias.detach().clone()
+    head_bias = model.head.current_bias()
+    with compensated(model, keep, means):
+        inside = model.masked_layers["2"].free_bias.detach().clone()
+    assert torch.equal(model.masked_layers["2"].free_bias, bias)
+    compensate(model, keep, means)
+    assert torch.equal(model.masked_layers["2"].free_bias, inside)
+    cut = torch.ones(len(means["2"]))
+    cut[model.active("0") :] = 0
+    cut[model.active("0") + 1] = 1
+    with torch.no_grad():
+        after = ((first * cut) @ model.layer_weight("2").T).mean(0)
+    moved = model.masked_layers["2"].free_bias - bias
+    torch.testing.assert_close(after + moved, before, rtol=1e-4, atol=1e-5)
+    # The output bias belongs to the first task: nothing moves it.
+    assert model.head.current_bias() is head_bias
+
+
+def test_search_with_compensation_finds_what_compact_makes() -> None:
+    task = blobs(4)
+    model = trained(mlp([40, 30]), task, head="multi", before=1)
+    floor = floor_of(count_correct(model, task.validation, CPU), 0.05, 80)
+    means = read_means(model, task.train, CPU)
+    scores = measure_contribution(model, task.train, CPU)
+    search = ThresholdSearch(model, scores, task.validation, floor, CPU, means=means)
+    pruning = search.joint()
+    compensate(model, pruning.keep, means)
+    model.compact(pruning.keep)
+    assert count_correct(model.net, task.validation, CPU) == pruning.correct >= floor
+
+
+def test_a_line_with_compensation_counts_as_the_whole_network() -> None:
+    task = blobs(4, dtype=torch.float64)
+    model = trained(mlp([40, 30]).double(), task, head="multi", before=1)
+    means = read_means(model, task.train, CPU)
+    scores = measure_contribution(model, task.train, CPU)
+    search = ThresholdSearch(model, scores, task.validation, 0, CPU, means=means)
+    for group in model.groups.prunable:
+        counts = dict(search.most)
+        evaluate = search._line(group, counts)
+        for n in (counts[group.name] // 2, 1):
+            assert evaluate(n, 0) == search.correct({**counts, group.name: n})
 
 
 @pytest.mark.parametrize("head", ["single", "multi"])

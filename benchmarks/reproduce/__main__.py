@@ -1,0 +1,77 @@
+"""python -m benchmarks.reproduce table1|fig3|fig4|fig5|capacity [--seeds N] [--quick] ...
+
+Each (contender, seed) has a run folder in --out, which resumes after a kill and is passed over once
+it is finished; CSV files, plots and settings go to --results, after every run. The same command may
+be started several times side by side: a run that another process is busy with is left to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.reproduce.capacity import CAPACITY
+from benchmarks.reproduce.cifar import FIG_4, FIG_5
+from benchmarks.reproduce.experiment import (
+    Experiment,
+    Options,
+    carry_out,
+    found,
+    write_settings,
+)
+from benchmarks.reproduce.permuted_mnist import FIG_3, TABLE_1
+from clnp.cli.console import make_console
+
+EXPERIMENTS = {e.name: e for e in (TABLE_1, FIG_3, FIG_4, FIG_5, CAPACITY)}
+RESULTS = Path(__file__).parents[1] / "results" / "reproduce"
+# Options of `clnp run` that are handed on to every contender.
+HANDED_ON = ("tasks", "epochs", "threads", "dtype", "device", "data-root")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0 if every run was finished, else 3."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("experiment", choices=list(EXPERIMENTS))
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1")
+    parser.add_argument("--quick", action="store_true", help="minutes, on small data")
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these contenders")
+    for name in HANDED_ON:
+        parser.add_argument(f"--{name}", metavar="X", help="as of clnp run, for every contender")
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="run folders")
+    parser.add_argument("--results", type=Path, help="CSV files and plots")
+    parser.add_argument("--write", action="store_true", help="only write results of what has run")
+    given = parser.parse_args(arguments)
+    experiment = EXPERIMENTS[given.experiment]
+    unknown = sorted(set(given.only) - set(experiment.contenders))
+    if unknown:
+        parser.error(f"--only: got {unknown}, wanted some of {list(experiment.contenders)}")
+    words = [
+        word
+        for name in HANDED_ON
+        if (value := getattr(given, name.replace("-", "_"))) is not None
+        for word in (f"--{name}", value)
+    ]
+    options = Options(given.seeds, given.quick, tuple(given.only), tuple(words))
+    out = given.out / "quick" if given.quick else given.out
+    folder = given.results or (out / "results" if given.quick else RESULTS)
+    problems = [] if given.write else carry_out(experiment, out, options, make_console())
+    write(experiment, out, folder / experiment.name)
+    return 3 if problems else 0
+
+
+def write(experiment: Experiment, out: Path, folder: Path) -> None:
+    """Writes the CSV files, plots and settings of what has run so far."""
+    there = found(experiment, out)
+    if there:
+        experiment.write(folder, there)
+        write_settings(folder, experiment, there)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

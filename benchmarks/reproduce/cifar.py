@@ -1,0 +1,66 @@
+"""Figs. 4 and 5: CIFAR-10, then CIFAR-100 by tens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.reproduce import figures
+from benchmarks.reproduce.experiment import Contender, Experiment, Run
+from benchmarks.reproduce.tables import write_tables
+from clnp import plots
+
+# Sec. 3.2 and Table 2. Epochs and batch are those of the code of Zenke, Poole, Ganguli 2017, whose
+# training scheme the paper takes over.
+NARROW = "--net narrow --tasks 6 --lr 1e-3 --epochs 60 --batch-size 256 --schedule constant"
+ALPHA = "--l1 5e-5"
+TUNE = f"{ALPHA} --margin 0.04 --fine-tune-epochs 20 --fine-tune-lr 1e-4"
+# Sec. 3.2, Table 3, appendix A. The paper's grid and margins for this network are not given.
+WIDE = "--net wide --tasks 10 --epochs 120 --lr 1e-3 --batch-size 128 --schedule step"
+JOINT = "--set first=50 others=10"
+QUICK = "--tasks 2 --epochs 2 --fine-tune-epochs 1 --batch-size 16 --net-scale 0.125 --threads 1"
+
+
+def write(folder: Path, there: Sequence[Run]) -> None:
+    """CSV files, accuracies per task and capacity."""
+    write_tables(folder, there)
+    title = "Split CIFAR: {} accuracy on every task"
+    for column, words in (("test", "test"), ("validation", "validation")):
+        shown = [run for run in there if run.metrics["reports"][-1][column] is not None]
+        figure = figures.accuracy_per_task(shown, column, title.format(words))
+        plots.save(figure, folder / f"{column}.png")
+    title = "Split CIFAR: channels used after each task"
+    plots.save(figures.capacity_per_task(there, title), folder / "capacity.png")
+
+
+FIG_4 = Experiment(
+    name="fig4",
+    title="Fig. 4: CIFAR-10 and five times ten classes of CIFAR-100, narrow network, several heads",
+    runs="split-cifar-narrow",
+    stream="split-cifar",
+    contenders={
+        "CLNP m = 1 %": Contender(f"{NARROW} {ALPHA} --margin 0.01"),
+        "CLNP m = 2 %": Contender(f"{NARROW} {ALPHA} --margin 0.02"),
+        "CLNP m = 4 % + FT": Contender(f"{NARROW} {TUNE}"),
+        "SI": Contender(NARROW, "si"),
+        "scratch": Contender(NARROW, "scratch"),
+        "joint": Contender(f"{NARROW} {JOINT}", "joint"),
+    },
+    write=write,
+    quick_stream="split-cifar",
+    quick=QUICK,
+)
+FIG_5 = Experiment(
+    name="fig5",
+    title="Fig. 5: CIFAR-10 and nine times ten classes of CIFAR-100, wide network, single head",
+    runs="split-cifar-wide",
+    stream="split-cifar",
+    contenders={
+        "CLNP": Contender(f"{WIDE} {ALPHA} --margin 0.02"),
+        "scratch": Contender(WIDE, "scratch"),
+        "joint": Contender(f"{WIDE} {JOINT}", "joint"),
+    },
+    write=write,
+    quick_stream="split-cifar",
+    quick=QUICK,
+)

@@ -1,0 +1,202 @@
+"""What an experiment is, and how its runs are carried out: a run folder of `clnp` per contender and
+seed.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks import machine
+from clnp.cli import chosen, results, runs
+from clnp.cli import experiment as command
+from clnp.cli.arguments import parse
+from clnp.cli.config import Config
+from clnp.cli.runs import Places
+from clnp.errors import CapacityError, ClnpError
+
+MACHINE = "machine.json"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of a table or curve of a figure.
+
+    Attributes:
+        words: options of `clnp run`.
+        method: "clnp" or a key of `clnp.methods.METHODS`.
+        until_full: the tasks are more than fit: running out of channels ends the run, as intended.
+    """
+
+    words: str = ""
+    method: str = "clnp"
+    until_full: bool = False
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure.
+
+    Attributes:
+        name: of the command.
+        title: one line.
+        runs: folder that its runs share with other experiments on the same data.
+        stream: experiment of `clnp run`.
+        contenders: name -> contender.
+        write: (folder for CSV files and plots, runs) writes them.
+        quick_stream, quick: stream and further options of --quick.
+    """
+
+    name: str
+    title: str
+    runs: str
+    stream: str
+    contenders: Mapping[str, Contender]
+    write: Callable[[Path, Sequence[Run]], None]
+    quick_stream: str
+    quick: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A contender with one seed.
+
+    Attributes:
+        contender: its name.
+        seed: which.
+        folder: the run folder.
+        metrics: as `clnp.cli.results.read` gives them.
+        seconds: of each task.
+        machine: date, revision, hardware and versions.
+    """
+
+    contender: str
+    seed: int
+    folder: Path
+    metrics: dict[str, Any]
+    seconds: list[float]
+    machine: dict[str, Any]
+
+    @classmethod
+    def read(cls, contender: str, seed: int, folder: Path) -> Run:
+        """A run that has learned at least one task. Raises RunError where it has not."""
+        seconds = [row["total"] for row in results.read_seconds(folder)]
+        facts = runs.read_json(folder / MACHINE)
+        return cls(contender, seed, folder, results.read(folder), seconds, facts)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for on the command line.
+
+    Attributes:
+        seeds: 0 to seeds - 1.
+        quick: the small problem.
+        only: contenders; () takes all.
+        words: further options of `clnp run`, for every contender.
+    """
+
+    seeds: int = 1
+    quick: bool = False
+    only: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+
+def settings_of(
+    experiment: Experiment, contender: Contender, seed: int, folder: Path, options: Options
+) -> tuple[Config, Places]:
+    """The settings of one run. Raises ConfigError where they make no sense."""
+    stream = experiment.quick_stream if options.quick else experiment.stream
+    quick = shlex.split(experiment.quick) if options.quick else []
+    words = [*shlex.split(contender.words), *quick, *options.words, "--seed", str(seed)]
+    parsed = parse(["run", stream, *words, "--out", str(folder), "--resume"])
+    return chosen.settings(parsed, folder, contender.method)
+
+
+def carry_out(experiment: Experiment, out: Path, options: Options, console: Console) -> list[str]:
+    """Runs what is missing of every contender and seed; what went wrong, one line each.
+
+    A run that another process is busy with is passed over, so that the same command may be started
+    several times side by side.
+    """
+    problems = []
+    for seed in range(options.seeds):
+        for name, contender in wanted(experiment, options).items():
+            folder = folder_of(experiment, out, name, seed)
+            try:
+                _carry_out(experiment, contender, seed, folder, options, console)
+            except ClnpError as error:
+                problems.append(f"{name}, seed {seed}: {' '.join(str(error).split())}")
+                console.print(problems[-1], markup=False, highlight=False)
+    return problems
+
+
+def _carry_out(
+    experiment: Experiment,
+    contender: Contender,
+    seed: int,
+    folder: Path,
+    options: Options,
+    console: Console,
+) -> None:
+    config, places = settings_of(experiment, contender, seed, folder, options)
+    runs.check_free(folder, resume=True, overwrite=False)
+    if runs.is_run(folder):
+        runs.check_same(folder, config)
+        if finished(folder, config.tasks):
+            return
+    console.print(f"\n{experiment.name}: {folder}", markup=False, highlight=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / MACHINE).is_file():
+        runs.write_json(folder / MACHINE, machine.facts(config.device))
+    try:
+        command.run(folder, config, places, console)
+    except CapacityError:
+        if not contender.until_full:
+            raise
+
+
+def wanted(experiment: Experiment, options: Options) -> dict[str, Contender]:
+    """The contenders that are asked for."""
+    return {n: c for n, c in experiment.contenders.items() if not options.only or n in options.only}
+
+
+def folder_of(experiment: Experiment, out: Path, contender: str, seed: int) -> Path:
+    """The run folder of a contender and seed."""
+    return out / experiment.runs / contender / f"seed-{seed}"
+
+
+def finished(folder: Path, tasks: int) -> bool:
+    """Has a run learned all its tasks?"""
+    path = folder / runs.METRICS
+    return path.is_file() and runs.read_json(path)["tasks_learned"] == tasks
+
+
+def found(experiment: Experiment, out: Path) -> list[Run]:
+    """All runs of an experiment that have learned a task, also those of earlier calls."""
+    there = []
+    for name in experiment.contenders:
+        for folder in sorted((out / experiment.runs / name).glob("seed-*")):
+            if (folder / runs.METRICS).is_file():
+                there.append(Run.read(name, int(folder.name.removeprefix("seed-")), folder))
+    return there
+
+
+def write_settings(folder: Path, experiment: Experiment, there: Sequence[Run]) -> None:
+    """settings.json: of every contender the exact configuration, and where and when it was run."""
+    contenders = {}
+    for run in there:
+        about = contenders.setdefault(
+            run.contender, {"config": {**run.metrics["config"], "seeds": []}, "runs": []}
+        )
+        about["config"]["seeds"].append(run.seed)
+        environment = json.loads((run.folder / "environment.json").read_text())
+        about["runs"].append({"seed": run.seed, **run.machine, "environment": environment})
+    data = {"experiment": experiment.name, "title": experiment.title, "contenders": contenders}
+    runs.write_json(folder / "settings.json", data)

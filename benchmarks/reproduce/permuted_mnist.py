@@ -1,0 +1,74 @@
+"""Table 1 and Fig. 3: permuted MNIST, single head, 784-2000-2000-10."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.reproduce import figures
+from benchmarks.reproduce.experiment import Contender, Experiment, Run
+from benchmarks.reproduce.tables import write_tables
+from clnp import plots
+
+# The paper's settings (Sec. 3.1); 20 epochs as in the code of Zenke, Poole, Ganguli 2017, which it
+# follows. It names neither its grid nor its schedule.
+PAPER = (
+    "--tasks 10 --epochs 20 --lr 2e-3 --l1 1e-7,1e-5,1e-6 --margin 0.0005 --fine-tune-epochs 0 "
+    "--dropout 0 --schedule step"
+)
+GRID = "--grid l1=1e-7:1e-5:1e-6,1e-6:1e-5:1e-6,1e-5:1e-5:1e-6 lr=1e-3,2e-3 --grid-first-only"
+# What `capacity` found: docs/reproducibility.md.
+OURS = "--tasks 10"
+QUICK = (
+    "--tasks 3 --width 80 --epochs 4 --batch-size 32 --fine-tune-epochs 2 --growth 20,40 "
+    "--threads 1"
+)
+BASELINES = {
+    "single-task SGD": Contender("--tasks 10 --epochs 20 --lr 2e-3 --schedule step", "scratch"),
+    "EWC": Contender("--tasks 10 --epochs 20", "ewc"),
+    "SI": Contender("--tasks 10 --epochs 20", "si"),
+    "superposition": Contender("--tasks 10 --epochs 20", "superposition"),
+}
+
+
+def write_table(folder: Path, there: Sequence[Run]) -> None:
+    """CSV files and the accuracy after each task."""
+    write_tables(folder, there)
+    title = "Permuted MNIST: mean test accuracy over the tasks so far"
+    plots.save(figures.accuracy_per_task(there, "mean", title), folder / "mean_accuracy.png")
+    _capacity(folder, there)
+
+
+def write_figure(folder: Path, there: Sequence[Run]) -> None:
+    """CSV files, capacity after each task, and accuracy to the last task that fits."""
+    write_tables(folder, there)
+    _capacity(folder, there)
+    title = "Permuted MNIST: test accuracy on every task"
+    plots.save(figures.accuracy_per_task(there, "test", title), folder / "accuracy.png")
+
+
+def _capacity(folder: Path, there: Sequence[Run]) -> None:
+    title = "Permuted MNIST: channels used after each task"
+    plots.save(figures.capacity_per_task(there, title), folder / "capacity.png")
+
+
+TABLE_1 = Experiment(
+    name="table1",
+    title="Table 1: ten tasks of permuted MNIST, single head",
+    runs="permuted-mnist",
+    stream="permuted-mnist",
+    contenders={"CLNP": Contender(OURS), "CLNP, paper": Contender(f"{PAPER} {GRID}"), **BASELINES},
+    write=write_table,
+    quick_stream="permuted-digits",
+    quick=QUICK,
+)
+FIG_3 = Experiment(
+    name="fig3",
+    title="Fig. 3: channels used by permuted MNIST, task after task, until the network is full",
+    runs="permuted-mnist",
+    stream="permuted-mnist",
+    contenders={"CLNP until full": Contender(f"{OURS} --tasks 60", until_full=True)},
+    write=write_figure,
+    quick_stream="permuted-digits",
+    quick=f"{QUICK} --tasks 30",
+)

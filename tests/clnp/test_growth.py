@@ -1,0 +1,107 @@
+"""Limits to what later tasks claim, and rounds of pruning and fine-tuning."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import clnp
+from clnp.errors import ConfigError
+from clnp.methods import clnp_cost
+from tests.clnp.cases import Residual, blobs, convert, mlp
+from tests.clnp.conv_cases import Plan, patterns
+from tests.clnp.conv_cases import convert as convert_images
+
+QUICK: dict[str, Any] = {
+    "head": "single",
+    "epochs": 4,
+    "lr": 0.01,
+    "batch_size": 32,
+    "l1": 1e-4,
+    "margin": 0.05,
+}
+
+
+def learner(net: torch.nn.Module, **settings: Any) -> clnp.Learner:
+    torch.manual_seed(0)
+    return clnp.Learner(convert(net), **{**QUICK, **settings})
+
+
+def news(lt: clnp.Learner) -> list[list[int]]:
+    """Per task, the channels that it claimed in every group."""
+    return [[row["new"] for row in report.capacity.values()] for report in lt.reports]
+
+
+@pytest.mark.parametrize("growth", [[2, 5], 5, {"2": 5}])
+def test_later_tasks_claim_no_more_than_growth(growth: Any) -> None:
+    lt = learner(mlp([40, 30]), growth=growth, margin=0.0)
+    for k in range(3):
+        lt.learn(blobs(k))
+    most = {"[2, 5]": [2, 5], "5": [5, 5]}.get(str(growth), [40, 5])
+    for new in news(lt)[1:]:
+        assert all(n <= limit for n, limit in zip(new, most, strict=True))
+    assert sum(news(lt)[0]) > sum(most)
+    assert all(v.identical for v in lt.verify())
+    assert lt.model.active("0") + lt.model.free("0") == 40
+    # The work of a later task is that of the channels it could train.
+    assert clnp_cost(lt, 1, 80)["flops"] < clnp_cost(lt, 0, 80)["flops"]
+
+
+def test_weights_of_a_limited_task_are_drawn_for_the_inputs_that_it_has() -> None:
+    lt = learner(mlp([40, 30]))
+    lt.learn(blobs(0))
+    model = lt.model
+    generator = torch.Generator().manual_seed(0)
+    model.begin_task(generator=generator, most_new={"0": 2, "2": 5})
+    assert (model.free("0"), model.free("2")) == (2, 5)
+    weight = model.layer_weight("2").detach()
+    inputs = model.active("0") + 2
+    assert weight.shape == (5, inputs)
+    assert 0.8 / math.sqrt(inputs) < float(weight.abs().max()) <= 1 / math.sqrt(inputs)
+    model.cancel_task()
+    assert all(v.identical for v in lt.verify())
+
+
+@pytest.mark.parametrize("end", ["flatten", "mean"])
+def test_convolutions_grow_within_their_limit(end: str) -> None:
+    torch.manual_seed(0)
+    model = convert_images(Plan(8, ("residual", "depthwise"), end == "mean", False, end).build())
+    lt = clnp.Learner(
+        model,
+        **{**QUICK, "head": "multi", "growth": 2, "compensate": True, "batch_size": 16},
+        sparsifier="contribution",
+    )
+    for k in range(2):
+        lt.learn(patterns(k))
+    assert all(n <= 2 for n in news(lt)[1])
+    assert all(v.identical for v in lt.verify())
+
+
+def test_wrong_limits_are_refused() -> None:
+    for growth in ([1], [1, 2, 3], 0, 1.5, "2", {"4": 1}, {"0": 0}, [True, 2]):
+        with pytest.raises(ConfigError, match="growth"):
+            learner(mlp([40, 30]), growth=growth)
+
+
+@pytest.mark.parametrize("sparsifier", ["activity", "contribution"])
+@pytest.mark.parametrize("compensate", [False, True])
+def test_rounds_of_pruning_and_fine_tuning(sparsifier: str, compensate: bool) -> None:
+    used = []
+    for rounds in (1, 3):
+        tune = {"epochs": 3, "lr": 1e-3, "schedule": "cosine", "rounds": rounds}
+        lt = learner(
+            Residual(), fine_tune=tune, sparsifier=sparsifier, compensate=compensate, head="multi"
+        )
+        for k in range(2):
+            lt.learn(blobs(k))
+        assert all(v.identical for v in lt.verify())
+        assert all(r.test > 0.8 for r in lt.reports)
+        used.append(sum(row["used"] for row in lt.reports[0].capacity.values()))
+        assert lt.reports[1].reuse.keys() == lt.reports[1].capacity.keys()
+    assert used[1] <= used[0]
+
+
+def test_wrong_rounds_are_refused() -> None:
+    with pytest.raises(ConfigError, match="fine_tune rounds=0"):
+        learner(mlp([8]), fine_tune={"rounds": 0})
