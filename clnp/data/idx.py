@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -46,7 +47,8 @@ def read_idx(path: Path) -> np.ndarray:
     if len(raw) < start:
         raise DataError(f"{path}: is cut short inside its header")
     shape = struct.unpack(f">{rank}I", raw[4:start])
-    size = int(np.prod(shape, dtype=np.int64))
+    # Of numbers without bounds: a product that overflows could be any size.
+    size = math.prod(shape)
     if len(raw) != start + size:
         raise DataError(
             f"{path}: holds {len(raw) - start} bytes after the header, wanted {size} for shape "

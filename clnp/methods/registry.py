@@ -24,7 +24,7 @@ from clnp.methods.learner import KIND, MethodLearner
 from clnp.methods.method import Method
 from clnp.methods.options import Options
 from clnp.methods.packnet import PackNet
-from clnp.methods.saving import network_of
+from clnp.methods.saving import example_of, network_of
 from clnp.methods.scratch import Scratch
 from clnp.methods.settings import MethodSettings
 from clnp.methods.si import SI
@@ -150,8 +150,8 @@ def load(
     try:
         shared = dict(data["settings"])
         info, options = _info(shared.pop("method")), shared.pop("options")
-        net = network_of(data) if net is None else net
-        example = torch.zeros(data["shape"], dtype=getattr(torch, data["dtype"]))
+        net = network_of(data, tensors) if net is None else net
+        example = example_of(data)
         learner = MethodLearner(
             info.cls,
             net,
@@ -161,7 +161,9 @@ def load(
             device=device,
             callbacks=callbacks,
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # anybody can have written anything
         raise CheckpointError(f"{path} does not hold a complete learner: {error}") from error
     learner.take_over(tensors, data, path)
     learner._use_folder(checkpoint_dir, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,14 @@ from torch import Tensor, nn
 
 from clnp.convert import convert
 from clnp.data.task import Task
-from clnp.errors import ConfigError, ConvertError, DataError
+from clnp.errors import CheckpointError, ConfigError, ConvertError, DataError
 from clnp.graph import OPS, Graph, build
 from clnp.methods.network import TaskNet
 from clnp.model import Model
+from clnp.restore import dtype_of
+
+SPARE = 1 << 20
+MOST_VALUES = 1 << 28  # of a batch
 
 
 def check_network(net: Any, example: Any) -> None:
@@ -62,11 +67,15 @@ def graph_of(net: nn.Module, example: Tensor) -> Graph | None:
         return None
 
 
-def network_of(data: Mapping[str, Any]) -> nn.Module:
+def network_of(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     """The network that `MethodLearner.save` described, with fresh weights.
+
+    Arguments:
+        data, tensors: what the file holds.
 
     Raises:
         ConfigError: its layers were not written.
+        CheckpointError: its layers are far larger than the tensors that were saved with them.
     """
     if data["graph"] is None:
         raise ConfigError(
@@ -74,12 +83,30 @@ def network_of(data: Mapping[str, Any]) -> nn.Module:
             "clnp.methods.load(path, net=...)"
         )
     graph = Graph.from_json(data["graph"])
-    layers = {
+    with torch.device("meta"):
+        wanted = sum(t.numel() for m in _layers(graph).values() for t in m.state_dict().values())
+    # A head that no task has learned yet is in the graph alone.
+    if wanted > 2 * sum(t.numel() for t in tensors.values()) + SPARE:
+        raise CheckpointError(f"its layers have {wanted} weights, its tensors far fewer")
+    return build(graph, _layers(graph)).to(dtype_of(data["dtype"]))
+
+
+def _layers(graph: Graph) -> dict[str, nn.Module]:
+    return {
         node.name: made(**{a: node.attrs[a] for a in OPS[node.op].attrs})
-        for node in graph.nodes
-        if (made := OPS[node.op].make) is not None and node.role in ("layer", "channelwise")
+        for node in graph.weighted
+        if (made := OPS[node.op].make) is not None
     }
-    return build(graph, layers).to(getattr(torch, data["dtype"]))
+
+
+def example_of(data: Mapping[str, Any]) -> Tensor:
+    """A batch of the shape that the learner was made with. Raises CheckpointError for a shape that
+    no example has.
+    """
+    shape = data["shape"]
+    if not 0 < math.prod(shape) <= MOST_VALUES:
+        raise CheckpointError(f"its examples have shape {shape}")
+    return torch.zeros(shape, dtype=dtype_of(data["dtype"]))
 
 
 def check_same(tasks: Sequence[Task], learned: Sequence[str]) -> None:
