@@ -5,6 +5,7 @@ Golkar, Kagan, Cho: "Continual Learning via Neural Pruning", 2019.
 """
 
 from clnp import data, models
+from clnp.certificate import Certificate
 from clnp.convert import convert
 from clnp.errors import (
     CapacityError,
@@ -22,12 +23,14 @@ from clnp.extract import Footprint, extract, footprint
 from clnp.learner import Learner
 from clnp.model import Model
 from clnp.network_file import load_network
+from clnp.own_loop import begin_task, consolidate, parameter_groups, prune
 from clnp.settings import FineTune, Settings
 from clnp.task_report import TaskReport
 
 __all__ = [
     "CapacityError",
     "CapacityWarning",
+    "Certificate",
     "CheckpointError",
     "ClnpError",
     "ConfigError",
@@ -41,6 +44,8 @@ __all__ = [
     "Settings",
     "TaskReport",
     "TrainingError",
+    "begin_task",
+    "consolidate",
     "convert",
     "data",
     "export",
@@ -48,4 +53,6 @@ __all__ = [
     "footprint",
     "load_network",
     "models",
+    "parameter_groups",
+    "prune",
 ]

@@ -1,0 +1,180 @@
+"""The life of a task for a training loop of one's own: `begin_task`, the loop, `prune`,
+`consolidate` (Golkar et al. 2019, Algorithm 1).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from clnp.activity import measure_activity
+from clnp.batches import count, count_correct
+from clnp.checks import check_task
+from clnp.data.task import Split, Task
+from clnp.errors import CapacityWarning, ConfigError, TrainingError
+from clnp.forgetting import floor_of, per_layer
+from clnp.learned import LearnedTask
+from clnp.model import Model
+from clnp.settings import CHECKS
+from clnp.sparsify import Pruning, ThresholdSearch
+
+
+def begin_task(
+    model: Model,
+    classes: int | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    reinit_scale: float = 1.0,
+    most_new: Mapping[str, int] | None = None,
+) -> None:
+    """Makes a network ready to be trained on one more task: `model.parameters()` are then what the
+    task may change, so build the optimizer after this. The first task starts from the weights that
+    the network was converted with.
+
+    Arguments:
+        model: from `clnp.convert`.
+        classes, generator, reinit_scale, most_new: as of `Model.begin_task`.
+
+    Raises:
+        CapacityError: single head and no free channel left in the final hidden group. With several
+            heads only the new head can learn: a CapacityWarning.
+        ConfigError: a task has begun already; `classes` does not fit the head; free weights are
+            computed from other parameters.
+    """
+    _check_model(model).begin_task(
+        classes, generator=generator, reinit_scale=reinit_scale, most_new=most_new
+    )
+    if model.is_full:
+        _warn_full(model, "only the new head can be trained, on what earlier tasks learned")
+
+
+def parameter_groups(model: Model, l1: Any) -> list[dict[str, Any]]:
+    """The parameters of a network as groups for `AdamL1` or `SGDL1`: weights with their L1 penalty,
+    biases and batch norms without one.
+
+    Arguments:
+        model: in a task.
+        l1: alpha of the penalty alpha * sum |w| (paper, Sec. 2.2): one number, one per layer (the
+            head last), or {layer: alpha}.
+
+    Returns:
+        a group {"params": [(name, parameter)], "l1": alpha} for every layer, one for the rest.
+
+    Raises:
+        ConfigError: `l1` does not fit the layers.
+    """
+    alphas = per_layer(l1, _check_model(model).layer_names)
+    rest = dict(model.named_parameters())
+    groups: list[dict[str, Any]] = []
+    for layer, alpha in alphas.items():
+        name = f"net.{layer}.free_weight"
+        groups.append({"params": [(name, rest.pop(name))], "l1": alpha})
+    return [*groups, {"params": list(rest.items()), "l1": 0.0}] if rest else groups
+
+
+def prune(
+    model: Model,
+    train: Split,
+    validation: Split,
+    *,
+    margin: float = 0.0005,
+    search: str = "auto",
+    granularity: int = 1,
+) -> Pruning:
+    """Cuts the channels that the task in training can do without: those of the lowest mean activity
+    on the training examples, as many as the margin allows (paper, Sec. 2.2).
+
+    It replaces the parameters: for fine-tuning of what is left, build a new optimizer.
+
+    Arguments:
+        model: trained, in a task.
+        train: examples that the activity is measured on: (x [B, ...], y [B]) or a data set of
+            (x, y).
+        validation: examples that the accuracy is counted on, likewise.
+        margin: how much validation accuracy may be lost, a fraction.
+        search, granularity: as of `clnp.Settings`.
+
+    Returns:
+        what was kept, the thresholds, and the validation examples that are still right.
+
+    Raises:
+        ConfigError: no task has begun; a setting out of range.
+        DataError: the examples do not fit the network.
+        TrainingError: a parameter is not finite.
+    """
+    _check_trained(model, "prune")
+    given = {"margin": margin, "search": search, "granularity": granularity}
+    for name, value in given.items():
+        wanted, holds = CHECKS[name]
+        if not holds(value):
+            raise ConfigError(f"{name}={value!r}: expected {wanted}")
+    task = Task("in training", train, validation, validation, model.head.classes)
+    check_task(model, task)
+    correct = count_correct(model, task.validation, model.device)
+    if model.is_full:
+        # Only the head was trained; what else is free has no way to it.
+        keep = {group.name: torch.empty(0, dtype=torch.int64) for group in model.groups.prunable}
+        pruning = Pruning(keep, dict.fromkeys(keep, 0.0), correct, 0.0)
+    else:
+        floor = floor_of(correct, margin, count(task.validation))
+        activity = measure_activity(model, task.train, model.device)
+        pruning = ThresholdSearch(
+            model, activity, task.validation, floor, model.device, granularity
+        ).run(search)
+    model.compact(pruning.keep)
+    return pruning
+
+
+def consolidate(model: Model, *, name: str | None = None) -> LearnedTask:
+    """Ends a task: freezes the channels that `prune` left, for ever, and gives the others back as
+    free capacity. `model(x, task=k)` is the task's network from now on.
+
+    Arguments:
+        model: in a task.
+        name: the task's name; default "task k".
+
+    Raises:
+        ConfigError: no task has begun.
+        TrainingError: a parameter is not finite; `model.cancel_task()` drops the task.
+    """
+    _check_trained(model, "consolidate")
+    was_full = model.is_full
+    record = model.consolidate(name=name)
+    if model.is_full and not was_full:
+        _warn_full(model, "prune() before consolidate() gives channels back to later tasks")
+    return record
+
+
+def _check_model(model: Model) -> Model:
+    if not isinstance(model, Model):
+        raise ConfigError(
+            f"model: got {type(model).__name__}, expected the network that clnp.convert returned "
+            "(not what wraps it: `.module` of DistributedDataParallel, `._orig_mod` of "
+            "torch.compile)"
+        )
+    return model
+
+
+def _check_trained(model: Model, what: str) -> None:
+    """Raises unless the model is in a task and all that it is about to freeze are numbers."""
+    if not _check_model(model).in_task:
+        raise ConfigError(f"{what}() needs a task in training; call begin_task() first")
+    tensors: list[tuple[str, torch.Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        if not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(
+                f"{what}(): {name} is not finite, so training has failed. What was learned before "
+                "is untouched: model.cancel_task() drops this task; a lower lr usually helps"
+            )
+
+
+def _warn_full(model: Model, text: str) -> None:
+    warnings.warn(
+        f"no free channels are left in the final hidden layer {model.groups.last.name!r}: {text}. "
+        "model.expand() adds channels",
+        CapacityWarning,
+        stacklevel=3,
+    )
