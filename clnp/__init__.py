@@ -17,9 +17,11 @@ from clnp.errors import (
     DataError,
     SaveError,
     TrainingError,
+    TrialError,
 )
 from clnp.export import export
 from clnp.extract import Footprint, extract, footprint
+from clnp.fanout import Workers, fan_out
 from clnp.learner import Learner
 from clnp.model import Model
 from clnp.network_file import load_network
@@ -44,12 +46,15 @@ __all__ = [
     "Settings",
     "TaskReport",
     "TrainingError",
+    "TrialError",
+    "Workers",
     "begin_task",
     "consolidate",
     "convert",
     "data",
     "export",
     "extract",
+    "fan_out",
     "footprint",
     "load_network",
     "models",
