@@ -39,6 +39,14 @@ COMPILE = [
     "-Wno-unknown-pragmas",
     f"-DTORCH_TARGET_VERSION={TARGET}",
 ]
+# CLNP_SANITIZE=1, for tests/sanitize.sh: readable stacks, and the first finding ends the process.
+SANITIZE = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+    "-O1",
+    "-g",
+]
 CUDA = "clnp_kernels._cuda"
 ROOT = Path(__file__).parent
 # sm_90a: what only Hopper has; the PTX of the last one serves whatever comes after it
@@ -104,11 +112,12 @@ def libraries() -> list[Extension]:
     """The compiled libraries: files of operators, no Python module."""
     sources = sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))
     headers = sorted(str(path) for path in Path("csrc").rglob("*.h"))
-    arguments = {"cxx": COMPILE}
+    sanitize = SANITIZE if os.environ.get("CLNP_SANITIZE", "0") not in ("", "0") else []
     extension = CppExtension(
         "clnp_kernels._cpu",
         sources,
-        extra_compile_args=arguments,
+        extra_compile_args={"cxx": [*COMPILE, *sanitize]},
+        extra_link_args=sanitize[:1],
         depends=headers,
         py_limited_api=True,
     )
