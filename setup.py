@@ -14,7 +14,16 @@ import sys
 from pathlib import Path
 
 import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(
+        f"clnp: building needs setuptools >= 77, found {setuptools.__version__}\n"
+        "Upgrade it (pip install --upgrade setuptools), or let pip do so: without "
+        "--no-build-isolation."
+    )
+
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 try:
     import torch
@@ -179,15 +188,14 @@ class Build(BuildExtension):
             raise RuntimeError(f"nvcc failed\n{(result.stdout + result.stderr)[-3000:]}")
 
 
+class Wheel(bdist_wheel):
+    """The wheel: its libraries know a platform, but no Python; without them it is for any."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """(Python, its ABI, platform)."""
+        platform = super().get_tag()[2]
+        return "py3", "none", platform if self.distribution.ext_modules else "any"
+
+
 if __name__ == "__main__":
-    if int(setuptools.__version__.split(".")[0]) < 77:
-        sys.exit(
-            f"clnp: building needs setuptools >= 77, found {setuptools.__version__}\n"
-            "Upgrade it (pip install --upgrade setuptools), or let pip do so: without "
-            "--no-build-isolation."
-        )
-    setup(
-        ext_modules=libraries(),
-        cmdclass={"build_ext": Build},
-        options={"bdist_wheel": {"py_limited_api": "cp310"}},
-    )
+    setup(ext_modules=libraries(), cmdclass={"build_ext": Build, "bdist_wheel": Wheel})

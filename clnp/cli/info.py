@@ -11,7 +11,6 @@ from clnp_kernels import info
 # Optional packages and what each is for.
 OPTIONAL = {
     "torchvision": "downloads, networks by name",
-    "pillow": "image files",
     "onnx": "ONNX files",
     "onnxscript": "ONNX files",
     "onnxruntime": "running ONNX files",
