@@ -46,7 +46,7 @@ FILES = (
 )
 FOLDERS = ("plots", PROGRESS)
 # Endings of the networks that `clnp export` writes beside them.
-EXPORTS = ("pt2", "onnx")
+EXPORTS = ("pt2", "onnx", "safetensors")
 
 
 @dataclass(frozen=True)
