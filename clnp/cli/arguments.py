@@ -14,7 +14,7 @@ from clnp_kernels import __version__
 
 USAGE = 2
 STREAMS = tuple(DEFAULTS)
-FORMATS = ("pt2", "onnx")
+FORMATS = ("pt2", "onnx", "safetensors")
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,7 +91,8 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument(
         "--format",
         choices=FORMATS,
-        help="pt2 for torch.export (default), onnx for ONNX runtimes",
+        help="pt2 for torch.export (default), onnx for ONNX runtimes, safetensors for "
+        "clnp.load_network",
     )
     export.add_argument(
         "--fold-batch-norm", action="store_true", help="work batch norms into the convolutions"
