@@ -10,6 +10,7 @@ from torch import nn
 
 from clnp.export import export
 from clnp.extract import extract, footprint
+from clnp.network_file import load_network
 
 
 def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False) -> str:
@@ -18,12 +19,12 @@ def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False)
     Arguments:
         learner: a `clnp.Learner` that learned the task.
         task: from 0.
-        path: the file, .pt2 or .onnx (see `clnp.export.export`).
+        path: the file, .pt2, .onnx or .safetensors (see `clnp.export.export`).
         fold_batch_norm: see `clnp.extract`.
 
     Returns:
         a line about the file: widths, parameters, bytes; memory, work and time of the network on
-        the task's probe batch; for .pt2 the largest difference of its logits there.
+        the task's probe batch; but for .onnx the largest difference of its logits there.
 
     Raises:
         ConfigError: a package for ONNX is missing.
@@ -47,9 +48,11 @@ def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False)
 
 
 def _difference(learner: Any, task: int, path: Path, probe: torch.Tensor) -> str:
-    if path.suffix != ".pt2":
+    if path.suffix == ".onnx":
         return ""
+    # This process wrote the file, so it may be unpickled.
+    network = torch.export.load(path).module() if path.suffix == ".pt2" else load_network(path)
     with torch.inference_mode():
-        logits = torch.export.load(path).module()(probe)
+        logits = network(probe)
         difference = (logits - learner.model(probe, task=task)).abs().max()
     return f"; logits differ by at most {float(difference):.2g} from the network's"
