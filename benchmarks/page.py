@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md from CSV files: ``python -m benchmarks.page FOLDER``."""
+"""The tables of docs/benchmarks.md from CSV files: ``python -m benchmarks.page FOLDER...``."""
 
 from __future__ import annotations
 
@@ -143,31 +143,33 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
 }
 
 
-def text(folder: Path, page: Path = PAGE) -> str:
-    """The tables of all CSV files in a folder, with their plots."""
+def text(folders: Sequence[Path], page: Path = PAGE) -> str:
+    """The tables of all CSV files in folders, one folder for each machine, with their plots."""
     parts = []
     for name, (title, section) in SECTIONS.items():
-        path = folder / f"{name}.csv"
-        rows = read(path) if path.exists() else []
-        if not rows:
-            continue
-        parts += [f"## {title}", conditions(rows), section(rows)]
-        for plot in PLOTS:
-            if plot.split("_")[0] == name and (folder / f"{plot}.png").exists():
-                link = os.path.relpath(folder / f"{plot}.png", page.parent)
-                parts.append(f"![{title}]({link})")
+        found = [f for f in folders if (f / f"{name}.csv").exists() and read(f / f"{name}.csv")]
+        if found:
+            parts.append(f"## {title}")
+        for folder in found:
+            rows = read(folder / f"{name}.csv")
+            parts += [conditions(rows), section(rows)]
+            for plot in PLOTS:
+                if plot.split("_")[0] == name and (folder / f"{plot}.png").exists():
+                    link = os.path.relpath(folder / f"{plot}.png", page.parent)
+                    parts.append(f"![{title}]({link})")
     return "\n\n".join(parts)
 
 
-def write(folder: Path, page: Path = PAGE) -> None:
+def write(folders: Sequence[Path], page: Path = PAGE) -> None:
     """Puts the tables between the marks of a page.
 
     Raises:
-        SystemExit: the folder has no results, or the page no marks.
+        SystemExit: the folders have no results, or the page no marks.
     """
-    tables = text(folder, page)
+    tables = text(folders, page)
     if not tables:
-        raise SystemExit(f"{folder}: expected CSV files of benchmarks.run, such as step.csv")
+        names = ", ".join(map(str, folders))
+        raise SystemExit(f"{names}: expected CSV files of benchmarks.run, such as step.csv")
     before, begin, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -178,10 +180,12 @@ def write(folder: Path, page: Path = PAGE) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
-    parser.add_argument("folder", type=Path, help="what benchmarks.run --out wrote")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="what benchmarks.run --out wrote"
+    )
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
-    write(options.folder, options.page)
+    write(options.folders, options.page)
     return 0
 
 

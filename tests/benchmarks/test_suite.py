@@ -84,7 +84,7 @@ def test_plots(results: Path) -> None:
 def test_page(results: Path, tmp_path: Path) -> None:
     document = tmp_path / "page.md"
     document.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
-    page.write(results, document)
+    page.write([results], document)
     text = document.read_text()
     assert text.startswith("before\n")
     assert text.endswith(f"{page.END}\nafter\n")
@@ -94,13 +94,13 @@ def test_page(results: Path, tmp_path: Path) -> None:
         r for r in rows(results, "step") if r["contender"] == "slices" and r["case"][:3] == "mlp"
     )
     assert f"| against slices | {slices['ratio']:.2f} x |" in text
-    page.write(results, document)
+    page.write([results], document)
     assert document.read_text() == text
 
 
 def test_page_needs_results(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="expected CSV files"):
-        page.write(tmp_path)
+        page.write([tmp_path])
 
 
 def test_committed_page_has_its_marks() -> None:
