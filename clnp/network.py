@@ -58,7 +58,7 @@ class Network(nn.Module):
         self.in_task = False
         self.sizes = {group.name: group.size for group in self.groups.all}
         self._narrow: dict[int, fx.GraphModule] = {}
-        self._union: fx.GraphModule | None = None
+        self._union: list[fx.GraphModule] = []  # a list, or it would be part of the state
         self.conversion: Any = None
         fused = fuse_relu(graph)
         masked: dict[str, Any] = {}
@@ -253,9 +253,9 @@ class Network(nn.Module):
         """
         self._check_input(x)
         self.check_task(-1)
-        if self._union is None:
-            self._union = self._build(union_layers(self), self.groups.head)
-        logits = self._union(x).split([task.classes for task in self.tasks], dim=-1)
+        if not self._union:
+            self._union.append(self._build(union_layers(self), self.groups.head))
+        logits = self._union[0](x).split([task.classes for task in self.tasks], dim=-1)
         normalise = any(node.op == "log_softmax" for node in self.graph.nodes)
         return [part.log_softmax(-1) if normalise else part for part in logits]
 
