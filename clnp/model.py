@@ -202,7 +202,7 @@ class Model(Network):
         for part, module in self.masked.items():
             _freeze_all(module)
             self._restore_size(part, module)
-        self._union = None
+        self._union.clear()
         record = LearnedTask(name or f"task {len(self.tasks)}", classes, active)
         self.tasks.append(record)
         self._close()
@@ -347,7 +347,7 @@ class Model(Network):
 
     def _forget_narrow(self) -> None:
         self._narrow.clear()
-        self._union = None
+        self._union.clear()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Model:
         self._forget_narrow()
