@@ -15,6 +15,7 @@ from clnp.batches import batches, evaluating, evaluation_batch
 from clnp.data.task import Split
 from clnp.groups import Group
 from clnp.model import Model
+from clnp.ranks import current
 from clnp_kernels import ops
 
 
@@ -103,7 +104,8 @@ def _means(
     device: torch.device,
     of: Callable[[str, Tensor], tuple[Tensor, int]],
 ) -> dict[str, Tensor]:
-    """Means over a data set, in evaluation mode, of what the readers of prunable groups read.
+    """Means over a data set, in evaluation mode, of what the readers of prunable groups read. Ranks
+    that share their work read a piece of it each.
 
     Arguments:
         of: (layer, its input) -> (sums, how many numbers were added up in each).
@@ -123,12 +125,23 @@ def _means(
     handles = [model.net.get_submodule(n).register_forward_pre_hook(watch(n)) for n in readers]
     try:
         with evaluating(model):
-            for x, _ in batches(split, evaluation_batch(split), device):
+            for x, _ in batches(split, evaluation_batch(split), device, ranks=current()):
                 model.net(x)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (total / counts[name]).cpu() for name, total in sums.items()}
+    return _divided(sums, counts)
+
+
+def _divided(sums: dict[str, Tensor], counts: dict[str, int]) -> dict[str, Tensor]:
+    """Sums over counts, of the examples of all ranks that share the work."""
+    flat = torch.cat([*sums.values(), *(t.new_tensor([counts[n]]) for n, t in sums.items())])
+    numbers = current().sum(flat)
+    totals = numbers[: -len(sums)].split([total.numel() for total in sums.values()])
+    return {
+        name: total / count
+        for name, total, count in zip(sums, totals, numbers[-len(sums) :], strict=True)
+    }
 
 
 def channels_of(model: Model, layer: str, x: Tensor) -> tuple[Tensor, int]:

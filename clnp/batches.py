@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from clnp.capture import fits
 from clnp.data.images import ImageSet
 from clnp.data.task import Split
+from clnp.errors import TrainingError
+from clnp.ranks import ALONE, Ranks, current
 
 EVALUATION_BATCH = 1000
 EVALUATION_VALUES = 1 << 22  # inputs of one batch: 27 images of 3 x 224 x 224
@@ -26,22 +28,36 @@ def seed_for(*parts: Any) -> int:
 
 
 def batches(
-    split: Split, batch_size: int, device: torch.device, generator: torch.Generator | None = None
+    split: Split,
+    batch_size: int,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (x [B, ...], y [B]) of a split on a device; shuffled by a generator, in order without
     one.
+
+    Several ranks divide every shuffled batch (a rank's share of a small one may be empty); in
+    order, each gets batches of a piece of the split.
     """
+    mine = ranks.rows(count(split))
     if isinstance(split, tuple) and generator is None:
         x, y = split
-        for start in range(0, len(y), batch_size):
-            rows = slice(start, start + batch_size)
+        for start in range(mine.start, mine.stop, batch_size):
+            rows = slice(start, min(start + batch_size, mine.stop))
             yield placed(x[rows], device), y[rows].to(device)
         return
-    total = count(split)
-    order = torch.arange(total) if generator is None else torch.randperm(total, generator=generator)
-    chunks = order.split(batch_size) if generator is None else _chunks(order, batch_size)
-    for x, y in _taken(split, chunks):
-        yield placed(x, device), torch.as_tensor(y, dtype=torch.int64).to(device)
+    if generator is None:
+        chunks = [r for r in torch.arange(mine.start, mine.stop).split(batch_size) if len(r)]
+        asked = chunks
+    else:
+        whole = _chunks(torch.randperm(count(split), generator=generator), batch_size)
+        chunks = [ranks.part(rows) for rows in whole]
+        # A data set can't be asked for no examples: it is asked for one, which is dropped.
+        asked = [own if len(own) else rows[:1] for own, rows in zip(chunks, whole, strict=True)]
+    for rows, (x, y) in zip(chunks, _taken(split, asked), strict=True):
+        told = torch.as_tensor(y, dtype=torch.int64)
+        yield placed(x[: len(rows)], device), told[: len(rows)].to(device)
 
 
 def _taken(split: Split, chunks: Sequence[Tensor]) -> Iterable[tuple[Tensor, Any]]:
@@ -52,6 +68,11 @@ def _taken(split: Split, chunks: Sequence[Tensor]) -> Iterable[tuple[Tensor, Any
     if isinstance(split, ImageSet):
         return (split.batch(rows) for rows in chunks)
     return DataLoader(split, batch_sampler=[rows.tolist() for rows in chunks])
+
+
+def batch_sizes(total: int, batch_size: int) -> list[int]:
+    """The sizes of the shuffled batches of `total` examples, over all ranks."""
+    return [len(rows) for rows in _chunks(torch.arange(total), batch_size)]
 
 
 def placed(x: Tensor, device: torch.device) -> Tensor:
@@ -130,13 +151,34 @@ def count_correct(
     at_least: int = 0,
 ) -> int:
     """How many examples of a split the network classifies correctly, in evaluation mode; stops
-    early, with what was counted so far, once `at_least` can't be reached any more."""
-    correct, left = 0, count(split)
+    early, with what was counted so far, once `at_least` can't be reached any more. Ranks that share
+    their work (`clnp.distributed.sharing`) classify a piece each.
+    """
+    ranks = current()
+    size = batch_size or evaluation_batch(split)
+    pieces = batches(split, size, device, ranks=ranks)
+    return ranks.total(correct_of(net, pieces, count(split) - at_least))
+
+
+def correct_of(net: nn.Module, pieces: Iterable[tuple[Tensor, Tensor]], most_wrong: int) -> int:
+    """How many examples of these batches the network classifies correctly, in evaluation mode;
+    stops once more than `most_wrong` are wrong.
+
+    Raises:
+        TrainingError: an output is NaN.
+    """
+    correct = wrong = 0
     with evaluating(net):
-        for x, y in batches(split, batch_size or evaluation_batch(split), device):
-            correct += int((net(x).argmax(dim=-1) == y).sum())
-            left -= len(y)
-            if correct + left < at_least:
+        for x, y in pieces:
+            logits = net(x)
+            if bool(logits.isnan().any()):
+                raise TrainingError(
+                    "an evaluated network's outputs are NaN: look for NaN or huge numbers in the "
+                    "inputs, or take a lower lr"
+                )
+            hits = int((logits.argmax(dim=-1) == y).sum())
+            correct, wrong = correct + hits, wrong + len(y) - hits
+            if wrong > most_wrong:
                 break
     return correct
 

@@ -24,6 +24,7 @@ from clnp.learned import LearnedTask, check_shapes
 from clnp.narrow import pruned_layers
 from clnp.network import MaskedLayer, Network
 from clnp.pruning import Keep, check_keep, free_inputs, head_columns, keep_first, rows
+from clnp.ranks import refuse_sharded
 from clnp_kernels.nn import PartialBatchNorm2d
 
 
@@ -282,6 +283,7 @@ class Model(Network):
         self._require_parameters(what)
 
     def _require_parameters(self, what: str) -> None:
+        refuse_sharded(self)
         check_parameters({**self.masked, self.groups.head: self.head}, what)
 
     # State

@@ -11,13 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clnp.batches import batches, count, count_correct, evaluating, evaluation_batch, first_inputs
+from clnp.batches import (
+    batches,
+    correct_of,
+    count,
+    count_correct,
+    evaluating,
+    evaluation_batch,
+    first_inputs,
+)
 from clnp.data.task import Split
 from clnp.graph import Graph, Node, build
 from clnp.groups import Group
 from clnp.model import Model
 from clnp.narrow import pruned_layers
 from clnp.pruning import compensated, mean_outputs, read_columns, trained_bias
+from clnp.ranks import Ranks, current
 
 FEATURE_BYTES = 1 << 30
 SHARES = (1.0, 0.5, 0.2)
@@ -274,7 +283,8 @@ class ThresholdSearch:
             example = first(first_inputs(self.validation, 1).to(self.device))
         if total * example.numel() * example.element_size() > FEATURE_BYTES:
             return lambda n, floor: self.correct({**counts, group.name: n})
-        features, labels = _features(first, self.validation, self.device)
+        ranks = current()
+        features, labels = _features(first, self.validation, self.device, ranks)
         reader = group.consumers[0]
         layers[reader] = _Sliced(layers[reader], self._means_of_line(reader, keep))
         net = build(back, layers)
@@ -283,8 +293,9 @@ class ThresholdSearch:
 
         def evaluate(n: int, floor: int) -> int:
             self._evaluated()
-            split = features[:, : frozen + n * positions], labels
-            return count_correct(net, split, self.device, at_least=floor)
+            own = features[:, : frozen + n * positions], labels
+            pieces = batches(own, evaluation_batch(own), self.device)
+            return ranks.total(correct_of(net, pieces, total - floor))
 
         return evaluate
 
@@ -341,11 +352,13 @@ class _Sliced(nn.Module):
         return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
 
 
-def _features(net: nn.Module, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A network's outputs over a split, in evaluation mode, and the labels."""
+def _features(
+    net: nn.Module, split: Split, device: torch.device, ranks: Ranks
+) -> tuple[Tensor, Tensor]:
+    """A network's outputs over this rank's piece of a split, in evaluation mode, and the labels."""
     values, labels = [], []
     with evaluating(net):
-        for x, y in batches(split, evaluation_batch(split), device):
+        for x, y in batches(split, evaluation_batch(split), device, ranks=ranks):
             values.append(net(x))
             labels.append(y)
     return torch.cat(values), torch.cat(labels)

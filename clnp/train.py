@@ -12,12 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clnp.batches import accuracy, batches, count, placed, resident, seed_for, seeded
+from clnp.batches import (
+    accuracy,
+    batch_sizes,
+    batches,
+    count,
+    placed,
+    resident,
+    seed_for,
+    seeded,
+)
 from clnp.capture import StepGraph, set_rate
 from clnp.data.task import Split
-from clnp.errors import DataError, TrainingError
+from clnp.errors import CheckpointError, DataError, TrainingError
 from clnp.frozen_cache import FrozenActivations
 from clnp.model import Model
+from clnp.ranks import current
 from clnp_kernels.optim import AdamL1
 
 REPORT_SECONDS = 0.2
@@ -83,7 +93,8 @@ class FitSettings:
 
 
 class Fit:
-    """Trains the free weights of a model on one task.
+    """Trains the free weights of a model on one task; ranks that share their work
+    (`clnp.distributed.sharing`) divide every batch.
 
     Arguments:
         model: in a task (see `Model.begin_task`).
@@ -111,6 +122,7 @@ class Fit:
         self.train = resident(train, model.device)
         self.settings, self.seed = settings, seed
         self.on_batch = on_batch or (lambda *_: None)
+        self.ranks = current()
         self.device = model.head.free_weight.device
         self.parameters = trainable(model, settings.head_only)
         self.moving = moving(model, settings.head_only)
@@ -121,7 +133,10 @@ class Fit:
         self._graph: StepGraph | None = None
 
     def resume(self, state: FitState) -> None:
-        """Goes on from a saved state."""
+        """Goes on from a saved state. Raises CheckpointError for the state of another network."""
+        shapes = [(t.shape, t.dtype) for t in self.moving]
+        if shapes != [(t.shape, t.dtype) for t in state.parameters]:
+            raise CheckpointError("a saved fit is of another network; remove its folder, progress")
         with torch.no_grad():
             for tensor, saved in zip(self.moving, state.parameters, strict=True):
                 tensor.copy_(saved)
@@ -138,7 +153,7 @@ class Fit:
                 into a full state.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss or a weight is not finite.
         """
         while self.state.epoch < self.settings.epochs:
             record = self._epoch(self.state.epoch)
@@ -163,9 +178,10 @@ class Fit:
         set_rate(self.optimizer, lr)
         seed = seed_for(self.seed, "epoch", epoch)
         self.model.train()
-        with seeded(seed, self.device):
-            with self.cache.looked_up():
+        with seeded(self.ranks.seed(seed), self.device):
+            with self.cache.looked_up(), self.ranks.synchronised(self.model):
                 loss, correct = self._steps(torch.Generator().manual_seed(seed), epoch)
+            self._check_weights(epoch)
             validation = accuracy(self.model, self.validation, self.device)
         return {
             "epoch": epoch,
@@ -180,17 +196,23 @@ class Fit:
         losses = torch.zeros((), dtype=torch.float64, device=self.device)
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
         seen, last = 0, time.monotonic()
-        step = self._captured() if self.capturable and self.device.type == "cuda" else self._step
-        for x, y, *rows in self._batches(generator):
+        alone = self.ranks.size == 1
+        # Messages between processes are not captured.
+        captured = self.capturable and alone and self.device.type == "cuda"
+        step = self._captured() if captured else self._step
+        sizes = batch_sizes(total, self.settings.batch_size)
+        for size, (x, y, *rows) in zip(sizes, self._batches(generator), strict=True):
             if not isinstance(self.train, tuple):
                 _check_labels(y, self.model.head.classes)
             loss, correct = step(x, y, *rows)
-            losses += loss * len(y)
+            losses += loss * size
             hits += correct
-            seen += len(y)
+            seen += size
             now = time.monotonic()
-            # Reading a number waits for the device, so a GPU is asked only a few times a second.
-            if self.device.type == "cpu" or now - last > REPORT_SECONDS or seen == total:
+            # Reading a number waits for the device, so a GPU is asked only a few times a second;
+            # ranks have to ask at the same step.
+            asked = self.device.type == "cpu" or (alone and now - last > REPORT_SECONDS)
+            if asked or seen == total:
                 self._check(float(losses), epoch)
             if now - last > REPORT_SECONDS or seen == total:
                 self.on_batch(float(losses) / seen, float(hits) / seen, seen, total)
@@ -205,35 +227,56 @@ class Fit:
 
     def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         """Batches (x, y) of the training split; with a cache also the rows [B] that they hold."""
+        size, device, ranks = self.settings.batch_size, self.device, self.ranks
         if not self.cache:
-            yield from batches(self.train, self.settings.batch_size, self.device, generator)
+            yield from batches(self.train, size, device, generator, ranks)
             return
         assert isinstance(self.train, tuple)
         x, y = self.train
         numbers = torch.arange(len(y))
-        for rows, labels in batches((numbers, y), self.settings.batch_size, self.device, generator):
+        for rows, labels in batches((numbers, y), size, device, generator, ranks):
             here = rows.to(x.device)
-            yield placed(x[here], self.device), labels, here.to(self.device)
+            yield placed(x[here], device), labels, here.to(device)
 
     def _step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step; x [B, ...], y [B], rows [B] for the cache -> loss, correct examples."""
         self.cache.rows = rows
-        bf16 = self.settings.dtype == torch.bfloat16
+        loss, correct = self._gradients(x, y)
+        self.optimizer.step()
+        return loss, correct
+
+    def _gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the mean loss over the batch, all ranks' shares of it -> loss, correct
+        examples.
+        """
+        alone, bf16 = self.ranks.size == 1, self.settings.dtype == torch.bfloat16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             logits = self.model.net(x)
-        loss = F.cross_entropy(logits.float() if bf16 else logits, y)
-        self.optimizer.zero_grad(set_to_none=True)
+        reduction = "mean" if alone else "sum"
+        loss = F.cross_entropy(logits.float() if bf16 else logits, y, reduction=reduction)
+        for parameter in self.parameters:
+            parameter.grad = None
         loss.backward()
-        self.optimizer.step()
-        return loss.detach(), (logits.detach().argmax(dim=-1) == y).sum()
+        loss, correct = loss.detach(), (logits.detach().argmax(dim=-1) == y).sum()
+        if alone:
+            return loss, correct
+        return self.ranks.average(self.parameters, loss, correct, len(y))
 
     def _check(self, loss: float, epoch: int) -> None:
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} in epoch {epoch + 1} (lr {self.settings.lr}, l1 "
-                f"{self.settings.l1}); "
-                "what was learned before this task is untouched. A lower lr usually helps"
-            )
+            self._diverged(f"the loss became {loss}", epoch)
+
+    def _check_weights(self, epoch: int) -> None:
+        """The last step's loss was finite; what the step made of it need not be."""
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in self.moving):
+            self._diverged("a weight is no longer finite", epoch)
+
+    def _diverged(self, what: str, epoch: int) -> None:
+        raise TrainingError(
+            f"{what} in epoch {epoch + 1} (lr {self.settings.lr}, l1 {self.settings.l1}); what was "
+            "learned before this task is untouched. A lower lr usually helps; look for NaN or "
+            "huge numbers in the inputs too"
+        )
 
 
 def _check_labels(y: Tensor, classes: int) -> None:

@@ -13,6 +13,7 @@ from ..ops.masked_linear import ACTIVATIONS
 from ._masked import check_boundary, check_index
 from ._replaced import replacement
 from ._state import take_shapes, wrong_dimensions
+from .synchronised import shared_statistics
 
 # kind -> value of a fresh channel
 _FRESH = {"mean": 0.0, "var": 1.0, "weight": 1.0, "bias": 0.0}
@@ -45,6 +46,8 @@ class PartialBatchNorm2d(nn.Module):
     Attributes:
         skip_active: if set, ``forward`` computes and returns the free channels only: the last Cf of
             ``x``, which may be all there are.
+        process_group: None, or a group of ``torch.distributed``: in training the free channels take
+            the statistics of the batches of all its processes, as ``torch.nn.SyncBatchNorm`` does.
 
     Raises:
         ValueError: a size is negative, the boundary exceeds it, or the activation is unknown.
@@ -80,6 +83,7 @@ class PartialBatchNorm2d(nn.Module):
         check_boundary("active", active, "num_features", num_features)
         self.eps, self.momentum = eps, momentum
         self.activation, self.full_input_grad, self.skip_active = activation, full_input_grad, False
+        self.process_group: Any = None
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         for part, size in (("active", active), ("free", num_features - active)):
             for kind, value in _FRESH.items():
@@ -187,23 +191,39 @@ class PartialBatchNorm2d(nn.Module):
         mean, var, weight, bias = active
         assert mean is not None
         assert var is not None
+        training, free_mean, free_var = self.training, self.free_mean, self.free_var
+        if training and self.process_group is not None and len(free_mean):
+            x, free_mean, free_var = self._shared_statistics(x, momentum)
+            training = False
         return ops.partial_batch_norm(
             x,
             mean,
             var,
-            self.free_mean,
-            self.free_var,
+            free_mean,
+            free_var,
             weight,
             self.free_weight,
             bias,
             self.free_bias,
-            training=self.training,
+            training=training,
             momentum=momentum,
             eps=self.eps,
             activation=self.activation,
             activity=activity,
             full_input_grad=self.full_input_grad,
         )
+
+    def _shared_statistics(self, x: Tensor, momentum: float) -> tuple[Tensor, Tensor, Tensor]:
+        """x and the free channels' mean and variance over all processes, towards which the running
+        ones move.
+        """
+        free = len(self.free_mean)
+        x, mean, var, n = shared_statistics(x, free, self.eps, self.process_group)
+        mean, var = mean.to(self.free_mean.dtype), var.to(self.free_var.dtype)
+        with torch.no_grad():
+            self.free_mean.lerp_(mean, momentum)
+            self.free_var.lerp_(var * (n / (n - 1).clamp(min=1)).to(var.dtype), momentum)
+        return x, mean, var
 
     @torch.no_grad()
     def reset_free_parameters(self) -> None:

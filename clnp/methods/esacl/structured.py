@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clnp.batches import count
@@ -24,7 +23,7 @@ from clnp.groups import Group
 from clnp.methods.esacl.sdp import FrankWolfe, perturbed, still_statistics
 from clnp.model import Model
 from clnp.sparsify import ThresholdSearch
-from clnp.train import Fit, FitSettings, FitState, trainable
+from clnp.train import Fit, FitSettings, FitState
 from clnp_kernels.optim import AdamL1
 
 PREFIX = "wolfe."
@@ -95,17 +94,16 @@ class StructuredFit(Fit):
         if rows:
             s = self.sdp
             self.wolfe = FrankWolfe(rows, s.lr, s.momentum, s.k, s.radius, "channels")
-        self.trained = trainable(model, settings.head_only)
-        rest = [p for p in self.trained if id(p) not in chosen]
+        rest = [p for p in self.parameters if id(p) not in chosen]
         self.optimizer = AdamL1(rest, lr=settings.lr)
 
     capturable = False  # the Frank-Wolfe steps read numbers back
 
     def _step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.cache.rows = rows
-        loss, logits = self._gradients(x, y)
+        loss, correct = self._gradients(x, y)
         if self.sdp.rho:
-            with perturbed(self.trained, self.sdp.rho), still_statistics(self.model):
+            with perturbed(self.parameters, self.sdp.rho), still_statistics(self.model):
                 self._gradients(x, y)
         if self.wolfe is not None:
             factor = float(self.optimizer.param_groups[0]["lr"]) / self.settings.lr
@@ -113,17 +111,7 @@ class StructuredFit(Fit):
                 group["lr"] = self.sdp.lr * factor
             self.wolfe.step()
         self.optimizer.step()
-        return loss.detach(), (logits.detach().argmax(dim=-1) == y).sum()
-
-    def _gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        bf16 = self.settings.dtype == torch.bfloat16
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            logits = self.model.net(x)
-        loss = F.cross_entropy(logits.float() if bf16 else logits, y)
-        for p in self.trained:
-            p.grad = None
-        loss.backward()
-        return loss, logits
+        return loss, correct
 
     def snapshot(self) -> FitState:
         state = super().snapshot()
