@@ -23,7 +23,7 @@ def fit(run: TaskRun, points: Sequence[int]) -> dict[int, Trained]:
         TrialError: some could not be trained; the others run to their ends first and are kept where
             there is a folder for them.
     """
-    trials = {name(run.points, i): (run, i) for i in points}
+    trials = {name_of(run.points, i): (run, i) for i in points}
 
     def heard(trial: str, event: str, *args: Any) -> None:
         if event == "on_epoch_end":
@@ -38,7 +38,7 @@ def fit(run: TaskRun, points: Sequence[int]) -> dict[int, Trained]:
         if run.progress.folder is None:
             advice = "; with a checkpoint_dir those that are trained would be kept"
         raise TrialError(error.failures, error.results, advice) from error
-    return {i: results[name(run.points, i)] for i in points}
+    return {i: results[name_of(run.points, i)] for i in points}
 
 
 def search(run: TaskRun, trained: Sequence[Trained], chosen: Sequence[Trained], floor: int) -> None:
@@ -48,7 +48,7 @@ def search(run: TaskRun, trained: Sequence[Trained], chosen: Sequence[Trained], 
         TrialError: a search failed.
     """
     numbers = [next(i for i, t in enumerate(trained) if t is candidate) for candidate in chosen]
-    names = [f"search of {name(run.points, i)}" for i in numbers]
+    names = [f"search of {name_of(run.points, i)}" for i in numbers]
     evaluated: Counter[str] = Counter()
 
     def heard(trial: str, event: str, *args: Any) -> None:
@@ -72,7 +72,7 @@ def told(event: str, *args: Any) -> None:
         tell(event, *args)
 
 
-def name(points: Sequence[GridPoint], i: int) -> str:
+def name_of(points: Sequence[GridPoint], i: int) -> str:
     """What errors call a grid point."""
     point = points[i]
     alphas = {f"{alpha:g}" for alpha in point.l1.values()}

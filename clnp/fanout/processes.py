@@ -21,7 +21,7 @@ from clnp.errors import ConfigError
 from clnp.fanout.trial import Failure, Numerics, Outcome, attempt, heard_by
 
 CONTEXT = multiprocessing.get_context("spawn")  # fork would break OpenMP's threads and CUDA
-PATIENCE = 5.0  # seconds for a worker to end when asked to
+PATIENCE = 30.0  # seconds for a worker to end when asked to
 GUARD = (
     "; a script that starts workers has to do so below `if __name__ == '__main__':`, because "
     "every worker imports it"
@@ -169,12 +169,11 @@ class Processes:
 def _end(workers: list[_Worker]) -> None:
     for worker in workers:
         worker.pipe.close()
-    for end in ("join", "terminate", "kill"):
-        for worker in workers:
-            if worker.process.is_alive():
-                getattr(worker.process, end)(*([PATIENCE] if end == "join" else []))
     for worker in workers:
         worker.process.join(PATIENCE)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
 
 
 _POOLS: weakref.WeakSet[Processes] = weakref.WeakSet()

@@ -67,7 +67,9 @@ class Numerics:
         """Makes them those of this process."""
         torch.set_num_threads(self.threads)
         torch.set_float32_matmul_precision(self.precision)
-        torch.use_deterministic_algorithms(self.deterministic)
+        # Setting it imports the compiler, which takes seconds.
+        if torch.are_deterministic_algorithms_enabled() != self.deterministic:
+            torch.use_deterministic_algorithms(self.deterministic)
 
 
 def tell(*event: Any) -> None:
