@@ -118,6 +118,12 @@ def mean_accuracies(R: npt.ArrayLike) -> Matrix:
     return np.array([row[: i + 1].mean() for i, row in enumerate(matrix)])
 
 
+def known_mean(values: Sequence[float]) -> float:
+    """The mean of those that are not NaN; NaN where there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
 def summary(R: npt.ArrayLike) -> dict[str, float | None]:
     """{"acc", "bwt", "forgetting"} of a run, None where one task leaves them undefined."""
     numbers = {
@@ -126,6 +132,25 @@ def summary(R: npt.ArrayLike) -> dict[str, float | None]:
         "forgetting": mean_forgetting(R),
     }
     return {name: None if math.isnan(value) else value for name, value in numbers.items()}
+
+
+def inferred_means(
+    inferred: Mapping[str, Mapping[str, Sequence[float | None]]],
+) -> dict[str, dict[str, float | None]]:
+    """Means over the tasks of `TaskReport.inferred`: {rule: {measure: mean}}, None where nothing
+    was measured.
+    """
+    means = {
+        rule: {
+            measure: known_mean([math.nan if v is None else v for v in values])
+            for measure, values in measures.items()
+        }
+        for rule, measures in inferred.items()
+    }
+    return {
+        rule: {k: None if math.isnan(v) else v for k, v in row.items()}
+        for rule, row in means.items()
+    }
 
 
 def mean_std(values: Sequence[float | None]) -> dict[str, float | int | None]:

@@ -16,6 +16,7 @@ import torch
 
 from clnp import checkpoint
 from clnp.batches import accuracy, first_inputs, seed_for, seeded
+from clnp.callbacks import check_callbacks, notify
 from clnp.certificate import Certificate, Verdict
 from clnp.checks import check_device, check_scores, check_task
 from clnp.data.task import Split, Task
@@ -26,6 +27,7 @@ from clnp.model import Model
 from clnp.progress import Progress
 from clnp.restore import EXTRA, dtype_name, dtype_of, restored
 from clnp.settings import Settings
+from clnp.task_inference import Inferred, inferred_accuracies
 from clnp.task_report import TaskReport, capacity_of, reuse_of
 from clnp.task_run import Plan, TaskRun
 
@@ -41,16 +43,13 @@ class Learner:
         device: where the network and its batches live.
         checkpoint_dir: folder for `checkpoint.safetensors`, written after every task, and for the
             progress of the task in training; None writes nothing.
-        callbacks: objects with any of the methods `on_task_begin(learner, task_index, name,
-            total_epochs)`, `on_batch_end(learner, loss, correct, seen, total)` (a few times a
-            second), `on_epoch_end(learner, record)`, `on_search(learner, done, total)` after
-            every network that the threshold search evaluates (total is 0 where it is not known) and
-            `on_task_end(learner, report)`.
+        callbacks: objects with any of the methods of `clnp.callbacks.Callback`.
         settings: the fields of `Settings`: head, margin, l1, lr, epochs, batch_size, schedule,
             seed, grid, search, fine_tune, dtype, reinit_scale, granularity.
 
     Raises:
-        ConfigError: a setting out of range, naming it; `checkpoint_dir` holds another learner.
+        ConfigError: a setting out of range, naming it; `checkpoint_dir` holds another learner; a
+            callback with a method `on_...` that is no event.
     """
 
     def __init__(
@@ -84,6 +83,7 @@ class Learner:
         if model.is_convolutional:
             model.to(memory_format=torch.channels_last)
         self.callbacks = list(callbacks)
+        check_callbacks(self.callbacks)
         self._use_folder(checkpoint_dir, None)
         self.reports: list[TaskReport] = []
         self.certificate = Certificate()
@@ -155,6 +155,7 @@ class Learner:
 
     def _run(self, task: Task, plan: Plan) -> TaskReport:
         classes = check_task(self.model, task)
+        check_callbacks(self.callbacks)
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
         index = len(self.reports)
         self._seconds = dict.fromkeys(("fit", "search", "fine_tune", "evaluate", "total"), 0.0)
@@ -234,6 +235,7 @@ class Learner:
             self._tests.append(task.test)
             self.certificate.record(model, first_inputs(task.test, 64))
             row = [self._test(j) for j in range(index + 1)]
+            inferred = self._inferred()
         return TaskReport(
             task=index,
             name=task.name,
@@ -251,6 +253,7 @@ class Learner:
             history=chosen.history,
             grid=run.grid_rows(trained, chosen),
             transfer_only=full,
+            inferred=inferred,
         )
 
     def _points(self) -> list[GridPoint]:
@@ -265,6 +268,11 @@ class Learner:
         if split is None:
             return float("nan")
         return accuracy(self.model.subnetwork(task), split, self.device)
+
+    def _inferred(self) -> Inferred:
+        if not self.settings.infer_tasks:
+            return {}
+        return inferred_accuracies(self.model, self._tests, self.device)
 
     def expand(self, layer: str, channels: int) -> None:
         """Adds free channels to a hidden layer between tasks; see `Model.expand`."""
@@ -369,10 +377,7 @@ class Learner:
     # Helpers
 
     def _call(self, event: str, *args: Any) -> None:
-        for callback in self.callbacks:
-            method = getattr(callback, event, None)
-            if method is not None:
-                method(self, *args)
+        notify(self.callbacks, event, self, *args)
 
     @contextmanager
     def _timed(self, what: str) -> Any:

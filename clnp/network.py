@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from clnp.groups import Group, find_groups, inputs_of
 from clnp.heads import Head, MultiHead
 from clnp.learned import LearnedTask
 from clnp.narrow import task_layers, union_layers
+from clnp.task_inference import check_rule, choose
 from clnp_kernels.nn import MaskedConv2d, MaskedLinear, PartialBatchNorm1d, PartialBatchNorm2d
 
 MaskedLayer = MaskedLinear | MaskedConv2d
@@ -24,19 +24,6 @@ MASKED: dict[str, Any] = {
     "depthwise_conv2d": MaskedConv2d,
     "batch_norm1d": PartialBatchNorm1d,
     "batch_norm2d": PartialBatchNorm2d,
-}
-
-
-def _certainty(logits: Tensor) -> Tensor:
-    """Minus the entropy of the classes, as a share of its maximum; 0 for a single class."""
-    logs = logits.log_softmax(-1)
-    return (logs.exp() * logs).sum(-1) / max(math.log(logits.shape[-1]), 1e-12)
-
-
-# rule of `predict` -> score of a task's logits [B, C], larger for surer: [B]
-RULES: dict[str, Callable[[Tensor], Tensor]] = {
-    "entropy": _certainty,
-    "energy": lambda logits: logits.logsumexp(-1),
 }
 
 
@@ -218,10 +205,7 @@ class Network(nn.Module):
 
         Arguments:
             x: [B, ...].
-            rule: "entropy" takes the task whose class probabilities have the least entropy (per
-                class, log C, so that tasks with fewer classes are not preferred), "energy" the one
-                with the largest log-sum-exp of its logits (Liu et al. 2020, "Energy-based
-                out-of-distribution detection").
+            rule: "entropy" or "energy", see `clnp.task_inference.choose`.
 
         Returns:
             the task [B] and the class within it [B], int64.
@@ -230,12 +214,8 @@ class Network(nn.Module):
             DataError: x does not fit the network.
             ConfigError: no task has been learned; an unknown rule.
         """
-        if rule not in RULES:
-            raise ConfigError(f"rule={rule!r}: expected one of {sorted(RULES)}")
-        logits = self.all_tasks(x)
-        task = torch.stack([RULES[rule](part.float()) for part in logits]).argmax(dim=0)
-        classes = torch.stack([part.argmax(dim=-1) for part in logits])
-        return task, classes.gather(0, task[None])[0]
+        check_rule(rule)
+        return choose(self.all_tasks(x), rule)
 
     def all_tasks(self, x: Tensor) -> list[Tensor]:
         """The logits of every learned task in one pass: a task's network is a part of the next

@@ -74,6 +74,8 @@ class Settings:
         cache: "auto" computes the activations of frozen channels once per task instead of once per
             step where they are the same in every epoch (examples held as tensors, nothing random
             before the layer, within 2 GiB); "off" never.
+        infer_tasks: after each task, measure on all test splits how often `model.predict` is right
+            without being told the task (`TaskReport.inferred`): one pass of the widest network.
     """
 
     head: str = "multi"
@@ -95,6 +97,7 @@ class Settings:
     sparsifier: str = "activity"
     compensate: bool = False
     cache: str = "auto"
+    infer_tasks: bool = True
 
     def __post_init__(self) -> None:
         for name, (wanted, holds) in CHECKS.items():
@@ -191,6 +194,7 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "sparsifier": _one_of(SPARSIFIERS),
     "compensate": ("True or False", lambda v: isinstance(v, bool)),
     "cache": _one_of(("auto", "off")),
+    "infer_tasks": ("True or False", lambda v: isinstance(v, bool)),
     "granularity": ("an integer >= 1", lambda v: _whole(v) and v >= 1),
 }
 FINE_TUNE_CHECKS = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clnp.model import Model
+from clnp.task_inference import Inferred
 
 
 @dataclass
@@ -39,6 +40,10 @@ class TaskReport:
         transfer_only: the final hidden layer was full, so only a head was trained (paper, Sec.
             2.1).
         seconds: fit, search, fine_tune, evaluate, total.
+        inferred: accuracies of `model.predict`, which is not told the task, on tasks 0..task: rule
+            ("entropy", "energy") -> "task" (the task is right), "class_incremental" (task and
+            class) and "domain_incremental" (the class, whichever the task); see
+            `clnp.task_inference`. Empty where it was not measured.
     """
 
     task: int
@@ -58,6 +63,7 @@ class TaskReport:
     grid: list[dict[str, Any]]
     transfer_only: bool
     seconds: dict[str, float] = field(default_factory=dict)
+    inferred: Inferred = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `TaskReport(**data)`."""

@@ -154,6 +154,8 @@ class TaskRun:
         found = {}
         for i in range(len(self.points)):
             state = self.progress.load(i, self._stamp())
+            if state is not None:
+                self.call("on_resume", [self._record(i, record) for record in state.history])
             if state is not None and state.epoch == self.settings.epochs:
                 shapes = [tensor.shape for tensor in state.parameters]
                 if shapes == [tensor.shape for tensor in tensors]:
@@ -182,11 +184,14 @@ class TaskRun:
         def after_epoch(state: FitState, snapshot: Any) -> None:
             if state.epoch == s.epochs or self.progress.due():
                 self.progress.save(i, snapshot(), stamp)
-            self.epoch_end({**state.history[-1], "point": i, "points": len(self.points)})
+            self.epoch_end(self._record(i, state.history[-1]))
 
         history = fit.run(after_epoch).history
         tensors = moving(self.model, self.head_only)
         return self._trained(i, history, [t.detach().clone() for t in tensors])
+
+    def _record(self, i: int, record: dict[str, float]) -> dict[str, Any]:
+        return {**record, "point": i, "points": len(self.points)}
 
     def _trained(self, i: int, history: list[dict[str, float]], tensors: list[Tensor]) -> Trained:
         correct = round(history[-1]["validation_accuracy"] * self.total)
@@ -299,8 +304,11 @@ class TaskRun:
             l1 = chosen.point.l1 if tune.l1 is None else per_layer(tune.l1, self.model.layer_names)
             settings = self._fit_settings(tune.epochs, tune.lr, l1, tune.schedule)
             what = f"fine-tune {number}" if number else "fine-tune"
+            told = {"fine_tune": True, "round": number}
             Fit(*self._fit_arguments(settings, what)).run(
-                lambda state, _: self.call("on_epoch_end", {**state.history[-1], "fine_tune": True})
+                lambda state, _, told=told: self.call(  # type: ignore[misc]
+                    "on_epoch_end", {**state.history[-1], **told}
+                )
             )
         network = self.model.pruned_network(keep_everything(self.model))
         return count_correct(network, self.task.validation, self.model.device)

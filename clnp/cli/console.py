@@ -5,13 +5,17 @@ it in log.txt.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from clnp import diagnostics
+from clnp.callbacks import Callback
+from clnp.callbacks.callback import epoch_of, tuning_epochs
 
 # More layers than this don't fit a line.
 MOST_LAYERS = 6
@@ -25,7 +29,7 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(width=160)
 
 
-class Reporter:
+class Reporter(Callback):
     """Callbacks of a `Learner` that show its progress.
 
     Arguments:
@@ -55,6 +59,7 @@ class Reporter:
             disable=not console.is_terminal,
         )
         self.row = self.bar.add_task("starting", total=tasks, completed=learned, numbers="")
+        self.points: dict[int, Any] = {}  # grid point in training -> its row
 
     @contextmanager
     def live(self) -> Iterator[Reporter]:
@@ -88,8 +93,14 @@ class Reporter:
     def on_epoch_end(self, learner: Any, record: dict[str, Any]) -> None:
         """Logs an epoch; on a console that is no terminal at most every ten seconds."""
         self.epoch = self._count(learner, record)
+        if self.begun is None:  # workers tell no batches
+            self.begun, self.before = time.monotonic(), self._done()
+        point = ""
+        if record.get("points", 1) > 1:
+            point = f" (grid point {record['point'] + 1}/{record['points']})"
+            self._show_point(record, learner.settings.epochs)
         text = (
-            f"task {self.task + 1}/{self.tasks} epoch {self.epoch}/{self.epochs}: loss "
+            f"task {self.task + 1}/{self.tasks} epoch {self.epoch}/{self.epochs}{point}: loss "
             f"{record['loss']:.4f}, "
             f"train {100 * record['train_accuracy']:.2f} %, validation "
             f"{100 * record['validation_accuracy']:.2f} %"
@@ -108,10 +119,9 @@ class Reporter:
         """Epochs of the task that are behind, those before a resume too."""
         if isinstance(learner.settings, dict):  # of another method, which has one point
             return int(record["epoch"] + 1)
-        per_point, tune = learner.settings.epochs, learner.settings.fine_tune
-        if record.get("fine_tune") and tune is not None:
-            return int(self.epochs - tune.epochs + record["epoch"] + 1)
-        return int(record.get("point", 0) * per_point + record["epoch"] + 1)
+        if record.get("fine_tune"):
+            return self.epochs - tuning_epochs(learner) + epoch_of(learner, record) + 1
+        return int(record["done"])
 
     def on_task_end(self, learner: Any, report: Any) -> None:
         """Says what a task reached and what it claimed."""
@@ -120,6 +130,7 @@ class Reporter:
         pruned = f" -> {after:.2f} % by pruning; {claimed(report.capacity)}"
         self.say(
             f"task {self.task}/{self.tasks} {report.name}: test {100 * report.test:.2f} %, "
+            f"{not_told(report.inferred)}"
             f"validation {before:.2f} %{pruned if report.capacity else ''}; "
             f"{report.seconds['total']:.1f} s"
         )
@@ -133,6 +144,10 @@ class Reporter:
         if not self.console.is_terminal and now - self.spoke >= QUIET:
             self.spoke = now
             self.say(f"task {self.task + 1}/{self.tasks} {text} networks tried")
+
+    def on_retry(self, learner: Any, trial: str, reason: str) -> None:
+        """Says that something failed in a worker."""
+        self.say(f"{trial} failed: {reason}; trying again")
 
     def _show(self, numbers: str, part: float = 0.0) -> None:
         if self.bar.disable:
@@ -149,6 +164,18 @@ class Reporter:
             description=f"task {min(self.task + 1, self.tasks)}/{self.tasks}{epoch}",
         )
 
+    def _show_point(self, record: dict[str, Any], epochs: int) -> None:
+        """A row for every grid point in training; there are several where workers train them."""
+        number, done = record["point"], record["epoch"] + 1
+        if number not in self.points:
+            name = f"  grid point {number + 1}/{record['points']}"
+            self.points[number] = self.bar.add_task(name, total=epochs, numbers="")
+        row = self.points[number]
+        validation = f"validation {100 * record['validation_accuracy']:.1f} %"
+        self.bar.update(row, completed=done, numbers=f"loss {record['loss']:.3f} {validation}")
+        if done == epochs:
+            self.bar.remove_task(self.points.pop(number))
+
     def _done(self, part: float = 0.0) -> float:
         return self.task + min(1.0, (self.epoch + part) / self.epochs)
 
@@ -159,6 +186,16 @@ class Reporter:
         seconds = (time.monotonic() - self.begun) * (self.tasks - self._done()) / done
         minutes, seconds = divmod(round(seconds), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def not_told(inferred: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """ "task not given 91.20 %, ": task and label right, by entropy, over all tasks; nothing where
+    there is one task or nothing was measured.
+    """
+    if len(inferred.get("entropy", {}).get("task", ())) < 2:
+        return ""
+    mean = diagnostics.inferred_means(inferred)["entropy"]["class_incremental"]
+    return "" if mean is None else f"task not given {100 * mean:.2f} %, "
 
 
 def claimed(capacity: Mapping[str, Mapping[str, int]]) -> str:

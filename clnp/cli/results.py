@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from clnp import diagnostics, plots
 from clnp.atomic import write_text
 from clnp.cli import runs
 from clnp.cli.config import Config
+from clnp.csv_text import csv_text
 from clnp.learner import Learner
 from clnp.methods import clnp_cost
 
@@ -45,8 +45,8 @@ def metrics_of(
     Returns:
         {"config", "tasks_learned", "accuracy_matrix" [T, T] with null above the diagonal, "acc",
         "bwt", "forgetting", "certificate": {"tasks", "identical", "differing"}, "cost": {"flops",
-        "examples"} of all training together, "reports": one `TaskReport` per task without its
-        times}.
+        "examples"} of all training together, "inferred": {rule: {measure: mean over tasks}} of the
+        last task's `TaskReport.inferred`, "reports": one `TaskReport` per task without its times}.
     """
     R = np.asarray(learner.accuracy_matrix, dtype=np.float64)
     reports = [dataclasses.asdict(report) for report in learner.reports]
@@ -62,6 +62,7 @@ def metrics_of(
             "differing": [int(v.task) for v in verdicts if not v.identical],
         },
         "cost": {name: sum(row[name] for row in costs) for name in ("flops", "examples")},
+        "inferred": diagnostics.inferred_means(reports[-1]["inferred"]),
         "reports": [{k: v for k, v in report.items() if k != "seconds"} for report in reports],
     }
 
@@ -255,12 +256,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
 
 def write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """A CSV file with a header line; floats keep all their digits, missing values are empty."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fields, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: "" if v is None else v for k, v in row.items()})
-    write_text(path, buffer.getvalue())
+    write_text(path, csv_text(fields, rows))
 
 
 def _save(folder: Path, figures: Mapping[str, Any]) -> list[Path]:

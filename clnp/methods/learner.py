@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from clnp import checkpoint
 from clnp.batches import accuracy, seed_for, seeded
+from clnp.callbacks import check_callbacks, notify
 from clnp.checks import check_device
 from clnp.data.task import Split, Task
 from clnp.errors import CheckpointError, ConfigError
@@ -100,6 +101,7 @@ class MethodLearner:
         self.net.to(self.device)
         self.method.optimizer = self.method.make_optimizer()
         self.callbacks = list(callbacks)
+        check_callbacks(self.callbacks)
         self.reports: list[TaskReport] = []
         self.cost: list[dict[str, Any]] = []
         self.model = _Network(self)
@@ -138,6 +140,7 @@ class MethodLearner:
         """
         classes = check_task(self.net, self.example, task)
         self.method.check(len(self.reports))
+        check_callbacks(self.callbacks)
         index = len(self.reports)
         before = {name: tensor.clone() for name, tensor in self._tensors().items()}
         layout = self._layout()
@@ -226,6 +229,7 @@ class MethodLearner:
         saved = self._progress.load(0, stamp)
         if saved is not None:
             history = list(saved.history)
+            self._call("on_resume", [{**record, "point": 0, "points": 1} for record in history])
             meter.cost = Cost(**from_tensor(saved.optimizer.pop("cost")))
             self._load_tensors(saved.optimizer)
         for epoch in range(len(history), s.epochs):
@@ -387,7 +391,4 @@ class MethodLearner:
             self.method.remember(task)
 
     def _call(self, event: str, *args: Any) -> None:
-        for callback in self.callbacks:
-            function = getattr(callback, event, None)
-            if function is not None:
-                function(self, *args)
+        notify(self.callbacks, event, self, *args)

@@ -17,6 +17,7 @@ from clnp.cli.config import Config, defaults, differences, validate
 from clnp.cli.console import Reporter, claimed
 from clnp.errors import ConfigError
 from clnp.learner import Learner
+from clnp.settings import FineTune, Settings
 from tests.clnp.commands import TINY, clnp, finished_run
 
 
@@ -254,9 +255,7 @@ def test_bar_on_a_terminal():
     """The bar's arithmetic; drawing it is rich's business."""
     console = Console(file=io.StringIO(), force_terminal=True)
     reporter = Reporter(console, None, tasks=4, learned=1)
-    learner = SimpleNamespace(
-        settings=SimpleNamespace(epochs=3, fine_tune=SimpleNamespace(epochs=4))
-    )
+    learner = SimpleNamespace(settings=Settings(epochs=3, fine_tune=FineTune(epochs=4)))
     record = {"loss": 1.0, "train_accuracy": 0.5, "validation_accuracy": 0.25}
     with reporter.live():
         reporter.on_task_begin(learner, 1, "b", 10)  # 2 grid points of 3 epochs, 4 of fine-tuning

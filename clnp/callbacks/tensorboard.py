@@ -1,0 +1,127 @@
+"""Scalars and settings of a run for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clnp.callbacks.callback import Callback, epoch_of, settings_of, tuning_epochs
+from clnp.diagnostics import known_mean
+from clnp.errors import ConfigError
+
+EPOCH = ("loss", "train_accuracy", "validation_accuracy", "lr")
+TASK = ("test", "validation", "validation_before")
+MEAN = "accuracy/mean"
+
+
+class TensorBoardLogger(Callback):
+    """Writes event files for `tensorboard --logdir LOG_DIR`.
+
+    Run "epochs" (of a grid, one run per point below it) has epoch/loss, epoch/train_accuracy,
+    epoch/validation_accuracy and epoch/lr; its steps count the epochs of all tasks. Run "tasks" has
+    per task, from 0: accuracy/mean over the tasks so far, accuracy/J on every task J (the accuracy
+    matrix: a level line is a task that was not forgotten), the task's own task/test and
+    task/validation, per group of channels capacity/used_GROUP and capacity/reused_GROUP as
+    fractions, seconds/PHASE, and the settings as hyper-parameters.
+
+    A resumed run goes on in the same folder; what it does again takes the place of what an earlier
+    process wrote.
+
+    Arguments:
+        log_dir: where; made if need be.
+
+    Raises:
+        ConfigError: tensorboard is not installed.
+    """
+
+    def __init__(self, log_dir: str | Path) -> None:
+        self.log_dir = Path(log_dir)
+        self._make = _writer_class()
+        self._writers: dict[str, Any] = {}
+        self._steps: dict[str, int] = {}
+
+    def on_epoch_end(self, learner: Any, record: Mapping[str, Any]) -> None:
+        """Writes an epoch's numbers."""
+        run = "epochs"
+        if record.get("points", 1) > 1:
+            run = f"epochs/point-{record['point']}"
+        step = _epochs_before(learner, record) + epoch_of(learner, record)
+        writer = self._writer(run, step)
+        for name in EPOCH:
+            writer.add_scalar(f"epoch/{name}", record[name], step)
+        writer.flush()
+
+    def on_task_end(self, learner: Any, report: Any) -> None:
+        """Writes a task's numbers."""
+        step = report.task
+        known = "tasks" in self._writers
+        writer = self._writer("tasks", step)
+        if not known:
+            _add_settings(writer, settings_of(learner))
+        for name, value in _scalars(report).items():
+            if value == value:  # accuracies on tasks without data are NaN
+                writer.add_scalar(name, value, step)
+        writer.flush()
+
+    def close(self) -> None:
+        """Closes the files; another event opens new ones."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers = {}
+
+    def _writer(self, run: str, step: int) -> Any:
+        """The writer of a run. A new one hides what was written for this step and later ones, by a
+        process that was killed or by an attempt that failed.
+        """
+        if step <= self._steps.get(run, -1) and run in self._writers:
+            self._writers.pop(run).close()
+        if run not in self._writers:
+            self._writers[run] = self._make(str(self.log_dir / run), purge_step=step)
+        self._steps[run] = step
+        return self._writers[run]
+
+
+def _writer_class() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            f"TensorBoardLogger needs the package tensorboard ({error}); "
+            'pip install "clnp[tensorboard]"'
+        ) from error
+    return SummaryWriter
+
+
+def _epochs_before(learner: Any, record: Mapping[str, Any]) -> int:
+    """Steps of the tasks before, and of training where the record is of fine-tuning; they depend on
+    the settings alone, so a resumed run counts alike.
+    """
+    fit = int(settings_of(learner)["epochs"])
+    task = fit + tuning_epochs(learner)
+    return len(learner.reports) * task + (fit if record.get("fine_tune") else 0)
+
+
+def _scalars(report: Any) -> dict[str, float]:
+    values = {MEAN: known_mean(report.row)}
+    values |= {f"accuracy/{j}": accuracy for j, accuracy in enumerate(report.row)}
+    values |= {f"task/{name}": getattr(report, name) for name in TASK}
+    for group, counts in report.capacity.items():
+        for part in ("used", "reused"):
+            values[f"capacity/{part}_{group}"] = counts[part] / counts["size"]
+    return values | {f"seconds/{phase}": value for phase, value in report.seconds.items()}
+
+
+def _add_settings(writer: Any, settings: Mapping[str, Any]) -> None:
+    """The settings as hyper-parameters of the run. `SummaryWriter.add_hparams` would open a second
+    file beside the first, and TensorBoard then stops reading the first.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    plain = {
+        name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+        for name, value in settings.items()
+    }
+    for summary in hparams(plain, {MEAN: None}):
+        writer.file_writer.add_summary(summary)
