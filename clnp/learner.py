@@ -21,6 +21,7 @@ from clnp.certificate import Certificate, Verdict
 from clnp.checks import check_device, check_scores, check_task
 from clnp.data.task import Split, Task
 from clnp.errors import CapacityWarning, CheckpointError, ConfigError, DataError
+from clnp.fanout import Workers
 from clnp.forgetting import GridPoint, grid_points
 from clnp.memory import memory_needed
 from clnp.model import Model
@@ -43,6 +44,8 @@ class Learner:
         device: where the network and its batches live.
         checkpoint_dir: folder for `checkpoint.safetensors`, written after every task, and for the
             progress of the task in training; None writes nothing.
+        workers: how many grid points are trained, and candidates pruned, at a time in processes of
+            their own, or `clnp.Workers`; results are those of one process with as many threads.
         callbacks: objects with any of the methods of `clnp.callbacks.Callback`.
         settings: the fields of `Settings`: head, margin, l1, lr, epochs, batch_size, schedule,
             seed, grid, search, fine_tune, dtype, reinit_scale, granularity.
@@ -59,6 +62,7 @@ class Learner:
         device: str | torch.device = "cpu",
         checkpoint_dir: str | Path | None = None,
         callbacks: Iterable[Any] = (),
+        workers: int | Workers = 1,
         **settings: Any,
     ) -> None:
         if not isinstance(model, Model):
@@ -83,6 +87,7 @@ class Learner:
         if model.is_convolutional:
             model.to(memory_format=torch.channels_last)
         self.callbacks = list(callbacks)
+        self.workers = workers if isinstance(workers, Workers) else Workers(workers)
         check_callbacks(self.callbacks)
         self._use_folder(checkpoint_dir, None)
         self.reports: list[TaskReport] = []
@@ -119,6 +124,7 @@ class Learner:
                 heads the task is learned by a new head alone: a CapacityWarning, and the report's
                 `transfer_only`, say so.
             TrainingError: the loss, a weight or an activity became NaN or infinite; memory ran out.
+            TrialError: some grid points failed twice in their workers; the others are kept.
         """
         return self._run(task, Plan(self.settings.margin))
 
@@ -199,6 +205,7 @@ class Learner:
             self._progress,
             self._call,
             head_only=full,
+            workers=self.workers,
         )
         self._call("on_task_begin", index, task.name, run.epochs)
         if full:
@@ -326,6 +333,7 @@ class Learner:
         device: str | torch.device = "cpu",
         checkpoint_dir: str | Path | None = None,
         callbacks: Iterable[Any] = (),
+        workers: int | Workers = 1,
     ) -> Learner:
         """A learner as it was saved.
 
@@ -333,7 +341,7 @@ class Learner:
             path: the file, or the folder that holds `checkpoint.safetensors`.
             tasks: the learned tasks (or the whole stream), whose test splits later rows of the
                 accuracy matrix need; without them those entries are NaN.
-            device, checkpoint_dir, callbacks: as for a new learner.
+            device, checkpoint_dir, callbacks, workers: as for a new learner.
 
         Raises:
             CheckpointError: no such file, damaged, or not a learner's.
@@ -347,7 +355,9 @@ class Learner:
         try:
             model = restored(data["structure"], dtype_of(data["dtype"]), state)
             settings = data["settings"]
-            learner = cls(model.eval(), device=device, callbacks=callbacks, **settings)
+            learner = cls(
+                model.eval(), device=device, callbacks=callbacks, workers=workers, **settings
+            )
             learner.reports = [TaskReport(**report) for report in data["reports"]]
             probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
             learner.certificate = Certificate.from_json(data["certificate"], probes)
