@@ -199,8 +199,11 @@ def _check_flags(options: argparse.Namespace) -> None:
     for one, other in (("resume", "overwrite"), ("seed", "seeds")):
         if getattr(options, one) not in (None, False) and getattr(options, other):
             raise ConfigError(f"--{one} and --{other}: got both, wanted one")
-    if options.workers is not None and options.workers < 1:
-        raise ConfigError(f"--workers: got {options.workers}, wanted at least 1")
+    for option in ("workers", "image_threads"):
+        value = getattr(options, option)
+        if value is not None and value < 1:
+            name = option.replace("_", "-")
+            raise ConfigError(f"--{name}: got {value}, wanted at least 1")
 
 
 def _check_clnp(options: argparse.Namespace, method: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from clnp import methods, models
-from clnp.cli import environment, report, results, runs
+from clnp.cli import environment, report, results, runs, side_by_side
 from clnp.cli.config import Config
 from clnp.cli.console import Reporter, log_file
 from clnp.cli.runs import Places
@@ -29,6 +29,7 @@ from clnp.data import (
     Stream,
 )
 from clnp.errors import CapacityError, ConfigError
+from clnp.fanout import Workers
 from clnp.learner import Learner
 
 CIFAR: dict[str, Callable[..., Stream]] = {
@@ -77,7 +78,7 @@ def folder(config: Config, places: Places) -> Stream:
         normalise=config.normalise,
         augment=config.augment,
         convert=config.convert_images,
-        workers=places.workers,
+        workers=places.image_threads,
     )
 
 
@@ -140,7 +141,12 @@ def make_learner(config: Config, places: Places, stream: Stream, folder: Path | 
         arguments = config.method_arguments()
         return methods.make(config.method, net, example, checkpoint_dir=folder, **arguments)
     model = convert(net, example, verbose=False)
-    return Learner(model, checkpoint_dir=folder, **config.learner_arguments())
+    arguments = config.learner_arguments()
+    return Learner(model, checkpoint_dir=folder, workers=_workers(config, places), **arguments)
+
+
+def _workers(config: Config, places: Places) -> Workers:
+    return Workers(places.workers, executor=places.executor, threads=config.threads)
 
 
 def try_out(config: Config, places: Places) -> Stream:
@@ -184,23 +190,54 @@ def run(
     torch.set_num_threads(config.threads)
     stream = try_out(config, places)
     with runs.locked(root):
-        if overwrite:
-            runs.clear(root)
-        runs.write_config(root, config, places)
-        every: list[dict[str, Any]] = []
-        for seed, folder in runs.seed_folders(root, config):
-            if len(config.seeds) > 1:
-                console.print(
-                    f"seed {seed} in {folder}", markup=False, highlight=False, soft_wrap=True
-                )
-                runs.write_config(folder, config.for_seed(seed), places)
-            one = config.for_seed(seed)
-            if every:
-                stream = make_stream(one, places)
-            every.append(run_seed(folder, one, places, stream, console))
-        if len(every) > 1:
-            report.show_summary(console, results.write_summary(root, every), every)
+        prepare(root, config, places, overwrite=overwrite)
+        trials = seed_trials(root, config, places)
+        if places.workers > 1 and len(trials) > 1:
+            every = [*side_by_side.run(run_alone, trials, places, console).values()]
+        else:
+            every = []
+            for name, (folder, one, _) in trials.items():
+                if len(trials) > 1:
+                    report.show_line(console, f"{name} in {folder}")
+                if every:
+                    stream = make_stream(one, places)
+                every.append(run_seed(folder, one, places, stream, console))
+        summarise(root, config, every, console)
     return all(m["certificate"]["identical"] == m["certificate"]["tasks"] for m in every)
+
+
+def prepare(root: Path, config: Config, places: Places, *, overwrite: bool = False) -> None:
+    """Writes the settings of a run and of its seeds, over those of a run that is to be deleted."""
+    if overwrite:
+        runs.clear(root)
+    runs.write_config(root, config, places)
+    if len(config.seeds) > 1:
+        for seed, folder in runs.seed_folders(root, config):
+            runs.write_config(folder, config.for_seed(seed), places)
+
+
+def seed_trials(root: Path, config: Config, places: Places) -> dict[str, side_by_side.Trial]:
+    """ "seed 3" -> (its folder, its settings, places), for every seed."""
+    return {
+        f"seed {seed}": (folder, config.for_seed(seed), places)
+        for seed, folder in runs.seed_folders(root, config)
+    }
+
+
+def summarise(
+    root: Path, config: Config, every: Sequence[dict[str, Any]], console: Console
+) -> None:
+    """Writes and prints what several seeds come to."""
+    if len(every) > 1:
+        report.show_summary(console, results.write_summary(root, every), every)
+        folders = [folder for _, folder in runs.seed_folders(root, config)]
+        seconds = [results.read_seconds(folder) for folder in folders]
+        report.show_line(console, report.time_line(seconds))
+
+
+def run_alone(folder: Path, config: Config, places: Places, console: Console) -> dict[str, Any]:
+    """`run_seed` with a stream of its own."""
+    return run_seed(folder, config, places, make_stream(config, places), console)
 
 
 def run_seed(
@@ -245,7 +282,8 @@ def load_or_make(folder: Path, config: Config, places: Places, stream: Stream) -
         return make_learner(config, places, stream, folder)
     arguments: dict[str, Any] = {"device": config.device, "checkpoint_dir": folder}
     if config.method == "clnp":
-        learner: Any = Learner.load(path, tasks=stream, **arguments)
+        workers = _workers(config, places)
+        learner: Any = Learner.load(path, tasks=stream, workers=workers, **arguments)
     else:
         net, _ = make_net(config, places, stream)
         learner = methods.load(path, tasks=stream, net=net, **arguments)
