@@ -30,7 +30,8 @@ from clnp.errors import ConfigError
 # argparse destinations that are no settings of `clnp.cli.config.Config`.
 NOT_SETTINGS = (
     *("command", "words", "stream", "paths", "method", "methods", "set", "grid", "seed", "seeds"),
-    *("out", "resume", "overwrite", "data_root", "pretrained", "workers"),
+    *("out", "resume", "overwrite", "data_root", "pretrained"),
+    *("image_threads", "workers", "executor"),
 )
 
 
@@ -69,6 +70,8 @@ def settings(
     else:
         stream = options.stream or STREAMS[0]
         base = _base(stream, method or options.method or "clnp", given, len(options.paths))
+        # From here on the number of threads, which decides the last bits, is that of the run.
+        base["threads"] = max(1, base["threads"] // places.workers)
     if places.pretrained is not None:
         given["pretrained"] = _digest(Path(places.pretrained))
     name = method or options.method or base.get("method", "clnp")
@@ -145,9 +148,11 @@ def _check_some(stream: str, given: dict[str, Any], paths: Sequence[str]) -> Non
 
 def _seeds(options: argparse.Namespace) -> dict[str, Any]:
     if options.seeds is not None:
-        if not 1 <= options.seeds <= 1000:
-            raise ConfigError(f"--seeds: got {options.seeds}, wanted 1 to 1000 seeds")
-        return {"seeds": tuple(range(options.seeds))}
+        if len(options.seeds) > 1:
+            return {"seeds": tuple(options.seeds)}
+        if not 1 <= options.seeds[0] <= 1000:
+            raise ConfigError(f"--seeds: got {options.seeds[0]}, wanted 1 to 1000 seeds")
+        return {"seeds": tuple(range(options.seeds[0]))}
     return {} if options.seed is None else {"seeds": (options.seed,)}
 
 

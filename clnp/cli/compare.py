@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from clnp import method_plots, plots
-from clnp.cli import experiment, report, results, runs
+from clnp.cli import experiment, report, results, runs, side_by_side
 from clnp.cli.config import Config, differences
 from clnp.cli.runs import Places
 from clnp.diagnostics import mean_std
-from clnp.errors import ClnpError, ConfigError
+from clnp.errors import ClnpError, ConfigError, TrialError
 from clnp.methods import METHODS
 
 FORMAT = "clnp-compare"
@@ -125,22 +126,55 @@ def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) 
         known = runs.read_json(folder / FILE)["methods"] if is_compare(folder) else []
         names = [*plan] if overwrite else [*known, *(name for name in plan if name not in known)]
         runs.write_json(folder / FILE, {"format": FORMAT, "methods": names})
-        failed = {}
-        for name, (config, places) in plan.items():
-            report.show_line(console, f"\nmethod {name}")
+        for name in plan:
             if name not in missing:
-                report.show_line(console, "finished before")
-                continue
-            try:
-                experiment.run(folder / name, config, places, console, overwrite=overwrite)
-            except ClnpError as error:
-                failed[name] = " ".join(str(error).split())
-                report.show_line(console, f"method {name} stopped: {failed[name]}")
+                report.show_line(console, f"method {name} finished before")
+        runs_left = sum(len(config.seeds) for config, _ in missing.values())
+        many = runs_left > 1 and any(places.workers > 1 for _, places in missing.values())
+        way = _side_by_side if many else _one_by_one
+        failed = way(folder, missing, console, overwrite)
         write(folder)
         show(folder, console)
     for name, text in failed.items():
         report.show_line(console, f"method {name} did not finish: {text}")
     return not failed
+
+
+def _one_by_one(folder: Path, plan: Plan, console: Console, overwrite: bool) -> dict[str, str]:
+    """Runs the methods one after the other; method -> why it did not finish."""
+    failed = {}
+    for name, (config, places) in plan.items():
+        report.show_line(console, f"\nmethod {name}")
+        try:
+            experiment.run(folder / name, config, places, console, overwrite=overwrite)
+        except ClnpError as error:
+            failed[name] = " ".join(str(error).split())
+            report.show_line(console, f"method {name} stopped: {failed[name]}")
+    return failed
+
+
+def _side_by_side(folder: Path, plan: Plan, console: Console, overwrite: bool) -> dict[str, str]:
+    """Runs the seeds of all methods in workers; method -> why it did not finish."""
+    failed: dict[str, str] = {}
+    with contextlib.ExitStack() as locks:
+        trials = {}
+        for name, (config, places) in plan.items():
+            locks.enter_context(runs.locked(folder / name))
+            experiment.prepare(folder / name, config, places, overwrite=overwrite)
+            for seed, trial in experiment.seed_trials(folder / name, config, places).items():
+                trials[f"{name}, {seed}"] = trial
+        places = next(iter(plan.values()))[1]
+        try:
+            done = side_by_side.run(experiment.run_alone, trials, places, console)
+        except TrialError as error:
+            done = error.results
+            for name, failure in error.failures.items():
+                failed[name.partition(",")[0]] = failure.text
+        for name, (config, _) in plan.items():
+            every = [metrics for trial, metrics in done.items() if trial.startswith(f"{name},")]
+            if name not in failed:
+                experiment.summarise(folder / name, config, every, console)
+    return failed
 
 
 def _finished(folder: Path, config: Config) -> bool:
@@ -216,16 +250,22 @@ def write(folder: Path) -> None:
 
 def draw(folder: Path) -> None:
     """Draws the plots of a comparison anew. Raises OSError."""
-    matrices: dict[str, list[Any]] = {}
     rows = rows_of(folder)
+    matrices = matrices_of(folder, rows)
+    if matrices:
+        plots.save(method_plots.mean_accuracies(matrices), folder / "plots" / "mean_accuracy.png")
+        plots.save(method_plots.accuracy_against_cost(rows), folder / "plots" / "cost.png")
+
+
+def matrices_of(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Method -> the accuracy matrix of each of its seeds, for the rows of `rows_of`."""
+    matrices: dict[str, list[Any]] = {}
     for row in rows:
         config, _ = runs.read_config(folder / row["method"])
         below = dict(runs.seed_folders(folder / row["method"], config))[row["seed"]]
         matrix = results.read(below)["accuracy_matrix"]
         matrices.setdefault(row["method"], []).append(matrix)
-    if matrices:
-        plots.save(method_plots.mean_accuracies(matrices), folder / "plots" / "mean_accuracy.png")
-        plots.save(method_plots.accuracy_against_cost(rows), folder / "plots" / "cost.png")
+    return matrices
 
 
 def show(folder: Path, console: Console) -> None:
@@ -238,10 +278,14 @@ def show(folder: Path, console: Console) -> None:
     for column in ("method", "seeds", *(title for title, _, _ in COLUMNS)):
         table.add_column(column, justify="left" if column == "method" else "right")
     for line in summarise(rows):
-        cells = [_cell(line, key, text) for _, key, text in COLUMNS]
-        table.add_row(escape(line["method"]), str(line["seeds"]), *cells)
+        table.add_row(escape(line["method"]), str(line["seeds"]), *cells(line))
     report.show_table(console, table)
     report.show_line(console, f"results: {folder}")
+
+
+def cells(line: Mapping[str, Any]) -> list[str]:
+    """What stands in a method's `COLUMNS`, from its line of `summarise`."""
+    return [_cell(line, key, text) for _, key, text in COLUMNS]
 
 
 def _cell(line: Mapping[str, Any], key: str, text: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clnp.cli.defaults import SPLITS
+from clnp.fanout import EXECUTORS
 from clnp.heads import HEADS
 from clnp.settings import DTYPES, SEARCHES, SPARSIFIERS
 from clnp.train import SCHEDULES
@@ -39,14 +40,27 @@ PLACES: dict[str, dict[str, dict[str, Any]]] = {
             "metavar": "FILE",
             "help": "weights to begin with: .safetensors, or a state dict saved by torch.save",
         },
-        "workers": {"type": int, "metavar": "N", "help": "threads that read image files"},
+        "image-threads": {"type": int, "metavar": "N", "help": "threads that read image files"},
+    },
+    "several at a time": {
+        "workers": {
+            "type": int,
+            "metavar": "N",
+            "help": "processes (default: 1), for seeds and compared methods, or else for the grid "
+            "points of a task",
+        },
+        "executor": {
+            "choices": EXECUTORS,
+            "help": "what the workers are: processes of this machine (default) or tasks on Ray",
+        },
     },
     "seeds": {
         "seed": {"type": int, "metavar": "S", "help": "one seed (default: 0)"},
         "seeds": {
             "type": int,
+            "nargs": "+",
             "metavar": "N",
-            "help": "seeds 0 to N-1, each in its own sub-folder",
+            "help": "one number: seeds 0 to N-1; several: these seeds. Each has its own sub-folder",
         },
     },
 }
@@ -83,7 +97,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "threads": {
             "type": int,
             "metavar": "N",
-            "help": "CPU threads; another number can change the last bits",
+            "help": "CPU threads, of each worker; another number can change the last bits",
         },
         "set": {
             "nargs": "+",

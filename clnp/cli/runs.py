@@ -43,6 +43,7 @@ FILES = (
     "compare.json",
     "compare.csv",
     "methods.csv",
+    "report.html",
 )
 FOLDERS = ("plots", PROGRESS)
 # Endings of the networks that `clnp export` writes beside them.
@@ -57,13 +58,16 @@ class Places:
         data_root: folder of the data files, or None to download them.
         paths: files or folders, one per task, of the experiments that have them.
         pretrained: file of weights, or None.
-        workers: threads that read image files.
+        image_threads: threads that read image files.
+        workers, executor: as in `clnp.Workers`.
     """
 
     data_root: str | None = None
     paths: tuple[str, ...] = ()
     pretrained: str | None = None
-    workers: int = 2
+    image_threads: int = 2
+    workers: int = 1
+    executor: str = "processes"
 
     @classmethod
     def of(cls, options: Any) -> Places:
@@ -72,7 +76,9 @@ class Places:
             _absolute(options.data_root),
             tuple(str(Path(path).absolute()) for path in options.paths),
             _absolute(options.pretrained),
+            options.image_threads or cls.image_threads,
             options.workers or cls.workers,
+            options.executor or cls.executor,
         )
 
     @classmethod
@@ -82,8 +88,10 @@ class Places:
         texts = (places.data_root or "", places.pretrained or "", *places.paths)
         if not all(isinstance(text, str) and "\0" not in text for text in texts):
             raise TypeError(f"data_root, paths and pretrained: expected paths, got {texts}")
-        if not isinstance(places.workers, int) or places.workers < 1:
-            raise ValueError(f"workers: expected a number from 1, got {places.workers!r}")
+        for name in ("image_threads", "workers"):
+            value = getattr(places, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a number from 1, got {value!r}")
         return places
 
     def over(self, old: Places) -> Places:
@@ -92,7 +100,9 @@ class Places:
             self.data_root or old.data_root,
             self.paths or old.paths,
             self.pretrained or old.pretrained,
+            self.image_threads,
             self.workers,
+            self.executor,
         )
 
 

@@ -264,7 +264,7 @@ def test_bar_on_a_terminal():
         assert reporter.bar.tasks[0].fields["numbers"] == "search 7"
         reporter.on_batch_end(learner, 1.0, 0.5, 1, 2)
         assert reporter.bar.tasks[0].completed == pytest.approx(1.05)
-        reporter.on_epoch_end(learner, {**record, "epoch": 1, "point": 1, "points": 2})
+        reporter.on_epoch_end(learner, {**record, "epoch": 1, "point": 1, "points": 2, "done": 5})
         assert reporter.bar.tasks[0].completed == pytest.approx(1.5)
         reporter.on_epoch_end(learner, {**record, "epoch": 3, "fine_tune": True})
         assert reporter.bar.tasks[0].completed == pytest.approx(2.0)

@@ -1,0 +1,80 @@
+"""Seeds, methods and grid points of the command line in worker processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clnp.cli import chosen, runs
+from clnp.cli.arguments import parse
+from tests.clnp.commands import TINY, clnp
+
+SAME = ["metrics.json", "accuracy.csv", "capacity.csv", "history.csv"]
+
+
+def test_seeds_side_by_side_are_the_runs_of_single_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "permuted-digits", *TINY, "--seeds", 0, 3]
+    code, alone, _ = clnp(capsys, *words, "--out", tmp_path / "a")
+    assert code == 0
+    code, many, _ = clnp(capsys, *words, "--workers", 2, "--out", tmp_path / "b")
+    assert code == 0
+    for seed in ("seed-0", "seed-3"):
+        for name in SAME:
+            one, other = (tmp_path / run / seed / name for run in ("a", "b"))
+            assert one.read_bytes() == other.read_bytes(), (seed, name)
+    for name in ("summary.json", "summary.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    lines = many.splitlines()
+    for seed in ("seed 0", "seed 3"):
+        assert any(line.startswith(f"{seed} | task 2/2 digits-1: test") for line in lines)
+    assert "mean over seeds: ACC " in many
+    assert "\ntime per seed: " in many
+    assert [x for x in alone.splitlines() if x.startswith("mean over")] == [
+        x for x in lines if x.startswith("mean over")
+    ]
+    code, out, _ = clnp(capsys, "report", tmp_path / "b")
+    assert code == 0
+    assert "\ntime per seed: " in out
+    # A finished run has nothing to do but to tell its numbers again.
+    code, out, _ = clnp(capsys, "run", "--resume", "--out", tmp_path / "b")
+    assert code == 0
+    assert "going on after 2 of 2 tasks" in out
+
+
+def test_a_comparison_side_by_side_tells_what_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", "permuted-digits", "--threads", 1, "--epochs", 1, "--width", 2]
+    words += ["--tasks", 4, "--methods", "clnp,finetune", "--workers", 2]
+    code, out, _ = clnp(capsys, *words, "--out", tmp_path / "a")
+    assert code == 3
+    assert "method clnp did not finish: all 2 channels of the final hidden layer" in out
+    assert "clnp, seed 0 | all 2 channels" in out
+    rows = (tmp_path / "a" / "methods.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["method", "finetune"]
+
+
+def settings(*words: str) -> tuple[object, runs.Places]:
+    return chosen.settings(parse(["run", *words]), Path("nowhere"))
+
+
+def test_workers_divide_the_threads_that_are_not_given() -> None:
+    config, places = settings("permuted-mnist", "--workers", "64", "--executor", "processes")
+    assert config.threads == 1
+    assert (places.workers, places.executor, places.image_threads) == (64, "processes", 2)
+    config, _ = settings("permuted-mnist", "--workers", "2", "--threads", "3")
+    assert config.threads == 3
+    assert settings("--seeds", "2")[0].seeds == (0, 1)
+    assert settings("--seeds", "4", "2")[0].seeds == (4, 2)
+
+
+def test_what_runs_a_run_is_no_setting(tmp_path: Path) -> None:
+    config, places = settings("permuted-digits", "--workers", "2")
+    runs.write_config(tmp_path, config, places)
+    assert "workers" not in json.loads((tmp_path / "config.json").read_text())["config"]
+    options = parse(["run", "--resume", "--out", str(tmp_path)])
+    assert chosen.settings(options, tmp_path) == (config, runs.Places(data_root=None))
