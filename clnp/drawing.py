@@ -24,6 +24,11 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def plain(text: str) -> str:
+    """A name as it is: no formula between dollar signs."""
+    return text.replace("$", r"\$")
+
+
 def grid_of(panels: int) -> tuple[int, int]:
     """(rows, columns) of so many panels."""
     columns = min(panels, MOST_COLUMNS)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from clnp import diagnostics
-from clnp.drawing import line_styles, line_with_band, new_figure, ticks_for
+from clnp.drawing import line_styles, line_with_band, new_figure, plain, ticks_for
 from clnp.errors import DataError
 
 
@@ -36,7 +36,7 @@ def mean_accuracies(
     for (name, runs), (colour, style) in zip(methods.items(), line_styles(), strict=False):
         values = np.stack([diagnostics.mean_accuracies(R) for R in runs])
         tasks = max(tasks, values.shape[1])
-        line_with_band(axes, 100 * values, name, colour, style)
+        line_with_band(axes, 100 * values, plain(name), colour, style)
     axes.set(xlabel="tasks learned", ylabel="test accuracy (%)", title=title)
     axes.set_xticks(*ticks_for(range(1, tasks + 1)))
     axes.grid(alpha=0.3)
@@ -63,7 +63,7 @@ def accuracy_against_cost(
     for name, (colour, style) in zip(names, line_styles(), strict=False):
         own = [row for row in rows if row["method"] == name]
         for axes, key in zip(panels, ("flops", "seconds"), strict=True):
-            label = name if axes is panels[0] else None
+            label = plain(name) if axes is panels[0] else None
             at = [row[key] for row in own]
             accuracies = [100 * row["acc"] for row in own]
             axes.plot(at, accuracies, style[0], color=colour, ms=6, label=label)

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from clnp import diagnostics
 from clnp.atomic import write_bytes
 from clnp.diagnostics import Capacity
-from clnp.drawing import grid_of, line_with_band, new_figure, panels_of, ticks_for
+from clnp.drawing import grid_of, line_with_band, new_figure, panels_of, plain, ticks_for
 from clnp.errors import DataError
 
 DPI = 150
@@ -106,6 +106,50 @@ def mean_accuracy(
     return figure
 
 
+def inferred_accuracy(
+    R: npt.ArrayLike,
+    inferred: Sequence[Mapping[str, Mapping[str, Sequence[float | None]]]],
+    title: str = "Mean test accuracy, the task given or not",
+) -> Figure:
+    """Mean accuracy over the tasks so far, after each task: with the task given, and without it, by
+    each rule: task and label right, and label right.
+
+    Arguments:
+        R: [T, T], with the task given.
+        inferred: `TaskReport.inferred` of tasks 0, 1, ...
+
+    Raises:
+        DataError: R is no accuracy matrix.
+    """
+    given = diagnostics.mean_accuracies(R)
+    means = [diagnostics.inferred_means(each) for each in inferred]
+    figure = new_figure(max(6.0, 0.3 * len(given) + 2), 4)
+    axes = figure.add_subplot()
+    x = range(1, len(given) + 1)
+    axes.plot(x, 100 * given, "o-", color="#0072B2", ms=4, label="task given")
+    for rule, colour in (("entropy", "#E69F00"), ("energy", "#009E73")):
+        for measure, style, what in (
+            ("class_incremental", "s-", "task and label"),
+            ("domain_incremental", "^:", "label"),
+        ):
+            values = [mean[rule][measure] for mean in means]
+            if None not in values:
+                label = f"{what}, task by {rule}"
+                axes.plot(
+                    x,
+                    [100 * v for v in values if v is not None],
+                    style,
+                    color=colour,
+                    ms=4,
+                    label=label,
+                )
+    axes.set(xlabel="tasks learned", ylabel="test accuracy (%)", title=title)
+    axes.set_xticks(*ticks_for(x))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def capacity(
     runs: Sequence[Sequence[Capacity]], title: str = "Channels used, per layer and task"
 ) -> Figure:
@@ -138,7 +182,7 @@ def capacity(
         _stack(axes, mean)
         used = 100 * (1 - mean["free"][-1])
         axes.set_title(
-            f"layer {group}: {used:.0f} % used of {runs[0][0][group]['size']}", fontsize=10
+            f"layer {plain(group)}: {used:.0f} % used of {runs[0][0][group]['size']}", fontsize=10
         )
         axes.set_xlabel("task")
         axes.set_xticks(*ticks_for(range(tasks)))
@@ -177,7 +221,7 @@ def reuse(
         _number_cells(axes, shown, "{:.0f}", dark_below=-1, shade=share)
         _task_ticks(axes, tasks)
         axes.set(xlabel="claimed by task", ylabel="used by task")
-        axes.set_title(f"layer {group}", fontsize=10)
+        axes.set_title(f"layer {plain(group)}", fontsize=10)
     figure.colorbar(
         image,
         ax=list(all_axes),

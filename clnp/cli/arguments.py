@@ -74,9 +74,14 @@ def parser() -> Parser:
     _add_experiment(compare)
     commands.add_parser("methods", help="list the methods and their options")
     commands.add_parser("info", help="versions, hardware, and who serves each operator")
-    show = commands.add_parser("report", help="print the tables of a run or a comparison")
+    show = commands.add_parser(
+        "report", help="print the tables of a run or a comparison, and write them as an HTML page"
+    )
     show.add_argument("run", metavar="RUN", type=Path, help="its folder")
     show.add_argument("--plots", action="store_true", help="draw the plots anew from metrics.json")
+    show.add_argument(
+        "--html", type=Path, metavar="FILE", help="where the page goes (default: RUN/report.html)"
+    )
     verify = commands.add_parser(
         "verify", help="recompute earlier tasks' logits and compare bit by bit"
     )

@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -31,6 +32,9 @@ from clnp.errors import (
 )
 from clnp.learner import Learner
 from clnp.memory import out_of_memory
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["STREAMS", "main"]
 
@@ -109,8 +113,8 @@ def command_info(options: argparse.Namespace) -> int:
 
 
 def command_report(options: argparse.Namespace) -> int:
-    """`clnp report`: the tables again, from the files."""
-    from clnp.cli import compare, report, results
+    """`clnp report`: the tables again, from the files; and all of it as an HTML page."""
+    from clnp.cli import compare, html_report, report
     from clnp.cli.console import make_console
 
     console = make_console()
@@ -118,7 +122,16 @@ def command_report(options: argparse.Namespace) -> int:
         if options.plots:
             compare.draw(options.run)
         compare.show(options.run, console)
-        return OK
+    else:
+        _report_run(options, console)
+    report.show_line(console, f"page: {html_report.write(options.run, options.html)}")
+    return OK
+
+
+def _report_run(options: argparse.Namespace, console: Console) -> None:
+    """Prints the tables of a run's seeds."""
+    from clnp.cli import report, results
+
     config, _ = runs.read_config(options.run)
     every = []
     for seed, folder in runs.seed_folders(options.run, config):

@@ -1,0 +1,75 @@
+"""Figures as SVG images that follow the reader's light or dark colours."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.figure import Figure
+
+# Drawn as these colours, written as what follows the theme.
+INK = "#0a0b0c"
+THEMED = {
+    INK: "currentColor",
+    "#000000": "currentColor",
+    "#333333": "currentColor",
+    "#bbbbbb": "var(--rule)",
+    "#ececec": "var(--free)",
+}
+THEME = (
+    "svg{color:#1f2328;--rule:#c4cad1;--free:#e6e9ec}"
+    "@media(prefers-color-scheme:dark){svg{color:#e6e8eb;--rule:#4a525c;--free:#363d46}}"
+)
+STYLE = {
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    # Letters as outlines look the same everywhere; the salt makes ids depend on the content alone.
+    "svg.fonttype": "path",
+    "svg.hashsalt": "clnp",
+}
+PIXELS = 96  # per inch
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image for a page.
+
+    Attributes:
+        source: a `data:` address that holds it whole.
+        width, height: pixels.
+        alt: what it shows, in words.
+    """
+
+    source: str
+    width: int
+    height: int
+    alt: str
+
+
+def picture(draw: Callable[[], Figure], alt: str) -> Picture:
+    """What `draw` draws, as an SVG with a transparent ground. A browser shows it as an image, so
+    nothing in it can run; the same numbers give the same bytes.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure = draw()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    width, height = figure.get_size_inches() * PIXELS
+    encoded = base64.b64encode(_themed(buffer.getvalue()).encode()).decode()
+    return Picture(f"data:image/svg+xml;base64,{encoded}", round(width), round(height), alt)
+
+
+def _themed(text: str) -> str:
+    pattern = re.compile("|".join(THEMED), re.IGNORECASE)
+    text = pattern.sub(lambda match: THEMED[match[0].lower()], text)
+    return re.sub(r"(<svg\b[^>]*>)", rf"\1<style>{THEME}</style>", text, count=1)
