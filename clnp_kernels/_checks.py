@@ -49,9 +49,34 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 def check_number(name: str, value: float, low: float = 0.0, below: float = float("inf")) -> None:
     """Raise unless ``low <= value < below`` (NaN is refused)."""
+    if isinstance(value, (str, bytes, list, tuple, dict, Tensor)) or value is None:
+        raise TypeError(message(name, repr(value), "a number"))
     if not low <= value < below:
         wanted = f"at least {low}" if below == float("inf") else f"at least {low} and below {below}"
         raise ValueError(message(name, value, f"a finite number, {wanted}"))
+
+
+def check_count(name: str, value: int, most: int, what: str) -> None:
+    """Raise unless ``value`` is a whole number from 0 to ``most``, how many ``what`` there are."""
+    # Sizes are symbols, not int, where a compiler looks.
+    if isinstance(value, (float, str, bytes, list, tuple, dict, Tensor)) or value is None:
+        raise TypeError(message(name, repr(value), "a whole number"))
+    if not 0 <= value <= most:
+        raise ValueError(message(name, value, f"0 to {most}, the {what}"))
+
+
+def check_list(name: str, value: object) -> None:
+    """Raise unless ``value`` is a list or a tuple."""
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(message(name, type(value).__name__, "a list"))
+
+
+def check_scalar(name: str, value: object, like: Tensor) -> None:
+    """Raise unless ``value`` is one floating-point element on the CPU or where ``like`` is."""
+    if not isinstance(value, Tensor) or value.dtype not in FLOATING or value.numel() != 1:
+        raise TypeError(message(name, repr(value), "a floating-point tensor of one element"))
+    if value.device.type not in ("cpu", like.device.type):
+        raise ValueError(message(f"{name}.device", value.device, f"{like.device}, as params"))
 
 
 def check_lists(names: Sequence[str], lists: Sequence[Sequence[Tensor]]) -> None:
@@ -60,6 +85,8 @@ def check_lists(names: Sequence[str], lists: Sequence[Sequence[Tensor]]) -> None
     Gradients that are sparse are refused by name.
     """
     first_name, first = names[0], lists[0]
+    for name, tensors in zip(names, lists, strict=True):
+        check_list(name, tensors)
     for name, tensors in zip(names, lists, strict=True):
         if len(tensors) != len(first):
             wanted = f"{len(first)}, as many as {first_name}"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _register
-from .._checks import check_lists, check_number
+from .._checks import check_list, check_lists, check_number, check_scalar
 from ..errors import message
 from ..reference import adam_l1 as reference
 
@@ -20,6 +20,7 @@ _register.define("adam_l1", SCHEMA, reference.adam_l1, lambda *args: None)
 
 def check_l1(l1: Sequence[float], count: int) -> None:
     """Raise unless ``l1`` holds one finite number, at least 0, for each of ``count`` tensors."""
+    check_list("l1", l1)
     if len(l1) != count:
         raise ValueError(message("len(l1)", len(l1), f"{count}, as many as params"))
     for i, alpha in enumerate(l1):
@@ -34,6 +35,13 @@ def as_rate(lr: float | Tensor) -> Tensor:
     if lr.numel() != 1:
         raise ValueError(message("lr.shape", list(lr.shape), "one element"))
     return lr.reshape(())
+
+
+def check_scalars(like: Tensor, **tensors: Tensor | float | None) -> None:
+    """Raise unless every tensor among these is one element that goes with ``like``."""
+    for name, value in tensors.items():
+        if value is not None and not (name == "lr" and not isinstance(value, Tensor)):
+            check_scalar(name, value, like)
 
 
 def adam_l1(
@@ -83,15 +91,17 @@ def adam_l1(
     check_number("beta2", beta2, below=1.0)
     check_number("eps", eps)
     check_number("weight_decay", weight_decay)
+    rate = as_rate(lr)
     if not params:
         return
+    check_scalars(params[0], lr=lr, grad_scale=grad_scale, found_inf=found_inf)
     torch.ops.clnp_kernels.adam_l1(
         list(params),
         list(grads),
         list(exp_avgs),
         list(exp_avg_sqs),
         list(steps),
-        as_rate(lr),
+        rate,
         list(l1),
         beta1,
         beta2,
@@ -105,6 +115,7 @@ def adam_l1(
 
 def check_steps(steps: Sequence[Tensor], count: int) -> None:
     """Raise unless ``steps`` are ``count`` float32 tensors of one element."""
+    check_list("steps", steps)
     if len(steps) != count:
         raise ValueError(message("len(steps)", len(steps), f"{count}, as many as params"))
     for i, step in enumerate(steps):

@@ -45,6 +45,8 @@ def channel_activity(x: Tensor, dim: int = -1) -> Tensor:
         ValueError: ``dim`` is not a dimension of ``x``.
     """
     check_tensor("x", x)
+    if not isinstance(dim, int):
+        raise TypeError(message("dim", repr(dim), "a whole number"))
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(message("dim", dim, f"a dimension of x, whose shape is {list(x.shape)}"))
     return cast(Tensor, _register.call("channel_activity", x.detach(), dim % x.ndim))

@@ -10,7 +10,7 @@ from typing import cast
 
 from torch import Tensor
 
-from .._checks import check_alike, check_choice, check_shape, check_tensor
+from .._checks import check_alike, check_choice, check_count, check_shape, check_tensor
 from .._register import call
 from ..errors import message
 from ..reference.masked_conv2d import output_size
@@ -154,8 +154,7 @@ def masked_conv2d_relu_grad(
     check_tensor("y", y, 4)
     check_alike("y", y, "grad_y", grad_y)
     check_shape("y", y, grad_y.shape, "[B, O, H', W']")
-    if not 0 <= active <= grad_y.shape[1]:
-        raise ValueError(message("active", active, f"0 to {grad_y.shape[1]}, the outputs"))
+    check_count("active", active, grad_y.shape[1], "outputs")
     result = call("masked_conv2d_relu_grad", grad_y, y, active, bias)
     return cast(tuple[Tensor, Tensor], result)
 
@@ -234,32 +233,38 @@ def masked_conv2d_wgrad(
     check_tensor("grad_z", grad_z, 4)
     check_tensor("x", x, 4)
     check_alike("x", x, "grad_z", grad_z)
+    kernel = _pair("kernel", kernel, 1)
     _check_fits(x, kernel, geometry)
     if depthwise and grad_z.shape[1] > x.shape[1]:
         wanted = f"at most {x.shape[1]} channels, those of x"
         raise ValueError(message("grad_z.shape", list(grad_z.shape), wanted))
     _check_grad(grad_z, grad_z.shape[1], x, kernel, geometry)
-    arguments = (grad_z, x, list(kernel), *geometry, depthwise, bias)
+    arguments = (grad_z, x, kernel, *geometry, depthwise, bias)
     return cast(tuple[Tensor, Tensor], call("masked_conv2d_wgrad", *arguments))
 
 
 Geometry = tuple[list[int], list[int], list[int]]
+MOST = 2**31 - 1  # pixels; so that no product of sizes overflows
 
 
 def _pairs(
     stride: int | Sequence[int], padding: int | Sequence[int], dilation: int | Sequence[int]
 ) -> Geometry:
     """Two numbers each, in range."""
-    pairs = []
-    given = (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
-    for name, value, least in given:
-        pair = [value, value] if isinstance(value, int) else value
-        whole = isinstance(pair, (list, tuple)) and all(isinstance(n, int) for n in pair)
-        if not whole or len(pair) != 2 or min(pair) < least:
-            wanted = f"a whole number or two, at least {least}"
-            raise ValueError(message(name, repr(value), wanted))
-        pairs.append([*pair])
-    return pairs[0], pairs[1], pairs[2]
+    return (
+        _pair("stride", stride, 1),
+        _pair("padding", padding, 0),
+        _pair("dilation", dilation, 1),
+    )
+
+
+def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
+    pair = [value, value] if isinstance(value, int) else value
+    whole = isinstance(pair, (list, tuple)) and all(isinstance(n, int) for n in pair)
+    if not whole or len(pair) != 2 or not least <= min(pair) <= max(pair) <= MOST:
+        wanted = f"a whole number or two, at least {least}"
+        raise ValueError(message(name, repr(value), wanted))
+    return [*pair]
 
 
 def _check_weights(x: Tensor, active_weight: Tensor, free_weight: Tensor, depthwise: bool) -> None:

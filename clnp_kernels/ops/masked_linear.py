@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _register
-from .._checks import check_alike, check_choice, check_shape, check_tensor
+from .._checks import check_alike, check_choice, check_count, check_shape, check_tensor
 from .._register import call
 from ..errors import message
 from ..reference import masked_linear as reference
@@ -122,8 +122,7 @@ def masked_linear_relu_grad(
     check_tensor("y", y, 2)
     check_alike("y", y, "grad_y", grad_y)
     check_shape("y", y, grad_y.shape, "[B, O]")
-    if not 0 <= active <= grad_y.shape[1]:
-        raise ValueError(message("active", active, f"0 to {grad_y.shape[1]}, the outputs"))
+    check_count("active", active, grad_y.shape[1], "outputs")
     result = call("masked_linear_relu_grad", grad_y, y, active, bias)
     return cast(tuple[Tensor, Tensor], result)
 

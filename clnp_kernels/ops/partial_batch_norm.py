@@ -76,7 +76,8 @@ def partial_batch_norm(
         ValueError: shapes or devices do not fit, one of a pair is missing, a number is out of
             range, the activation is unknown, or ``training`` with one value per free channel.
     """
-    if not 0 <= momentum <= 1:
+    check_number("momentum", momentum)
+    if momentum > 1:
         raise ValueError(message("momentum", momentum, "a number from 0 to 1"))
     vectors = (active_mean, active_var, free_mean, free_var)
     affine = (active_weight, free_weight, active_bias, free_bias)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from .. import _register
-from .._checks import check_lists, check_number
+from .._checks import check_list, check_lists, check_number
 from ..errors import message
 from ..reference import sgd_l1 as reference
-from .adam_l1 import as_rate, check_l1
+from .adam_l1 import as_rate, check_l1, check_scalars
 
 SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, bool[] first, "
@@ -61,18 +61,23 @@ def sgd_l1(
     check_lists(names, lists)
     check_l1(l1, len(params))
     check_number("momentum", momentum)
+    check_number("dampening", dampening, low=float("-inf"))
     check_number("weight_decay", weight_decay)
+    rate = as_rate(lr)
+    if first is not None:
+        check_list("first", first)
     flags = [False] * len(params) if first is None else list(first)
     if len(flags) != len(params):
         raise ValueError(message("len(first)", len(flags), f"{len(params)}, as many as params"))
     if not params:
         return
+    check_scalars(params[0], lr=lr, grad_scale=grad_scale, found_inf=found_inf)
     torch.ops.clnp_kernels.sgd_l1(
         list(params),
         list(grads),
         list(momentum_buffers) if momentum else [],
         flags,
-        as_rate(lr),
+        rate,
         list(l1),
         momentum,
         dampening,
