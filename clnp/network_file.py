@@ -12,6 +12,7 @@ from clnp import checkpoint
 from clnp.errors import CheckpointError, ConfigError
 from clnp.graph import Graph, Node, build
 from clnp.plain import plain_module
+from clnp.restore import dtype_name, dtype_of
 
 KIND = "network"
 GRAPH = "clnp_graph"  # where `clnp.extract` leaves the graph, in a GraphModule's `meta`
@@ -74,5 +75,6 @@ def _check_fits(network: nn.Module, graph: Graph) -> None:
     """Raises where the layers do not fit one another: a batch of shapes goes through them."""
     shapes = {name: value.to("meta") for name, value in network.state_dict().items()}
     weight = next(network.parameters())
+    dtype_of(dtype_name(weight.dtype))
     batch = torch.empty(2, *graph.nodes[0].attrs["shape"][1:], dtype=weight.dtype, device="meta")
     torch.func.functional_call(network, shapes, (batch,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,13 @@ class Progress:
             return None
         try:
             tensors, data = checkpoint.read(self._file(point), KIND)
-        except CheckpointError:
+            # JSON turns tuples into lists.
+            if data["stamp"] != json.loads(json.dumps(stamp)):
+                return None
+            return _state(tensors, data)
+        except (CheckpointError, LookupError, TypeError, ValueError):
             # Training again from the start of the task is slower but just as right.
             return None
-        # JSON turns tuples into lists.
-        if data["stamp"] != json.loads(json.dumps(stamp)):
-            return None
-        parameters = [tensors[f"parameter.{i}"] for i in range(data["parameters"])]
-        prefix = "optimizer."
-        optimizer = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        return FitState(data["epoch"], data["history"], parameters, optimizer)
 
     def due(self) -> bool:
         """Whether it is time to save an unfinished fit."""
@@ -96,3 +94,16 @@ class Progress:
             file.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _state(tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> FitState:
+    """What `Progress.save` was given. Raises LookupError, TypeError or ValueError where it is
+    something else.
+    """
+    epoch, history = data["epoch"], data["history"]
+    if not isinstance(epoch, int) or len(history) != epoch or not all(map(dict, history)):
+        raise ValueError("epochs and their records do not agree")
+    parameters = [tensors[f"parameter.{i}"] for i in range(data["parameters"])]
+    prefix = "optimizer."
+    optimizer = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return FitState(epoch, history, parameters, optimizer)
