@@ -1,8 +1,9 @@
-"""Runs that are killed, and resumed: the numbers are those of an undisturbed run, byte for byte.
+"""Runs that are killed or whose disk is full, and resumed: the numbers are those of an undisturbed
+run, byte for byte.
 
 One helper process imports everything once and forks a child per attempt, so that a kill costs a
-second, not an import. CLNP_LONG_TESTS=1 kills at every file that is written and at many random
-moments.
+second, not an import. CLNP_LONG_TESTS=1 kills at 50 random moments, disturbs every file that is
+written, and prints where the kills fell (pytest -s).
 """
 
 from __future__ import annotations
@@ -12,18 +13,25 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 LONG = bool(os.environ.get("CLNP_LONG_TESTS"))
-RUN = ["--tasks", "3", "--epochs", "3", "--width", "24", "--threads", "1", "--grid", "l1=1e-4,1e-3"]
+RUN = [
+    *("--tasks", "3", "--epochs", "3", "--width", "24", "--threads", "1"),
+    *("--grid", "l1=1e-4,1e-3", "--fine-tune-epochs", "1"),
+]
 
-# Reads attempts from stdin, one JSON each: {"words", "seconds": kill after, or "replace": kill at
-# the n-th file, "after": bool}. Answers with {"killed": bool, "replaced": n, "error": text}.
+# Reads attempts from stdin, one JSON each: {"words", and when to disturb: "seconds": kill after
+# that time, "call": kill at the n-th call of a function of clnp, "replace": kill at the n-th file,
+# "after": bool, "full": the disk is full from the n-th file on, "limit": bytes of a file}. Answers
+# with the place where the child was killed, or [exit code, files written, calls, stderr].
 HELPER = """
-import json, os, select, signal, sys, time, traceback
+import errno, io, json, mmap, os, resource, select, signal, sys, time, traceback
 import clnp.cli, clnp.cli.experiment, clnp.plots, clnp.progress, clnp.cli.export
+import clnp.checkpoint, clnp.model, clnp.sparsify, clnp.train
 import torch
 import torch._dynamo  # optimizers import it when first made, which takes seconds
 torch.set_num_threads(1)
@@ -31,29 +39,66 @@ torch.set_num_threads(1)
 clnp.plots.DPI = 20
 # Save the task in training after every epoch, not every half minute.
 clnp.progress.Progress.due = lambda self: self.folder is not None
+CLNP = os.path.dirname(clnp.__file__)
+place = mmap.mmap(-1, 16)  # shared with the children
+
+def placed(owner, name, word):
+    function = getattr(owner, name)
+    def call(*arguments, **options):
+        before, place[:] = place[:], word.encode().ljust(16)
+        try:
+            return function(*arguments, **options)
+        finally:
+            place[:] = before
+    setattr(owner, name, call)
+
+placed(clnp.train.Fit, "run", "training")
+placed(clnp.sparsify.ThresholdSearch, "run", "search")
+placed(clnp.model.Model, "consolidate", "consolidate")
+placed(clnp.checkpoint, "write", "checkpoint write")
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
 
 def child(attempt, pipe):
-    count = 0
-    replace = os.replace
+    count = calls = 0
+    replace, fsync = os.replace, os.fsync
     def counted(*arguments):
         nonlocal count
         if count == attempt.get("replace") and not attempt["after"]:
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
         replace(*arguments)
         if count == attempt.get("replace"):
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
         count += 1
-    os.replace = counted
+    def full(handle):
+        if count >= attempt.get("full", 1e9):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+    def profile(frame, event, _):
+        nonlocal calls
+        if event == "call" and frame.f_code.co_filename.startswith(CLNP):
+            calls += 1
+            if calls == attempt["call"]:
+                kill()
+    os.replace, os.fsync = counted, full
+    if "limit" in attempt:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (attempt["limit"], attempt["limit"]))
     out = os.open(os.devnull, os.O_WRONLY)
     os.dup2(out, 1)
+    sys.stderr = io.StringIO()
+    if "call" in attempt:
+        sys.setprofile(profile)
     try:
         code = clnp.cli.main(attempt["words"])
     except BaseException:
         code = traceback.format_exc()
-    os.write(pipe, json.dumps([code, count]).encode())
+    sys.setprofile(None)
+    os.write(pipe, json.dumps([code, count, calls, sys.stderr.getvalue()]).encode())
 
 for line in sys.stdin:
     attempt = json.loads(line)
+    place[:] = b"elsewhere".ljust(16)
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -67,13 +112,15 @@ for line in sys.stdin:
     text = os.read(reader, 65536)
     os.close(reader)
     os.waitpid(pid, 0)
-    print(text.decode() or "null", flush=True)
+    print(text.decode() or json.dumps(place[:].decode().strip()), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def attempt():
-    """attempt(folder, *words, **when) -> [exit code, files written], or None if it was killed."""
+    """attempt(folder, *words, **when) -> [exit code, files written, calls, stderr], or None if it
+    was killed; attempt.places are the places where that happened.
+    """
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -97,8 +144,13 @@ def attempt():
         process.stdin.flush()
         answer = process.stdout.readline()
         assert answer, "the helper process died"
-        return json.loads(answer)
+        result = json.loads(answer)
+        if isinstance(result, list):
+            return result
+        ask.places[result] += 1
+        return None
 
+    ask.places = Counter()
     yield ask
     process.stdin.close()
     process.wait(timeout=60)
@@ -107,11 +159,11 @@ def attempt():
 
 @pytest.fixture(scope="module")
 def undisturbed(attempt, tmp_path_factory):
-    """(folder of a run that nobody disturbed, number of files it wrote)."""
+    """(folder of a run that nobody disturbed, number of files it wrote, number of calls)."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    code, files = attempt(folder)
-    assert code == 0
-    return folder, files
+    code, files, calls, error = attempt(folder, call=-1)
+    assert code == 0, error
+    return folder, files, calls
 
 
 def numbers(folder: Path) -> dict[str, bytes]:
@@ -135,8 +187,8 @@ def assert_same(folder: Path, undisturbed: Path) -> None:
     assert not (folder / "progress").exists()
 
 
-@pytest.mark.parametrize("seed", range(20 if LONG else 2))
-def test_killed_at_random_moments(attempt, undisturbed, tmp_path, seed):
+@pytest.mark.parametrize("seed", range(20 if LONG else 1))
+def test_killed_again_and_again(attempt, undisturbed, tmp_path, seed):
     rng = random.Random(seed)
     kills = 0
     while True:
@@ -150,6 +202,25 @@ def test_killed_at_random_moments(attempt, undisturbed, tmp_path, seed):
     assert_same(tmp_path, undisturbed[0])
 
 
+def test_killed_at_random_moments(attempt, undisturbed, tmp_path):
+    """At calls of functions of clnp, any of them: in training, in the search, while a task is
+    consolidated, while a file is written.
+    """
+    rng, moments = random.Random(0), 50 if LONG else 2
+    before = attempt.places.copy()
+    for moment in range(moments):
+        folder = tmp_path / str(moment)
+        # Some calls depend on the time, so the last ones of all might not come.
+        assert attempt(folder, call=rng.randint(1, int(0.95 * undisturbed[2]))) is None
+        assert attempt(folder, "--resume")[0] == 0
+        assert_same(folder, undisturbed[0])
+    places = attempt.places - before
+    print(f"\nkilled at {moments} random moments: {dict(places)}")
+    assert places.total() == moments
+    if LONG:
+        assert {"training", "search", "consolidate", "checkpoint write"} <= set(places)
+
+
 # Files written after the last checkpoint: four CSV and metrics.json, twice, and five plots.
 LAST = 15
 
@@ -161,7 +232,7 @@ def moments(files: int) -> list[int]:
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_at_a_file(attempt, undisturbed, tmp_path, after):
     """Killed just before or just after a file appears under its name."""
-    folder, files = undisturbed
+    folder, files, _ = undisturbed
     for moment in moments(files):
         killed = tmp_path / str(moment)
         assert attempt(killed, replace=moment, after=after) is None
@@ -169,9 +240,34 @@ def test_killed_at_a_file(attempt, undisturbed, tmp_path, after):
         assert_same(killed, folder)
 
 
+def test_full_disk(attempt, undisturbed, tmp_path):
+    """From some file on nothing can be written: a clear end, and what is there can be resumed."""
+    folder, files, _ = undisturbed
+    for moment in range(files) if LONG else [0, files // 2]:
+        full = tmp_path / str(moment)
+        code, _, _, error = attempt(full, full=moment)
+        assert code == 3, error
+        assert "No space left" in error
+        assert "--resume" in error
+        assert not list(full.rglob("*.tmp"))
+        assert attempt(full, "--resume")[0] == 0
+        assert_same(full, folder)
+
+
+def test_too_small_a_disk(attempt, undisturbed, tmp_path):
+    """The system itself cuts a file short, in the middle of a checkpoint."""
+    folder = undisturbed[0]
+    size = (folder / "checkpoint.safetensors").stat().st_size
+    code, _, _, error = attempt(tmp_path, limit=size * 3 // 4)
+    assert code == 3, error
+    assert "checkpoint.safetensors can't be written" in error or "point-" in error
+    assert attempt(tmp_path, "--resume")[0] == 0
+    assert_same(tmp_path, folder)
+
+
 def test_several_seeds_resume(attempt, tmp_path):
     words = ["--seeds", "2", "--tasks", "2"]
-    code, files = attempt(tmp_path / "a", *words)
+    code, files, *_ = attempt(tmp_path / "a", *words)
     assert code == 0
     assert attempt(tmp_path / "b", *words, replace=2 * files // 3, after=True) is None
     assert attempt(tmp_path / "b", "--resume", *words)[0] == 0

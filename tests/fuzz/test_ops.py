@@ -1,0 +1,161 @@
+"""Operators with random arguments: the reference's result in float64, or a clear error.
+
+CLNP_LONG_TESTS=1 takes 10,000 cases.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from torch import Tensor
+
+from clnp_kernels import ops
+from tests.fuzz.arguments import MAKERS, Call, spoiled
+
+LONG = bool(os.environ.get("CLNP_LONG_TESTS"))
+CASES = 10_000 if LONG else 260
+FUZZ = settings(
+    max_examples=CASES // (2 * len(MAKERS)) + 1,
+    deadline=None,
+    derandomize=not LONG,
+    phases=(Phase.generate, Phase.shrink),
+    suppress_health_check=list(HealthCheck),
+)
+# Our form, torch's own words for an argument of another type, and Python's for a missing one.
+CLEAR = re.compile(r"[\w\])]: got .*, wanted |Expected a value of type '.*' for argument '\w+'")
+
+
+WHOLE = ("masked_linear", "masked_conv2d", "partial_batch_norm")
+
+
+def reference(op: str) -> Any:
+    stem = re.sub(r"_(fwd|bwd|relu_grad|dgrad|wgrad)$", "", op)
+    name = f"{op}_fwd" if op in WHOLE else op
+    return getattr(importlib.import_module(f"clnp_kernels.reference.{stem}"), name)
+
+
+def test_all_operators_are_tried() -> None:
+    assert set(MAKERS) == set(ops.__all__)
+
+
+def in_dtype(value: Any, change: Any) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, list):
+        return [in_dtype(v, change) for v in value]
+    return value
+
+
+def result_of(call: Call, change: Any, ours: bool = False) -> list[Tensor]:
+    """What a call returns, or what it leaves in its lists; of `change` of its tensors."""
+    args = {name: in_dtype(value, change) for name, value in call.args.items()}
+    if call.op in ("adam_l1", "sgd_l1"):
+        return stepped(call.op, args, ours)
+    if not ours:
+        args.pop("momentum", None)
+        if call.op == "channel_activity":
+            args["dim"] %= args["x"].dim()
+    result = (getattr(ops, call.op) if ours else reference(call.op))(**args)
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def stepped(op: str, args: dict[str, Any], ours: bool) -> list[Tensor]:
+    """What an optimizer changes, after its step."""
+    changed = [args[n] for n in ("params", "exp_avgs", "exp_avg_sqs", "momentum_buffers")
+               if n in args]  # fmt: skip
+    if ours:
+        getattr(ops, op)(**args)
+    else:
+        args["lr"] = torch.as_tensor(args["lr"])
+        if op == "sgd_l1":
+            args["first"] = args["first"] or [False] * len(args["params"])
+        names = inspect.signature(reference(op)).parameters
+        reference(op)(**{name: args[name] for name in names})
+    return [tensor for group in changed for tensor in group]
+
+
+def wide(tensor: Tensor) -> Tensor:
+    return tensor.double().clone() if tensor.is_floating_point() else tensor
+
+
+def size(*values: Any) -> float:
+    """The norms of all tensors among these values, together."""
+    return sum(float(v.double().norm()) for v in values if isinstance(v, Tensor))
+
+
+def magnitudes(call: Call, exact: list[Tensor]) -> list[float]:
+    """Per result the size of the terms that it is summed of, which is what rounding is of."""
+    args = call.args
+    if call.op.startswith(("masked", "channel")):
+        return [size(t) for t in result_of(call, lambda t: wide(t).abs())]
+    if call.op.endswith("_l1"):
+        return [size(t, *args["params"], *args["grads"]) for t in exact]
+    x, rows = wide(args["x"]), max(args["x"][:, :1].numel(), 1) ** 0.5
+    if call.op == "partial_batch_norm_bwd":
+        distances = (x[:, len(args["active_var"]) :] - wide(args["free_mean"])[:, None, None]).abs()
+        most = 1 + float(distances.max()) if distances.numel() else 1.0
+        return [size(t) + most**2 * rows * size(args["grad_y"]) for t in exact]
+    vectors = [wide(args[name]) for name in ("active_mean", "active_var", "free_mean", "free_var")]
+    if args["training"]:
+        vectors[2:] = exact[2:]
+    mean, var = torch.cat(vectors[::2]), torch.cat(vectors[1::2])
+    terms = (x.abs() + mean.abs()[:, None, None]) * (var + args["eps"]).rsqrt()[:, None, None]
+    shift = size(args["active_bias"], args["free_bias"])
+    return [size(t, x) + rows * (size(terms) + shift) for t in exact]
+
+
+def check_values(call: Call) -> None:
+    ours, theirs = result_of(call, Tensor.clone, True), result_of(call, Tensor.clone)
+    exact = result_of(call, wide)
+    assert len(ours) == len(theirs) or call.op in WHOLE
+    # Of the whole operators only what was asked for comes back.
+    for our, their, true, terms in zip(ours, theirs, exact, magnitudes(call, exact), strict=False):
+        assert our.shape == true.shape
+        assert our.dtype == their.dtype
+        assert not our.isnan().any()
+        error, torchs = (float((t.double() - true.double()).norm()) for t in (our, their))
+        # Sums are of numbers that may be half as wide.
+        eps = max(torch.finfo(t.dtype).eps for t in (our, *first_tensor(call)))
+        assert error <= 2 * torchs + 8 * eps * terms
+
+
+def first_tensor(call: Call) -> list[Tensor]:
+    values = call.args.values()
+    lists = [value if isinstance(value, list) else [value] for value in values]
+    return [t for inner in lists for t in inner if isinstance(t, Tensor)][:1]
+
+
+@pytest.mark.parametrize("op", MAKERS)
+def test_values(op: str) -> None:
+    @given(MAKERS[op](op))
+    @FUZZ
+    def equal_or_refused(call: Call) -> None:
+        if call.valid:
+            check_values(call)
+            return
+        with pytest.raises(ValueError, match=CLEAR):
+            getattr(ops, call.op)(**call.args)
+
+    equal_or_refused()
+
+
+@pytest.mark.parametrize("op", MAKERS)
+def test_arguments_out_of_order(op: str) -> None:
+    @given(spoiled(op))
+    @FUZZ
+    def taken_or_refused(call: Call) -> None:
+        error = None
+        try:
+            getattr(ops, call.op)(**call.args)
+        except (TypeError, ValueError, RuntimeError) as caught:
+            error = caught
+        assert error is None or CLEAR.search(str(error)), repr(error)
+
+    taken_or_refused()
