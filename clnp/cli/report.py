@@ -13,7 +13,6 @@ from rich.table import Table
 
 from clnp.cli import results
 from clnp.diagnostics import mean_std
-from clnp.diagnostics import mean_std
 
 # Above this many tasks a table of all accuracies doesn't fit a screen; the files and plots have
 # them.
@@ -205,13 +204,6 @@ def show_summary(
     )
     if summary["certificate"]["tasks"]:
         show_line(console, certificate_line(summary["certificate"]))
-
-
-def time_line(every: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """ "time per seed: 12.3 +- 0.4 s" of every seed's rows of timing.csv."""
-    time = mean_std([sum(row["total"] for row in seconds) for seconds in every])
-    deviation = "" if time["std"] is None else f" +- {time['std']:.1f}"
-    return f"time per seed: {time['mean']:.1f}{deviation} s"
 
 
 def time_line(every: Sequence[Sequence[Mapping[str, Any]]]) -> str:
