@@ -116,6 +116,8 @@ class CLNP(SupervisedTemplate):
             peval_mode=peval_mode,
         )
 
+    adapted_dataset: Any  # what is trained on, as the template calls it
+
     # What the template calls before, while and after it trains on an experience
 
     def train_dataset_adaptation(self, **kwargs: Any) -> None:

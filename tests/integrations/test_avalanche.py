@@ -79,7 +79,7 @@ def metric(results: dict[str, Any], name: str) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "head"),
+    ("stream", "head"),
     [
         (lambda: split_digits(task_labels=True), "multi"),
         (lambda: split_digits(task_labels=False), "multi"),
@@ -89,8 +89,8 @@ def metric(results: dict[str, Any], name: str) -> list[float]:
     ],
     ids=["split", "split without labels", "split from zero", "permuted", "permuted without labels"],
 )
-def test_benchmarks_are_learned_without_forgetting(benchmark: Any, head: str) -> None:
-    bench, learner = benchmark(), strategy(head)
+def test_benchmarks_are_learned_without_forgetting(stream: Any, head: str) -> None:
+    bench, learner = stream(), strategy(head)
     rows = []
     for experience in bench.train_stream:
         learner.train(experience)

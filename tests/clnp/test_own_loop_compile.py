@@ -1,0 +1,86 @@
+"""`torch.compile` in training loops, on a network that has a task behind it."""
+
+import copy
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import clnp
+from clnp.errors import ConfigError
+from tests.clnp.cases import random_keep
+from tests.clnp.second_task import NETWORKS, OPTIMIZERS, Case, batch, same, second_task
+
+LONG = bool(os.environ.get("CLNP_LONG_TESTS"))
+BACKENDS = [
+    "aot_eager",
+    pytest.param(
+        "inductor", marks=pytest.mark.skipif(not LONG, reason="slow: CLNP_LONG_TESTS=1 runs it")
+    ),
+]
+
+
+@pytest.fixture(params=NETWORKS)
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    found = second_task(request.param)
+    yield found
+    found.check()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_compiled_network_trains_alike(case: Case, backend: str) -> None:
+    twin = copy.deepcopy(case)
+    compiled = torch.compile(case.model, backend=backend, fullgraph=True)
+    optimizers = [OPTIMIZERS["AdamL1"](c.model.parameters()) for c in (case, twin)]
+    for seed in range(3):
+        for network, optimizer in zip((compiled, twin.model), optimizers, strict=True):
+            optimizer.zero_grad()
+            case.loss(seed, network).backward()
+            optimizer.step()
+    same(case.parameters(), twin.parameters(), rtol=1e-3, atol=1e-4)
+
+
+# torch says so of itself when it compiles `backward`
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["AdamL1", "SGDL1"])
+def test_a_compiled_step_breaks_at_none_of_our_operators(
+    case: Case, kind: str, backend: str
+) -> None:
+    twin = copy.deepcopy(case)
+    steps = []
+    for one in (case, twin):
+        optimizer = OPTIMIZERS[kind](one.model.parameters())
+
+        def step(x: Tensor, y: Tensor, model: Any = one.model, optimizer: Any = optimizer) -> None:
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        steps.append(step)
+    compiled = torch.compile(steps[0], backend=backend)
+    for seed in range(3):
+        compiled(*batch(seed))
+        steps[1](*batch(seed))
+    breaks = dict(torch._dynamo.utils.counters["graph_break"])
+    assert not any("clnp" in reason for reason in breaks), breaks
+    same(case.parameters(), twin.parameters(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_next_task_is_compiled_anew(case: Case) -> None:
+    compiled = torch.compile(case.model, backend="aot_eager", fullgraph=True)
+    for seed in range(2):
+        case.loss(seed, compiled).backward()
+        case.model.compact(random_keep(case.model, torch.Generator().manual_seed(seed)))
+        clnp.consolidate(case.model)
+        clnp.begin_task(case.model)
+    same([compiled(case.x)], [case.model(case.x)])
+    with pytest.raises(ConfigError, match=r"got OptimizedModule, expected .* clnp\.convert"):
+        clnp.consolidate(compiled)  # type: ignore[arg-type]
