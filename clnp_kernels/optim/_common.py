@@ -27,22 +27,41 @@ def run_closure(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def trained(group: dict[str, Any]) -> Iterator[list[Tensor]]:
-    """The parameters of a group that have gradients, one list per device.
+def trained(
+    optimizer: torch.optim.Optimizer,
+) -> Iterator[tuple[dict[str, Any], list[Tensor], list[float]]]:
+    """The parameters that have gradients, for each device and each set of options: a group with
+    these options, the parameters, and the alpha of each of them. Groups that differ in ``l1`` only
+    are one.
 
     Raises:
         TypeError: a gradient is sparse.
     """
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for param in group["params"]:
-        if param.grad is not None:
+    found: dict[Any, tuple[dict[str, Any], list[Tensor], list[float]]] = {}
+    names = [name for name in optimizer.defaults if name != "l1"]
+    for group in optimizer.param_groups:
+        options = tuple(_key(group.get(name)) for name in names)
+        for param in group["params"]:
+            if param.grad is None:
+                continue
             if param.grad.layout != torch.strided:
                 wanted = "a dense gradient"
                 raise TypeError(
                     message("param.grad", param.grad.layout, wanted, "use a dense layer")
                 )
-            by_device.setdefault(param.device, []).append(param)
-    yield from by_device.values()
+            _, params, l1 = found.setdefault((param.device, options), (group, [], []))
+            params.append(param)
+            l1.append(group["l1"])
+    yield from found.values()
+
+
+def _key(option: Any) -> Any:
+    """What is equal for equal options; tensors, such as a rate on the device, are told by which
+    they are.
+    """
+    if isinstance(option, Tensor):
+        return id(option)
+    return tuple(option) if isinstance(option, list) else option
 
 
 def scaler_arguments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor | None]:

@@ -81,12 +81,11 @@ class AdamL1(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; the loss that ``closure`` returns, or None."""
         loss = _common.run_closure(closure)
-        for group in self.param_groups:
-            for params in _common.trained(group):
-                self._step_group(group, params)
+        for group, params, l1 in _common.trained(self):
+            self._step_alike(group, params, l1)
         return loss
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _step_alike(self, group: dict[str, Any], params: list[Tensor], l1: list[float]) -> None:
         states = [self._state_of(param) for param in params]
         ops.adam_l1(
             params,
@@ -95,7 +94,7 @@ class AdamL1(torch.optim.Optimizer):
             [state["exp_avg_sq"] for state in states],
             [state["step"] for state in states],
             lr=group["lr"],
-            l1=[group["l1"]] * len(params),
+            l1=l1,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             eps=group["eps"],

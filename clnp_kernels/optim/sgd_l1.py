@@ -76,12 +76,11 @@ class SGDL1(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; the loss that ``closure`` returns, or None."""
         loss = _common.run_closure(closure)
-        for group in self.param_groups:
-            for params in _common.trained(group):
-                self._step_group(group, params)
+        for group, params, l1 in _common.trained(self):
+            self._step_alike(group, params, l1)
         return loss
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _step_alike(self, group: dict[str, Any], params: list[Tensor], l1: list[float]) -> None:
         scaler = _common.scaler_arguments(self)
         buffers: list[Tensor] = []
         first: list[bool] = []
@@ -96,7 +95,7 @@ class SGDL1(torch.optim.Optimizer):
             [param.grad for param in params if param.grad is not None],
             buffers,
             lr=group["lr"],
-            l1=[group["l1"]] * len(params),
+            l1=l1,
             momentum=group["momentum"],
             dampening=group["dampening"],
             nesterov=group["nesterov"],

@@ -63,27 +63,35 @@ Images::Images(const Tensor& x, bool last) : tensor(x), lie{last, 0, 0, 0} {
 namespace {
 
 // `from` may be `to`.
-template <class T>
-CLNP_INLINE wide_t<T> join(const T* from, T* to, bool relu) {
+template <bool kRelu, class T>
+CLNP_INLINE wide_t<T> join(const T* from, T* to) {
   const wide_t<T> value = load(*from);
-  const wide_t<T> result = relu && value < 0 ? wide_t<T>(0) : value;
+  const wide_t<T> result = kRelu && value < 0 ? wide_t<T>(0) : value;
   store(to, result);
   return std::fabs(result);
 }
 
-template <class T>
-CLNP_INLINE void join_rows(const T* from, int64_t from_row, T* to, int64_t to_row, bool relu,
-                           int64_t rows, int64_t columns, double* sums) {
-  sum_piece<wide_t<T>>(rows, columns, sums,
-                       [=](int64_t r, int64_t c) __attribute__((always_inline)) {
-                         return join(from + r * from_row + c, to + r * to_row + c, relu);
-                       });
+// Without `sums` nothing is added up.
+template <bool kRelu, class T>
+CLNP_INLINE void join_piece(const T* from, int64_t from_row, T* to, int64_t to_row, int64_t rows,
+                            int64_t columns, double* sums) {
+  if (sums != nullptr) {
+    sum_piece<wide_t<T>>(rows, columns, sums,
+                         [=](int64_t r, int64_t c) __attribute__((always_inline)) {
+                           return join<kRelu>(from + r * from_row + c, to + r * to_row + c);
+                         });
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC ivdep
+    for (int64_t c = 0; c < columns; ++c) join<kRelu>(from + r * from_row + c, to + r * to_row + c);
+  }
 }
 
-template <class T>
-CLNP_INLINE double join_run(const T* from, T* to, bool relu, int64_t count) {
+template <bool kRelu, class T>
+CLNP_INLINE double join_plane(const T* from, T* to, int64_t count) {
   return sum_run(count, [=](int64_t i) __attribute__((always_inline)) {
-    return join(from + i, to + i, relu);
+    return join<kRelu>(from + i, to + i);
   });
 }
 
@@ -101,10 +109,12 @@ CLNP_INLINE double join_run(const T* from, T* to, bool relu, int64_t count) {
   }                                                                                                \
   CLNP_CLONES void join_rows_of(const T* from, int64_t from_row, T* to, int64_t to_row, bool relu, \
                                 int64_t rows, int64_t columns, double* sums) {                     \
-    join_rows(from, from_row, to, to_row, relu, rows, columns, sums);                              \
+    if (relu) return join_piece<true>(from, from_row, to, to_row, rows, columns, sums);            \
+    join_piece<false>(from, from_row, to, to_row, rows, columns, sums);                            \
   }                                                                                                \
   CLNP_CLONES double join_run_of(const T* from, T* to, bool relu, int64_t count) {                 \
-    return join_run(from, to, relu, count);                                                        \
+    if (relu) return join_plane<true>(from, to, count);                                            \
+    return join_plane<false>(from, to, count);                                                     \
   }
 CLNP_FOR(float)
 CLNP_FOR(double)
@@ -138,11 +148,12 @@ void join_images(const Tensor& from, const Tensor& to, bool relu, bool last, dou
     const T* a = const_pointer<T>(source.tensor);
     T* b = pointer<T>(target.tensor);
     const int64_t pixels = to.size(2) * to.size(3);
+    std::vector<double> unused(sums == nullptr ? to.size(1) : 0);
     sum_channels(
-        last, to.size(0), to.size(1), pixels, sums,
+        last, to.size(0), to.size(1), pixels, sums == nullptr ? unused.data() : sums,
         [&](int64_t r, int64_t rows, int64_t c, int64_t columns, double* part) {
           join_rows_of(a + r * s.pixel + c, s.pixel, b + r * t.pixel + c, t.pixel, relu, rows,
-                       columns, part);
+                       columns, sums == nullptr ? nullptr : part);
         },
         [&](int64_t i, int64_t c) {
           return join_run_of(a + i * s.image + c * s.channel, b + i * t.image + c * t.channel, relu,

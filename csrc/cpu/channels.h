@@ -170,7 +170,7 @@ void sum_two(bool last, int64_t images, int64_t channels, int64_t pixels, double
 }
 
 // to = max(from, 0) or from; sums[c] = sum of |to| over batch and pixels of channel c. Both have
-// one shape; they may be one.
+// one shape; they may be one. Without `sums` (null) nothing is added up.
 void join_images(const Tensor& from, const Tensor& to, bool relu, bool last, double* sums);
 
 // sums[c] = sum over batch and pixels of channel c.

@@ -210,7 +210,7 @@ std::tuple<Tensor, Tensor> masked_conv2d_fwd(
     const Tensor to = channels_of(*y, start, count);
     if (!some) fill_channels(to, bias);
     if (whole && some && !relu && !activity) return;
-    join_images(some ? *result : to, to, relu, last, sums.data() + start);
+    join_images(some ? *result : to, to, relu, last, activity ? sums.data() + start : nullptr);
   };
   if (depthwise) {
     std::optional<Tensor> bias;
@@ -283,10 +283,13 @@ Tensor masked_conv2d_dgrad(const Tensor& grad_z, const Tensor& x, const Tensor& 
   const auto empty = [&](int64_t channels) {
     return new_images(grad_z, x.size(0), channels, x.size(2), x.size(3), last);
   };
-  // The gradient of `channels` inputs through these filters.
+  // The gradient of `channels` inputs through these filters; of the inputs only the shape counts,
+  // so where all are wanted x serves, whose memory is there already.
   const auto part = [&](const Tensor& grad, const Tensor& weight, int64_t channels) {
-    if (grad.numel() > 0 && channels > 0)
-      return convolve_backward(grad, empty(channels), weight, g, true, last);
+    if (grad.numel() > 0 && channels > 0) {
+      const Tensor like = channels == inputs ? dense(x, last) : empty(channels);
+      return convolve_backward(grad, like, weight, g, true, last);
+    }
     Tensor none = empty(channels);
     return torch::stable::zero_(none);
   };

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clnp_kernels import ops
 from clnp_kernels.optim import SGDL1, AdamL1
 
 TWINS = {
@@ -183,3 +184,31 @@ def test_bad_options(kind: Any, options: dict[str, Any], match: str) -> None:
     optimizer = kind(net().parameters())
     with pytest.raises(ValueError, match=match):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], **options})
+
+
+def test_groups_that_differ_in_l1_only_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net()
+    groups = [{"params": [p], "l1": 0.1 * i} for i, p in enumerate(model.parameters())]
+    groups[-1]["lr"] = 0.5
+    optimizer = AdamL1(groups, lr=0.01)
+    apart = [
+        AdamL1([{**group, "params": [copy.deepcopy(p) for p in group["params"]]}], lr=0.01)
+        for group in groups
+    ]
+    calls = []
+    step = ops.adam_l1
+
+    def counted(*args: Any, **options: Any) -> None:
+        calls.append(options["l1"])
+        step(*args, **options)
+
+    monkeypatch.setattr(ops, "adam_l1", counted)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert calls == [[group["l1"] for group in groups[:-1]], [groups[-1]["l1"]]]
+    for other, parameter in zip(apart, model.parameters(), strict=True):
+        (alone,) = other.param_groups[0]["params"]
+        alone.grad = torch.ones_like(alone)
+        other.step()
+        assert torch.equal(alone, parameter)
