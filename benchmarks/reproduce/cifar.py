@@ -27,10 +27,12 @@ def write(folder: Path, there: Sequence[Run]) -> None:
     title = "Split CIFAR: {} accuracy on every task"
     for column, words in (("test", "test"), ("validation", "validation")):
         shown = [run for run in there if run.metrics["reports"][-1][column] is not None]
-        figure = figures.accuracy_per_task(shown, column, title.format(words))
-        plots.save(figure, folder / f"{column}.png")
+        if shown:
+            figure = figures.accuracy_per_task(shown, column, title.format(words))
+            plots.save(figure, folder / f"{column}.png")
     title = "Split CIFAR: channels used after each task"
-    plots.save(figures.capacity_per_task(there, title), folder / "capacity.png")
+    if capable := figures.with_capacity(there):
+        plots.save(figures.capacity_per_task(capable, title), folder / "capacity.png")
 
 
 FIG_4 = Experiment(

@@ -43,11 +43,19 @@ def accuracy_per_task(there: Sequence[Run], column: str, title: str) -> Figure:
     return figure
 
 
+def with_capacity(there: Sequence[Run]) -> list[Run]:
+    """The runs by CLNP, which alone claims channels."""
+    return [run for run in there if used(run, -1)]
+
+
 def capacity_per_task(there: Sequence[Run], title: str) -> Figure:
     """Used channels of every group in per cent after each task, a panel per group, a line per
-    contender with capacity; mean and band over seeds.
+    contender; mean and band over seeds.
+
+    Arguments:
+        there: one or more `with_capacity`.
     """
-    runs = {n: own for n, own in by_contender(there).items() if used(own[0], -1)}
+    runs = by_contender(there)
     groups = list(dict.fromkeys(g for own in runs.values() for g in used(own[0], -1)))
     figure = new_figure(max(7, 3 * len(groups)), 3.8)
     for axes, group in zip(panels_of(figure, len(groups), sharey=True), groups, strict=True):
@@ -74,9 +82,10 @@ def frontier(there: Sequence[Run], title: str, best: Mapping[str, tuple[float, f
     per run.
 
     Arguments:
+        there: one or more `with_capacity`.
         best: group -> (share, accuracy) of the paper, drawn as a cross.
     """
-    runs = [run for own in by_contender(there).values() for run in own if used(run, -1)]
+    runs = [run for own in by_contender(there).values() for run in own]
     groups = list(used(runs[0], -1))
     figure = new_figure(max(8, 4.5 * len(groups)), 5)
     names = list(dict.fromkeys(run.contender for run in runs))

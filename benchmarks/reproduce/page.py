@@ -1,0 +1,82 @@
+"""The tables of docs/reproducibility.md from the committed CSV files: python -m
+benchmarks.reproduce.page
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.page import table
+from benchmarks.record import Row, read
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reproducibility.md"
+RESULTS = ROOT / "benchmarks" / "results" / "reproduce"
+BLOCK = re.compile(r"<!-- (\S+): begin -->\n.*?<!-- \1: end -->", re.DOTALL)
+
+
+def block(name: str, folder: Path) -> str:
+    """The marked block of an experiment: its table, or that it was not run."""
+    path = folder / name / "summary.csv"
+    body = summary(folder / name) if path.is_file() else "Not run yet."
+    return f"<!-- {name}: begin -->\n\n{body}\n\n<!-- {name}: end -->"
+
+
+def summary(folder: Path) -> str:
+    """The table of an experiment, and what it ran on."""
+    rows = read(folder / "summary.csv")
+    groups = [key[5:-5] for key in rows[0] if key.startswith("used_") and key.endswith("_mean")]
+    head = ["", "tasks", "n", "test accuracy, %", *(f"{g} used, %" for g in groups), "minutes"]
+    lines = [_line(row, groups) for row in rows]
+    return f"{table(head, lines)}\n\n{conditions(folder)}"
+
+
+def _line(row: Row, groups: Sequence[str]) -> list[str]:
+    used = [_spread(row, f"used_{group}", 100, 1) for group in groups]
+    counts = [f"{row['tasks']:.0f}", f"{row['n']:.0f}"]
+    accuracy, minutes = _spread(row, "acc", 100, 2), _spread(row, "seconds", 1 / 60, 1)
+    return [str(row["contender"]), *counts, accuracy, *used, minutes]
+
+
+def _spread(row: Row, key: str, factor: float, digits: int) -> str:
+    mean, std = row[f"{key}_mean"], row[f"{key}_std"]
+    if mean == "":
+        return ""
+    text = f"{factor * mean:.{digits}f}"
+    return text if std == "" else f"{text} ± {factor * std:.{digits}f}"
+
+
+def conditions(folder: Path) -> str:
+    """Machine, versions and dates, over all runs; where the files are."""
+    contenders = json.loads((folder / "settings.json").read_text())["contenders"]
+    runs = [run for about in contenders.values() for run in about["runs"]]
+    place = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    return (
+        f"{_all(runs, 'hardware')}, {_all(runs, 'cpu')}, threads {_all(runs, 'threads')}, torch "
+        f"{_all(runs, 'torch')}, {_all(runs, 'date')}, revision {_all(runs, 'revision')}; exact "
+        f"settings, numbers per seed and task: `{place}`."
+    )
+
+
+def _all(runs: Sequence[dict[str, Any]], key: str) -> str:
+    return ", ".join(sorted({str(run[key]) for run in runs}))
+
+
+def text(page: str, folder: Path = RESULTS) -> str:
+    """A page with its blocks written anew."""
+    return BLOCK.sub(lambda found: block(found[1], folder), page)
+
+
+def main() -> int:
+    """Writes the page."""
+    PAGE.write_text(text(PAGE.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

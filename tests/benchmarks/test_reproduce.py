@@ -1,0 +1,164 @@
+"""The commands that reproduce the paper run, go on after a kill, and their page says what the CSV
+files say.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.reproduce import __main__ as reproduce
+from benchmarks.reproduce import page
+from clnp import plots
+from clnp.cli import runs
+from clnp.learner import Learner
+
+LONG = bool(os.environ.get("CLNP_LONG_TESTS"))
+
+
+def command(*words: object) -> int:
+    """The exit code of `python -m benchmarks.reproduce WORDS --quick`, its plots small."""
+    threads = torch.get_num_threads()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plots, "DPI", 20)
+            return reproduce.main([*map(str, words), "--quick"])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a quick table 1 of two contenders and two seeds, CLNP interrupted once."""
+    out = tmp_path_factory.mktemp("reproduce")
+    words = ["table1", "--only", "CLNP", "superposition", "--tasks", 2, "--epochs", 1, "--out", out]
+    learn = Learner.learn
+
+    def once(learner: Learner, task: object) -> object:
+        if learner.reports:
+            raise KeyboardInterrupt
+        return learn(learner, task)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "learn", once)
+        with pytest.raises(KeyboardInterrupt):
+            command(*words)
+    assert command(*words, "--seeds", 2) == 0
+    return out / "quick"
+
+
+def test_tables_hold_every_seed_and_task(table: Path) -> None:
+    folder = table / "results" / "table1"
+    tasks = rows(folder / "tasks.csv")
+    assert len(tasks) == 2 * 2 * 2
+    assert {row["contender"] for row in tasks} == {"CLNP", "superposition"}
+    summary = {row["contender"]: row for row in rows(folder / "summary.csv")}
+    for name, line in summary.items():
+        own = [float(row["test"]) for row in tasks if row["contender"] == name]
+        means = np.array(own).reshape(2, 2).mean(axis=1)
+        assert float(line["acc_mean"]) == pytest.approx(means.mean())
+        assert float(line["acc_std"]) == pytest.approx(means.std(ddof=1))
+        assert line["n"] == "2"
+    assert float(summary["CLNP"]["used_fc1_mean"]) > 0
+    assert summary["superposition"]["used_fc1_mean"] == ""
+    settings = json.loads((folder / "settings.json").read_text())["contenders"]
+    assert settings["CLNP"]["config"]["seeds"] == [0, 1]
+    for run in settings["CLNP"]["runs"]:
+        assert run["torch"] == torch.__version__
+        assert run["date"]
+        assert run["hardware"]
+    for name in ("mean_accuracy", "capacity"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_finished_runs_are_passed_over(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Learner, "learn", lambda *_: pytest.fail("a finished run was run again"))
+    words = ["table1", "--only", "CLNP", "--tasks", 2, "--epochs", 1, "--out", table.parent]
+    before = (table / "results" / "table1" / "tasks.csv").read_bytes()
+    assert command(*words) == 0
+    assert (table / "results" / "table1" / "tasks.csv").read_bytes() == before
+
+
+def test_other_settings_are_refused_and_told(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["table1", "--only", "CLNP", "--tasks", 2, "--epochs", 2, "--out", table.parent]
+    assert command(*words) == 3
+    assert "begun with other settings: --epochs 2 (was 1)" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(table: Path, tmp_path: Path) -> None:
+    words = ["table1", "--only", "CLNP", "--tasks", 2, "--epochs", 1, "--out", tmp_path]
+    assert command(*words) == 0
+    own = Path("permuted-mnist") / "CLNP" / "seed-0" / "metrics.json"
+    assert (tmp_path / "quick" / own).read_bytes() == (table / own).read_bytes()
+
+
+def test_a_run_until_the_network_is_full(tmp_path: Path) -> None:
+    words = ["fig3", "--out", tmp_path, "--epochs", 1, "--results", tmp_path / "results"]
+    assert command(*words) == 0
+    folder = tmp_path / "results" / "fig3"
+    last = rows(folder / "tasks.csv")[-1]
+    assert 1 < int(last["task"]) < 29
+    assert int(last["used_fc2"]) == 60
+    assert (folder / "accuracy.png").exists()
+    assert command(*words) == 0
+
+
+@pytest.mark.skipif(not LONG, reason="CLNP_LONG_TESTS=1")
+def test_figures_on_cifar(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, classes in (("cifar10", 10), ("cifar100", 20)):
+        arrays = {}
+        for half, number in (("train", 4), ("test", 2)):
+            labels = np.arange(classes * number, dtype=np.uint8) % classes
+            arrays[f"{half}_labels"] = labels
+            shape = (len(labels), 32, 32, 3)
+            arrays[f"{half}_images"] = rng.integers(0, 255, shape, dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    words = ["--data-root", tmp_path, "--out", tmp_path, "--epochs", 1]
+    assert command("fig4", *words, "--only", "CLNP m = 4 % + FT", "joint") == 0
+    folder = tmp_path / "quick" / "results" / "fig4"
+    assert [row["task"] for row in rows(folder / "tasks.csv")] == ["0", "1"] * 2
+    for name in ("test", "validation", "capacity"):
+        assert (folder / f"{name}.png").exists()
+
+
+def test_unknown_contenders_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command("table1", "--only", "HAT")
+    assert "wanted some of ['CLNP'" in capsys.readouterr().err
+
+
+def test_a_damaged_folder_does_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "quick" / "permuted-mnist" / "CLNP" / "seed-0"
+    damaged.mkdir(parents=True)
+    (damaged / runs.CONFIG).write_text("{")
+    words = ["--only", "CLNP", "superposition", "--tasks", 1, "--epochs", 1, "--out", tmp_path]
+    assert command("table1", *words) == 3
+    assert "CLNP, seed 0" in capsys.readouterr().out
+    assert len(rows(tmp_path / "quick" / "results" / "table1" / "tasks.csv")) == 1
+
+
+def test_the_page_says_what_the_files_say() -> None:
+    text = page.PAGE.read_text()
+    assert page.text(text) == text
+    names = re.findall(r"<!-- (\S+): begin -->", text)
+    assert names == list(reproduce.EXPERIMENTS)
+    # Figures of ours are in the blocks alone: those of the prose are settings or the paper's.
+    for found in page.BLOCK.findall(text):
+        assert found in reproduce.EXPERIMENTS
