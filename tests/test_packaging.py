@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -88,6 +88,19 @@ def test_packages_are_typed_and_whole() -> None:
         for folder in (ROOT / package).rglob("*/"):
             if any(folder.glob("*.py")):
                 assert (folder / "__init__.py").is_file(), folder
+
+
+@pytest.mark.parametrize("package", ["clnp", "clnp_kernels"])
+def test_data_files_are_in_the_wheel(package: str) -> None:
+    data = PYPROJECT[PYPROJECT.index("[tool.setuptools.package-data]") :]
+    found = re.search(rf"^{package} = (\[.*?\])", data, re.MULTILINE | re.DOTALL)
+    assert found
+    patterns = ast.literal_eval(found[1])
+    for name in tracked():
+        path = PurePath(name)
+        if path.parts[0] == package and path.suffix not in (".py", ".md"):
+            inside = path.relative_to(package)
+            assert any(inside.match(pattern) for pattern in patterns), name
 
 
 def load(path: Path) -> Any:
