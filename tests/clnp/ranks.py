@@ -27,7 +27,7 @@ def together(function: Callable[..., Any], *arguments: Any, ranks: int = 2) -> l
     A process that raised gives its exception, one that was killed its negative exit code.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed", "clnp", "torch._dynamo"])
+    context.set_forkserver_preload(["torch._dynamo", "tests.clnp.distributed_cases"])
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(ranks)]
         processes = [
@@ -77,6 +77,7 @@ def _joined(
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=SECONDS)
     )
+    dist.barrier()  # one that ends at once must not leave while the other still connects
     try:
         result = function(*arguments)
     except Exception as error:
