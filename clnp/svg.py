@@ -19,10 +19,11 @@ THEMED = {
     "#333333": "currentColor",
     "#bbbbbb": "var(--rule)",
     "#ececec": "var(--free)",
+    "#0072b2": "var(--blue)",
 }
 THEME = (
-    "svg{color:#1f2328;--rule:#c4cad1;--free:#e6e9ec}"
-    "@media(prefers-color-scheme:dark){svg{color:#e6e8eb;--rule:#4a525c;--free:#363d46}}"
+    "svg{color:#1f2328;--rule:#c4cad1;--free:#e6e9ec;--blue:#0072b2}"
+    "@media(prefers-color-scheme:dark){svg{color:#e6e8eb;--rule:#4a525c;--free:#363d46;--blue:#3b9ddd}}"
 )
 STYLE = {
     "text.color": INK,

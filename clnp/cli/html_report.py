@@ -80,7 +80,7 @@ def seeds_page(folder: Path, *, linked: bool) -> str:
     every = [results.read(path) for _, path in folders]
     summary = results.summarise(every)
     facts = [
-        _fact("mean accuracy (%)", _spread(summary["acc"], 100)),
+        _fact("mean accuracy", f"{_spread(summary['acc'], 100)} %"),
         _fact("mean forgetting", _spread(summary["forgetting"])),
         _fact("seeds", str(len(every))),
         *_certificate(summary["certificate"]),
@@ -131,7 +131,7 @@ def comparison_page(folder: Path, *, linked: bool) -> str:
     if lines:
         best = max(lines, key=lambda line: line["acc_mean"])
         facts += [
-            _fact(f"highest mean accuracy (%): {best['method']}", percent(best["acc_mean"])),
+            _fact(f"highest mean accuracy, {best['method']}", f"{percent(best['acc_mean'])} %"),
         ]
     stream = next(iter(configs.values())).stream if configs else "no method has finished"
     return render(
@@ -192,7 +192,7 @@ def _facts(
     metrics: Mapping[str, Any], seconds: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     facts = [
-        _fact("mean accuracy (%)", percent(metrics["acc"])),
+        _fact("mean accuracy", f"{percent(metrics['acc'])} %"),
         _fact("mean forgetting", report.number(metrics["forgetting"])),
         _fact("tasks learned", str(metrics["tasks_learned"])),
         *_certificate(metrics["certificate"]),
@@ -200,12 +200,12 @@ def _facts(
     last = metrics["reports"][-1]["capacity"]
     if last:
         used, size = (sum(c[k] for c in last.values()) for k in ("used", "size"))
-        facts.append(_fact("channels used (%)", percent(used / size, 1)))
+        facts.append(_fact("channels used", f"{percent(used / size, 1)} %"))
     both = metrics.get("inferred", {}).get("entropy", {}).get("class_incremental")
     if both is not None and metrics["tasks_learned"] > 1:
-        facts.append(_fact("task and label right, task not given (%)", percent(both)))
+        facts.append(_fact("task and label, not told", f"{percent(both)} %"))
     if seconds:
-        facts.append(_fact("minutes", f"{sum(row['total'] for row in seconds) / 60:.1f}"))
+        facts.append(_fact("time", f"{sum(row['total'] for row in seconds) / 60:.1f} min"))
     return facts
 
 

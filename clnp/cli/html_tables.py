@@ -87,7 +87,7 @@ def tasks(metrics: Mapping[str, Any]) -> Table:
         ]
         for i, r in enumerate(metrics["reports"])
     ]
-    validation = ("validation, trained (%)", "pruned (%)")
+    validation = ("validation (%)", "validation, pruned (%)")
     return Table(("task", "test (%)", *validation, "epochs", "lr", "l1"), rows, texts=("l1",))
 
 
