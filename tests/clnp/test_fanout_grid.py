@@ -130,12 +130,12 @@ def test_a_worker_that_is_killed_costs_nothing(two: clnp.Workers) -> None:
     assert len(killer.retries) == 1
     name, reason = killer.retries[0]
     assert name.startswith("grid point ")
-    assert " of 4 (lr 0.01, l1 0" in name
+    assert " of 4 (lr 0.0" in name
     assert reason.startswith("its process was ended by SIGKILL")
 
 
 class Unlucky(torch.utils.data.Dataset[Any]):
-    """A data set that can't be read while a file is there, but by the first reader."""
+    """A data set that can't be read while a file is there, but in the process that read first."""
 
     def __init__(self, task: Task, folder: Path) -> None:
         self.x, self.targets = task.train  # type: ignore[misc]
