@@ -56,7 +56,7 @@ def masks_are_shapes() -> Drawing:
     picture = Drawing(760, 330, "A weight matrix with masks, and the same one as two tensors")
     size, cell = 8, 26
     rows, columns = {1, 4, 6}, {0, 3, 5, 7}
-    left, top = 60, 66
+    left, top = 54, 66
     picture.text(left + 104, 24, "in the paper: masks", "ink title", "middle")
     picture.lines(left + 104, 42, "active channels anywhere")
     for i in range(size):
@@ -65,10 +65,10 @@ def masks_are_shapes() -> Drawing:
             picture.box(left + cell * j, top + cell * i, cell - 2, cell - 2, kind)
     picture.lines(left + 104, 296, "inputs")
     picture.lines(left - 30, top + 106, "out-\nputs")
-    picture.arrow("M292 170H392")
-    picture.lines(342, 136, "channels in the\norder in which\n")
-    picture.lines(342, 190, "tasks claimed\nthem")
-    left, active_in, active_out = 420, 104, 78
+    picture.arrow("M276 170H372")
+    picture.lines(324, 136, "channels in the\norder in which")
+    picture.lines(324, 190, "tasks claimed\nthem")
+    left, active_in, active_out = 390, 104, 78
     picture.text(left + 104, 24, "here: two tensors, no mask", "ink title", "middle")
     picture.lines(left + 104, 42, "the boundary is their shape")
     picture.box(left, top, active_in - 2, active_out - 2, "frozen")
@@ -77,7 +77,7 @@ def masks_are_shapes() -> Drawing:
     picture.text(left + 51, top + 42, "frozen", "page title", "middle")
     for words, y in (
         ("active_weight [Oa, Ia]", top + 20),
-        ("a buffer: no optimizer sees it", top + 36),
+        ("a buffer, no parameter", top + 36),
         ("(hatched) interference:", top + 60),
         ("does not exist", top + 76),
         ("free_weight [Of, I]", top + 130),
