@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from clnp.network import Network
 
 
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # found, wanted
+
+
 @dataclass(frozen=True)
 class LearnedTask:
     """What the network remembers of a learned task.
@@ -36,7 +39,7 @@ class LearnedTask:
 
 def check_shapes(model: Network) -> None:
     """Raises CheckpointError unless every tensor has the shape that the boundaries ask for."""
-    wanted: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    wanted = _head_shapes(model)
     for name, module in model.masked.items():
         group = model.groups.of(name)
         active = model.active(group)
@@ -64,6 +67,22 @@ def check_shapes(model: Network) -> None:
             raise CheckpointError(
                 f"{what} has shape {list(got)}; the learned tasks ask for {list(expected)}"
             )
+
+
+def _head_shapes(model: Network) -> dict[str, Shapes]:
+    """Of the output layer that is being learned, or waits for the next task."""
+    head, name, waits = model.head, model.groups.head, model.tasks and not model.in_task
+    rows = model.tasks[-1].classes if waits else head.classes
+    frozen, multi = model.frozen_inputs(name), head.kind == "multi"
+    columns = _inputs(model, name, "free") - (0 if multi else frozen)
+    wanted = {
+        f"{name}.free_weight": (tuple(head.free_weight.shape), (rows, columns)),
+        f"{name}.active_weight": (tuple(head.active_weight.shape), (0, frozen if multi else 0)),
+    }
+    bias = head.current_bias()
+    if bias is not None:
+        wanted[f"{name}, bias"] = (tuple(bias.shape), (rows,))
+    return wanted
 
 
 def _inputs(model: Network, name: str, part: str) -> int:
