@@ -20,12 +20,20 @@ from clnp.callbacks import check_callbacks, notify
 from clnp.certificate import Certificate, Verdict
 from clnp.checks import check_device, check_scores, check_task
 from clnp.data.task import Split, Task
+from clnp.distributed import (
+    SharedProgress,
+    agree_on_network,
+    agree_on_task,
+    begin,
+    check_shares,
+    world,
+)
 from clnp.errors import CapacityWarning, CheckpointError, ConfigError, DataError
 from clnp.fanout import Workers
 from clnp.forgetting import GridPoint, grid_points
 from clnp.memory import memory_needed
 from clnp.model import Model
-from clnp.progress import Progress
+from clnp.ranks import ALONE, Ranks, refuse_sharded, sharing
 from clnp.restore import EXTRA, dtype_name, dtype_of, restored
 from clnp.settings import Settings
 from clnp.task_inference import Inferred, inferred_accuracies
@@ -44,9 +52,12 @@ class Learner:
         device: where the network and its batches live.
         checkpoint_dir: folder for `checkpoint.safetensors`, written after every task, and for the
             progress of the task in training; None writes nothing.
+        callbacks: objects with any of the methods of `clnp.callbacks.Callback`.
         workers: how many grid points are trained, and candidates pruned, at a time in processes of
             their own, or `clnp.Workers`; results are those of one process with as many threads.
-        callbacks: objects with any of the methods of `clnp.callbacks.Callback`.
+        distributed: share every batch among the processes of `torch.distributed`, which all make
+            the same calls; the first one's weights count, and it alone reads and writes files and
+            tells callbacks.
         settings: the fields of `Settings`: head, margin, l1, lr, epochs, batch_size, schedule,
             seed, grid, search, fine_tune, dtype, reinit_scale, granularity.
 
@@ -63,12 +74,14 @@ class Learner:
         checkpoint_dir: str | Path | None = None,
         callbacks: Iterable[Any] = (),
         workers: int | Workers = 1,
+        distributed: bool = False,
         **settings: Any,
     ) -> None:
         if not isinstance(model, Model):
             raise ConfigError(
                 f"model: expected the result of clnp.convert, got {type(model).__name__}"
             )
+        refuse_sharded(model)
         unknown = set(settings) - set(Settings.__dataclass_fields__)
         if unknown:
             raise ConfigError(
@@ -87,20 +100,24 @@ class Learner:
         if model.is_convolutional:
             model.to(memory_format=torch.channels_last)
         self.callbacks = list(callbacks)
-        self.workers = workers if isinstance(workers, Workers) else Workers(workers)
         check_callbacks(self.callbacks)
+        self.workers = workers if isinstance(workers, Workers) else Workers(workers)
+        self._share(world() if distributed else ALONE)
         self._use_folder(checkpoint_dir, None)
         self.reports: list[TaskReport] = []
         self.certificate = Certificate()
         self._tests: list[Split | None] = []
         self._seconds: dict[str, float] = {}
 
+    def _share(self, ranks: Ranks) -> None:
+        begin(ranks, self.model, self.settings, self.workers.count)
+        self.ranks = ranks
+
     def _use_folder(self, folder: str | Path | None, source: Path | None) -> None:
         """Keeps checkpoint and progress in a folder; one that holds another learner is refused."""
         self.checkpoint_dir = None if folder is None else Path(folder)
-        self._progress = Progress(
-            None if self.checkpoint_dir is None else self.checkpoint_dir / "progress"
-        )
+        progress = None if self.checkpoint_dir is None else self.checkpoint_dir / "progress"
+        self._progress = SharedProgress(progress, self.ranks)
         if self.checkpoint_dir is None:
             return
         file = self.checkpoint_dir / CHECKPOINT
@@ -160,8 +177,11 @@ class Learner:
         return self._run(task, Plan(margin, adopt=True, prune=prune))
 
     def _run(self, task: Task, plan: Plan) -> TaskReport:
-        classes = check_task(self.model, task)
-        check_callbacks(self.callbacks)
+        with self.ranks.together("checking the task"):
+            classes = check_task(self.model, task)
+            check_shares(self.ranks, task)
+            check_callbacks(self.callbacks)
+        agree_on_task(self.ranks, self.model, task, len(self.reports))
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
         index = len(self.reports)
         self._seconds = dict.fromkeys(("fit", "search", "fine_tune", "evaluate", "total"), 0.0)
@@ -169,17 +189,20 @@ class Learner:
             # Data sets may draw random numbers whenever they are read.
             with (
                 self._timed("total"),
+                sharing(self.ranks),
                 seeded(seed_for(self.settings.seed, index), self.device),
                 memory_needed(f"task {task.name!r}", self.settings.batch_size),
             ):
                 report = self._learn(task, index, classes, plan)
+                agree_on_network(self.ranks, self.model)
             report.seconds = dict(self._seconds)
         except BaseException:
             self._undo(before, index)
             raise
         self.reports.append(report)
         if self.checkpoint_dir is not None:
-            self.save(self.checkpoint_dir / CHECKPOINT)
+            with self.ranks.together("writing the checkpoint"):
+                self.save(self.checkpoint_dir / CHECKPOINT)
             self._progress.clear()
         self._call("on_task_end", report)
         return report
@@ -313,6 +336,8 @@ class Learner:
         Raises:
             SaveError: the file can't be written; an older one is still whole.
         """
+        if not self.ranks.main:
+            return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items() if k != EXTRA}
         tensors |= {f"probe.{k}": probe for k, probe in enumerate(self.certificate.probes)}
         data = {
@@ -334,6 +359,7 @@ class Learner:
         checkpoint_dir: str | Path | None = None,
         callbacks: Iterable[Any] = (),
         workers: int | Workers = 1,
+        distributed: bool = False,
     ) -> Learner:
         """A learner as it was saved.
 
@@ -341,7 +367,7 @@ class Learner:
             path: the file, or the folder that holds `checkpoint.safetensors`.
             tasks: the learned tasks (or the whole stream), whose test splits later rows of the
                 accuracy matrix need; without them those entries are NaN.
-            device, checkpoint_dir, callbacks, workers: as for a new learner.
+            device, checkpoint_dir, callbacks, workers, distributed: as for a new learner.
 
         Raises:
             CheckpointError: no such file, damaged, or not a learner's.
@@ -349,7 +375,10 @@ class Learner:
         """
         path, device = Path(path), check_device(device)
         path = path / CHECKPOINT if path.is_dir() else path
-        tensors, data = checkpoint.read(path, KIND)
+        ranks = world() if distributed else ALONE
+        with ranks.together("reading the checkpoint"):
+            read = checkpoint.read(path, KIND) if ranks.main else None
+        tensors, data = ranks.tell(read)
         prefix = "model."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
@@ -363,6 +392,7 @@ class Learner:
             learner.certificate = Certificate.from_json(data["certificate"], probes)
         except Exception as error:  # anybody can have written anything
             raise CheckpointError(f"{path} does not hold a complete learner: {error}") from error
+        learner._share(ranks)
         learner._use_folder(checkpoint_dir, path)
         learner._attach(tasks)
         return learner
@@ -387,7 +417,9 @@ class Learner:
     # Helpers
 
     def _call(self, event: str, *args: Any) -> None:
-        notify(self.callbacks, event, self, *args)
+        if self.ranks.main:
+            with sharing(ALONE):  # what a callback computes, it computes alone
+                notify(self.callbacks, event, self, *args)
 
     @contextmanager
     def _timed(self, what: str) -> Any:

@@ -68,16 +68,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command_run(options: argparse.Namespace) -> int:
     """`clnp run`: checks everything that can be checked, then works."""
-    from clnp.cli import experiment
+    from clnp.cli import experiment, processes
     from clnp.cli.console import make_console
 
-    _check_flags(options)
-    folder = chosen.out_folder(options)
-    config, places = chosen.settings(options, folder)
-    runs.check_free(folder, resume=options.resume, overwrite=options.overwrite)
-    if options.resume and runs.is_run(folder):
-        runs.check_same(folder, config)
-    holds = experiment.run(folder, config, places, make_console(), overwrite=options.overwrite)
+    with processes.joined() as ranks:
+        if not ranks.main:
+            return OK if experiment.follow(ranks) else USAGE
+        _check_flags(options)
+        folder = chosen.out_folder(options)
+        config, places = chosen.settings(options, folder)
+        processes.check(ranks, config, places)
+        runs.check_free(folder, resume=options.resume, overwrite=options.overwrite)
+        if options.resume and runs.is_run(folder):
+            runs.check_same(folder, config)
+        console, overwrite = make_console(), options.overwrite
+        holds = experiment.run(folder, config, places, console, overwrite=overwrite, ranks=ranks)
     return OK if holds else FAILED
 
 
@@ -133,17 +138,18 @@ def _report_run(options: argparse.Namespace, console: Console) -> None:
     from clnp.cli import report, results
 
     config, _ = runs.read_config(options.run)
-    every = []
+    every, times = [], []
     for seed, folder in runs.seed_folders(options.run, config):
         if len(config.seeds) > 1:
             report.show_line(console, f"seed {seed}")
         every.append(results.read(folder))
-        report.show(console, every[-1], results.read_seconds(folder))
+        times.append(results.read_seconds(folder))
+        report.show(console, every[-1], times[-1])
         if options.plots:
             results.draw(folder, every[-1])
     if len(every) > 1:
         report.show_summary(console, results.summarise(every), every)
-    return OK
+        report.show_line(console, report.time_line(times))
 
 
 def command_verify(options: argparse.Namespace) -> int:

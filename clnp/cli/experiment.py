@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from clnp import methods, models
-from clnp.cli import environment, report, results, runs, side_by_side
+from clnp.cli import environment, processes, report, results, runs, side_by_side
 from clnp.cli.config import Config
 from clnp.cli.console import Reporter, log_file
 from clnp.cli.runs import Places
@@ -27,10 +27,13 @@ from clnp.data import (
     SplitCIFAR10,
     SplitCIFAR100,
     Stream,
+    Task,
 )
+from clnp.distributed import world
 from clnp.errors import CapacityError, ConfigError
 from clnp.fanout import Workers
 from clnp.learner import Learner
+from clnp.ranks import ALONE, Ranks
 
 CIFAR: dict[str, Callable[..., Stream]] = {
     "cifar10-100": CIFAR10Then100,
@@ -130,7 +133,13 @@ def make_net(config: Config, places: Places, stream: Stream) -> tuple[nn.Module,
     return net, torch.zeros(2, *shape)
 
 
-def make_learner(config: Config, places: Places, stream: Stream, folder: Path | None = None) -> Any:
+def make_learner(
+    config: Config,
+    places: Places,
+    stream: Stream,
+    folder: Path | None = None,
+    distributed: bool = False,
+) -> Any:
     """A fresh network and its learner, which writes checkpoint and progress into `folder`.
 
     Raises:
@@ -141,8 +150,14 @@ def make_learner(config: Config, places: Places, stream: Stream, folder: Path | 
         arguments = config.method_arguments()
         return methods.make(config.method, net, example, checkpoint_dir=folder, **arguments)
     model = convert(net, example, verbose=False)
-    arguments = config.learner_arguments()
-    return Learner(model, checkpoint_dir=folder, workers=_workers(config, places), **arguments)
+    arguments = {**config.learner_arguments(), "device": processes.device_of(config)}
+    return Learner(
+        model,
+        checkpoint_dir=folder,
+        workers=_workers(config, places),
+        distributed=distributed,
+        **arguments,
+    )
 
 
 def _workers(config: Config, places: Places) -> Workers:
@@ -169,6 +184,7 @@ def run(
     console: Console,
     *,
     overwrite: bool = False,
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Runs every seed of a configuration in `root`, going on where an earlier process stopped.
 
@@ -179,6 +195,7 @@ def run(
         places: of data and weights.
         console: for the progress and the tables.
         overwrite: delete the run that is in `root` first.
+        ranks: the processes of torchrun, of which this is the first; the others `follow`.
 
     Returns:
         whether every certificate holds.
@@ -191,6 +208,7 @@ def run(
     stream = try_out(config, places)
     with runs.locked(root):
         prepare(root, config, places, overwrite=overwrite)
+        ranks.tell((root, config, places))
         trials = seed_trials(root, config, places)
         if places.workers > 1 and len(trials) > 1:
             every = [*side_by_side.run(run_alone, trials, places, console).values()]
@@ -235,6 +253,33 @@ def summarise(
         report.show_line(console, report.time_line(seconds))
 
 
+def follow(ranks: Ranks) -> bool:
+    """What the other processes of torchrun do while the first one runs: they learn along.
+
+    Returns:
+        False if the first one refused to run.
+
+    Raises:
+        ClnpError: as `run` does.
+    """
+    order = processes.order_of(ranks)
+    if order is None:
+        return False
+    root, config, places = order
+    torch.set_num_threads(config.threads)
+    for folder, one, _ in seed_trials(root, config, places).values():
+        stream = make_stream(one, places)
+        learner = load_or_make(folder, one, places, stream)
+        for index in range(len(learner.reports), len(stream)):
+            _learn(learner, one, stream[index])
+    return True
+
+
+def _learn(learner: Any, config: Config, task: Task) -> None:
+    learn = learner.adopt if config.adopt and not learner.reports else learner.learn
+    learn(task)
+
+
 def run_alone(folder: Path, config: Config, places: Places, console: Console) -> dict[str, Any]:
     """`run_seed` with a stream of its own."""
     return run_seed(folder, config, places, make_stream(config, places), console)
@@ -257,8 +302,7 @@ def run_seed(
         with reporter.live(), _full_network(folder, learner, config, console, sizes):
             for index in range(learned, len(stream)):
                 task = stream[index]
-                learn = learner.adopt if config.adopt and index == 0 else learner.learn
-                learn(task)
+                _learn(learner, config, task)
                 sizes.append(task.size("train"))
                 _write(folder, learner, config, sizes)
         # A kill between the last checkpoint and its clean-up leaves the fits of a learned task.
@@ -278,12 +322,16 @@ def load_or_make(folder: Path, config: Config, places: Places, stream: Stream) -
         CheckpointError: the checkpoint is damaged.
     """
     path = folder / runs.CHECKPOINT
-    if not path.is_file():
-        return make_learner(config, places, stream, folder)
-    arguments: dict[str, Any] = {"device": config.device, "checkpoint_dir": folder}
+    joined = processes.are_joined()
+    if not (world().tell(path.is_file()) if joined else path.is_file()):
+        return make_learner(config, places, stream, folder, joined)
+    device = processes.device_of(config)
+    arguments: dict[str, Any] = {"device": device, "checkpoint_dir": folder}
     if config.method == "clnp":
         workers = _workers(config, places)
-        learner: Any = Learner.load(path, tasks=stream, workers=workers, **arguments)
+        learner: Any = Learner.load(
+            path, tasks=stream, workers=workers, distributed=joined, **arguments
+        )
     else:
         net, _ = make_net(config, places, stream)
         learner = methods.load(path, tasks=stream, net=net, **arguments)
