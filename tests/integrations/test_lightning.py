@@ -28,6 +28,13 @@ class Classifier(lightning.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return AdamL1(clnp.parameter_groups(self.model, 1e-4), lr=0.01)
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        # Under mixed precision the trainer's own way refuses optimizers that unscale gradients
+        # themselves, as torch's fused ones and ours do.
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+
 
 def trainer(folder: Path, **options: Any) -> Any:
     return lightning.Trainer(
@@ -42,8 +49,8 @@ def trainer(folder: Path, **options: Any) -> Any:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"precision": "bf16-mixed", "gradient_clip_val": 1.0, "accumulate_grad_batches": 2}],
-    ids=["plain", "bf16, clipping, accumulation"],
+    [{}, {"precision": "bf16-mixed", "accumulate_grad_batches": 2}],
+    ids=["plain", "bf16, accumulation"],
 )
 def test_tasks_are_learned_by_a_trainer(tmp_path: Path, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
