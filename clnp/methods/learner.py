@@ -18,6 +18,7 @@ from clnp.checks import check_device
 from clnp.data.task import Split, Task
 from clnp.errors import CheckpointError, ConfigError
 from clnp.learner import CHECKPOINT
+from clnp.memory import memory_needed
 from clnp.methods.loop import Cost, Meter, run_epoch
 from clnp.methods.method import Method
 from clnp.methods.network import Heads, TaskNet
@@ -136,7 +137,7 @@ class MethodLearner:
 
         Raises:
             DataError: the task does not fit the network (shape, dtype, labels).
-            TrainingError: the loss became NaN or infinite.
+            TrainingError: the loss became NaN or infinite; memory ran out.
         """
         classes = check_task(self.net, self.example, task)
         self.method.check(len(self.reports))
@@ -145,7 +146,10 @@ class MethodLearner:
         before = {name: tensor.clone() for name, tensor in self._tensors().items()}
         layout = self._layout()
         try:
-            with seeded(seed_for(self.shared.seed, index), self.device):
+            with (
+                seeded(seed_for(self.shared.seed, index), self.device),
+                memory_needed(f"task {task.name!r}", self.shared.batch_size),
+            ):
                 report, cost = self._learn(task, index, classes)
         except BaseException:
             self._restore(before, layout)
