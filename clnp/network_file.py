@@ -74,7 +74,7 @@ def _own(node: Node, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
 def _check_fits(network: nn.Module, graph: Graph) -> None:
     """Raises where the layers do not fit one another: a batch of shapes goes through them."""
     shapes = {name: value.to("meta") for name, value in network.state_dict().items()}
-    weight = next(network.parameters())
-    dtype_of(dtype_name(weight.dtype))
-    batch = torch.empty(2, *graph.nodes[0].attrs["shape"][1:], dtype=weight.dtype, device="meta")
+    (dtype,) = {value.dtype for value in shapes.values() if value.dtype != torch.int64}
+    dtype_of(dtype_name(dtype))
+    batch = torch.empty(2, *graph.nodes[0].attrs["shape"][1:], dtype=dtype, device="meta")
     torch.func.functional_call(network, shapes, (batch,))
