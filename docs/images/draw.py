@@ -85,7 +85,7 @@ def masks_are_shapes() -> Drawing:
     ):
         kind = "small code ink" if "[" in words else "small faint"
         picture.text(left + 216, y, words, kind)
-    picture.text(left + 103, top + 146, "free", "ink title", "middle")
+    picture.text(left + 103, top + 146, "free", "label title", "middle")
     picture.lines(left + 51, 296, "Ia active inputs")
     picture.lines(left + 157, 296, "If free inputs")
     return picture

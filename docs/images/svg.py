@@ -13,6 +13,7 @@ COLOURS = {
     "frozen": ("#1f6fb4", "#3a8bd0"),
     "older": ("#9cc4e8", "#1d4468"),
     "free": ("#f0a830", "#d9962a"),
+    "label": ("#1f2328", "#1f2328"),
     "none": ("#ffffff", "#0d1117"),
 }
 
