@@ -47,7 +47,9 @@ class Callback:
         Arguments:
             record: "epoch" (from 0), "loss", "train_accuracy", "validation_accuracy", "lr"; of
                 training also "point" and "points", the number of the grid point and how many there
-                are; of fine-tuning "fine_tune", True, and "round", from 0.
+                are, and "done", the epochs that all of them have behind them; of fine-tuning
+                "fine_tune", True, and "round", from 0. Where workers train several points at a
+                time their epochs come as they end, and `on_batch_end` is not told.
         """
 
     def on_resume(self, learner: Any, records: Sequence[Mapping[str, Any]]) -> None:
