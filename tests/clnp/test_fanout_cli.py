@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from clnp.cli import chosen, runs
+from clnp.cli import chosen, runs, side_by_side
 from clnp.cli.arguments import parse
+from clnp.fanout import Workers
 from tests.clnp.commands import TINY, clnp
+from tests.clnp.test_fanout import LONG
 
 SAME = ["metrics.json", "accuracy.csv", "capacity.csv", "history.csv"]
 
 
 def test_seeds_side_by_side_are_the_runs_of_single_seeds(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    two: Workers,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(side_by_side, "Workers", lambda *_, **__: nullcontext(two))
     words = ["run", "permuted-digits", *TINY, "--seeds", 0, 3]
     code, alone, _ = clnp(capsys, *words, "--out", tmp_path / "a")
     assert code == 0
@@ -40,11 +47,12 @@ def test_seeds_side_by_side_are_the_runs_of_single_seeds(
     assert code == 0
     assert "\ntime per seed: " in out
     # A finished run has nothing to do but to tell its numbers again.
-    code, out, _ = clnp(capsys, "run", "--resume", "--out", tmp_path / "b")
-    assert code == 0
+    code, out, err = clnp(capsys, "run", "--resume", "--out", tmp_path / "b")
+    assert code == 0, err
     assert "going on after 2 of 2 tasks" in out
 
 
+@LONG
 def test_a_comparison_side_by_side_tells_what_failed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from clnp.data import Task
 from clnp.errors import ConfigError, TrialError
 from tests.clnp.cases import blobs, convert, mlp
 from tests.clnp.conv_cases import patterns
+from tests.clnp.test_fanout import LONG
 
 GRID: dict[str, Any] = {
     "head": "single",
@@ -32,13 +33,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[clnp.Workers]:
-    """Two workers for all tests: starting them takes seconds."""
-    with clnp.Workers(2, threads=1) as workers:
-        yield workers
 
 
 def learner(net: nn.Module | None = None, **settings: Any) -> clnp.Learner:
@@ -116,6 +110,7 @@ def test_convolutions_and_batch_norms_travel(two: clnp.Workers) -> None:
     assert same(*pair)
 
 
+@LONG
 def test_a_worker_that_is_killed_costs_nothing(two: clnp.Workers) -> None:
     class Killer(Heard):
         def on_epoch_end(self, lt: clnp.Learner, record: dict[str, Any]) -> None:
@@ -200,6 +195,7 @@ def test_a_run_that_is_stopped_goes_on_with_what_is_missing(
     files = sorted(p.name for p in (tmp_path / "progress").glob("point-*"))
     assert files
     stop.epochs.clear()
+    many.workers = clnp.Workers(1)  # any number of workers goes on
     report = many.learn(blobs(0))
     done = {int(name[6]) for name in files}
     assert done.isdisjoint(record["point"] for record in stop.epochs)
