@@ -25,11 +25,12 @@ RUN = [
 ]
 
 # Reads attempts from stdin, one JSON each: {"words", and when to disturb: "seconds": kill after
-# that time, "call": kill at the n-th call of a function of clnp, "replace": kill at the n-th file,
-# "after": bool, "full": the disk is full from the n-th file on, "limit": bytes of a file}. Answers
-# with the place where the child was killed, or [exit code, files written, calls, stderr].
+# that much work of the processor (a busy machine changes nothing), "call": kill at the n-th call of
+# a function of clnp, "replace": kill at the n-th file, "after": bool, "full": the disk is full from
+# the n-th file on, "limit": bytes of a file}. Answers with the place where the child was killed, or
+# [exit code, files written, calls, stderr].
 HELPER = """
-import errno, io, json, mmap, os, resource, select, signal, sys, time, traceback
+import errno, io, json, mmap, os, resource, signal, sys, traceback
 import clnp.cli, clnp.cli.experiment, clnp.plots, clnp.progress, clnp.cli.export
 import clnp.checkpoint, clnp.model, clnp.sparsify, clnp.train
 import torch
@@ -87,6 +88,9 @@ def child(attempt, pipe):
     out = os.open(os.devnull, os.O_WRONLY)
     os.dup2(out, 1)
     sys.stderr = io.StringIO()
+    if "seconds" in attempt:
+        # The signal's default is to end the process as it stands.
+        signal.setitimer(signal.ITIMER_PROF, attempt["seconds"])
     if "call" in attempt:
         sys.setprofile(profile)
     try:
@@ -105,10 +109,6 @@ for line in sys.stdin:
         child(attempt, writer)
         os._exit(0)
     os.close(writer)
-    seconds = attempt.get("seconds")
-    ready, _, _ = select.select([reader], [], [], seconds)
-    if not ready:
-        os.kill(pid, signal.SIGKILL)
     text = os.read(reader, 65536)
     os.close(reader)
     os.waitpid(pid, 0)
