@@ -167,10 +167,15 @@ def rates_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> N
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of all groups; one that is a tensor is changed in place."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
-        else:
-            group["lr"] = lr
+        set_group_rate(group, lr)
+
+
+def set_group_rate(group: dict[str, Any], lr: float) -> None:
+    """Set the learning rate of one group."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
 
 
 def resident_batches(

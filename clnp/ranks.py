@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -43,7 +43,8 @@ class Ranks:
             return
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         if self.size > 1 and "gloo" not in dist.get_backend_config(group):
-            self.control = dist.new_group(dist.get_process_group_ranks(group), backend="gloo")
+            members = dist.get_process_group_ranks(group)
+            self.control = cast(dist.ProcessGroup, dist.new_group(members, backend="gloo"))
 
     @property
     def main(self) -> bool:
@@ -82,7 +83,7 @@ class Ranks:
         return count if self.size == 1 else int(self.sum(torch.tensor(count)))
 
     def average(
-        self, parameters: Sequence[nn.Parameter], loss: Tensor, correct: Tensor, examples: int
+        self, parameters: Sequence[Tensor], loss: Tensor, correct: Tensor, examples: int
     ) -> tuple[Tensor, Tensor]:
         """Makes gradients of sums over this rank's examples those of the mean over all ranks'
         examples, in one message.

@@ -74,6 +74,9 @@ class Settings:
         cache: "auto" computes the activations of frozen channels once per task instead of once per
             step where they are the same in every epoch (examples held as tensors, nothing random
             before the layer, within 2 GiB); "off" never.
+        stack: train the grid points of a task as one network of stacked weights, where the network
+            is one of linear layers, dropout and elementwise operations: "auto" on a GPU, "on" on
+            a CPU too, "off" never. The outcome is that of single runs within rounding.
         infer_tasks: after each task, measure on all test splits how often `model.predict` is right
             without being told the task (`TaskReport.inferred`): one pass of the widest network.
     """
@@ -97,6 +100,7 @@ class Settings:
     sparsifier: str = "activity"
     compensate: bool = False
     cache: str = "auto"
+    stack: str = "auto"
     infer_tasks: bool = True
 
     def __post_init__(self) -> None:
@@ -194,6 +198,7 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "sparsifier": _one_of(SPARSIFIERS),
     "compensate": ("True or False", lambda v: isinstance(v, bool)),
     "cache": _one_of(("auto", "off")),
+    "stack": _one_of(("auto", "on", "off")),
     "infer_tasks": ("True or False", lambda v: isinstance(v, bool)),
     "granularity": ("an integer >= 1", lambda v: _whole(v) and v >= 1),
 }

@@ -345,7 +345,7 @@ class _Sliced(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         layer, n = self.layer, x.shape[1]
         weight, bias = layer.weight[:, :n], layer.bias
-        if self.means is not None:
+        if self.means is not None and bias is not None:
             bias = bias + mean_outputs(layer.weight[:, n:], self.means[n:])
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)

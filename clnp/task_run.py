@@ -17,6 +17,7 @@ from clnp import grid_trials
 from clnp.activity import read_means
 from clnp.batches import count, count_correct, seed_for
 from clnp.data.task import Task
+from clnp.distributed import current
 from clnp.fanout import Workers
 from clnp.forgetting import GridPoint, candidates, floor_of, per_layer, sparsest
 from clnp.model import Model
@@ -25,6 +26,7 @@ from clnp.pruning import compensate, keep_everything
 from clnp.settings import DTYPES, FineTune, Settings
 from clnp.sparsifiers import sparsifier
 from clnp.sparsify import Pruning, ThresholdSearch
+from clnp.stacked import StackedFit, stackable
 from clnp.task_report import no_activity
 from clnp.train import Fit, FitSettings, FitState, moving
 
@@ -139,6 +141,8 @@ class TaskRun:
             correct = count_correct(self.model.net, self.task.validation, self.model.device)
             return [Trained(self.points[0], start, [], correct)]
         trained = self._saved(tensors)
+        if len(trained) < len(self.points) and self._stacks():
+            return self._fit_together()
         self.done.update(dict.fromkeys(trained, self.settings.epochs))
         missing = [i for i in range(len(self.points)) if i not in trained]
         if self._fans_out(missing):
@@ -164,6 +168,37 @@ class TaskRun:
 
     def _fans_out(self, trials: Sequence[Any]) -> bool:
         return self.workers.count > 1 and len(trials) > 1
+
+    def _stacks(self) -> bool:
+        """Whether the grid points are trained as one network of stacked weights."""
+        wanted = {"auto": self.model.device.type == "cuda", "on": True, "off": False}
+        alone = self.workers.count == 1 and current().size == 1
+        plain = self.sparsifier.fit is Fit and not self.head_only
+        several = len(self.points) > 1
+        return wanted[self.settings.stack] and several and alone and plain and stackable(self.model)
+
+    def _fit_together(self) -> list[Trained]:
+        """Trains all grid points at once."""
+        s, numbers, stamp = self.settings, range(len(self.points)), self._stamp()
+        each = [self._fit_settings(s.epochs, p.lr, p.l1, s.schedule) for p in self.points]
+        model, train, validation, _, seed, on_batch = self._fit_arguments(each[0], "fit")
+        fit = StackedFit(model, train, validation, each, seed, on_batch)
+        saved = [state for i in numbers if (state := self.progress.load(i, stamp)) is not None]
+        if len(saved) == len(each) and len({state.epoch for state in saved}) == 1:
+            fit.resume_all(saved)
+
+        def after_epoch(states: list[FitState], snapshot: Callable[[int], FitState]) -> None:
+            save = states[0].epoch == s.epochs or self.progress.due()
+            for i, state in enumerate(states):
+                if save:
+                    self.progress.save(i, snapshot(i), stamp)
+                self.epoch_end({**state.history[-1], "point": i, "points": len(states)})
+
+        states = fit.run_all(after_epoch)
+        return [
+            self._trained(i, states[i].history, [t.detach().clone() for t in fit.views[i]])
+            for i in numbers
+        ]
 
     def epoch_end(self, record: dict[str, Any]) -> None:
         """Tells the callbacks of an epoch of a grid point, here or in a worker."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -108,6 +109,7 @@ class Fit:
     """
 
     capturable: ClassVar[bool] = True  # whether a step is nothing but work on the device
+    shape: tuple[int, ...] = ()  # of a step's loss
 
     def __init__(
         self,
@@ -124,7 +126,7 @@ class Fit:
         self.on_batch = on_batch or (lambda *_: None)
         self.ranks = current()
         self.device = model.head.free_weight.device
-        self.parameters = trainable(model, settings.head_only)
+        self.parameters: list[Tensor] = list(trainable(model, settings.head_only))
         self.moving = moving(model, settings.head_only)
         self.optimizer = AdamL1(parameter_groups(model, settings), lr=settings.lr)
         self.state = FitState()
@@ -140,7 +142,7 @@ class Fit:
         with torch.no_grad():
             for tensor, saved in zip(self.moving, state.parameters, strict=True):
                 tensor.copy_(saved)
-        _load_optimizer(self.optimizer, state.optimizer)
+        load_optimizer(self.optimizer, state.optimizer)
         self.state = FitState(state.epoch, list(state.history))
 
     def run(
@@ -156,9 +158,8 @@ class Fit:
             TrainingError: the loss or a weight is not finite.
         """
         while self.state.epoch < self.settings.epochs:
-            record = self._epoch(self.state.epoch)
+            self.state.history.append(self._epoch(self.state.epoch))
             self.state.epoch += 1
-            self.state.history.append(record)
             if after_epoch is not None:
                 after_epoch(self.state, self.snapshot)
         return self.state
@@ -169,32 +170,37 @@ class Fit:
             self.state.epoch,
             list(self.state.history),
             [p.detach().cpu().clone() for p in self.moving],
-            _flatten_optimizer(self.optimizer),
+            optimizer_tensors(self.optimizer),
         )
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         settings = self.settings
         lr = settings.lr * SCHEDULES[settings.schedule](epoch, settings.epochs)
         set_rate(self.optimizer, lr)
-        seed = seed_for(self.seed, "epoch", epoch)
-        self.model.train()
-        with seeded(self.ranks.seed(seed), self.device):
-            with self.cache.looked_up(), self.ranks.synchronised(self.model):
-                loss, correct = self._steps(torch.Generator().manual_seed(seed), epoch)
-            self._check_weights(epoch)
+        with self._seeded(epoch):
+            losses, hits = self._trained(epoch)
             validation = accuracy(self.model, self.validation, self.device)
-        return {
-            "epoch": epoch,
-            "loss": loss,
-            "train_accuracy": correct,
-            "validation_accuracy": validation,
-            "lr": lr,
-        }
+        return record(epoch, float(losses), float(hits), validation, lr)
 
-    def _steps(self, generator: torch.Generator, epoch: int) -> tuple[float, float]:
+    def _epoch_seed(self, epoch: int) -> int:
+        return seed_for(self.seed, "epoch", epoch)
+
+    def _seeded(self, epoch: int) -> AbstractContextManager[None]:
+        return seeded(self.ranks.seed(self._epoch_seed(epoch)), self.device)
+
+    def _trained(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Trains an epoch -> mean loss and share of correct examples, of `shape`."""
+        self.model.train()
+        with self.cache.looked_up(), self.ranks.synchronised(self.model):
+            generator = torch.Generator().manual_seed(self._epoch_seed(epoch))
+            losses, hits = self._steps(generator, epoch)
+        self._check_weights(epoch)
+        return losses, hits
+
+    def _steps(self, generator: torch.Generator, epoch: int) -> tuple[Tensor, Tensor]:
         total = count(self.train)
-        losses = torch.zeros((), dtype=torch.float64, device=self.device)
-        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        losses = torch.zeros(self.shape, dtype=torch.float64, device=self.device)
+        hits = torch.zeros(self.shape, dtype=torch.int64, device=self.device)
         seen, last = 0, time.monotonic()
         alone = self.ranks.size == 1
         # Messages between processes are not captured.
@@ -213,11 +219,12 @@ class Fit:
             # ranks have to ask at the same step.
             asked = self.device.type == "cpu" or (alone and now - last > REPORT_SECONDS)
             if asked or seen == total:
-                self._check(float(losses), epoch)
+                self._check(losses, epoch)
             if now - last > REPORT_SECONDS or seen == total:
-                self.on_batch(float(losses) / seen, float(hits) / seen, seen, total)
+                mean = float(losses.mean()) / seen, float(hits.double().mean()) / seen
+                self.on_batch(*mean, seen, total)
                 last = now
-        return float(losses) / seen, float(hits) / seen
+        return losses / seen, hits / seen
 
     def _captured(self) -> Callable[..., tuple[Tensor, ...]]:
         """The step as a CUDA graph; one that can't be captured runs as it is, with one warning."""
@@ -262,9 +269,10 @@ class Fit:
             return loss, correct
         return self.ranks.average(self.parameters, loss, correct, len(y))
 
-    def _check(self, loss: float, epoch: int) -> None:
-        if not math.isfinite(loss):
-            self._diverged(f"the loss became {loss}", epoch)
+    def _check(self, losses: Tensor, epoch: int) -> None:
+        total = float(losses.sum())
+        if not math.isfinite(total):
+            self._diverged(f"the loss became {total}", epoch)
 
     def _check_weights(self, epoch: int) -> None:
         """The last step's loss was finite; what the step made of it need not be."""
@@ -277,6 +285,19 @@ class Fit:
             "learned before this task is untouched. A lower lr usually helps; look for NaN or "
             "huge numbers in the inputs too"
         )
+
+
+def record(
+    epoch: int, loss: float, correct: float, validation: float, lr: float
+) -> dict[str, float]:
+    """What a history says of an epoch."""
+    return {
+        "epoch": epoch,
+        "loss": loss,
+        "train_accuracy": correct,
+        "validation_accuracy": validation,
+        "lr": lr,
+    }
 
 
 def _check_labels(y: Tensor, classes: int) -> None:
@@ -307,7 +328,8 @@ def parameter_groups(model: Model, settings: FitSettings) -> list[dict[str, Any]
     return [*groups, {"params": biases, "l1": 0.0}] if biases else groups
 
 
-def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Copies of an optimizer's tensors on the CPU: "number of the parameter.name" -> tensor."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}.{name}": torch.as_tensor(value).detach().cpu().clone()
@@ -317,7 +339,8 @@ def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in flat.items():
         index, name = key.split(".", 1)
