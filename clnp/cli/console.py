@@ -90,7 +90,7 @@ class Reporter(Callback):
             self.begun, self.before = time.monotonic(), self._done(part)
         self._show(f"loss {loss:.3f} accuracy {100 * correct:.1f} %", part)
 
-    def on_epoch_end(self, learner: Any, record: dict[str, Any]) -> None:
+    def on_epoch_end(self, learner: Any, record: Mapping[str, Any]) -> None:
         """Logs an epoch; on a console that is no terminal at most every ten seconds."""
         self.epoch = self._count(learner, record)
         if self.begun is None:  # workers tell no batches
@@ -115,7 +115,7 @@ class Reporter(Callback):
             f"loss {record['loss']:.3f} validation {100 * record['validation_accuracy']:.1f} %"
         )
 
-    def _count(self, learner: Any, record: dict[str, Any]) -> int:
+    def _count(self, learner: Any, record: Mapping[str, Any]) -> int:
         """Epochs of the task that are behind, those before a resume too."""
         if isinstance(learner.settings, dict):  # of another method, which has one point
             return int(record["epoch"] + 1)
@@ -164,7 +164,7 @@ class Reporter(Callback):
             description=f"task {min(self.task + 1, self.tasks)}/{self.tasks}{epoch}",
         )
 
-    def _show_point(self, record: dict[str, Any], epochs: int) -> None:
+    def _show_point(self, record: Mapping[str, Any], epochs: int) -> None:
         """A row for every grid point in training; there are several where workers train them."""
         number, done = record["point"], record["epoch"] + 1
         if number not in self.points:

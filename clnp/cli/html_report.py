@@ -88,7 +88,7 @@ def seeds_page(folder: Path, *, linked: bool) -> str:
     pictures: list[Picture] = []
     if len({metrics["tasks_learned"] for metrics in every}) == 1:
         drawn = _pictures(every)
-        pictures = [drawn[name] for name in ("mean_accuracy", "capacity") if drawn[name]]
+        pictures = [p for name in ("mean_accuracy", "capacity") if (p := drawn[name])]
     return render(
         "overview.html",
         title=_title(config),
