@@ -99,22 +99,25 @@ def begin(ranks: Ranks, model: Model, settings: Settings, workers: int) -> None:
     ranks.broadcast(tensors_of(model).values())
 
 
-def check_shares(ranks: Ranks, task: Task) -> None:
-    """Raises DataError where a split has fewer examples than there are ranks."""
-    for name in ("train", "validation"):
-        if count(task.split(name)) < ranks.size:
-            raise DataError(
-                f"task {task.name!r}, {name}: {count(task.split(name))} examples for "
-                f"{ranks.size} processes; every process needs at least one"
-            )
-
-
 def agree_on_task(ranks: Ranks, model: Model, task: Task, index: int) -> None:
-    """Raises TrainingError where ranks are about to learn different things."""
-    if ranks.size > 1:
-        splits = [fingerprint(task.split(name)) for name in ("train", "validation", "test")]
-        ranks.agree(f"task {index}", json.dumps([index, task.name, *splits]))
-        agree_on_network(ranks, model)
+    """Refuses a task that ranks can't learn together.
+
+    Raises:
+        TrainingError: they are about to learn different things.
+        DataError: a split has fewer examples than there are ranks.
+    """
+    if ranks.size == 1:
+        return
+    splits = {name: task.split(name) for name in ("train", "validation", "test")}
+    prints = [fingerprint(split) for split in splits.values()]
+    ranks.agree(f"task {index}", json.dumps([index, task.name, *prints]))
+    agree_on_network(ranks, model)
+    for name in ("train", "validation"):
+        if count(splits[name]) < ranks.size:
+            raise DataError(
+                f"task {task.name!r}, {name}: {count(splits[name])} examples for {ranks.size} "
+                "processes; every process needs at least one"
+            )
 
 
 def agree_on_network(ranks: Ranks, model: Model) -> None:

@@ -20,21 +20,15 @@ from clnp.callbacks import check_callbacks, notify
 from clnp.certificate import Certificate, Verdict
 from clnp.checks import check_device, check_scores, check_task
 from clnp.data.task import Split, Task
-from clnp.distributed import (
-    SharedProgress,
-    agree_on_network,
-    agree_on_task,
-    begin,
-    check_shares,
-    world,
-)
-from clnp.errors import CapacityWarning, CheckpointError, ConfigError, DataError
+from clnp.distributed import SharedProgress, agree_on_network, agree_on_task, begin, world
+from clnp.errors import CapacityWarning, CheckpointError, ConfigError
 from clnp.fanout import Workers
 from clnp.forgetting import GridPoint, grid_points
 from clnp.memory import memory_needed
 from clnp.model import Model
 from clnp.ranks import ALONE, Ranks, refuse_sharded, sharing
-from clnp.restore import EXTRA, dtype_name, dtype_of, restored
+from clnp.restore import dtype_of, restored
+from clnp.saving import contents, splits_to_test
 from clnp.settings import Settings
 from clnp.task_inference import Inferred, inferred_accuracies
 from clnp.task_report import TaskReport, capacity_of, reuse_of
@@ -179,7 +173,6 @@ class Learner:
     def _run(self, task: Task, plan: Plan) -> TaskReport:
         with self.ranks.together("checking the task"):
             classes = check_task(self.model, task)
-            check_shares(self.ranks, task)
             check_callbacks(self.callbacks)
         agree_on_task(self.ranks, self.model, task, len(self.reports))
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
@@ -336,18 +329,8 @@ class Learner:
         Raises:
             SaveError: the file can't be written; an older one is still whole.
         """
-        if not self.ranks.main:
-            return
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items() if k != EXTRA}
-        tensors |= {f"probe.{k}": probe for k, probe in enumerate(self.certificate.probes)}
-        data = {
-            "settings": self.settings.to_json(),
-            "structure": self.model.structure(),
-            "reports": [report.to_json() for report in self.reports],
-            "certificate": self.certificate.to_json(),
-            "dtype": dtype_name(self.model.head.free_weight.dtype),
-        }
-        checkpoint.write(path, KIND, tensors, data)
+        if self.ranks.main:
+            checkpoint.write(path, KIND, *contents(self))
 
     @classmethod
     def load(
@@ -394,25 +377,8 @@ class Learner:
             raise CheckpointError(f"{path} does not hold a complete learner: {error}") from error
         learner._share(ranks)
         learner._use_folder(checkpoint_dir, path)
-        learner._attach(tasks)
+        learner._tests = splits_to_test(learner.reports, tasks)
         return learner
-
-    def _attach(self, tasks: Sequence[Task] | None) -> None:
-        self._tests = [None] * len(self.reports)
-        if tasks is None:
-            return
-        if len(tasks) < len(self.reports):
-            raise DataError(
-                f"tasks: {len(self.reports)} tasks have been learned, but only {len(tasks)} were "
-                "given"
-            )
-        for k, report in enumerate(self.reports):
-            task = tasks[k]
-            if task.name != report.name:
-                raise DataError(
-                    f"tasks[{k}] is {task.name!r}; the task learned there was {report.name!r}"
-                )
-            self._tests[k] = task.test
 
     # Helpers
 

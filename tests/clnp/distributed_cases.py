@@ -20,8 +20,8 @@ import clnp
 from clnp import cli, plots
 from clnp.data import Task
 from clnp.distributed import world
-from clnp.learner import EXTRA
 from clnp.model import Model
+from clnp.restore import EXTRA
 from clnp.train import Fit
 from clnp_kernels.nn import PartialBatchNorm2d
 from clnp_kernels.optim import AdamL1
