@@ -190,7 +190,7 @@ def found(experiment: Experiment, out: Path) -> list[Run]:
 
 def write_settings(folder: Path, experiment: Experiment, there: Sequence[Run]) -> None:
     """settings.json: of every contender the exact configuration, and where and when it was run."""
-    contenders = {}
+    contenders: dict[str, Any] = {}
     for run in there:
         about = contenders.setdefault(
             run.contender, {"config": {**run.metrics["config"], "seeds": []}, "runs": []}

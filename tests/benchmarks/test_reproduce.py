@@ -114,7 +114,6 @@ def test_a_run_until_the_network_is_full(tmp_path: Path) -> None:
     assert 1 < int(last["task"]) < 29
     assert int(last["used_fc2"]) == 60
     assert (folder / "accuracy.png").exists()
-    assert command(*words) == 0
 
 
 @pytest.mark.skipif(not LONG, reason="CLNP_LONG_TESTS=1")
