@@ -30,7 +30,16 @@ CHANGES = {
     "structured SDP": "--sparsifier sdp",
     "initial scale 0.05": "--reinit-scale 0.05",
     "twice the epochs": "--epochs 8",
+    "growth 16, four times the epochs": "--growth 16,250 --epochs 16",
 }
+# At full size: how accuracy depends on the new channels of layer 1 that later tasks may train. Such
+# tasks are small, and take many epochs: features that are there already are put to use slowly.
+FULL = (
+    "--tasks 10 --epochs 30 --schedule cosine --dropout 0.25 --margin 0.003 --l1 1e-5,1e-5,1e-6 "
+    "--sparsifier contribution --fine-tune-epochs 10 --fine-tune-lr 1e-3 "
+    "--fine-tune-schedule cosine"
+)
+LIMITS = (16, 32, 64, 128, 256)
 # Ten tasks of the paper: share of the channels of each layer, mean accuracy (Sec. 3.1, Table 1).
 PAPER = {"fc1": (0.18, 0.9842), "fc2": (0.40, 0.9842)}
 
@@ -49,6 +58,16 @@ CAPACITY = Experiment(
     runs="capacity",
     stream="permuted-mnist",
     contenders={name: Contender(f"{BASE} {words}") for name, words in CHANGES.items()},
+    write=write,
+    quick_stream="permuted-digits",
+    quick=QUICK,
+)
+FRONTIER = Experiment(
+    name="frontier",
+    title="Accuracy against capacity: ten tasks of permuted MNIST, new channels limited",
+    runs="frontier",
+    stream="permuted-mnist",
+    contenders={f"growth {n}": Contender(f"{FULL} --growth {n},300") for n in LIMITS},
     write=write,
     quick_stream="permuted-digits",
     quick=QUICK,
