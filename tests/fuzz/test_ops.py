@@ -73,7 +73,7 @@ def stepped(op: str, args: dict[str, Any], ours: bool) -> list[Tensor]:
     if ours:
         getattr(ops, op)(**args)
     else:
-        args["lr"] = torch.as_tensor(args["lr"])
+        args["lr"] = torch.as_tensor(args["lr"], dtype=torch.float64)
         if op == "sgd_l1":
             args["first"] = args["first"] or [False] * len(args["params"])
         names = inspect.signature(reference(op)).parameters
