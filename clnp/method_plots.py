@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from clnp import diagnostics
 from clnp.drawing import line_styles, line_with_band, new_figure, plain, ticks_for
@@ -67,15 +68,23 @@ def accuracy_against_cost(
             at = [row[key] for row in own]
             accuracies = [100 * row["acc"] for row in own]
             axes.plot(at, accuracies, style[0], color=colour, ms=6, label=label)
-    for axes, label in zip(panels, ("training operations (FLOP)", "time (s)"), strict=True):
+    labels = {"flops": "training operations (FLOP)", "seconds": "time (s)"}
+    for axes, (key, label) in zip(panels, labels.items(), strict=True):
         axes.set(xlabel=label)
-        if all(row["flops"] > 0 and row["seconds"] > 0 for row in rows):
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.xaxis.set_major_formatter(EngFormatter())
-            axes.xaxis.set_minor_formatter(NullFormatter())
+        _scale(axes, [row[key] for row in rows])
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("mean test accuracy (%)")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     figure.suptitle(title)
     return figure
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    """Logarithmic where the values span a power of ten, with as many ticks as there is room for."""
+    if 0 < 10 * min(values) < max(values):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(EngFormatter())

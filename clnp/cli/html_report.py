@@ -80,8 +80,8 @@ def seeds_page(folder: Path, *, linked: bool) -> str:
     every = [results.read(path) for _, path in folders]
     summary = results.summarise(every)
     facts = [
-        _fact("mean accuracy", f"{_spread(summary['acc'], 100)} %"),
-        _fact("mean forgetting", _spread(summary["forgetting"])),
+        _fact("mean accuracy", _percent_spread(summary["acc"])),
+        _fact("mean forgetting", report.number(summary["forgetting"]["mean"])),
         _fact("seeds", str(len(every))),
         *_certificate(summary["certificate"]),
     ]
@@ -218,14 +218,13 @@ def _certificate(certificate: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _fact(label: str, value: str, bad: bool = False) -> dict[str, Any]:
-    return {"label": label, "value": value, "bad": bad}
+    return {"label": label, "value": value.replace(" %", "\N{NO-BREAK SPACE}%"), "bad": bad}
 
 
-def _spread(value: Mapping[str, Any], factor: float = 1.0) -> str:
-    scaled = {k: None if value[k] is None else factor * value[k] for k in ("mean", "std")}
-    if scaled["mean"] is None:
-        return report.number(None)
-    return report.spread(scaled).replace("+-", "±")
+def _percent_spread(value: Mapping[str, Any]) -> str:
+    """ "98.43 ± 0.04 %" of {"mean", "std"}."""
+    deviation = "" if value["std"] is None else f" ± {percent(value['std'])}"
+    return f"{percent(value['mean'])}{deviation} %"
 
 
 def _title(config: Config) -> str:
