@@ -12,6 +12,7 @@ from torch import Tensor
 from clnp.batches import batches, count, evaluation_batch
 from clnp.data.task import Split
 from clnp.errors import ConfigError
+from clnp.ranks import current
 
 # rule -> measure -> its value on each learned task's test split [T]
 Inferred: TypeAlias = "dict[str, dict[str, list[float]]]"
@@ -91,16 +92,22 @@ def inferred_accuracies(
 def _of_split(
     model: Any, task: int, split: Split | None, device: torch.device, shared: bool
 ) -> dict[str, dict[str, float]]:
-    right = {rule: dict.fromkeys(MEASURES, math.nan if split is None else 0.0) for rule in RULES}
+    """{rule: {measure: fraction}} of one split; ranks that share their work take a piece each."""
     if split is None:
-        return right
-    for x, y in batches(split, evaluation_batch(split), device):
+        return {rule: dict.fromkeys(MEASURES, math.nan) for rule in RULES}
+    ranks = current()
+    right = torch.zeros(len(RULES), len(MEASURES), dtype=torch.int64, device=device)
+    for x, y in batches(split, evaluation_batch(split), device, ranks=ranks):
         logits = model.all_tasks(x)
-        for rule, counts in right.items():
+        for counts, rule in zip(right, RULES, strict=True):
             found, label = choose(logits, rule)
             same_task, same_label = found == task, label == y
-            counts["task"] += int(same_task.sum())
-            counts["class_incremental"] += int((same_task & same_label).sum())
-            counts["domain_incremental"] += int(same_label.sum()) if shared else math.nan
-    total = count(split)
-    return {rule: {k: v / total for k, v in counts.items()} for rule, counts in right.items()}
+            hits = (same_task, same_task & same_label, same_label)
+            counts += torch.stack([hit.sum() for hit in hits])
+    fractions = ranks.sum(right).double() / count(split)
+    if not shared:
+        fractions[:, MEASURES.index("domain_incremental")] = math.nan
+    return {
+        rule: dict(zip(MEASURES, row.tolist(), strict=True))
+        for rule, row in zip(RULES, fractions, strict=True)
+    }
