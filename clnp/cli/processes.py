@@ -33,11 +33,22 @@ def joined() -> Iterator[Ranks]:
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(_local_rank())
-    dist.init_process_group(backend)
+    _connect(backend)
     try:
         yield Ranks(dist.group.WORLD)
     finally:
         dist.destroy_process_group()
+
+
+def _connect(backend: str) -> None:
+    attempt, environment = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ
+    if attempt == "0" or environment.get("LOCAL_WORLD_SIZE") != environment["WORLD_SIZE"]:
+        dist.init_process_group(backend)
+        return
+    # torchrun keeps one store for all attempts: the addresses of the last one still stand there.
+    store, rank, size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def are_joined() -> bool:
