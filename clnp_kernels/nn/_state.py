@@ -36,12 +36,19 @@ def take_shapes(
     for name, value in new.items():
         own = getattr(module, name)
         if own.shape != value.shape:
-            lies = format_of(own)
-            # .data keeps the parameter that an optimizer already holds
-            own.data = torch.empty(
-                value.shape, dtype=own.dtype, device=own.device, memory_format=lies
-            )
+            _reshape(own, value.shape)
     return ""
+
+
+def _reshape(own: Tensor, shape: torch.Size) -> None:
+    """Give a parameter or buffer another shape; it stays the tensor that an optimizer holds."""
+    dtype, lies = own.dtype, format_of(own)
+    own.grad = None
+    # A graph that is still alive (of the last loss) keeps what autograd knows of the old shape;
+    # only with another dtype does it look anew.
+    other = torch.float32 if dtype == torch.float64 else torch.float64
+    own.data = torch.empty(0, dtype=other, device=own.device)
+    own.data = torch.empty(shape, dtype=dtype, device=own.device, memory_format=lies)
 
 
 def format_of(tensor: Tensor) -> torch.memory_format:

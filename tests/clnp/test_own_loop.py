@@ -14,7 +14,7 @@ from clnp.data import Task
 from clnp.errors import CapacityError, CapacityWarning, ConfigError, DataError, TrainingError
 from clnp.model import Model
 from clnp_kernels.optim import SGDL1, AdamL1
-from tests.clnp.cases import blobs, convert, mlp
+from tests.clnp.cases import blobs, convert, mlp, random_keep
 
 
 def network(head: str = "multi", width: int = 24) -> Model:
@@ -275,3 +275,16 @@ def test_the_best_weights_can_be_put_back_under_a_running_optimizer() -> None:
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
     train(model, optimizer, task, epochs=1)
     assert not torch.equal(model.head.free_weight, best["net.4.free_weight"])
+
+
+def test_a_state_of_other_boundaries_can_be_loaded_while_a_loss_is_alive() -> None:
+    model, (x, y) = network(), blobs(0).train  # type: ignore[misc]
+    clnp.begin_task(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.compact(random_keep(model, torch.Generator().manual_seed(0)))
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    model.load_state_dict(before)
+    F.cross_entropy(model(x), y).backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+    assert loss.isfinite()

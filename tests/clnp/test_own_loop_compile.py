@@ -13,18 +13,19 @@ from torch import Tensor
 import clnp
 from clnp.errors import ConfigError
 from tests.clnp.cases import random_keep
-from tests.clnp.second_task import NETWORKS, OPTIMIZERS, Case, batch, same, second_task
+from tests.clnp.second_task import OPTIMIZERS, Case, batch, same, second_task
 
 LONG = bool(os.environ.get("CLNP_LONG_TESTS"))
-BACKENDS = [
-    "aot_eager",
-    pytest.param(
-        "inductor", marks=pytest.mark.skipif(not LONG, reason="slow: CLNP_LONG_TESTS=1 runs it")
-    ),
-]
+slow = pytest.mark.skipif(not LONG, reason="slow: CLNP_LONG_TESTS=1 runs it")
+each_backend = pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=slow)]
+)
+each_network = pytest.mark.parametrize(
+    "case", ["linear", pytest.param("conv", marks=slow)], indirect=True
+)
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -33,7 +34,8 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     found.check()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", ["linear", "conv"], indirect=True)
+@each_backend
 def test_a_compiled_network_trains_alike(case: Case, backend: str) -> None:
     twin = copy.deepcopy(case)
     compiled = torch.compile(case.model, backend=backend, fullgraph=True)
@@ -48,8 +50,9 @@ def test_a_compiled_network_trains_alike(case: Case, backend: str) -> None:
 
 # torch says so of itself when it compiles `backward`
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["AdamL1", "SGDL1"])
+@each_network
+@each_backend
+@pytest.mark.parametrize("kind", ["AdamL1", pytest.param("SGDL1", marks=slow)])
 def test_a_compiled_step_breaks_where_torch_does_only(case: Case, kind: str, backend: str) -> None:
     twin = copy.deepcopy(case)
     steps = []
@@ -72,6 +75,7 @@ def test_a_compiled_step_breaks_where_torch_does_only(case: Case, kind: str, bac
     same(case.parameters(), twin.parameters(), rtol=1e-3, atol=1e-4)
 
 
+@each_network
 def test_the_next_task_is_compiled_anew(case: Case) -> None:
     compiled = torch.compile(case.model, backend="aot_eager", fullgraph=True)
     for seed in range(2):
