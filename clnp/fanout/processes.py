@@ -40,7 +40,7 @@ class Shared:
     def __reduce__(self) -> tuple[Any, ...]:
         try:
             return pickle.loads, (bytes(ForkingPickler.dumps(self.value)),)
-        except RuntimeError:  # torch: no space left on /dev/shm
+        except (RuntimeError, OSError):  # no space left on /dev/shm, too many open files
             return pickle.loads, (pickle.dumps(self.value),)
 
 
