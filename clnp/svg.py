@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ THEME = (
     "svg{color:#1f2328;--rule:#c4cad1;--free:#e6e9ec;--blue:#0072b2}"
     "@media(prefers-color-scheme:dark){svg{color:#e6e8eb;--rule:#4a525c;--free:#363d46;--blue:#3b9ddd}}"
 )
-STYLE = {
+STYLE: dict[Any, Any] = {
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,

@@ -11,7 +11,7 @@ from typing import Any
 from clnp.atomic import write_text
 from clnp.callbacks.callback import Callback, epoch_of
 from clnp.csv_text import csv_text
-from clnp.diagnostics import known_mean
+from clnp.diagnostics import inferred_means, known_mean
 from clnp.errors import ConfigError
 
 NUMBERS = ("loss", "train_accuracy", "validation_accuracy", "lr")
@@ -109,14 +109,20 @@ class CSVLogger(Callback):
 
 def task_row(report: Any) -> Row:
     """A `clnp.TaskReport` as one flat row: task, name, transfer_only, epochs, lr, accuracies
-    (validation_before, validation, test, mean_accuracy over the tasks so far), used_GROUP,
-    new_GROUP and reused_GROUP in channels, seconds_PHASE, and accuracy_J on every task J so far.
+    (best_validation, validation_before, validation, test, mean_accuracy over the tasks so far),
+    those without the task given (MEASURE_by_RULE, of `TaskReport.inferred`), used_GROUP, new_GROUP
+    and reused_GROUP in channels, seconds_PHASE, and accuracy_J on every task J so far.
     """
     fields = ("task", "name", "transfer_only", "epochs", "lr")
     accuracies = ("best_validation", "validation_before", "validation", "test")
     return {
         **{name: getattr(report, name) for name in (*fields, *accuracies)},
         "mean_accuracy": known_mean(report.row),
+        **{
+            f"{measure}_by_{rule}": mean
+            for rule, means in inferred_means(report.inferred).items()
+            for measure, mean in means.items()
+        },
         **{
             f"{part}_{group}": counts[part]
             for group, counts in report.capacity.items()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clnp.callbacks.callback import Callback, epoch_of, settings_of, tuning_epochs
-from clnp.diagnostics import known_mean
+from clnp.diagnostics import inferred_means, known_mean
 from clnp.errors import ConfigError
 
 EPOCH = ("loss", "train_accuracy", "validation_accuracy", "lr")
@@ -22,9 +23,10 @@ class TensorBoardLogger(Callback):
     Run "epochs" (of a grid, one run per point below it) has epoch/loss, epoch/train_accuracy,
     epoch/validation_accuracy and epoch/lr; its steps count the epochs of all tasks. Run "tasks" has
     per task, from 0: accuracy/mean over the tasks so far, accuracy/J on every task J (the accuracy
-    matrix: a level line is a task that was not forgotten), the task's own task/test and
-    task/validation, per group of channels capacity/used_GROUP and capacity/reused_GROUP as
-    fractions, seconds/PHASE, and the settings as hyper-parameters.
+    matrix: a level line is a task that was not forgotten), inferred/MEASURE_by_RULE without the
+    task given, the task's own task/test and task/validation, per group of channels
+    capacity/used_GROUP and capacity/reused_GROUP as fractions, seconds/PHASE, and the settings as
+    hyper-parameters.
 
     A resumed run goes on in the same folder; what it does again takes the place of what an earlier
     process wrote.
@@ -107,6 +109,9 @@ def _scalars(report: Any) -> dict[str, float]:
     values = {MEAN: known_mean(report.row)}
     values |= {f"accuracy/{j}": accuracy for j, accuracy in enumerate(report.row)}
     values |= {f"task/{name}": getattr(report, name) for name in TASK}
+    for rule, means in inferred_means(report.inferred).items():
+        for measure, mean in means.items():
+            values[f"inferred/{measure}_by_{rule}"] = math.nan if mean is None else mean
     for group, counts in report.capacity.items():
         for part in ("used", "reused"):
             values[f"capacity/{part}_{group}"] = counts[part] / counts["size"]

@@ -160,6 +160,8 @@ def test_csv_files_hold_every_epoch_and_task(tmp_path: Path) -> None:
         assert int(row["used_0"]) == report.capacity["0"]["used"]
         assert float(row["mean_accuracy"]) == pytest.approx(sum(report.row) / len(report.row))
         assert float(row["seconds_total"]) == report.seconds["total"]
+        both = report.inferred["energy"]["class_incremental"]
+        assert float(row["class_incremental_by_energy"]) == pytest.approx(sum(both) / len(both))
     assert [row["accuracy_1"] for row in tasks] == ["", str(reports[1].row[1])]
 
 
@@ -264,6 +266,8 @@ def test_tensorboard_files_hold_the_numbers(tmp_path: Path) -> None:
     assert tasks["capacity/used_0"][1] == pytest.approx(capacity["used"] / capacity["size"])
     assert tasks["task/validation"][1] == pytest.approx(lt.reports[1].validation)
     assert tasks["seconds/total"][0] > 0
+    known = lt.reports[1].inferred["entropy"]["task"]
+    assert tasks["inferred/task_by_entropy"][1] == pytest.approx(sum(known) / 2)
 
 
 def test_tensorboard_shows_the_settings(tmp_path: Path) -> None:
