@@ -59,3 +59,14 @@ def test_inference() -> None:
     time = [100 * float(row["time"]) for row in rows]
     assert f"{work[0]:.0f} to {work[-1]:.0f} % of the dense network's multiply-adds" in README
     assert f"{time[0]:.0f} to {time[-1]:.0f} % of its time" in README
+
+
+@pytest.mark.parametrize("network", ["wide", "resnet18", "narrow"])
+def test_step_times_of_convolutional_networks(network: str) -> None:
+    with (RESULTS / "cpu-avx2" / "step.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["case"] == network]
+    dense = {float(row["fraction"]): row for row in rows if row["contender"] == "dense"}
+    assert {row["dtype"] for row in rows} == {"fp32"}
+    ratios = ", ".join(f"{float(dense[f]['ratio']):.2f}" for f in (0.0, 0.25, 0.5, 0.75))
+    name = {"resnet18": "ResNet-18"}.get(network, network)
+    assert f"{name} {ratios} x" in README
