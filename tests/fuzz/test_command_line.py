@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from clnp.cli import compare, experiment
+from clnp.cli import compare, experiment, html_report
 from clnp.cli.options import OPTIONS, PLACES
 from tests.clnp.commands import clnp, finished_run
 from tests.fuzz.mutations import mutated
@@ -99,12 +99,19 @@ def test_any_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked()
 
 
+@pytest.fixture
+def quick_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without pictures, which take a second each."""
+    if not LONG:
+        monkeypatch.setattr(html_report, "picture", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished_run(tmp_path_factory.mktemp("fuzz"))
 
 
-@pytest.mark.usefixtures("tried")
+@pytest.mark.usefixtures("tried", "quick_pages")
 @pytest.mark.parametrize("name", ["config.json", "metrics.json", "environment.json"])
 def test_any_json(
     name: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -125,6 +132,7 @@ def test_any_json(
     asked()
 
 
+@pytest.mark.usefixtures("quick_pages")
 @pytest.mark.parametrize("name", ["timing.csv", "cost.csv"])
 def test_any_table(
     name: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
