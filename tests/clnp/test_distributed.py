@@ -50,7 +50,10 @@ def assert_close(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> N
         ("mlp", 2, {"grid": {"l1": [1e-4, 1e-3]}, "fine_tune": {"epochs": 1, "lr": 1e-3}}),
         ("norms", 2, {}),
         ("norms", 3, {"batch_size": 29, "epochs": 1}),  # 60 = 29 + 29 + 2: a rank has nothing to do
-        ("residual", 2, {"sparsifier": "sdp", "head": "single"}),
+        pytest.param(
+            *("residual", 2, {"sparsifier": "sdp", "head": "single"}),
+            marks=pytest.mark.skipif(not LONG, reason="CLNP_LONG_TESTS=1: seconds more"),
+        ),
     ],
     ids=["mlp", "norms", "empty-share", "sdp"],
 )
