@@ -22,7 +22,7 @@ from tests.fuzz.mutations import mutated
 
 LONG = bool(os.environ.get("CLNP_LONG_TESTS"))
 FUZZ = settings(
-    max_examples=1000 if LONG else 30,
+    max_examples=1000 if LONG else 10,
     deadline=None,
     derandomize=not LONG,
     phases=(Phase.generate, Phase.shrink),

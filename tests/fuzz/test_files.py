@@ -22,7 +22,7 @@ from tests.fuzz.mutations import mutated
 
 LONG = bool(os.environ.get("CLNP_LONG_TESTS"))
 FUZZ = settings(
-    max_examples=3000 if LONG else 60,
+    max_examples=3000 if LONG else 20,
     deadline=None,
     derandomize=not LONG,
     phases=(Phase.generate, Phase.shrink),

@@ -20,7 +20,7 @@ from clnp_kernels import ops
 from tests.fuzz.arguments import MAKERS, Call, spoiled
 
 LONG = bool(os.environ.get("CLNP_LONG_TESTS"))
-CASES = 10_000 if LONG else 260
+CASES = 10_000 if LONG else 200
 FUZZ = settings(
     max_examples=CASES // (2 * len(MAKERS)) + 1,
     deadline=None,
