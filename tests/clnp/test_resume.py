@@ -153,7 +153,8 @@ def attempt():
     ask.places = Counter()
     yield ask
     process.stdin.close()
-    process.wait(timeout=60)
+    process.kill()
+    process.wait()
     process.stdout.close()
 
 
