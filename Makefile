@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/clnp run permuted-digits --tasks 5 --out runs/demo --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .
