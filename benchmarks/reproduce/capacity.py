@@ -31,6 +31,7 @@ CHANGES = {
     "initial scale 0.05": "--reinit-scale 0.05",
     "twice the epochs": "--epochs 8",
     "growth 16, four times the epochs": "--growth 16,250 --epochs 16",
+    "growth 16, lr 8e-3": "--growth 16,250 --lr 8e-3",
 }
 # At full size: how accuracy depends on the new channels of layer 1 that later tasks may train. Such
 # tasks are small, and take many epochs: features that are there already are put to use slowly.
@@ -76,7 +77,10 @@ FRONTIER = Experiment(
     title="Accuracy against capacity: ten tasks of permuted MNIST, new channels limited",
     runs="frontier",
     stream="permuted-mnist",
-    contenders={f"growth {n}": Contender(f"{FULL} --growth {n},300") for n in LIMITS},
+    contenders={
+        **{f"growth {n}": Contender(f"{FULL} --growth {n},300") for n in LIMITS},
+        "growth 32, lr 8e-3": Contender(f"{FULL} --growth 32,300 --lr 8e-3"),
+    },
     write=write_full,
     quick_stream="permuted-digits",
     quick=QUICK,
