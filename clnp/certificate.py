@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clnp.checkpoint import tensor_bytes
+from clnp.errors import ConfigError
 from clnp.model import Model
 
 PROBE_ROWS = 64
@@ -84,8 +85,16 @@ class Certificate:
     def record(self, model: Model, x: Tensor) -> Entry:
         """Records the task learned last. x [B, ...]: examples of it; the first few are kept as the
         probe.
+
+        Raises:
+            ConfigError: every learned task has been recorded.
         """
         task = len(self.entries)
+        if task >= len(model.tasks):
+            raise ConfigError(
+                f"record: {task} of {len(model.tasks)} learned tasks are recorded; call it once "
+                "after every consolidate()"
+            )
         probe = probe_from(x)
         entry = Entry(
             task, model.tasks[task].name, _digest_of(model, task, probe), _conditions(model)

@@ -75,7 +75,7 @@ def _head_shapes(model: Network) -> dict[str, Shapes]:
     rows = model.tasks[-1].classes if waits else head.classes
     frozen, multi = model.frozen_inputs(name), head.kind == "multi"
     columns = _inputs(model, name, "free") - (0 if multi else frozen)
-    wanted = {
+    wanted: dict[str, Shapes] = {
         f"{name}.free_weight": (tuple(head.free_weight.shape), (rows, columns)),
         f"{name}.active_weight": (tuple(head.active_weight.shape), (0, frozen if multi else 0)),
     }

@@ -8,6 +8,7 @@ where that package is not installed.
 import importlib.util
 import re
 import shlex
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,10 @@ def run_page(file: Path) -> dict[str, Any]:
     for mark, language, code in MARKED.findall(file.read_text()):
         needed = re.findall(r"\w+", mark.removeprefix("needs:")) if "needs" in mark else []
         if language == "python" and all(map(importlib.util.find_spec, needed)):
-            exec(compile(code, file.name, "exec"), names)
+            with warnings.catch_warnings():
+                if needed:  # other packages' warnings are not ours to mend
+                    warnings.simplefilter("ignore")
+                exec(compile(code, file.name, "exec"), names)
         elif language == "sh" and mark == "run":
             for line in commands(code):
                 assert run_clnp(*shlex.split(line, comments=True)[1:]) == 0, line

@@ -1,8 +1,10 @@
 """The certificate notices every single bit, and says under which conditions it holds."""
 
+import pytest
 import torch
 
 from clnp.certificate import Certificate, logits_digest, probe_from
+from clnp.errors import ConfigError
 from clnp.model import Model
 from tests.clnp.cases import convert, mlp, random_keep, some_steps
 
@@ -81,3 +83,10 @@ def test_digest_depends_on_dtype_shape_and_bits() -> None:
     digests = {logits_digest(t) for t in (x, x.double(), x.reshape(3, 2), -x, x + 1e-45)}
     assert len(digests) == 5
     assert logits_digest(x.t().contiguous().t()) == logits_digest(x)
+
+
+def test_a_task_is_recorded_once() -> None:
+    model, certificate = learned(2)
+    with pytest.raises(ConfigError, match="2 of 2 learned tasks are recorded"):
+        certificate.record(model, torch.randn(4, 12))
+    assert len(certificate.entries) == len(certificate.probes) == 2
