@@ -67,8 +67,15 @@ def load_network(path: str | Path) -> fx.GraphModule:
 
 
 def _own(node: Node, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    names = NORM if node.op.startswith("batch_norm") else LAYER
-    return {key: tensors.get(f"{node.name}.{name}") for key, name in names.items()}
+    """The tensors of a layer; raises ValueError where its vectors have other lengths."""
+    norm = node.op.startswith("batch_norm")
+    names = NORM if norm else LAYER
+    own = {key: tensors.get(f"{node.name}.{name}") for key, name in names.items()}
+    rows = tensors[f"{node.name}.{names['mean' if norm else 'weight']}"].shape[:1]
+    for key, value in own.items():
+        if value is not None and (norm or key != "weight") and value.shape != rows:
+            raise ValueError(f"{node.name}.{key} has shape {list(value.shape)}, not {list(rows)}")
+    return own
 
 
 def _check_fits(network: nn.Module, graph: Graph) -> None:
