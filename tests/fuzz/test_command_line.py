@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from clnp.cli import compare, experiment, html_report
 from clnp.cli.options import OPTIONS, PLACES
+from clnp.svg import Picture
 from tests.clnp.commands import clnp, finished_run
 from tests.fuzz.mutations import mutated
 
@@ -99,11 +100,14 @@ def test_any_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked()
 
 
+NO_PICTURE = Picture("", 1, 1, "")
+
+
 @pytest.fixture
 def quick_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without pictures, which take a second each."""
     if not LONG:
-        monkeypatch.setattr(html_report, "picture", lambda *_: None)
+        monkeypatch.setattr(html_report, "picture", lambda *_: NO_PICTURE)
 
 
 @pytest.fixture(scope="module")
