@@ -73,8 +73,10 @@ def check_list(name: str, value: object) -> None:
 
 def check_scalar(name: str, value: object, like: Tensor) -> None:
     """Raise unless ``value`` is one floating-point element on the CPU or where ``like`` is."""
-    if not isinstance(value, Tensor) or value.dtype not in FLOATING or value.numel() != 1:
-        raise TypeError(message(name, repr(value), "a floating-point tensor of one element"))
+    check_tensor(name, value)
+    assert isinstance(value, Tensor)
+    if value.numel() != 1:
+        raise ValueError(message(f"{name}.shape", list(value.shape), "one element"))
     if value.device.type not in ("cpu", like.device.type):
         raise ValueError(message(f"{name}.device", value.device, f"{like.device}, as params"))
 

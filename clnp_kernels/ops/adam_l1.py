@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _register
-from .._checks import check_list, check_lists, check_number, check_scalar
+from .._checks import check_list, check_lists, check_number, check_scalar, check_tensor
 from ..errors import message
 from ..reference import adam_l1 as reference
 
@@ -32,6 +32,7 @@ def as_rate(lr: float | Tensor) -> Tensor:
     if not isinstance(lr, Tensor):
         check_number("lr", lr)
         return torch.tensor(lr, dtype=torch.float64)
+    check_tensor("lr", lr)
     if lr.numel() != 1:
         raise ValueError(message("lr.shape", list(lr.shape), "one element"))
     return lr.reshape(())

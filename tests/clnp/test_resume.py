@@ -26,9 +26,9 @@ RUN = [
 
 # Reads attempts from stdin, one JSON each: {"words", and when to disturb: "seconds": kill after
 # that much work of the processor (a busy machine changes nothing), "call": kill at the n-th call of
-# a function of clnp, "replace": kill at the n-th file, "after": bool, "full": the disk is full from
-# the n-th file on, "limit": bytes of a file}. Answers with the place where the child was killed, or
-# [exit code, files written, calls, stderr].
+# a function of clnp in the place "where", "replace": kill at the n-th file, "after": bool, "full":
+# the disk is full from the n-th file on, "limit": bytes of a file}. Answers with the place where
+# the child was killed, or [exit code, files written, place -> calls, stderr].
 HELPER = """
 import errno, io, json, mmap, os, resource, signal, sys, traceback
 import clnp.cli, clnp.cli.experiment, clnp.plots, clnp.progress, clnp.cli.export
@@ -62,7 +62,7 @@ def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def child(attempt, pipe):
-    count = calls = 0
+    count, calls = 0, {}
     replace, fsync = os.replace, os.fsync
     def counted(*arguments):
         nonlocal count
@@ -77,10 +77,10 @@ def child(attempt, pipe):
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(handle)
     def profile(frame, event, _):
-        nonlocal calls
         if event == "call" and frame.f_code.co_filename.startswith(CLNP):
-            calls += 1
-            if calls == attempt["call"]:
+            here = place[:].decode().strip()
+            calls[here] = calls.get(here, 0) + 1
+            if calls[here] == attempt["call"] and here == attempt["where"]:
                 kill()
     os.replace, os.fsync = counted, full
     if "limit" in attempt:
@@ -118,8 +118,8 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def attempt():
-    """attempt(folder, *words, **when) -> [exit code, files written, calls, stderr], or None if it
-    was killed; attempt.places are the places where that happened.
+    """attempt(folder, *words, **when) -> [exit code, files written, place -> calls, stderr], or
+    None if it was killed; attempt.places are the places where that happened.
     """
     environment = {
         **os.environ,
@@ -160,9 +160,9 @@ def attempt():
 
 @pytest.fixture(scope="module")
 def undisturbed(attempt, tmp_path_factory):
-    """(folder of a run that nobody disturbed, number of files it wrote, number of calls)."""
+    """(folder of a run that nobody disturbed, number of files it wrote, place -> calls)."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    code, files, calls, error = attempt(folder, call=-1)
+    code, files, calls, error = attempt(folder, call=-1, where="")
     assert code == 0, error
     return folder, files, calls
 
@@ -204,22 +204,24 @@ def test_killed_again_and_again(attempt, undisturbed, tmp_path, seed):
 
 
 def test_killed_at_random_moments(attempt, undisturbed, tmp_path):
-    """At calls of functions of clnp, any of them: in training, in the search, while a task is
-    consolidated, while a file is written.
+    """At calls of functions of clnp: in training, in the search, while a task is consolidated,
+    while a checkpoint is written, and elsewhere, in turn.
     """
     rng, moments = random.Random(0), 50 if LONG else 2
     before = attempt.places.copy()
     for moment in range(moments):
         folder = tmp_path / str(moment)
+        where = sorted(undisturbed[2], reverse=True)[moment % len(undisturbed[2])]
         # Some calls depend on the time, so the last ones of all might not come.
-        assert attempt(folder, call=rng.randint(1, int(0.95 * undisturbed[2]))) is None
+        call = rng.randint(1, max(1, int(0.95 * undisturbed[2][where])))
+        assert attempt(folder, call=call, where=where) is None
         assert attempt(folder, "--resume")[0] == 0
         assert_same(folder, undisturbed[0])
     places = attempt.places - before
     print(f"\nkilled at {moments} random moments: {dict(places)}")
     assert places.total() == moments
     if LONG:
-        assert {"training", "search", "consolidate", "checkpoint write"} <= set(places)
+        assert len(places) == 5
 
 
 # Files written after the last checkpoint: four CSV and metrics.json, twice, and five plots.
