@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/cuda/device/*)
 
-.PHONY: demo test check build clean
+.PHONY: demo test check build sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/clnp run permuted-digits --tasks 5 --out runs/demo --overwrite
@@ -26,6 +26,10 @@ check: $(STAMP)
 
 build: $(STAMP)
 	CLNP_REQUIRE_BUILD=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
+# the C++ operators under AddressSanitizer and UBSan
+sanitize: $(STAMP)
+	tests/sanitize.sh
 
 clean:
 	rm -rf build dist *.egg-info clnp_kernels/*.so

@@ -74,6 +74,19 @@ Tensor convolve_backward(const Tensor& grad, const Tensor& x, const Tensor& weig
   return dense(results[of_input ? 0 : 1], last);
 }
 
+// x[:, :, ::stride, ::stride]: all that a 1 x 1 filter without padding sees.
+Tensor seen_by_points(const Tensor& x, const Geometry& g) {
+  using torch::stable::detail::from;
+  Tensor seen = x;
+  for (const int64_t d : {0, 1}) {
+    std::array<StableIValue, 5> stack{from(seen), from(2 + d), from(std::optional<int64_t>()),
+                                      from(std::optional<int64_t>()), from(g.stride[d])};
+    call("aten::slice", "Tensor", stack.data());
+    seen = torch::stable::detail::to<Tensor>(stack[0]);
+  }
+  return seen;
+}
+
 void check_geometry(const Tensor& x, int64_t kernel_h, int64_t kernel_w, const Geometry& g) {
   for (const Sizes* pair : {&g.stride, &g.padding, &g.dilation})
     STD_TORCH_CHECK(pair->size() == 2, "stride, padding, dilation: wanted two numbers each");
@@ -336,8 +349,16 @@ std::tuple<Tensor, Tensor> masked_conv2d_wgrad(const Tensor& grad_z, const Tenso
   const int64_t inputs = depthwise ? 1 : x.size(1);
   Tensor weight = new_images(grad_z, outputs, inputs, kernel[0], kernel[1], last);
   const Tensor grad = dense(grad_z, last);
+  const bool points = kernel == Sizes{1, 1} && padding == Sizes{0, 0} && !depthwise;
   if (weight.numel() > 0) {
-    if (grad_z.numel() > 0)
+    if (grad_z.numel() > 0 && points && stride != Sizes{1, 1}) {
+      // oneDNN (3.x, AVX2) writes behind its buffer in the strided form of this product where there
+      // are 2 to 7 inputs in channels_last.
+      const Sizes one{1, 1};
+      const Tensor some = dense(seen_by_points(seen, g), last);
+      weight = convolve_backward(grad, some, weight, Geometry{one, padding, dilation, false}, false,
+                                 last);
+    } else if (grad_z.numel() > 0)
       weight = convolve_backward(grad, dense(seen, last), weight, g, false, last);
     else
       torch::stable::zero_(weight);

@@ -54,7 +54,7 @@ def test_right_contenders_pass(case: Case, head: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("network", ["wide", "resnet18", "block50-64"])
 def test_batch_norms_and_sums(network: str) -> None:
-    check_steps(Case(network, 0.03, 4, 0.5), CONTENDERS)
+    check_steps(Case(network, 0.125, 4, 0.5), CONTENDERS)
 
 
 @pytest.mark.parametrize("wrong", [NoPenalty, Interfering, Faster])

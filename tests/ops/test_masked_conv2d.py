@@ -393,3 +393,22 @@ def test_direct_calls_are_safe(name: str, arguments: tuple[Any, ...], compiled: 
     }
     with pytest.raises(RuntimeError, match="wanted"):
         getattr(OPS, f"masked_conv2d_{name}")(*arguments, *options.get(name, ()))
+
+
+@pytest.mark.parametrize("inputs", [2, 3, 7, 8])
+@pytest.mark.parametrize("stride", [(2, 2), (1, 2), (3, 1)])
+def test_strided_points(inputs: int, stride: tuple[int, int]) -> None:
+    """oneDNN's own weight gradient of these writes behind its buffer on some processors."""
+    torch.manual_seed(0)
+    x = torch.randn(4, inputs, 9, 10, dtype=torch.float64)
+    weight = torch.randn(6, inputs, 1, 1, dtype=torch.float64, requires_grad=True)
+    wanted = F.conv2d(x, weight, None, stride)
+    grad = torch.randn_like(wanted)
+    (expected,) = torch.autograd.grad(wanted, weight, grad)
+    last = torch.channels_last
+    free = weight.detach().float().contiguous(memory_format=last).requires_grad_()
+    images = x.float().contiguous(memory_format=last)
+    for _ in range(5):
+        y = ops.masked_conv2d(images, free.new_empty(0, 0, 1, 1), free, stride=stride)
+        (got,) = torch.autograd.grad(y, free, grad.float().contiguous(memory_format=last))
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
