@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -294,6 +295,7 @@ def test_tensorboard_after_a_resume_has_every_step_once(tmp_path: Path) -> None:
     with pytest.raises(StopError):
         learn(lt, 2)
     logger.close()
+    time.sleep(1.1)  # TensorBoard's files are told apart by process and second
     logger = TensorBoardLogger(folder)
     lt = clnp.Learner.load(folder, tasks=[blobs(0)], checkpoint_dir=folder, callbacks=[logger])
     lt.learn(blobs(1))
