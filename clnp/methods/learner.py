@@ -34,7 +34,7 @@ from clnp.methods.state import (
 )
 from clnp.progress import Progress, fingerprint
 from clnp.task_report import TaskReport
-from clnp.train import SCHEDULES, FitState
+from clnp.train import SCHEDULES, FitState, record
 
 KIND = "method"
 
@@ -264,13 +264,7 @@ class MethodLearner:
                 lambda *args: self._call("on_batch_end", *args),
             )
             validation = accuracy(self.predictor(index), task.validation, self.device)
-        return {
-            "epoch": epoch,
-            "loss": loss,
-            "train_accuracy": correct,
-            "validation_accuracy": validation,
-            "lr": lr,
-        }
+        return record(epoch, loss, correct, validation, lr)
 
     # Results
 
