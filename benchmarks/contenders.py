@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from benchmarks.sliced import HeldBatchNorm, SlicedBatchNorm, SlicedLayer
 from benchmarks.state import L1, LR, State, dense_network, frozen_rows
+from clnp.frozen_cache import FrozenActivations
 from clnp.train import FitSettings, parameter_groups
 from clnp_kernels.nn import PartialBatchNorm2d
 from clnp_kernels.optim import AdamL1
+
+BATCHES_CACHED = 16
 
 
 class Contender(ABC):
@@ -42,8 +45,18 @@ class Contender(ABC):
         with torch.autocast(device, torch.bfloat16, enabled=enabled):
             return self.network(x)
 
-    def step(self, x: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """One training step on a batch (the state's own, without one); returns the loss."""
+    def prepare(self, x: Tensor, labels: Tensor) -> None:
+        """What there is to do before a task with these examples [N, ...], [N] is trained."""
+        return None
+
+    def step(
+        self, x: Tensor | None = None, labels: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """One training step on a batch (the state's own, without one); returns the loss.
+
+        Arguments:
+            rows: [B], where the batch stands among the examples of `prepare`.
+        """
         x = self.state.x if x is None else x
         labels = self.state.labels if labels is None else labels
         logits = self.logits(x)
@@ -103,6 +116,52 @@ class Ours(Contender):
     def free_rows(self, name: str) -> list[Tensor]:
         layer = self.network.get_submodule(name)
         return _present(layer, "free_weight", "free_bias")
+
+
+class OursCompiled(Ours):
+    """`Ours` with its network under torch.compile."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        self.compiled = cast(nn.Module, torch.compile(self.network))
+
+    def logits(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.state.autocast):
+            logits: Tensor = self.compiled(x)
+            return logits
+
+
+class OursCached(Ours):
+    """`Ours` with the activations of frozen channels computed once per task, as `Learner` does
+    where nothing is random. The state's batch is looked up among `BATCHES_CACHED` copies of it.
+    """
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        self.dtype = torch.bfloat16 if state.autocast else torch.float32
+        self.cache: FrozenActivations | None = None
+        self.turn = 0
+
+    def prepare(self, x: Tensor, labels: Tensor) -> None:
+        self.cache = FrozenActivations(self.state.model, (x, labels), self.dtype)
+
+    def step(
+        self, x: Tensor | None = None, labels: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        size = len(self.state.x)
+        if self.cache is None:
+            copies = [BATCHES_CACHED] + [1] * (self.state.x.dim() - 1)
+            self.prepare(self.state.x.repeat(copies), self.state.labels.repeat(BATCHES_CACHED))
+        assert self.cache is not None
+        if rows is None:
+            self.turn = (self.turn + 1) % BATCHES_CACHED
+            rows = torch.arange(self.turn * size, (self.turn + 1) * size)
+        with self.cache.looked_up():
+            self.cache.rows = rows.to(self.state.x.device)
+            return super().step(x, labels)
+
+    def kept_tensors(self) -> list[Tensor]:
+        return list(self.cache.values.values()) if self.cache is not None else []
 
 
 class Dense(Contender):
@@ -237,4 +296,6 @@ CONTENDERS: dict[str, Callable[[State], Contender]] = {
     "compiled": Compiled,
     "slices": Slices,
     "ours": Ours,
+    "ours compiled": OursCompiled,
+    "ours cached": OursCached,
 }

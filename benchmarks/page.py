@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.memory import TRAINING
-from benchmarks.plots import PLOTS, values, where
+from benchmarks.plots import PLOTS, against_dense, values, where
 from benchmarks.record import OURS, Row, read
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -53,9 +53,14 @@ def step(rows: Sequence[Row]) -> str:
                 continue
             fractions = values(here, "fraction")
             lines = []
-            for name in [n for n in values(here, "contender") if n != OURS]:
+            names = values(here, "contender")
+            for name in [n for n in names if not n.startswith(OURS)]:
                 cells = _cells(where(here, contender=name), fractions, "ratio", "{:.2f} x")
                 lines.append([f"against {name}", *cells])
+            for name in [n for n in names if n.startswith(f"{OURS} ")]:
+                variant = against_dense(here, name)
+                cells = _cells(variant, fractions, "ratio", "{:.2f} x")
+                lines.append([f"{name}, against dense", *cells])
             ours = where(here, contender=OURS)
             lines.append(
                 ["work limit against dense", *_cells(ours, fractions, "bound", "{:.2f} x")]
@@ -128,6 +133,19 @@ def end_to_end(rows: Sequence[Row]) -> str:
     return table(head, lines)
 
 
+def grid(rows: Sequence[Row]) -> str:
+    """Seconds of a task's grid search, carried out in each way."""
+    ways = values(rows, "contender")
+    lines = []
+    for case in values(rows, "case"):
+        for dtype in values(rows, "dtype"):
+            here = where(rows, case=case, dtype=dtype)
+            if here:
+                lines.append([case, dtype, *(f"{row['median'] / 1e3:.2f}" for row in here)])
+    names = ["one stacked network" if way == OURS else way for way in ways]
+    return table(["seconds", "dtype", *names], lines)
+
+
 def scaling(rows: Sequence[Row]) -> str:
     """Ours against dense and slices by width, batch and block."""
     return ops(rows).replace("| operator |", "| network |", 1)
@@ -139,6 +157,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "memory": ("Memory of training, at frozen fraction", memory),
     "inference": ("Extracted networks", inference),
     "ops": ("Operators: ours is faster by, at frozen fraction", ops),
+    "grid": ("Grid search of a task", grid),
     "scaling": ("Widths, batches, blocks: ours is faster by, at frozen fraction", scaling),
 }
 

@@ -16,7 +16,18 @@ from typing import Any
 
 import torch
 
-from benchmarks import against, end_to_end, inference, machine, memory, ops, plots, scaling, step
+from benchmarks import (
+    against,
+    end_to_end,
+    grid,
+    inference,
+    machine,
+    memory,
+    ops,
+    plots,
+    scaling,
+    step,
+)
 from benchmarks.cases import DTYPES, NETWORKS, SIZES, Size
 from benchmarks.checks import WrongResultError
 from benchmarks.harness import ContenderError
@@ -29,6 +40,7 @@ SUITES: dict[str, Callable[..., None]] = {
     "inference": inference.run,
     "end-to-end": end_to_end.run,
     "scaling": scaling.run,
+    "grid": grid.run,
 }
 
 

@@ -49,8 +49,9 @@ def test_every_contender_in_every_case(results: Path, suite: str) -> None:
     for row in rows(results, suite):
         key = (row["case"], row["batch"], row["fraction"])
         cases.setdefault(key, {})[row["contender"]] = row
-    for contenders in cases.values():
-        assert set(contenders) == CONTENDERS
+    for key, contenders in cases.items():
+        mlp = key[0] == "mlp x 0.05"
+        assert set(contenders) == CONTENDERS | ({"ours cached"} if mlp else set())
         assert contenders["ours"]["ratio"] == 1
         for row in contenders.values():
             assert row["ratio"] == pytest.approx(row["median"] / contenders["ours"]["median"], 1e-4)
