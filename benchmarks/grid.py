@@ -109,7 +109,7 @@ def run(
     fractions: Sequence[float] = (),
 ) -> None:
     """Measures; arguments as of `benchmarks.step.run`. There is one task, so nothing is frozen."""
-    widths = [max(8, round(width * size.scale)) for width in WIDTHS]
+    widths = WIDTHS if size.scale == 1 else WIDTHS[:1]
     with processes() as pool:
         for dtype, table in tables.items():
             assert dtype in DTYPES
