@@ -162,8 +162,8 @@ FULL = Size(
     widths=WIDTHS,
     batches=(1, 16, 64, 256, 1024, 4096),
     tasks=10,
-    epochs=2,
-    examples=12_800,
+    epochs=5,
+    examples=5120,
     copy=256,
     gemm=2048,
 )

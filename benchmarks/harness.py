@@ -255,11 +255,14 @@ def take_turns(pipes: Mapping[str, Connection], results: dict[str, Samples], siz
     else:
         steps, counted = TURN, TURN - 1
         rounds = -(-wanted // counted)
-    for _ in range(rounds):
-        for name, pipe in pipes.items():
+    names = list(pipes)
+    for turn in range(rounds):
+        # Nobody comes after the same one each time, nor last.
+        first_one = turn % len(names)
+        for name in names[first_one:] + names[:first_one]:
             # The threads of the last one stop spinning meanwhile.
             time.sleep(PAUSE)
-            _count(results[name], ask(pipe, steps, name)[-counted:])
+            _count(results[name], ask(pipes[name], steps, name)[-counted:])
 
 
 def _count(samples: Samples, turn: list[tuple[float, int]]) -> None:

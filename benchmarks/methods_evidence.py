@@ -1,11 +1,10 @@
 """What the other methods are worth on this machine: one CSV per question.
 
-    python -m benchmarks.methods_evidence pruning ids structured si [--data digits|mnist] [--quick]
+    python -m benchmarks.methods_evidence pruning ids structured [--data digits|mnist] [--quick]
 
 pruning     one-shot pruning after SDP against magnitude pruning of a plainly trained network
 ids         training on half the examples, selected by IDS, by one of its stages, or at random
 structured  channels kept by structured SDP against L1 and the activity criterion
-si          synaptic intelligence at its authors' strength and without a penalty (permuted MNIST)
 
 Accuracies and counted operations do not depend on what else the machine does; no times are written.
 """
@@ -198,22 +197,7 @@ def _channels(
     return row
 
 
-def si(setting: Setting, seeds: int) -> Iterator[Row]:
-    """Strength x seed x task: mean test accuracy over the tasks so far, one head, Adam 1e-3 carried
-    on, batch 256, xi = 0.1 (the authors' settings; theirs are 2 x 2000 channels and 20 epochs).
-    """
-    setting.batch = 256
-    for c in (0.1, 0.0):
-        for seed in range(seeds):
-            options = {"c": c, "xi": 0.1, "lr": 1e-3, "reset_optimizer": False}
-            learner = setting.learner("si", seed, **options)
-            for k, task in enumerate(setting.stream(10, seed)):
-                report = learner.learn(task)
-                mean = sum(report.row) / len(report.row)
-                yield {"c": c, "seed": seed, "epochs": setting.epochs, "tasks": k + 1, "mean": mean}
-
-
-QUESTIONS = {"pruning": pruning, "ids": ids, "structured": structured, "si": si}
+QUESTIONS = {"pruning": pruning, "ids": ids, "structured": structured}
 
 
 def main() -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from clnp.batches import count, evaluating, evaluation_batch, placed
+from clnp.batches import count, evaluation_batch, placed
 from clnp.data.task import Split
 from clnp.graph import Graph
 from clnp.model import Model
@@ -62,24 +62,22 @@ class FrozenActivations:
         x, total, size = split[0], count(split), evaluation_batch(split)
         device = self.model.device
         found: dict[str, Tensor] = {}
-        handles = [self._collect(name, found) for name in names]
-        try:
-            with evaluating(self.model):
-                for start in range(0, total, size):
-                    with torch.autocast(device.type, self.dtype, enabled=self._autocast):
-                        self.model.net(placed(x[start : start + size], device))
-                    for name, active in list(found.items()):
-                        if start == 0:
-                            wanted = total * active[:1].numel() * active.element_size()
-                            if wanted > budget:
-                                continue
-                            budget -= wanted
-                            self.values[name] = active.new_empty(total, *active.shape[1:])
-                        if name in self.values:
-                            self.values[name][start : start + len(active)] = active
-        finally:
-            for handle in handles:
-                handle.remove()
+        # All that is frozen, and nothing else.
+        frozen = self.model.subnetwork(-1, fresh=True)
+        for name in names:
+            frozen.get_submodule(name).register_forward_hook(partial(_keep, found, name))
+        for start in range(0, total, size):
+            with torch.autocast(device.type, self.dtype, enabled=self._autocast):
+                frozen(placed(x[start : start + size], device))
+            for name, active in list(found.items()):
+                if start == 0:
+                    wanted = total * active[:1].numel() * active.element_size()
+                    if wanted > budget:
+                        continue
+                    budget -= wanted
+                    self.values[name] = active.new_empty(total, *active.shape[1:])
+                if name in self.values:
+                    self.values[name][start : start + len(active)] = active
 
     @property
     def _autocast(self) -> bool:
@@ -92,14 +90,6 @@ class FrozenActivations:
             return False
         frozen = layer.active_out * layer.active_in
         return frozen > 0 and frozen >= LEAST_SHARE * layer.outputs * layer.inputs
-
-    def _collect(self, name: str, found: dict[str, Tensor]) -> Any:
-        layer = self.model.masked_layers[name]
-
-        def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-            found[name] = y.narrow(self._axis(y), 0, layer.active_out)
-
-        return layer.register_forward_hook(hook)
 
     @staticmethod
     def _axis(y: Tensor) -> int:
@@ -132,6 +122,12 @@ class FrozenActivations:
                 handle.remove()
                 self.model.masked_layers[name].skip_active = False
             self.rows = None
+
+
+def _keep(
+    found: dict[str, Tensor], name: str, module: nn.Module, args: tuple[Tensor, ...], y: Tensor
+) -> None:
+    found[name] = y
 
 
 def deterministic_layers(graph: Graph) -> list[str]:

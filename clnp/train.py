@@ -130,7 +130,8 @@ class Fit:
         self.moving = moving(model, settings.head_only)
         self.optimizer = AdamL1(parameter_groups(model, settings), lr=settings.lr)
         self.state = FitState()
-        cached = self.train if settings.cache else None
+        # What an epoch saves is what it takes to fill the cache.
+        cached = self.train if settings.cache and settings.epochs > 1 else None
         self.cache = FrozenActivations(model, cached, settings.dtype)
         self._graph: StepGraph | None = None
 

@@ -27,6 +27,7 @@ BASELINES = {
     "single-task SGD": Contender("--tasks 10 --epochs 20 --lr 2e-3 --schedule step", "scratch"),
     "EWC": Contender("--tasks 10 --epochs 20", "ewc"),
     "SI": Contender("--tasks 10 --epochs 20", "si"),
+    "SI, c = 0": Contender("--tasks 10 --epochs 20 --set c=0", "si"),
     "superposition": Contender("--tasks 10 --epochs 20", "superposition"),
 }
 
