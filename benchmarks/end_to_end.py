@@ -61,7 +61,8 @@ def task_data(sequence: TaskSequence, task: int) -> tuple[Split, Split]:
     """Training and validation split of a task: x [N, 784], y [N]."""
     if sequence.root:
         found = PermutedMNIST(sequence.root, tasks=sequence.tasks)[task]
-        return _head(found.train, sequence.examples), found.validation
+        validation = _head(found.validation, round(VALIDATION * sequence.examples))
+        return _head(found.train, sequence.examples), validation
     generator = torch.Generator().manual_seed(SEED)
     centres = torch.rand(10, 784, generator=generator)
     count = round(sequence.examples * (1 + VALIDATION))

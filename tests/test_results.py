@@ -46,10 +46,28 @@ def test_step_times(dtype: str, contender: str) -> None:
     fractions = (0.0, 0.25, 0.5, 0.75)
     ratios = [times[f, contender] / times[f, "ours"] for f in fractions]
     cells = " | ".join(f"{ratio:.2f} x" for ratio in ratios)
-    assert f"| {dtype}, against {contender} | {cells} |" in README
+    assert f"| AVX-512, {dtype}, against {contender} | {cells} |" in README
     if (dtype, contender) == ("fp32", "dense"):
         share = 100 * times[0.5, "ours"] / times[0.5, "dense"]
         assert f"takes {share:.0f} % of the dense network's time" in README
+
+
+@pytest.mark.parametrize(
+    ("label", "slow", "fast"),
+    [
+        ("AVX2, fp32, against eager-masked", "eager-masked", "ours"),
+        ("AVX2, fp32, against dense", "dense", "ours"),
+        ("the same, frozen activations cached", "dense", "ours cached"),
+        ("AVX2, fp32, against slices", "slices", "ours"),
+    ],
+)
+def test_step_times_without_avx512(label: str, slow: str, fast: str) -> None:
+    with (RESULTS / "cpu-avx2" / "step.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["case"] == "mlp"]
+    times = {(float(r["fraction"]), r["contender"]): float(r["median"]) for r in rows}
+    ratios = [times[f, slow] / times[f, fast] for f in (0.0, 0.25, 0.5, 0.75)]
+    cells = " | ".join(f"{ratio:.2f} x" for ratio in ratios)
+    assert f"| {label} | {cells} |" in README
 
 
 def test_inference() -> None:
