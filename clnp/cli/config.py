@@ -30,9 +30,9 @@ class Config:
     of training. grid_l1 and grid_lr are the candidates of graceful forgetting, () for none.
     threads is torch's number of CPU threads: another number can change the last bits. width, depth,
     dropout, image_size, classes_per_task and validation are None where the network's or the data's
-    own are taken. options are (name, value) pairs of the method's own. pretrained is the SHA-256 of
-    the file of weights that training starts from. Fields with a default came later: the default is
-    what was done before them.
+    own are taken, examples where all are. options are (name, value) pairs of the method's own.
+    pretrained is the SHA-256 of the file of weights that training starts from. Fields with a
+    default came later: the default is what was done before them.
 
     Raises:
         ConfigError: from `validate`, naming the field.
@@ -82,6 +82,7 @@ class Config:
     fine_tune_rounds: int = 1
     growth: tuple[int, ...] = ()
     compensate: bool = False
+    examples: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON has them: lists for tuples."""
@@ -232,6 +233,7 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("split", _maybe(_one_of(*SPLITS))),
     ("classes_per_task", _maybe(_whole(1, 100))),
     ("validation", _maybe(_real(0, 1_000_000, above=True))),
+    ("examples", _maybe(_whole(1, 1_000_000_000))),
     ("identity_first", FLAG),
     ("normalise", _one_of("constants", "train", "none")),
     ("augment", FLAG),

@@ -22,6 +22,7 @@ from clnp.data import (
     ArrayFiles,
     CIFAR10Then100,
     Folders,
+    Limited,
     PermutedDigits,
     PermutedMNIST,
     SplitCIFAR10,
@@ -115,7 +116,10 @@ def make_stream(config: Config, places: Places) -> Stream:
     """The stream of tasks of a configuration with one seed. Raises DataError where its data isn't
     found.
     """
-    return MAKERS[config.stream](config, places)
+    stream = MAKERS[config.stream](config, places)
+    if config.examples is None:
+        return stream
+    return Limited(stream, config.examples, config.seeds[0])
 
 
 def make_net(config: Config, places: Places, stream: Stream) -> tuple[nn.Module, torch.Tensor]:

@@ -77,6 +77,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "metavar": "X",
             "help": "training examples set aside for validation, a fraction, or (MNIST) a number",
         },
+        "examples": {
+            "type": int,
+            "metavar": "N",
+            "help": "training examples of each task, drawn at random (default: all)",
+        },
         "identity-first": {**FLAG, "help": "permuted: the first task keeps its pixels' order"},
         "normalise": {
             "choices": ("constants", "train", "none"),

@@ -7,7 +7,15 @@ from clnp.data.files import ArrayFiles
 from clnp.data.folder import Folders, folder_task
 from clnp.data.images import Images, ImageSet
 from clnp.data.split_cifar import CIFAR10Then100, Part, SplitCIFAR, SplitCIFAR10, SplitCIFAR100
-from clnp.data.streams import Arrays, Permuted, PermutedDigits, PermutedMNIST, Stream, cache_folder
+from clnp.data.streams import (
+    Arrays,
+    Limited,
+    Permuted,
+    PermutedDigits,
+    PermutedMNIST,
+    Stream,
+    cache_folder,
+)
 from clnp.data.task import Task
 
 __all__ = [
@@ -17,6 +25,7 @@ __all__ = [
     "Folders",
     "ImageSet",
     "Images",
+    "Limited",
     "Part",
     "Permuted",
     "PermutedDigits",

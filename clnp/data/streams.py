@@ -15,9 +15,10 @@ from typing import Any, overload
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from clnp.data.idx import read_mnist
-from clnp.data.task import Task
+from clnp.data.task import Split, Task
 from clnp.errors import DataError
 
 
@@ -46,6 +47,43 @@ class Stream(Sequence[Task]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"task {index} of a stream of {len(self)} tasks")
         return self.task(index % len(self))
+
+
+class Limited(Stream):
+    """Another stream whose tasks train on few of their examples, for trials that take less time.
+
+    Arguments:
+        stream: any stream; a task with no more examples than wanted is left as it is.
+        examples: how many of each training split, drawn at random; validation and test splits stay
+            whole.
+        seed: the choice depends on it, on the task's number and on the size of the split.
+
+    Raises:
+        DataError: `examples` is not a positive int.
+    """
+
+    def __init__(self, stream: Sequence[Task], examples: int, seed: int = 0) -> None:
+        if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
+            raise DataError(f"examples: got {examples!r}, wanted a positive int")
+        self.stream, self.examples, self.seed = stream, examples, seed
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def task(self, index: int) -> Task:
+        task = self.stream[index]
+        total = task.size("train")
+        if total <= self.examples:
+            return task
+        order = np.random.default_rng((self.seed, index)).permutation(total)
+        chosen = torch.from_numpy(np.sort(order[: self.examples]))
+        train: Split
+        if isinstance(task.train, tuple):
+            x, y = task.train
+            train = (x[chosen], y[chosen])
+        else:
+            train = Subset(task.train, chosen.tolist())
+        return Task(task.name, train, task.validation, task.test, task.num_classes)
 
 
 class Permuted(Stream):

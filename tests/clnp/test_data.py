@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from clnp.data import Arrays, PermutedDigits, PermutedMNIST, Task, streams
+from clnp.data import Arrays, Limited, PermutedDigits, PermutedMNIST, Task, streams
 from clnp.errors import DataError
 
 
@@ -304,3 +304,46 @@ def test_own_arrays():
         Arrays([])
     with pytest.raises(DataError, match="task 'task-0'"):
         _ = Arrays([(xy(), xy())])[0]
+
+
+@pytest.mark.parametrize("kind", ["tensors", "data set"])
+def test_limited_takes_some_examples_of_each_task(kind):
+    whole = PermutedDigits(tasks=2)
+    tasks = list(whole)
+    if kind == "data set":
+
+        class Digits(torch.utils.data.Dataset):
+            def __init__(self, x, y):
+                self.x, self.y = x, y
+
+            def __len__(self):
+                return len(self.y)
+
+            def __getitem__(self, i):
+                return self.x[i], self.y[i]
+
+        tasks = [Task(t.name, Digits(*t.train), t.validation, t.test, classes=10) for t in tasks]
+    few = Limited(tasks, 50, seed=3)
+    assert len(few) == 2
+    for original, task in zip(whole, few, strict=True):
+        assert (task.name, task.num_classes) == (original.name, 10)
+        x = torch.stack([a for a, _ in task.train]) if kind == "data set" else task.train[0]
+        assert len(x) == task.size("train") == 50
+        rows = {tuple(row.tolist()) for row in original.train[0]}
+        assert all(tuple(row.tolist()) in rows for row in x)
+        torch.testing.assert_close(task.test[0], original.test[0], rtol=0, atol=0)
+    again, other = Limited(tasks, 50, seed=3)[1], Limited(tasks, 50, seed=4)[1]
+    pixels = [
+        t.train[0] if kind == "tensors" else torch.stack([x for x, _ in t.train])
+        for t in (few[1], again, other)
+    ]
+    assert torch.equal(pixels[0], pixels[1])
+    assert not torch.equal(pixels[0], pixels[2])
+
+
+def test_limited_leaves_small_tasks_and_refuses_nonsense():
+    tasks = list(PermutedDigits(tasks=1))
+    assert Limited(tasks, 10**6)[0] is tasks[0]
+    for wrong in (0, -1, 2.5, True):
+        with pytest.raises(DataError, match="wanted a positive int"):
+            Limited(tasks, wrong)

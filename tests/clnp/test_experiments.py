@@ -230,6 +230,15 @@ def test_identity_first_and_validation(tmp_path, capsys):
     assert stored["config"]["identity_first"] is True
 
 
+def test_few_examples(tmp_path, capsys):
+    words = ["run", "permuted-digits", "--examples", 40, "--tasks", 1, "--width", 16, *SHORT]
+    assert clnp(capsys, *words, "--out", tmp_path)[0] == 0
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["examples"] == 40
+    code, _, err = clnp(capsys, "run", "permuted-digits", "--examples", 0, "--out", tmp_path / "b")
+    assert code == 2
+    assert "--examples: got 0" in err
+
+
 def test_export_of_a_convolutional_network(cifar, tmp_path, capsys):
     words = ["run", "split-cifar", "--data-root", cifar, "--tasks", 1, "--net", "wide"]
     words += ["--net-scale", 0.04, "--validation", 0.25, *SHORT, "--out", tmp_path]
