@@ -6,7 +6,7 @@ network of stacked weights ("ours"): `clnp.Learner`'s `workers` and `stack`. Tim
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "two processes": {"stack": "off", "workers": 2},
     OURS: {"stack": "on"},
 }
+SEARCHES = 3  # that are timed; one takes seconds
 TOLERANCE = 0.02  # of validation accuracy: roundings differ, and with them the steps that follow
 
 
@@ -109,13 +110,14 @@ def run(
     fractions: Sequence[float] = (),
 ) -> None:
     """Measures; arguments as of `benchmarks.step.run`. There is one task, so nothing is frozen."""
+    few = replace(size, least=min(size.least, SEARCHES), seconds=0.0)
     widths = WIDTHS if size.scale == 1 else WIDTHS[:1]
     with processes() as pool:
         for dtype, table in tables.items():
             assert dtype in DTYPES
             for width in widths:
                 grid = Grid(width, size.examples, size.epochs, dtype, device)
-                results = race(pool, make, grid, list(WAYS), size, group=grid)
+                results = race(pool, make, grid, list(WAYS), few, group=grid)
                 check(grid, {name: samples.report for name, samples in results.items()})
                 common = {"suite": "grid", "case": f"{COUNT} x mlp-{width}", "batch": BATCH}
                 common |= {"dtype": dtype, "device": device, "fraction": 0.0}
