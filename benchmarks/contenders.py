@@ -118,19 +118,6 @@ class Ours(Contender):
         return _present(layer, "free_weight", "free_bias")
 
 
-class OursCompiled(Ours):
-    """`Ours` with its network under torch.compile."""
-
-    def __init__(self, state: State) -> None:
-        super().__init__(state)
-        self.compiled = cast(nn.Module, torch.compile(self.network))
-
-    def logits(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.state.autocast):
-            logits: Tensor = self.compiled(x)
-            return logits
-
-
 class OursCached(Ours):
     """`Ours` with the activations of frozen channels computed once per task, as `Learner` does
     where nothing is random. The state's batch is looked up among `BATCHES_CACHED` copies of it.
@@ -182,8 +169,8 @@ class Dense(Contender):
         return [tensors[0][:, self.skipped :], *tensors[1:]][: 1 + self.bias_is_free]
 
 
-class Compiled(Dense):
-    """`Dense` with its network under torch.compile."""
+class UnderCompile(Contender):
+    """Mixed into a contender: its network under torch.compile."""
 
     def __init__(self, state: State) -> None:
         super().__init__(state)
@@ -194,6 +181,14 @@ class Compiled(Dense):
         with torch.autocast(device, torch.bfloat16, enabled=enabled):
             logits: Tensor = self.compiled(x)
             return logits
+
+
+class Compiled(UnderCompile, Dense):
+    """`Dense` with its network under torch.compile."""
+
+
+class OursCompiled(UnderCompile, Ours):
+    """`Ours` with its network under torch.compile."""
 
 
 class EagerMasked(Dense):

@@ -5,6 +5,7 @@ network of stacked weights ("ours"): `clnp.Learner`'s `workers` and `stack`. Tim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 import clnp
-from benchmarks.cases import DTYPES, SEED, Case, Size
+from benchmarks.cases import SEED, Case, Size
 from benchmarks.checks import WrongResultError
 from benchmarks.end_to_end import TaskSequence, task_data
 from benchmarks.harness import processes, race
@@ -21,7 +22,7 @@ from clnp import models
 
 WIDTHS = (64, 256, 1024)  # of both hidden layers
 POINTS = {"l1": [0.0, 1e-5, 1e-4], "lr": [5e-4, 1e-3]}
-COUNT = 6
+COUNT = math.prod(map(len, POINTS.values()))
 BATCH = 256
 WAYS: dict[str, dict[str, Any]] = {
     "one by one": {"stack": "off"},
@@ -114,7 +115,6 @@ def run(
     widths = WIDTHS if size.scale == 1 else WIDTHS[:1]
     with processes() as pool:
         for dtype, table in tables.items():
-            assert dtype in DTYPES
             for width in widths:
                 grid = Grid(width, size.examples, size.epochs, dtype, device)
                 results = race(pool, make, grid, list(WAYS), few, group=grid)
