@@ -237,7 +237,9 @@ class Learner:
             classes,
             generator=generator,
             reinit_scale=settings.reinit_scale,
-            most_new=settings.most_new([group.name for group in model.groups.prunable]),
+            most_new=settings.most_new(
+                [group.name for group in model.groups.prunable], first=not model.tasks
+            ),
         )
         with self._timed("fit"):
             trained = run.train()

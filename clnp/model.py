@@ -99,8 +99,8 @@ class Model(Network):
                 head can't change it.
             generator: CPU random generator for the new weights; default: torch's global one.
             reinit_scale: factor on the re-initialised hidden weights.
-            most_new: group -> how many of its free channels a task after the first trains; the
-                others come back when it ends. Default: all.
+            most_new: group -> how many of its free channels the task trains; the others come back
+                when it ends. Default: all.
 
         Raises:
             CapacityError: single head and no free channel left in the final hidden group.
@@ -123,10 +123,10 @@ class Model(Network):
         if new_head:
             self._place_head(classes)
         self.in_task = True
+        if most_new:
+            # Before the weights are drawn, whose spread depends on a layer's inputs.
+            self.compact(keep_first(self, most_new))
         if self.tasks:
-            if most_new:
-                # Before the weights are drawn, whose spread depends on a layer's inputs.
-                self.compact(keep_first(self, most_new))
             for layer in self.masked_layers.values():
                 layer.reset_free_parameters(generator, reinit_scale)
             for norm in self.norms.values():
@@ -232,18 +232,30 @@ class Model(Network):
     @retiring
     def cancel_task(self) -> None:
         """Leaves a task unlearned; its weights are dropped (those of the first task stay as they
-        are now).
+        are now, but are drawn anew where channels of it were cut).
         """
         self._require_task("cancel_task")
-        if self.tasks:
+        whole = all(self.free(group) == self.sizes[group.name] for group in self.groups.prunable)
+        if self.tasks or not whole:
+            for name, module in self.masked.items():
+                self._restore_size(name, module)
+            self._drop_weights()
+        self._close()
+
+    def _drop_weights(self) -> None:
+        """Free weights are zero between tasks; before the first they are its first weights."""
+        if not self.tasks:
+            for layer in self.masked_layers.values():
+                layer.reset_free_parameters()
+            self._place_head(self.head.classes)
+            self.head.reset_free_parameters()
+        else:
             with torch.no_grad():
-                for name, module in self.masked.items():
-                    self._restore_size(name, module)
+                for module in self.masked.values():
                     for parameter in module.parameters():
                         parameter.zero_()
-                for norm in self.norms.values():
-                    norm.reset_free_parameters()
-        self._close()
+        for norm in self.norms.values():
+            norm.reset_free_parameters()
 
     @retiring
     def expand(self, layer: str, channels: int) -> None:

@@ -65,6 +65,7 @@ class Settings:
         growth: the most free channels that a task after the first may train, and so claim: None
             (all), one number for every prunable group, one per group in execution order, or
             {group: number}, where a group that is not named takes all.
+        first_growth: the same for the first task.
         sparsifier: "activity" (L1 penalty, channels ranked by mean activity: the paper's),
             "contribution" (L1 penalty, channels ranked by what they add to the layers that read
             them) or "sdp" (structured sharpness-aware Frank-Wolfe steps, channels ranked by the
@@ -97,6 +98,7 @@ class Settings:
     reinit_scale: float = 1.0
     granularity: int = 1
     growth: Any = None
+    first_growth: Any = None
     sparsifier: str = "activity"
     compensate: bool = False
     cache: str = "auto"
@@ -129,29 +131,31 @@ class Settings:
         """Raises ConfigError where a setting does not fit a network with these layers and prunable
         groups.
         """
-        self.most_new(groups)
+        for first in (True, False):
+            self.most_new(groups, first=first)
         per_layer(self.l1, layers)
         if self.fine_tune is not None and self.fine_tune.l1 is not None:
             per_layer(self.fine_tune.l1, layers, "fine_tune l1")
 
-    def most_new(self, groups: Sequence[str]) -> dict[str, int]:
-        """Group -> the most channels that a task after the first may claim; groups without a limit
-        are left out.
+    def most_new(self, groups: Sequence[str], *, first: bool = False) -> dict[str, int]:
+        """Group -> the most channels that a task may claim; groups without a limit are left out.
 
         Arguments:
             groups: names of the prunable groups, in execution order.
+            first: the first task, not a later one.
 
         Raises:
             ConfigError: another number of limits than groups, an unknown group, or a limit that is
                 no whole number >= 1.
         """
-        growth = self.growth
+        name = "first_growth" if first else "growth"
+        growth = getattr(self, name)
         if growth is None:
             return {}
         if isinstance(growth, (list, tuple)):
             if len(growth) != len(groups):
                 raise ConfigError(
-                    f"growth={list(growth)}: expected {len(groups)} numbers, one for each of "
+                    f"{name}={list(growth)}: expected {len(groups)} numbers, one for each of "
                     f"{list(groups)}"
                 )
             growth = dict(zip(groups, growth, strict=True))
@@ -159,10 +163,10 @@ class Settings:
             growth = dict.fromkeys(groups, growth)
         unknown = sorted(set(growth) - set(groups))
         if unknown:
-            raise ConfigError(f"growth: no groups named {unknown}; there are {list(groups)}")
-        for name, most in growth.items():
+            raise ConfigError(f"{name}: no groups named {unknown}; there are {list(groups)}")
+        for group, most in growth.items():
             if not _whole(most) or most < 1:
-                raise ConfigError(f"growth of {name!r}: got {most!r}, expected an integer >= 1")
+                raise ConfigError(f"{name} of {group!r}: got {most!r}, expected an integer >= 1")
         return dict(growth)
 
     def to_json(self) -> dict[str, Any]:

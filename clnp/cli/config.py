@@ -13,6 +13,7 @@ import torch
 from clnp.cli.defaults import DEFAULTS, SPLITS
 from clnp.errors import ConfigError
 from clnp.heads import HEADS
+from clnp.models.networks import INITS
 from clnp.settings import DTYPES, SEARCHES, SPARSIFIERS
 from clnp.train import SCHEDULES
 
@@ -81,8 +82,10 @@ class Config:
     fine_tune_schedule: str = "constant"
     fine_tune_rounds: int = 1
     growth: tuple[int, ...] = ()
+    first_growth: tuple[int, ...] = ()
     compensate: bool = False
     examples: int | None = None
+    init: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON has them: lists for tuples."""
@@ -134,6 +137,7 @@ class Config:
             "seed": self.seeds[0],
             "l1": _one_or_list(self.l1),
             "growth": _one_or_list(self.growth) if self.growth else None,
+            "first_growth": _one_or_list(self.first_growth) if self.first_growth else None,
             "grid": grid or None,
             "fine_tune": fine_tune if self.fine_tune_epochs else None,
         }
@@ -150,6 +154,7 @@ class Config:
             "depth": self.depth,
             "dropout": self.dropout,
             "scale": self.net_scale,
+            "init": self.init,
         }
 
 
@@ -206,6 +211,7 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("width", _maybe(_whole(1, 1_000_000))),
     ("depth", _maybe(_whole(1, 100))),
     ("dropout", _maybe(SHARE)),
+    ("init", _maybe(_one_of(*INITS))),
     ("head", _one_of(*HEADS)),
     ("margin", (lambda v: _real(0, 1)[0](v) and v < 1, "a fraction from 0 to below 1")),
     ("search", _one_of(*SEARCHES)),
@@ -229,6 +235,7 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("fine_tune_schedule", _one_of(*SCHEDULES)),
     ("fine_tune_rounds", _whole(1, 1000)),
     ("growth", _each(_whole(1, 10_000_000))),
+    ("first_growth", _each(_whole(1, 10_000_000))),
     ("compensate", FLAG),
     ("split", _maybe(_one_of(*SPLITS))),
     ("classes_per_task", _maybe(_whole(1, 100))),

@@ -168,6 +168,7 @@ CLNP_ONLY = (
     "fine_tune_schedule",
     "fine_tune_rounds",
     "growth",
+    "first_growth",
     "compensate",
     "adopt",
 )

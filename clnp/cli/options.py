@@ -9,6 +9,7 @@ from typing import Any
 from clnp.cli.defaults import SPLITS
 from clnp.fanout import EXECUTORS
 from clnp.heads import HEADS
+from clnp.models.networks import INITS
 from clnp.settings import DTYPES, SEARCHES, SPARSIFIERS
 from clnp.train import SCHEDULES
 
@@ -120,6 +121,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "width": {"type": int, "metavar": "N", "help": "mlp: channels of each hidden layer"},
         "depth": {"type": int, "metavar": "N", "help": "mlp: hidden layers"},
         "dropout": {"type": float, "metavar": "P"},
+        "init": {"choices": INITS, "help": "mlp: how the weights of its first layer are drawn"},
         "head": {
             "choices": tuple(HEADS),
             "help": "one output layer for all tasks, or one each",
@@ -145,6 +147,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "type": whole_numbers,
             "metavar": "N[,N...]",
             "help": "most new channels of a task after the first, one number or one per group",
+        },
+        "first-growth": {
+            "type": whole_numbers,
+            "metavar": "N[,N...]",
+            "help": "most channels of the first task",
         },
         "compensate": {**FLAG, "help": "move the mean of what is cut into the next biases"},
         "grid": {

@@ -12,6 +12,8 @@ from torch import nn
 
 from clnp.errors import ConfigError
 
+# How the weights of an MLP's first layer can be drawn.
+INITS = ("default", "orthogonal")
 # Golkar et al. 2019, Table 2: channels of the four convolutions and of the dense layer.
 NARROW = (32, 32, 64, 64, 512)
 # Golkar et al. 2019, Table 3: channels, stride and padding of the hidden convolutions, all 3 x 3.
@@ -25,6 +27,7 @@ def mlp(
     classes: int = 10,
     *,
     dropout: float = 0.0,
+    init: str = "default",
     seed: int | None = None,
 ) -> nn.Sequential:
     """Multi-layer perceptron with ReLU; the defaults are the network of the permuted-MNIST
@@ -36,6 +39,9 @@ def mlp(
         depth: number of hidden layers.
         classes: outputs.
         dropout: probability of dropping a hidden activation; 0 adds no layer.
+        init: of the first layer's weights. "orthogonal": rows of unit length, `inputs` of them at a
+            time orthogonal, biases of 0; features that differ serve later tasks better. "default":
+            as torch draws a Linear layer's.
         seed: seeds the weights without touching torch's global generator; None draws from that
             generator.
 
@@ -43,10 +49,12 @@ def mlp(
         a module x [B, inputs] -> logits [B, classes], layers named fc1, fc2, ..., head.
 
     Raises:
-        ConfigError: a size below 1 or dropout outside [0, 1).
+        ConfigError: a size below 1, dropout outside [0, 1), or an unknown `init`.
     """
     _check_counts(inputs=inputs, width=width, depth=depth, classes=classes)
     _check_dropout(dropout)
+    if init not in INITS:
+        raise ConfigError(f"init={init!r}: expected one of {list(INITS)}")
     with seeded_weights(seed):
         net = nn.Sequential()
         for i in range(1, depth + 1):
@@ -55,7 +63,16 @@ def mlp(
             if dropout:
                 net.add_module(f"drop{i}", nn.Dropout(dropout))
         net.add_module("head", nn.Linear(width, classes))
+        if init == "orthogonal":
+            _orthogonal(cast(nn.Linear, net[0]))
     return net
+
+
+def _orthogonal(layer: nn.Linear) -> None:
+    """Orthonormal rows, as many at a time as there can be."""
+    for rows in layer.weight.detach().split(layer.in_features):
+        nn.init.orthogonal_(rows)
+    nn.init.zeros_(layer.bias)
 
 
 def narrow(

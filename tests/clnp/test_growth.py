@@ -63,6 +63,57 @@ def test_weights_of_a_limited_task_are_drawn_for_the_inputs_that_it_has() -> Non
     assert all(v.identical for v in lt.verify())
 
 
+@pytest.mark.parametrize("first", [[6, 4], 4, {"2": 4}])
+def test_the_first_task_claims_no_more_than_its_own_limit(first: Any) -> None:
+    lt = learner(mlp([40, 30]), first_growth=first, growth=[2, 5], margin=0.0, l1=0.0)
+    sizes: list[tuple[int, int]] = []
+    lt.callbacks.append(Sizes(sizes))
+    for k in range(3):
+        lt.learn(blobs(k))
+    most = {"[6, 4]": [6, 4], "4": [4, 4]}.get(str(first), [40, 4])
+    assert sizes[0] == tuple(most)
+    assert all(n <= limit for n, limit in zip(news(lt)[0], most, strict=True))
+    assert all(n <= limit for new in news(lt)[1:] for n, limit in zip(new, [2, 5], strict=True))
+    assert lt.model.active("0") + lt.model.free("0") == 40
+    assert all(v.identical for v in lt.verify())
+
+
+class Sizes(clnp.callbacks.Callback):
+    """Notes how many channels of both groups are in the network that is trained."""
+
+    def __init__(self, sizes: list[tuple[int, int]]) -> None:
+        self.sizes = sizes
+
+    def on_epoch_end(self, learner: Any, *_: Any) -> None:
+        size = learner.model.layer_weight("0").shape[0], learner.model.layer_weight("2").shape[0]
+        self.sizes.append(size)
+
+
+def test_a_limited_first_task_starts_from_the_weights_of_the_network() -> None:
+    model = convert(mlp([40, 30]))
+    dense = model.layer_weight("0").detach().clone()
+    model.begin_task(most_new={"0": 6, "2": 4})
+    assert torch.equal(model.layer_weight("0"), dense[:6])
+
+
+def test_a_limited_first_task_that_is_cancelled_gives_all_channels_back() -> None:
+    for head in ("single", "multi"):
+        model = convert(mlp([40, 30]))
+        model.set_head(head)
+        model.begin_task(most_new={"0": 6, "2": 4})
+        model.cancel_task()
+        model.begin_task()
+        for group, size in (("0", 40), ("2", 30)):
+            assert model.free(group) == size
+            assert model.layer_weight(group).std(1).min() > 0.01
+        assert model.head.free_weight.shape[1] == 30
+        assert model.head.free_weight.std() > 0.01
+        model.cancel_task()
+        lt = clnp.Learner(model, **{**QUICK, "head": head, "first_growth": 8})
+        lt.learn(blobs(0))
+        assert lt.reports[0].test > 0.8
+
+
 @pytest.mark.parametrize("end", ["flatten", "mean"])
 def test_convolutions_grow_within_their_limit(end: str) -> None:
     torch.manual_seed(0)
@@ -80,8 +131,9 @@ def test_convolutions_grow_within_their_limit(end: str) -> None:
 
 def test_wrong_limits_are_refused() -> None:
     for growth in ([1], [1, 2, 3], 0, 1.5, "2", {"4": 1}, {"0": 0}, [True, 2]):
-        with pytest.raises(ConfigError, match="growth"):
-            learner(mlp([40, 30]), growth=growth)
+        for name in ("growth", "first_growth"):
+            with pytest.raises(ConfigError, match=f"^{name}"):
+                learner(mlp([40, 30]), **{name: growth})
 
 
 @pytest.mark.parametrize("sparsifier", ["activity", "contribution"])

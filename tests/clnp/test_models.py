@@ -55,6 +55,25 @@ def test_the_end_of_wide_is_a_convolution_and_an_average_pool(shape):
     torch.testing.assert_close(net(x), last(hidden).mean((2, 3)), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("inputs", "width"), [(12, 5), (12, 30)])
+def test_an_orthogonal_mlp_begins_with_features_that_differ(inputs, width):
+    net = models.mlp(inputs, width, seed=0, init="orthogonal")
+    weight = net.fc1.weight.detach()
+    assert not net.fc1.bias.any()
+    for rows in weight.split(inputs):
+        torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)), atol=1e-5, rtol=0)
+    assert torch.equal(
+        net.fc1.weight, models.mlp(inputs, width, seed=0, init="orthogonal")[0].weight
+    )
+    assert not torch.equal(
+        net.fc1.weight, models.mlp(inputs, width, seed=1, init="orthogonal")[0].weight
+    )
+    plain = models.mlp(inputs, width, seed=0)
+    assert torch.equal(net.fc2.weight, plain.fc2.weight)
+    with pytest.raises(ConfigError, match="init='ortho'"):
+        models.mlp(init="ortho")
+
+
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 17, 23), (4, 1, 1)])
 def test_narrow_takes_any_image(shape):
     net = models.narrow(3, shape, scale=1 / 8, dropout=0)
