@@ -76,6 +76,8 @@ def settings(
         given["pretrained"] = _digest(Path(places.pretrained))
     name = method or options.method or base.get("method", "clnp")
     if name != "clnp":
+        if options.command == "compare":
+            given = _same_epochs(base["stream"], given)
         given = _for_method(name, given, lenient=method is not None)
     _check_some(base["stream"], given, options.paths)
     chosen = _set(options.set, name, lenient=method is not None)
@@ -134,6 +136,16 @@ def _for_method(method: str, given: dict[str, Any], lenient: bool) -> dict[str, 
         names = ", ".join(configs.option(name) for name in useless)
         raise ConfigError(f"{names}: is of the method clnp alone, got --method {method}")
     return {name: value for name, value in given.items() if name not in useless}
+
+
+def _same_epochs(stream: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Compared methods train as long as CLNP does, whose epochs of fine-tuning come on top of those
+    of training.
+    """
+    names = ("epochs", "fine_tune_epochs")
+    if not any(name in given for name in names):
+        return given
+    return {**given, "epochs": sum(given.get(name, DEFAULTS[stream][name]) for name in names)}
 
 
 def _check_some(stream: str, given: dict[str, Any], paths: Sequence[str]) -> None:

@@ -71,6 +71,28 @@ def test_methods_have_settings_of_their_own():
     assert dict(packnet.options) == {"tasks": 3}
 
 
+def compared(method, *words):
+    options = parse(["compare", "permuted-mnist", "--methods", "clnp,si", *words])
+    return chosen.settings(options, Path("nowhere"), method)[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "epochs"),
+    [
+        ((), 15 + 10),
+        (("--epochs", "7"), 7 + 10),
+        (("--fine-tune-epochs", "3"), 15 + 3),
+        (("--epochs", "7", "--fine-tune-epochs", "3"), 10),
+        (("--epochs", "7", "--fine-tune-epochs", "0"), 7),
+    ],
+)
+def test_compared_methods_train_for_as_many_epochs_as_clnp(words, epochs):
+    clnp, si = (compared(name, *words) for name in ("clnp", "si"))
+    assert clnp.epochs + clnp.fine_tune_epochs == epochs
+    assert (si.epochs, si.fine_tune_epochs) == (epochs, 0)
+    assert settings("permuted-mnist", "si", "--epochs", "7").epochs == 7
+
+
 def test_every_method_takes_the_settings_of_every_experiment():
     for stream in DEFAULTS:
         for name, info in METHODS.items():
