@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.sliced import HeldBatchNorm, SlicedBatchNorm, SlicedLayer
-from benchmarks.state import L1, LR, State, dense_network, frozen_rows
+from benchmarks.state import L1, LR, State, dense_network, frozen_rows, plain_network
 from clnp.frozen_cache import FrozenActivations
 from clnp.train import FitSettings, parameter_groups
 from clnp_kernels.nn import PartialBatchNorm2d
@@ -255,7 +255,7 @@ class Slices(Contender):
     def __init__(self, state: State) -> None:
         super().__init__(state)
         model = state.model
-        self.network = dense_network(state)
+        self.network = plain_network(state)
         self.penalised: list[Tensor] = []
         for name, masked in [*model.masked.items(), (model.groups.head, model.head)]:
             sliced: nn.Module
@@ -265,6 +265,8 @@ class Slices(Contender):
                 sliced = SlicedLayer(masked)
                 self.penalised.append(sliced.free_weight)
             self.network.set_submodule(name, sliced)
+        if state.x.dim() == 4:
+            self.network.to(memory_format=torch.channels_last)
         self.network.train()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LR, fused=True)
 

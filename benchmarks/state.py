@@ -103,11 +103,15 @@ def take_statistics(model: clnp.Model, x: Tensor) -> None:
         norm.momentum = momenta[name]
 
 
+def plain_network(state: State) -> nn.Module:
+    """The network of plain `torch.nn` layers, with weights of its own."""
+    net = NETWORKS[state.case.network].make(state.case.scale)
+    return net.to(device=state.x.device, dtype=state.x.dtype)
+
+
 def dense_network(state: State) -> nn.Module:
     """The network of plain `torch.nn` layers with the state's weights; interference is zero."""
-    case, model = state.case, state.model
-    net = NETWORKS[case.network].make(case.scale)
-    net = net.to(device=state.x.device, dtype=state.x.dtype)
+    model, net = state.model, plain_network(state)
     with torch.no_grad():
         for name, module in model.masked.items():
             net.get_submodule(name).load_state_dict(module.to_dense().state_dict())

@@ -159,6 +159,10 @@ class Learner:
             raise ConfigError(
                 f"adopt() makes the first task, but {len(self.reports)} task(s) are learned already"
             )
+        if self.settings.first_growth is not None:
+            raise ConfigError(
+                "first_growth: an adopted network is taken as it is, with all channels"
+            )
         margin = self.settings.margin if margin is None else margin
         if isinstance(margin, bool) or not 0 <= margin < 1:
             raise ConfigError(f"margin={margin!r}: expected 0 <= margin < 1")

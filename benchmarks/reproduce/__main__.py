@@ -1,4 +1,4 @@
-"""python -m benchmarks.reproduce table1|fig3|fig4|fig5|capacity|frontier [--seeds N] [--quick] ...
+"""python -m benchmarks.reproduce table1|fig3|fig4|fig5|capacity|reuse|frontier [--seeds N] ...
 
 Each (contender, seed) has a run folder in --out, which resumes after a kill and is passed over once
 it is finished; CSV files, plots and settings go to --results, after every run. The same command may
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.reproduce.capacity import CAPACITY, FRONTIER
+from benchmarks.reproduce.capacity import CAPACITY, FRONTIER, REUSE
 from benchmarks.reproduce.cifar import FIG_4, FIG_5
 from benchmarks.reproduce.experiment import (
     Experiment,
@@ -24,7 +24,7 @@ from benchmarks.reproduce.experiment import (
 from benchmarks.reproduce.permuted_mnist import FIG_3, TABLE_1
 from clnp.cli.console import make_console
 
-EXPERIMENTS = {e.name: e for e in (TABLE_1, FIG_3, FIG_4, FIG_5, CAPACITY, FRONTIER)}
+EXPERIMENTS = {e.name: e for e in (TABLE_1, FIG_3, FIG_4, FIG_5, CAPACITY, REUSE, FRONTIER)}
 RESULTS = Path(__file__).parents[1] / "results" / "reproduce"
 # Options of `clnp run` that are handed on to every contender.
 HANDED_ON = ("tasks", "epochs", "threads", "dtype", "device", "data-root", "workers")

@@ -1,4 +1,4 @@
-"""The tables of docs/reproducibility.md from the committed CSV files: python -m
+"""The tables of docs/reproducibility.md and docs/methods.md from the committed CSV files: python -m
 benchmarks.reproduce.page
 """
 
@@ -13,17 +13,28 @@ from typing import Any
 
 from benchmarks.page import table
 from benchmarks.record import Row, read
+from clnp.cli import compare
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "reproducibility.md"
+PAGES = (ROOT / "docs" / "reproducibility.md", ROOT / "docs" / "methods.md")
 RESULTS = ROOT / "benchmarks" / "results" / "reproduce"
+COMPARED = RESULTS.with_name("methods") / "compare"  # methods.csv of a `clnp compare`
+# Further numbers of a run: title, factor, digits.
+MORE = {
+    "first": ("first task, %", 100, 2),
+    "second": ("second task, %", 100, 2),
+    "rank": ("effective rank of fc1", 1, 0),
+}
 BLOCK = re.compile(r"<!-- (\S+): begin -->\n.*?<!-- \1: end -->", re.DOTALL)
 
 
 def block(name: str, folder: Path) -> str:
     """The marked block of an experiment: its table, or that it was not run."""
     path = folder / name / "summary.csv"
-    body = summary(folder / name) if path.is_file() else "Not run yet."
+    if name == "compare":
+        body = methods(COMPARED)
+    else:
+        body = summary(folder / name) if path.is_file() else "Not run yet."
     return f"<!-- {name}: begin -->\n\n{body}\n\n<!-- {name}: end -->"
 
 
@@ -31,9 +42,25 @@ def summary(folder: Path) -> str:
     """The table of an experiment, and what it ran on."""
     rows = read(folder / "summary.csv")
     groups = [key[5:-5] for key in rows[0] if key.startswith("used_") and key.endswith("_mean")]
+    more = [name for name in MORE if f"{name}_mean" in rows[0]]
     head = ["", "tasks", "n", "test accuracy, %", *(f"{g} used, %" for g in groups), "minutes"]
-    lines = [_line(row, groups) for row in rows]
+    head += [MORE[name][0] for name in more]
+    lines = [
+        _line(row, groups) + [_spread(row, name, *MORE[name][1:]) for name in more] for row in rows
+    ]
     return f"{table(head, lines)}\n\n{conditions(folder)}"
+
+
+def methods(folder: Path) -> str:
+    """The table of a comparison of methods."""
+    rows = [
+        {key: None if value == "" else value for key, value in row.items()}
+        for row in read(folder / "methods.csv")
+    ]
+    seeds = ", ".join(sorted({f"{row['seeds']:.0f}" for row in rows}))
+    head = ["", *(title for title, _, _ in compare.COLUMNS)]
+    lines = [[f"`{row['method']}`", *compare.cells(row)] for row in rows]
+    return f"{table(head, lines)}\n\nMean +- standard deviation over {seeds} seeds."
 
 
 def _line(row: Row, groups: Sequence[str]) -> list[str]:
@@ -73,8 +100,9 @@ def text(page: str, folder: Path = RESULTS) -> str:
 
 
 def main() -> int:
-    """Writes the page."""
-    PAGE.write_text(text(PAGE.read_text()))
+    """Writes the pages."""
+    for page in PAGES:
+        page.write_text(text(page.read_text()))
     return 0
 
 

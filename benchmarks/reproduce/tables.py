@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,20 @@ from clnp.diagnostics import average_accuracy, mean_accuracies, mean_std
 Row = dict[str, Any]
 
 
-def write_tables(folder: Path, there: Sequence[Run]) -> None:
+def write_tables(
+    folder: Path, there: Sequence[Run], more: Callable[[Run], dict[str, float]] | None = None
+) -> None:
     """Writes tasks.csv (a row per contender, seed and task), runs.csv (per contender and seed) and
-    summary.csv (per contender, over seeds).
+    summary.csv (per contender, over seeds); `more` gives further numbers of a run.
     """
     groups = list(dict.fromkeys(g for run in there for g in used(run, -1)))
     tasks = [row for run in there for row in task_rows(run)]
     _write(folder / "tasks.csv", TASKS, [f"{kind}_{g}" for g in groups for kind in COUNTS], tasks)
-    rows = [run_row(run) for run in there]
-    _write(folder / "runs.csv", RUNS, [f"used_{g}" for g in groups], rows)
-    numbers = ["acc", *(f"used_{g}" for g in groups), "seconds"]
+    extra = [more(run) if more else {} for run in there]
+    names = list(extra[0])
+    rows = [run_row(run) | own for run, own in zip(there, extra, strict=True)]
+    _write(folder / "runs.csv", RUNS, [*(f"used_{g}" for g in groups), *names], rows)
+    numbers = ["acc", *(f"used_{g}" for g in groups), "seconds", *names]
     fields = [f"{key}_{part}" for key in numbers for part in ("mean", "std")]
     _write(folder / "summary.csv", ("contender", "tasks", "n"), fields, summary(rows, numbers))
 

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce import page
+from benchmarks.reproduce.capacity import effective_rank
 from clnp import plots
 from clnp.cli import runs
 from clnp.learner import Learner
@@ -116,6 +117,23 @@ def test_a_run_until_the_network_is_full(tmp_path: Path) -> None:
     assert (folder / "accuracy.png").exists()
 
 
+def test_reuse_is_told_with_the_rank_of_the_features(tmp_path: Path) -> None:
+    words = ["reuse", "--only", "no L1 on layer 1", "orthogonal start", "--epochs", 1]
+    assert command(*words, "--out", tmp_path, "--results", tmp_path / "results") == 0
+    folder = tmp_path / "results" / "reuse"
+    plain, orthogonal = rows(folder / "runs.csv")
+    tests = [float(row["test"]) for row in rows(folder / "tasks.csv")]
+    assert [float(plain[key]) for key in ("first", "second")] == tests[:2]
+    assert 1 < float(plain["rank"]) < float(orthogonal["rank"]) <= 60
+    assert "effective rank of fc1" in page.summary(folder)
+
+
+def test_the_effective_rank_counts_directions() -> None:
+    q, _ = torch.linalg.qr(torch.randn(7, 5, generator=torch.Generator().manual_seed(0)))
+    assert effective_rank(3 * q.T) == pytest.approx(5)
+    assert effective_rank(q[:, :1] @ torch.ones(1, 9)) == pytest.approx(1)
+
+
 @pytest.mark.skipif(not LONG, reason="CLNP_LONG_TESTS=1")
 def test_figures_on_cifar(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
@@ -154,10 +172,13 @@ def test_a_damaged_folder_does_not_stop_the_others(
 
 
 def test_the_page_says_what_the_files_say() -> None:
-    text = page.PAGE.read_text()
-    assert page.text(text) == text
-    names = re.findall(r"<!-- (\S+): begin -->", text)
-    assert names == list(reproduce.EXPERIMENTS)
+    names = []
+    for path in page.PAGES:
+        text = path.read_text()
+        assert page.text(text) == text
+        names += re.findall(r"<!-- (\S+): begin -->", text)
+    assert names == [*reproduce.EXPERIMENTS, "compare"]
+    text = page.PAGES[0].read_text()
     # Figures of ours are in the blocks alone: those of the prose are settings or the paper's.
     for found in page.BLOCK.findall(text):
         assert found in reproduce.EXPERIMENTS

@@ -129,6 +129,13 @@ def test_convolutions_grow_within_their_limit(end: str) -> None:
     assert all(v.identical for v in lt.verify())
 
 
+def test_an_adopted_network_can_not_be_limited() -> None:
+    lt = learner(mlp([40, 30]), first_growth=8)
+    with pytest.raises(ConfigError, match="first_growth"):
+        lt.adopt(blobs(0))
+    lt.learn(blobs(0))
+
+
 def test_wrong_limits_are_refused() -> None:
     for growth in ([1], [1, 2, 3], 0, 1.5, "2", {"4": 1}, {"0": 0}, [True, 2]):
         for name in ("growth", "first_growth"):
