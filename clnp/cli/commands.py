@@ -88,9 +88,10 @@ def command_run(options: argparse.Namespace) -> int:
 
 def command_compare(options: argparse.Namespace) -> int:
     """`clnp compare`: one run folder per method, then one table; 3 if a method didn't finish."""
-    from clnp.cli import compare
+    from clnp.cli import compare, processes
     from clnp.cli.console import make_console
 
+    processes.check_alone("compare")
     _check_flags(options)
     folder = chosen.out_folder(options)
     names = compare.method_names(options.methods, options.set)

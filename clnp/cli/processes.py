@@ -26,7 +26,7 @@ def joined() -> Iterator[Ranks]:
     if are_joined():
         yield Ranks(dist.group.WORLD)
         return
-    if not dist.is_available() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if not dist.is_available() or _started() < 2:
         yield ALONE
         return
     backend = "gloo"
@@ -38,6 +38,20 @@ def joined() -> Iterator[Ranks]:
         yield Ranks(dist.group.WORLD)
     finally:
         dist.destroy_process_group()
+
+
+def _started() -> int:
+    """How many processes torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_alone(command: str) -> None:
+    """Raises ConfigError in the processes of torchrun, for a command that is of one process."""
+    if _started() > 1:
+        raise ConfigError(
+            f"clnp {command} is for one process, got {_started()} of torchrun; --workers N trains "
+            "several methods and seeds at a time, and torchrun takes clnp run"
+        )
 
 
 def _connect(backend: str) -> None:

@@ -102,6 +102,14 @@ def test_every_method_takes_the_settings_of_every_experiment():
             assert set(arguments) - set(SHARED) - {"seed"} <= {*info.options, "reset_optimizer"}
 
 
+def test_torchrun_is_for_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = clnp(capsys, "compare", "--out", tmp_path / "here")
+    assert code == 2
+    assert "clnp compare is for one process, got 2 of torchrun" in err
+    assert not (tmp_path / "here").exists()
+
+
 def test_methods_are_listed(capsys):
     code, out, _ = clnp(capsys, "methods")
     assert code == 0
