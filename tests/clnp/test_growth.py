@@ -1,6 +1,7 @@
 """Limits to what later tasks claim, and rounds of pruning and fine-tuning."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import clnp
 from clnp.errors import ConfigError
+from clnp.learner import CHECKPOINT
 from clnp.methods import clnp_cost
 from tests.clnp.cases import Residual, blobs, convert, mlp
 from tests.clnp.conv_cases import Plan, patterns
@@ -127,6 +129,43 @@ def test_convolutions_grow_within_their_limit(end: str) -> None:
         lt.learn(patterns(k))
     assert all(n <= 2 for n in news(lt)[1])
     assert all(v.identical for v in lt.verify())
+
+
+class Interrupted(clnp.callbacks.Callback):
+    """Ends the process, as it were, in the middle of a task."""
+
+    def __init__(self, task: int) -> None:
+        self.task, self.epochs = task, 0
+
+    def on_epoch_end(self, learner: clnp.Learner, *_: Any) -> None:
+        self.epochs += len(learner.reports) == self.task
+        if self.epochs == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("task", [0, 1])
+@pytest.mark.parametrize("stack", ["off", "on"])
+def test_limited_tasks_go_on_in_the_middle(task: int, stack: str, tmp_path: Path) -> None:
+    limits: dict[str, Any] = {"first_growth": [6, 4], "growth": [2, 5], "stack": stack}
+    limits["grid"] = {"lr": [0.01, 0.02]}
+    whole = learner(mlp([40, 30]), **limits)
+    cut = learner(mlp([40, 30]), **limits, checkpoint_dir=tmp_path)
+    cut.callbacks.append(Interrupted(task))
+    with pytest.raises(KeyboardInterrupt):
+        for k in range(2):
+            cut.learn(blobs(k))
+    path = tmp_path if (tmp_path / CHECKPOINT).exists() else None
+    if path:
+        again = clnp.Learner.load(path, [blobs(k) for k in range(task)], checkpoint_dir=path)
+    else:
+        again = learner(mlp([40, 30]), **limits, checkpoint_dir=tmp_path)
+    for k in range(2):
+        whole.learn(blobs(k))
+        if k >= len(again.reports):
+            again.learn(blobs(k))
+    mine, other = again.model.state_dict(), whole.model.state_dict()
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(mine[key], other[key]) for key in mine)
 
 
 def test_an_adopted_network_can_not_be_limited() -> None:
