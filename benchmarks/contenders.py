@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.sliced import HeldBatchNorm, SlicedBatchNorm, SlicedLayer
-from benchmarks.state import L1, LR, State, dense_network, frozen_rows, plain_network
+from benchmarks.state import L1, LR, State, dense_network, frozen_rows, plain_network, skipped
 from clnp.frozen_cache import FrozenActivations
 from clnp.train import FitSettings, parameter_groups
 from clnp_kernels.nn import PartialBatchNorm2d
@@ -35,9 +35,8 @@ class Contender(ABC):
     def __init__(self, state: State) -> None:
         self.state = state
         self.frozen = frozen_rows(state.model)
-        head = state.model.head
-        self.bias_is_free = head.free_bias is not None
-        self.skipped = state.model.inputs(state.model.groups.head) - head.free_weight.shape[1]
+        self.bias_is_free = state.model.head.free_bias is not None
+        self.skipped = skipped(state.model)
 
     def logits(self, x: Tensor) -> Tensor:
         """The network on a batch [B, ...]: [B, C]."""

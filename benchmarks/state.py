@@ -110,22 +110,41 @@ def plain_network(state: State) -> nn.Module:
 
 
 def dense_network(state: State) -> nn.Module:
-    """The network of plain `torch.nn` layers with the state's weights; interference is zero."""
+    """The network of plain `torch.nn` layers with the state's weights; interference is zero, and so
+    is everything about channels that the task may not train.
+    """
     model, net = state.model, plain_network(state)
     with torch.no_grad():
         for name, module in model.masked.items():
-            net.get_submodule(name).load_state_dict(module.to_dense().state_dict())
+            _fill(net.get_submodule(name), module.to_dense())
         head: nn.Module = net.get_submodule(model.groups.head)
         assert isinstance(head, nn.Linear)
-        skipped = head.in_features - model.head.free_weight.shape[1]
-        head.weight[:, :skipped] = 0
-        head.weight[:, skipped:] = model.head.free_weight
+        start, free = skipped(model), model.head.free_weight
+        head.weight.zero_()
+        head.weight[:, start : start + free.shape[1]] = free
         bias = model.head.current_bias()
         if bias is not None:
             head.bias.copy_(bias)
     if state.x.dim() == 4:
         net.to(memory_format=torch.channels_last)
     return net.train()
+
+
+def _fill(layer: nn.Module, smaller: nn.Module) -> None:
+    """Copies the tensors of a layer into the first channels of one that has more; the others become
+    zero.
+    """
+    tensors = layer.state_dict()
+    for key, value in smaller.state_dict().items():
+        tensors[key].zero_()
+        tensors[key][tuple(slice(n) for n in value.shape)] = value
+
+
+def skipped(model: clnp.Model) -> int:
+    """Inputs of the head, the first ones, that the task does not look at: with a single head those
+    of earlier tasks.
+    """
+    return model.frozen_inputs(model.groups.head) if model.head.kind == "single" else 0
 
 
 def frozen_rows(model: clnp.Model) -> dict[str, int]:

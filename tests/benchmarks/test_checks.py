@@ -13,6 +13,7 @@ from benchmarks.checks import WrongResultError, check_losses, check_steps
 from benchmarks.contenders import CONTENDERS, EagerMasked, Ours, Slices
 from benchmarks.harness import ContenderError, Samples, processes, race
 from benchmarks.state import State, dense_network, make_state, work_of
+from clnp.pruning import keep_first
 
 MLP = Case("mlp", 0.02, 8, 0.5)
 NARROW = Case("narrow", 0.1, 4, 0.5)
@@ -105,6 +106,26 @@ def test_dense_network_is_the_function_of_the_masked_one() -> None:
         dense = dense_network(state)
         state.model.eval(), dense.eval()
         torch.testing.assert_close(dense(state.x), state.model.net(state.x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("head", ["multi", "single"])
+@pytest.mark.parametrize("case", [MLP, replace(MLP, fraction=0.0), NARROW], ids=str)
+def test_dense_networks_of_limited_tasks_train_the_same_channels(case: Case, head: str) -> None:
+    names = ("eager-masked", "slices", "ours")
+    trained = {}
+    for name in names:
+        state = make_state(case, head)
+        free = {g.name: state.model.free(g) for g in state.model.groups.prunable}
+        state.model.compact(
+            keep_first(state.model, {group: max(n - 1, 1) for group, n in free.items()})
+        )
+        trained[name] = CONTENDERS[name](state.double())
+    for _ in range(3):
+        losses = [trained[name].step() for name in names]
+        torch.testing.assert_close(losses[0], losses[2], rtol=1e-9, atol=0)
+        torch.testing.assert_close(losses[1], losses[2], rtol=1e-9, atol=0)
+    sizes = [sum(p.numel() for p in trained[name].network.parameters()) for name in names]
+    assert sizes[0] > sizes[1] == sizes[2]
 
 
 @pytest.mark.parametrize("fraction", FRACTIONS)
