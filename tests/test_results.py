@@ -88,3 +88,17 @@ def test_step_times_of_convolutional_networks(network: str) -> None:
     ratios = ", ".join(f"{float(dense[f]['ratio']):.2f}" for f in (0.0, 0.25, 0.5, 0.75))
     name = {"resnet18": "ResNet-18"}.get(network, network)
     assert f"{name} {ratios} x" in README
+
+
+def test_methods_compared() -> None:
+    with (RESULTS / "methods" / "compare" / "methods.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    page = " ".join((ROOT / "docs" / "methods.md").read_text().split())
+    acc = {name: 100 * float(row["acc_mean"]) for name, row in rows.items()}
+    assert f"is {acc['packnet'] - acc['clnp']:.1f} points ahead" in page
+    assert round(float(rows["packnet"]["flops_mean"]) / float(rows["clnp"]["flops_mean"])) == 3
+    assert "for three times the operations" in page
+    assert f"it holds {acc['esacl-ewc']:.0f} %" in page
+    assert float(rows["esacl-ewc"]["examples_mean"]) < float(rows["ewc"]["examples_mean"])
+    assert float(rows["esacl-ewc"]["flops_mean"]) > float(rows["ewc"]["flops_mean"])
+    assert rows["clnp"]["forgetting_mean"] == rows["packnet"]["forgetting_mean"] == "0.0"
