@@ -3,14 +3,17 @@
 Every contender trains the same tasks in the same order of examples and evaluates the validation
 split after every epoch. After a task the same number of channels is frozen for all of them: those
 that are most active in the network that ours has trained. So the networks are the same up to
-rounding, and only the time differs. What comes between tasks (threshold search, freezing) is not
-timed. The time of a task should fall as tasks are learned.
+rounding, and only the time differs. Where the recipe limits the channels that a task may train, the
+others have weights of zero in dense networks, and are left out by those that can. What comes
+between tasks (threshold search, freezing) is not timed. The time of a task should fall as tasks are
+learned.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +35,11 @@ from benchmarks.state import State, make_state
 from clnp.activity import measure_activity
 from clnp.data import PermutedMNIST
 from clnp.data.task import Split
+from clnp.pruning import keep_first
 
-RUN = Path(__file__).parent / "results" / "permuted-mnist"
+# Whose settings and capacity are followed: those of the contender RECIPE with seed 0.
+RESULTS = Path(__file__).parent / "results" / "reproduce" / "table1"
+RECIPE = "CLNP"
 BATCH = 256
 VALIDATION = 0.2  # of as many examples as there are for training
 # Ours last: when it has been timed, its process goes on to freeze channels for the next task.
@@ -81,16 +87,37 @@ def _head(split: Split, count: int) -> Split:
     return split[0][:count], split[1][:count]
 
 
+def recipe() -> dict[str, Any]:
+    """The settings of the run that is followed."""
+    settings = json.loads((RESULTS / "settings.json").read_text())
+    config: dict[str, Any] = settings["contenders"][RECIPE]["config"]
+    return config
+
+
 def fractions(tasks: int) -> list[dict[str, float]]:
-    """After each task, the fraction of every layer that is frozen, as in the committed run of
-    permuted MNIST; other numbers of tasks are spread over it.
+    """After each task, the fraction of every layer that is frozen, as in the run that is followed;
+    other numbers of tasks are spread over it.
     """
-    with (RUN / "capacity.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    learned = [dict[str, float]() for _ in {row["task"] for row in rows}]
-    for row in rows:
-        learned[int(row["task"])][row["layer"]] = int(row["used"]) / int(row["size"])
+    with (RESULTS / "tasks.csv").open(newline="") as file:
+        rows = [r for r in csv.DictReader(file) if (r["contender"], r["seed"]) == (RECIPE, "0")]
+    width = recipe()["width"]
+    learned = [
+        {key[5:]: int(row[key]) / width for key in row if key.startswith("used_")} for row in rows
+    ]
     return [learned[(k + 1) * len(learned) // tasks - 1] for k in range(tasks)]
+
+
+def limits(model: clnp.Model, task: int) -> dict[str, int]:
+    """Group -> how many channels a task may train, in proportion to the run that is followed;
+    groups without a limit are left out.
+    """
+    config, groups = recipe(), model.groups.prunable
+    most = config["first_growth" if task == 0 else "growth"]
+    most = most * len(groups) if len(most) == 1 else most
+    return {
+        group.name: max(1, round(n / config["width"] * group.size))
+        for group, n in zip(groups, most, strict=False)
+    }
 
 
 def batches(split: Split, device: str, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -135,8 +162,12 @@ def learn(contender: Contender, sequence: TaskSequence, task: int) -> dict[str, 
 
 
 def first_state(sequence: TaskSequence) -> State:
-    """The state before the first task; the head is a single one, as in the paper's experiment."""
-    return make_state(sequence.case, head="single")
+    """The state at the beginning of the first task; the head is a single one, as in the paper's
+    experiment.
+    """
+    state = make_state(sequence.case, head="single")
+    state.model.compact(keep_first(state.model, limits(state.model, 0)))
+    return state
 
 
 def next_task(model: clnp.Model, sequence: TaskSequence, task: int) -> bytes:
@@ -152,7 +183,8 @@ def next_task(model: clnp.Model, sequence: TaskSequence, task: int) -> bytes:
         free = activity[group.name][model.active(group) :]
         keep[group.name] = free.topk(count).indices.sort().values
     model.consolidate(keep)
-    model.begin_task(generator=torch.Generator().manual_seed(SEED + task))
+    generator = torch.Generator().manual_seed(SEED + task)
+    model.begin_task(generator=generator, most_new=limits(model, task + 1))
     model.train()
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
@@ -261,7 +293,7 @@ def run(
 ) -> None:
     """Measures; arguments as of `benchmarks.step.run`, and a folder with MNIST.
 
-    The network is the MLP always, and what is frozen follows the committed run.
+    The network is the MLP always; what is frozen and what may be trained follow `recipe`.
     """
     names = [name for name in NAMES if name != "compiled" or "mlp" in size.compiled]
     for dtype, table in tables.items():

@@ -13,19 +13,25 @@ README = " ".join((ROOT / "README.md").read_text().split())
 
 
 def test_permuted_mnist() -> None:
-    metrics = json.loads((RESULTS / "permuted-mnist" / "metrics.json").read_text())
-    R = metrics["accuracy_matrix"]
-    last = R[-1]
-    assert len(last) == 10
-    assert all(row == last[: len(row)] for row in (r[: i + 1] for i, r in enumerate(R)))
-    assert f"**{100 * mean(last):.2f} %**" in README
-    assert f"(lowest {100 * min(last):.2f}, highest {100 * max(last):.2f})" in README
-    used = [metrics["reports"][-1]["capacity"][layer]["used"] for layer in ("fc1", "fc2")]
-    assert f"{used[0]} and {used[1]} of the 2000 channels" in README
-    assert metrics["certificate"]["identical"] == metrics["certificate"]["tasks"] == 10
-    with (RESULTS / "permuted-mnist" / "timing.csv").open() as file:
-        seconds = sum(float(row["total"]) for row in csv.DictReader(file) if row["task"].isdigit())
-    assert f"{seconds / 60:.0f} minutes" in README
+    folder = RESULTS / "reproduce" / "table1"
+    with (folder / "summary.csv").open() as file:
+        (line,) = (row for row in csv.DictReader(file) if row["contender"] == "CLNP")
+    with (folder / "tasks.csv").open() as file:
+        tests = [100 * float(r["test"]) for r in csv.DictReader(file) if r["contender"] == "CLNP"]
+    with (folder / "runs.csv").open() as file:
+        runs = [row for row in csv.DictReader(file) if row["contender"] == "CLNP"]
+    words = {2: "two", 3: "three", 4: "four", 5: "five"}[int(line["n"])]
+    assert len(runs) == int(line["n"])
+    assert f"MLP 784-2000-2000-10, {words} seeds" in README
+    assert (
+        f"**{100 * float(line['acc_mean']):.2f} ± {100 * float(line['acc_std']):.2f} %**" in README
+    )
+    assert f"(lowest {min(tests):.2f}, highest {max(tests):.2f})" in README
+    used = [100 * float(line[f"used_{layer}_mean"]) for layer in ("fc1", "fc2")]
+    assert "{:.0f} % and {:.0f} % of the channels used".format(*used) in README
+    assert f"{float(line['seconds_mean']) / 60:.0f} minutes a seed" in README
+    for row in runs:
+        assert (row["tasks"], row["identical"], float(row["bwt"])) == ("10", "10", 0.0)
 
 
 def test_split_cifar() -> None:
