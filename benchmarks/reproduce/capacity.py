@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.reproduce import figures
 from benchmarks.reproduce.experiment import Contender, Experiment, Run
-from benchmarks.reproduce.permuted_mnist import OURS, QUICK
+from benchmarks.reproduce.permuted_mnist import OURS, QUICK, SPLIT
 from benchmarks.reproduce.tables import write_tables
 from clnp import Learner, plots
 
@@ -115,8 +115,8 @@ FRONTIER = Experiment(
     runs="permuted-mnist",  # shared with table 1
     stream="permuted-mnist",
     contenders={
-        **{f"CLNP, growth {n}": Contender(f"{OURS} --growth {n},400") for n in LIMITS},
-        "CLNP": Contender(OURS),
+        **{f"CLNP, growth {n}": Contender(f"{OURS} --growth {n},400", data=SPLIT) for n in LIMITS},
+        "CLNP": Contender(OURS, data=SPLIT),
     },
     write=write_full,
     quick_stream="permuted-digits",

@@ -32,11 +32,13 @@ class Contender:
         words: options of `clnp run`.
         method: "clnp" or a key of `clnp.methods.METHODS`.
         until_full: the tasks are more than fit: running out of channels ends the run, as intended.
+        data: further options, about the data; --quick, which has other data, leaves them out.
     """
 
     words: str = ""
     method: str = "clnp"
     until_full: bool = False
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ def settings_of(
 ) -> tuple[Config, Places]:
     """The settings of one run. Raises ConfigError where they make no sense."""
     stream = experiment.quick_stream if options.quick else experiment.stream
-    quick = shlex.split(experiment.quick) if options.quick else []
-    words = [*shlex.split(contender.words), *quick, *options.words, "--seed", str(seed)]
+    more = shlex.split(experiment.quick if options.quick else contender.data)
+    words = [*shlex.split(contender.words), *more, *options.words, "--seed", str(seed)]
     parsed = parse(["run", stream, *words, "--out", str(folder), "--resume"])
     return chosen.settings(parsed, folder, contender.method)
 
@@ -197,6 +199,8 @@ def write_settings(folder: Path, experiment: Experiment, there: Sequence[Run]) -
         )
         about["config"]["seeds"].append(run.seed)
         environment = json.loads((run.folder / "environment.json").read_text())
-        about["runs"].append({"seed": run.seed, **run.machine, "environment": environment})
+        threads = run.metrics["config"]["threads"]  # those of the process may have been others
+        facts = {**run.machine, "threads": threads, "environment": environment}
+        about["runs"].append({"seed": run.seed, **facts})
     data = {"experiment": experiment.name, "title": experiment.title, "contenders": contenders}
     runs.write_json(folder / "settings.json", data)
