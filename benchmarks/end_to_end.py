@@ -33,9 +33,11 @@ from benchmarks.memory import MIB
 from benchmarks.record import OURS, Row, Table
 from benchmarks.state import State, make_state
 from clnp.activity import measure_activity
+from clnp.cli.config import Config
 from clnp.data import PermutedMNIST
 from clnp.data.task import Split
 from clnp.pruning import keep_first
+from clnp.settings import Settings
 
 # Whose settings and capacity are followed: those of the contender RECIPE with seed 0.
 RESULTS = Path(__file__).parent / "results" / "reproduce" / "table1"
@@ -111,13 +113,13 @@ def limits(model: clnp.Model, task: int) -> dict[str, int]:
     """Group -> how many channels a task may train, in proportion to the run that is followed;
     groups without a limit are left out.
     """
-    config, groups = recipe(), model.groups.prunable
-    most = config["first_growth" if task == 0 else "growth"]
-    most = most * len(groups) if len(most) == 1 else most
-    return {
-        group.name: max(1, round(n / config["width"] * group.size))
-        for group, n in zip(groups, most, strict=False)
-    }
+    config = Config.from_dict(recipe())
+    sizes = {group.name: group.size for group in model.groups.prunable}
+    chosen = config.learner_arguments()
+    settings = Settings(growth=chosen["growth"], first_growth=chosen["first_growth"])
+    most = settings.most_new(list(sizes), first=task == 0)
+    assert config.width is not None
+    return {name: max(1, round(n / config.width * sizes[name])) for name, n in most.items()}
 
 
 def batches(split: Split, device: str, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -176,9 +178,9 @@ def next_task(model: clnp.Model, sequence: TaskSequence, task: int) -> bytes:
     """
     train, _ = task_data(sequence, task)
     activity = measure_activity(model, _head(train, 2048), torch.device(sequence.case.device))
-    keep = {}
+    keep, shares = {}, fractions(sequence.tasks)[task]
     for group in model.groups.prunable:
-        wanted = round(fractions(sequence.tasks)[task][group.name] * group.size)
+        wanted = round(shares[group.name] * group.size)
         count = min(max(wanted - model.active(group), 1), model.free(group))
         free = activity[group.name][model.active(group) :]
         keep[group.name] = free.topk(count).indices.sort().values
