@@ -3,10 +3,13 @@
 Every contender trains the same tasks in the same order of examples and evaluates the validation
 split after every epoch. After a task the same number of channels is frozen for all of them: those
 that are most active in the network that ours has trained. So the networks are the same up to
-rounding, and only the time differs. Where the recipe limits the channels that a task may train, the
-others have weights of zero in dense networks, and are left out by those that can. What comes
-between tasks (threshold search, freezing) is not timed. The time of a task should fall as tasks are
-learned.
+rounding, and only the time differs. What comes between tasks (threshold search, freezing) is not
+timed.
+
+There are two sequences of the same capacity. In the first a task trains all channels that are free,
+as in the paper: its time should fall as tasks are learned. In the second it trains no more channels
+than the recipe allows: the others have weights of zero in dense networks, and are left out by those
+that can.
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ class TaskSequence:
         case: network, dtype, device; nothing frozen.
         tasks, epochs, examples: how many; `examples` of each task's training split.
         root: folder with MNIST's files; "" makes random data of its shape.
+        limited: whether the recipe limits the channels that a task may train.
     """
 
     case: Case
@@ -63,6 +67,12 @@ class TaskSequence:
     epochs: int
     examples: int
     root: str = ""
+    limited: bool = False
+
+    @property
+    def name(self) -> str:
+        name = f"{self.case.name}, {self.tasks} tasks of {self.examples} x {self.epochs}"
+        return f"{name}, limited" if self.limited else name
 
 
 def task_data(sequence: TaskSequence, task: int) -> tuple[Split, Split]:
@@ -109,10 +119,12 @@ def fractions(tasks: int) -> list[dict[str, float]]:
     return [learned[(k + 1) * len(learned) // tasks - 1] for k in range(tasks)]
 
 
-def limits(model: clnp.Model, task: int) -> dict[str, int]:
+def limits(model: clnp.Model, sequence: TaskSequence, task: int) -> dict[str, int]:
     """Group -> how many channels a task may train, in proportion to the run that is followed;
     groups without a limit are left out.
     """
+    if not sequence.limited:
+        return {}
     config = Config.from_dict(recipe())
     sizes = {group.name: group.size for group in model.groups.prunable}
     chosen = config.learner_arguments()
@@ -168,7 +180,7 @@ def first_state(sequence: TaskSequence) -> State:
     experiment.
     """
     state = make_state(sequence.case, head="single")
-    state.model.compact(keep_first(state.model, limits(state.model, 0)))
+    state.model.compact(keep_first(state.model, limits(state.model, sequence, 0)))
     return state
 
 
@@ -186,7 +198,7 @@ def next_task(model: clnp.Model, sequence: TaskSequence, task: int) -> bytes:
         keep[group.name] = free.topk(count).indices.sort().values
     model.consolidate(keep)
     generator = torch.Generator().manual_seed(SEED + task)
-    model.begin_task(generator=generator, most_new=limits(model, task + 1))
+    model.begin_task(generator=generator, most_new=limits(model, sequence, task + 1))
     model.train()
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
@@ -271,8 +283,12 @@ def check_accuracy(
 def rows(sequence: TaskSequence, task: int, found: Mapping[str, Mapping[str, float]]) -> list[Row]:
     """Time and memory of every contender."""
     case = sequence.case
-    name = f"{case.name}, {sequence.tasks} tasks of {sequence.examples} x {sequence.epochs}"
-    common: Row = {"suite": "end-to-end", "case": name, "batch": BATCH, "dtype": case.dtype}
+    common: Row = {
+        "suite": "end-to-end",
+        "case": sequence.name,
+        "batch": BATCH,
+        "dtype": case.dtype,
+    }
     common |= {"device": case.device, "task": task, "samples": 1}
     made = []
     for contender, values in found.items():
@@ -295,7 +311,8 @@ def run(
 ) -> None:
     """Measures; arguments as of `benchmarks.step.run`, and a folder with MNIST.
 
-    The network is the MLP always; what is frozen and what may be trained follow `recipe`.
+    The network is the MLP always; what is frozen, and what may be trained in the second sequence,
+    follow `recipe`.
     """
     names = [name for name in NAMES if name != "compiled" or "mlp" in size.compiled]
     for dtype, table in tables.items():
@@ -303,7 +320,10 @@ def run(
         for fraction in (0.0, 0.5):
             here = replace(case, fraction=fraction)
             check_steps(here, names, head="single", dtypes=dict.fromkeys(["fp32", dtype]))
-        sequence = TaskSequence(case, size.tasks, size.epochs, size.examples, root)
-        for task, found in measure(sequence, names):
-            check_accuracy(sequence, task, found)
-            table.add(rows(sequence, task, found))
+        for limited in (False, True):
+            sequence = TaskSequence(
+                case, size.tasks, size.epochs, size.examples, root, limited=limited
+            )
+            for task, found in measure(sequence, names):
+                check_accuracy(sequence, task, found)
+                table.add(rows(sequence, task, found))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,6 +40,7 @@ CONVOLUTIONS = {
         (2048, 512, 1, 1, 7),
     ),
 }
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 NORMS = ((64, 32), (256, 8), (512, 13), (256, 56))  # C, side of the image
 
 
@@ -102,7 +105,20 @@ def contenders(case: OpCase, compiled: bool = True) -> list[str]:
 
 def make(case: OpCase, name: str) -> Callable[[], Any]:
     """One call of an operator with its backward."""
+    keep_memory()
     return builder(case)(case, name)
+
+
+def keep_memory() -> None:
+    """Tells the allocator of the C library to give no memory back to the system.
+
+    An operator's buffers are given back or not depending on the order in which it frees them, and
+    new pages take as long as the work on them; in a network, others take them over.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def builder(case: OpCase) -> Callable[[OpCase, str], Any]:

@@ -11,6 +11,7 @@ from benchmarks.op_cases import OpCase, cases, check, contenders, make, work
 from benchmarks.record import Table, rows_of
 
 SECONDS = 0.5  # for each contender: calls are short
+LIMIT = 60.0  # GFLOP of a dense call; larger cases are left out on a CPU
 
 
 def run(
@@ -26,6 +27,9 @@ def run(
     with processes(("dense", "compiled")) as pool:
         for dtype, table in tables.items():
             for case in cases(size, dtype, device):
+                if device == "cpu" and work(case)[0] > LIMIT:
+                    print(f"{case.name}, batch {case.batch}: too large for a CPU, left out")
+                    continue
                 names = contenders(case, bool(size.compiled))
                 # Activity knows of no frozen channels.
                 for fraction in fractions if "slices" in names else (0.0,):

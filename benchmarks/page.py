@@ -116,21 +116,24 @@ def inference(rows: Sequence[Row]) -> str:
 
 
 def end_to_end(rows: Sequence[Row]) -> str:
-    """Seconds of every task, and of all, for each contender."""
-    lines = []
+    """Seconds of every task, and of all, for each contender; a table for each sequence."""
     rows = where(rows, quantity="time")
-    tasks = values(rows, "task")
-    for dtype in values(rows, "dtype"):
-        here = where(rows, dtype=dtype)
-        for name in values(here, "contender"):
-            times = [row["median"] / 1e3 for row in where(here, contender=name)]
-            ours = [row["median"] / 1e3 for row in where(here, contender=OURS)]
-            cells = [f"{seconds:.2f}" for seconds in times]
-            lines.append(
-                [dtype, name, *cells, f"{sum(times):.1f}", f"{sum(times) / sum(ours):.2f} x"]
-            )
-    head = [f"seconds ({rows[0]['case']})", "task", *(f"{t:.0f}" for t in tasks), "all", "ours"]
-    return table(head, lines)
+    tables = []
+    for case in values(rows, "case"):
+        lines = []
+        for dtype in values(where(rows, case=case), "dtype"):
+            here = where(rows, case=case, dtype=dtype)
+            ours = sum(row["median"] for row in where(here, contender=OURS))
+            for name in values(here, "contender"):
+                times = [row["median"] for row in where(here, contender=name)]
+                cells = [f"{ms / 1e3:.2f}" for ms in times]
+                lines.append(
+                    [dtype, name, *cells, f"{sum(times) / 1e3:.1f}", f"{sum(times) / ours:.2f} x"]
+                )
+        tasks = values(where(rows, case=case), "task")
+        head = [f"seconds ({case})", "task", *(f"{t:.0f}" for t in tasks), "all", "ours"]
+        tables.append(table(head, lines))
+    return "\n\n".join(tables)
 
 
 def grid(rows: Sequence[Row]) -> str:

@@ -1,11 +1,12 @@
 // masked_conv2d and its gradients: PyTorch's convolutions on slices of channels, joined in one pass
-// with the ReLU and the activity.
+// with the ReLU and the activity. PyTorch copies slices of channels before it convolves them; where a
+// convolution is a product of matrices, their columns serve as they are.
 #include <array>
 #include <optional>
 #include <tuple>
 
 #include "channels.h"
-#include "dispatch.h"
+#include "products.h"
 
 namespace clnp {
 namespace {
@@ -85,6 +86,32 @@ Tensor seen_by_points(const Tensor& x, const Geometry& g) {
     seen = torch::stable::detail::to<Tensor>(stack[0]);
   }
   return seen;
+}
+
+// Whether the convolution is a product of the pixels' rows, images being in channels_last.
+bool is_product(const Tensor& weight, const Geometry& g) {
+  return weight.size(2) == 1 && weight.size(3) == 1 && g.stride == Sizes{1, 1} &&
+         g.padding == Sizes{0, 0} && !g.depthwise;
+}
+
+// Images in channels_last [B, C, H, W] as [B H W, C]: the same memory.
+Tensor pixel_rows(const Tensor& x) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::array<StableIValue, 2> stack{from(x), from(Sizes{0, 2, 3, 1})};
+  call("aten::permute", "", stack.data());
+  stack = {stack[0], from(Sizes{x.size(0) * x.size(2) * x.size(3), x.size(1)})};
+  call("aten::view", "", stack.data());
+  return to<Tensor>(stack[0]);
+}
+
+// Filters of 1 x 1, [O, I, 1, 1], as [O, I].
+Tensor matrix(const Tensor& weight) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::array<StableIValue, 2> stack{from(weight), from(Sizes{weight.size(0), weight.size(1)})};
+  call("aten::reshape", "", stack.data());
+  return to<Tensor>(stack[0]);
 }
 
 void check_geometry(const Tensor& x, int64_t kernel_h, int64_t kernel_w, const Geometry& g) {
@@ -225,7 +252,14 @@ std::tuple<Tensor, Tensor> masked_conv2d_fwd(
     if (whole && some && !relu && !activity) return;
     join_images(some ? *result : to, to, relu, last, activity ? sums.data() + start : nullptr);
   };
-  if (depthwise) {
+  if (last && active_out > 0 && free_out > 0 && x.numel() > 0 && is_product(free_weight, g)) {
+    y = new_images(x, x.size(0), outputs, height, width, last);
+    const Tensor from = pixel_rows(dense(x, last)), to = pixel_rows(*y);
+    linear_out(columns_of(from, 0, active_weight.size(1)), matrix(active_weight), active_bias,
+               columns_of(to, 0, active_out));
+    linear_out(from, matrix(free_weight), free_bias, columns_of(to, active_out, free_out));
+    if (relu || activity) join_images(*y, *y, relu, last, activity ? sums.data() : nullptr);
+  } else if (depthwise) {
     std::optional<Tensor> bias;
     if (free_bias) bias = stacked(*active_bias, *free_bias);
     part(x, stacked(active_weight, free_weight), bias, 0);
@@ -320,7 +354,10 @@ Tensor masked_conv2d_dgrad(const Tensor& grad_z, const Tensor& x, const Tensor& 
   const Tensor grad_x = empty(inputs);
   Tensor front = channels_of(grad_x, 0, split);
   Tensor back = channels_of(grad_x, split, inputs - split);
-  if (split < inputs) torch::stable::copy_(back, part(free_grad, weight, inputs - split));
+  if (last && split < inputs && free_grad.numel() > 0 && is_product(weight, g))
+    mm_out(pixel_rows(dense(free_grad, last)), matrix(weight), pixel_rows(back));
+  else if (split < inputs)
+    torch::stable::copy_(back, part(free_grad, weight, inputs - split));
   if (full_input_grad)
     torch::stable::copy_(front, part(channels_of(grad_z, 0, active_out), active_weight, split));
   else

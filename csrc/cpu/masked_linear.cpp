@@ -1,39 +1,12 @@
 // masked_linear and its gradients: products on slices, written straight into the result's columns.
-#include <array>
 #include <optional>
 #include <tuple>
 
 #include "columns.h"
-#include "dispatch.h"
+#include "products.h"
 
 namespace clnp {
 namespace {
-
-Tensor columns_of(const Tensor& t, int64_t start, int64_t length) {
-  Tensor source = t;
-  if (start == 0 && length == t.size(1)) return source;
-  return torch::stable::narrow(source, 1, start, length);
-}
-
-// out = a @ b
-void mm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
-  call("aten::mm", "out", stack.data());
-  to<Tensor>(stack[0]);
-}
-
-// out = x @ weight.T + bias, by the very call that torch.nn.functional.linear makes
-void linear_out(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                const Tensor& out) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  if (out.numel() == 0) return;
-  std::array<StableIValue, 4> stack{from(x), from(weight), from(bias), from(out)};
-  call("aten::linear", "out", stack.data());
-  to<Tensor>(stack[0]);
-}
 
 void check_weights(const Tensor& active_weight, const Tensor& free_weight, const Tensor& like) {
   check_matrix("active_weight", active_weight);
