@@ -21,6 +21,7 @@ from clnp_kernels.nn import MaskedConv2d, MaskedLinear, PartialBatchNorm2d
 
 LAYERS = ("masked_linear", "masked_conv2d", "partial_batch_norm")
 OPTIMIZERS = ("adam_l1", "sgd_l1")
+OPERATORS = (*LAYERS, "channel_activity", *OPTIMIZERS)
 # Where torch.compile has something to fuse.
 COMPILED = ("masked_linear", "partial_batch_norm", "channel_activity")
 # I, O, kernel, stride, side of the image: layers of the networks and of resnet50 at 224 x 224

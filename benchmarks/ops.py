@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import gt
 
 from benchmarks.cases import ALL_FRACTIONS, Size
 from benchmarks.harness import processes, race
@@ -11,7 +12,7 @@ from benchmarks.op_cases import OpCase, cases, check, contenders, make, work
 from benchmarks.record import Table, rows_of
 
 SECONDS = 0.5  # for each contender: calls are short
-LIMIT = 60.0  # GFLOP of a dense call; larger cases are left out on a CPU
+LIMITS = (60.0, 1.0)  # GFLOP and GB of a dense call; larger cases are left out on a CPU
 
 
 def run(
@@ -20,14 +21,19 @@ def run(
     device: str,
     networks: Sequence[str] = (),
     fractions: Sequence[float] = (),
+    operators: Sequence[str] = (),
 ) -> None:
-    """Measures; arguments as of `benchmarks.step.run`, `networks` has no meaning here."""
+    """Measures; arguments as of `benchmarks.step.run`, where `networks` has no meaning here, and
+    names of operators; default: all.
+    """
     short = replace(size, seconds=min(size.seconds, SECONDS))
     fractions = fractions or (ALL_FRACTIONS if size.scale == 1 else size.fractions)
     with processes(("dense", "compiled")) as pool:
         for dtype, table in tables.items():
             for case in cases(size, dtype, device):
-                if device == "cpu" and work(case)[0] > LIMIT:
+                if operators and case.op not in operators:
+                    continue
+                if device == "cpu" and any(map(gt, work(case), LIMITS)):
                     print(f"{case.name}, batch {case.batch}: too large for a CPU, left out")
                     continue
                 names = contenders(case, bool(size.compiled))

@@ -31,9 +31,10 @@ def conditions(rows: Sequence[Row]) -> str:
         for dtype in values(rows, "dtype")
     )
     machines = ", ".join(values(rows, "hardware"))
+    measured = values([{"when": f"revision {r['revision']}, {r['date']}"} for r in rows], "when")
     return (
-        f"{machines}, {row['cpu']}, {row['threads']:.0f} threads, torch {row['torch']}, revision "
-        f"{row['revision']}, {row['date']}; a large copy moves {row['copy_gbs']:.0f} GB/s; "
+        f"{machines}, {row['cpu']}, {row['threads']:.0f} threads, torch {row['torch']}, "
+        f"{' and '.join(measured)}; a large copy moves {row['copy_gbs']:.0f} GB/s; "
         f"{limits}."
     )
 

@@ -23,6 +23,7 @@ from benchmarks import (
     inference,
     machine,
     memory,
+    op_cases,
     ops,
     plots,
     scaling,
@@ -57,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
         help="default: all in whose products the machine is at least half as fast as in fp32",
     )
     made.add_argument("--networks", choices=NETWORKS, nargs="+", default=[], metavar="NAME")
+    made.add_argument(
+        "--operators", choices=op_cases.OPERATORS, nargs="+", default=[], metavar="NAME"
+    )
     made.add_argument("--fractions", type=float, nargs="+", default=[], metavar="A")
     made.add_argument("--quick", action="store_true", help="smaller networks and fewer cases")
     made.add_argument("--size", choices=SIZES, default="full", help="quick is --quick")
@@ -87,6 +91,8 @@ def run_suite(name: str, options: argparse.Namespace, size: Size) -> Path:
     suite: Callable[..., Any] = SUITES[name]
     if name == "end-to-end" and options.data_root:
         suite = partial(suite, root=options.data_root)
+    if name == "ops":
+        suite = partial(suite, operators=options.operators)
     if name == "inference" and options.run:
         suite = partial(suite, run=options.run)
     path = options.out / f"{name}.csv"

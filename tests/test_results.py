@@ -75,6 +75,23 @@ def test_step_times_without_avx512(label: str, slow: str, fast: str) -> None:
     assert f"| {label} | {cells} |" in README
 
 
+def test_sequences() -> None:
+    with (RESULTS / "cpu-avx2" / "end-to-end.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["quantity"] == "time"]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    assert [case.endswith("limited") for case in cases] == [False, True]
+    words = ("{} faster than eager-masked, {} than dense, {} than slices", "{}, {} and {}.")
+    for case, sentence in zip(cases, words, strict=True):
+        seconds: dict[str, float] = {}
+        for row in rows:
+            if row["case"] == case:
+                name = row["contender"]
+                seconds[name] = seconds.get(name, 0.0) + float(row["median"])
+        names = ("eager-masked", "dense", "slices")
+        cells = [f"{seconds[name] / seconds['ours']:.2f} x" for name in names]
+        assert sentence.format(*cells) in " ".join(README.split())
+
+
 def test_inference() -> None:
     with (RESULTS / "inference.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -1,6 +1,6 @@
 // masked_conv2d and its gradients: PyTorch's convolutions on slices of channels, joined in one pass
-// with the ReLU and the activity. PyTorch copies slices of channels before it convolves them; where a
-// convolution is a product of matrices, their columns serve as they are.
+// with the ReLU and the activity. PyTorch copies slices of channels before it convolves them; where
+// a convolution is a product of matrices, their columns serve as they are.
 #include <array>
 #include <optional>
 #include <tuple>
