@@ -20,12 +20,6 @@ Tensor dense(const Tensor& x, bool last);
 Tensor new_images(const Tensor& like, int64_t batch, int64_t channels, int64_t height,
                   int64_t width, bool last);
 
-inline Tensor channels_of(const Tensor& x, int64_t start, int64_t length) {
-  Tensor source = x;
-  if (start == 0 && length == x.size(1)) return source;
-  return torch::stable::narrow(source, 1, start, length);
-}
-
 void check_images(const char* name, const Tensor& t);
 
 // Distances in elements: from image to image, from channel to channel and from pixel to pixel. One

@@ -13,6 +13,13 @@ constexpr int64_t kColumns = 256;  // of one piece of work: its float64 sums sta
 constexpr int64_t kRows = 512;
 constexpr int64_t kGrain = 32768;  // elements below which a second thread costs more than it saves
 
+// t[:, start : start + length]: columns of a matrix, channels of images.
+inline Tensor slice_of(const Tensor& t, int64_t start, int64_t length) {
+  Tensor source = t;
+  if (start == 0 && length == t.size(1)) return source;
+  return torch::stable::narrow(source, 1, start, length);
+}
+
 // sums[c] = sum over rows of term(r, c), where term may write elements (r, c). Four rows at a time,
 // added in the element's own width, then in float64: the sums are loaded and stored a quarter as
 // often.

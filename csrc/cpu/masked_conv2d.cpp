@@ -247,7 +247,7 @@ std::tuple<Tensor, Tensor> masked_conv2d_fwd(
     std::optional<Tensor> result;
     if (some) result = convolve(from, weight, bias, g, last);
     if (!y) y = whole && some ? *result : new_images(x, x.size(0), outputs, height, width, last);
-    const Tensor to = channels_of(*y, start, count);
+    const Tensor to = slice_of(*y, start, count);
     if (!some) fill_channels(to, bias);
     if (whole && some && !relu && !activity) return;
     join_images(some ? *result : to, to, relu, last, activity ? sums.data() + start : nullptr);
@@ -255,16 +255,16 @@ std::tuple<Tensor, Tensor> masked_conv2d_fwd(
   if (last && active_out > 0 && free_out > 0 && x.numel() > 0 && is_product(free_weight, g)) {
     y = new_images(x, x.size(0), outputs, height, width, last);
     const Tensor from = pixel_rows(dense(x, last)), to = pixel_rows(*y);
-    linear_out(columns_of(from, 0, active_weight.size(1)), matrix(active_weight), active_bias,
-               columns_of(to, 0, active_out));
-    linear_out(from, matrix(free_weight), free_bias, columns_of(to, active_out, free_out));
+    linear_out(slice_of(from, 0, active_weight.size(1)), matrix(active_weight), active_bias,
+               slice_of(to, 0, active_out));
+    linear_out(from, matrix(free_weight), free_bias, slice_of(to, active_out, free_out));
     if (relu || activity) join_images(*y, *y, relu, last, activity ? sums.data() : nullptr);
   } else if (depthwise) {
     std::optional<Tensor> bias;
     if (free_bias) bias = stacked(*active_bias, *free_bias);
     part(x, stacked(active_weight, free_weight), bias, 0);
   } else {
-    part(channels_of(x, 0, active_weight.size(1)), active_weight, active_bias, 0);
+    part(slice_of(x, 0, active_weight.size(1)), active_weight, active_bias, 0);
     part(x, free_weight, free_bias, active_out);
   }
   if (!y) y = new_images(x, x.size(0), outputs, height, width, last);
@@ -284,8 +284,8 @@ std::tuple<Tensor, Tensor> masked_conv2d_relu_grad(const Tensor& grad_y, const T
   const bool last = is_channels_last(y);
   const int64_t batch = y.size(0), channels = y.size(1) - active;
   const int64_t pixels = y.size(2) * y.size(3);
-  const Images grad(channels_of(grad_y, active, channels), last);
-  const Images output(channels_of(y, active, channels), last);
+  const Images grad(slice_of(grad_y, active, channels), last);
+  const Images output(slice_of(y, active, channels), last);
   const Tensor out = new_images(y, batch, channels, y.size(2), y.size(3), last);
   const Images result(out, last);
   const Lie g = grad.lie, z = output.lie, o = result.lie;
@@ -340,26 +340,26 @@ Tensor masked_conv2d_dgrad(const Tensor& grad_z, const Tensor& x, const Tensor& 
     Tensor none = empty(channels);
     return torch::stable::zero_(none);
   };
-  const Tensor free_grad = channels_of(grad_z, skipped, free_out);
+  const Tensor free_grad = slice_of(grad_z, skipped, free_out);
   const bool overlap = full_input_grad && !depthwise;
   if (overlap || split == 0) {
     const Tensor grad_x = part(free_grad, free_weight, inputs);
     if (!overlap || split == 0 || active_out == 0) return grad_x;
-    const Tensor active = part(channels_of(grad_z, 0, active_out), active_weight, split);
-    Tensor front = channels_of(grad_x, 0, split);
+    const Tensor active = part(slice_of(grad_z, 0, active_out), active_weight, split);
+    Tensor front = slice_of(grad_x, 0, split);
     torch::stable::copy_(front, torch::stable::subtract(front, active, -1.0));
     return grad_x;
   }
-  const Tensor weight = depthwise ? free_weight : channels_of(free_weight, split, inputs - split);
+  const Tensor weight = depthwise ? free_weight : slice_of(free_weight, split, inputs - split);
   const Tensor grad_x = empty(inputs);
-  Tensor front = channels_of(grad_x, 0, split);
-  Tensor back = channels_of(grad_x, split, inputs - split);
+  Tensor front = slice_of(grad_x, 0, split);
+  Tensor back = slice_of(grad_x, split, inputs - split);
   if (last && split < inputs && free_grad.numel() > 0 && is_product(weight, g))
     mm_out(pixel_rows(dense(free_grad, last)), matrix(weight), pixel_rows(back));
   else if (split < inputs)
     torch::stable::copy_(back, part(free_grad, weight, inputs - split));
   if (full_input_grad)
-    torch::stable::copy_(front, part(channels_of(grad_z, 0, active_out), active_weight, split));
+    torch::stable::copy_(front, part(slice_of(grad_z, 0, active_out), active_weight, split));
   else
     torch::stable::zero_(front);
   return grad_x;
@@ -382,7 +382,7 @@ std::tuple<Tensor, Tensor> masked_conv2d_wgrad(const Tensor& grad_z, const Tenso
   STD_TORCH_CHECK(!depthwise || outputs <= x.size(1), "grad_z.shape: got ", shape_text(grad_z),
                   ", wanted at most ", x.size(1), " channels");
   const bool last = is_channels_last(x);
-  const Tensor seen = depthwise ? channels_of(x, x.size(1) - outputs, outputs) : x;
+  const Tensor seen = depthwise ? slice_of(x, x.size(1) - outputs, outputs) : x;
   const int64_t inputs = depthwise ? 1 : x.size(1);
   Tensor weight = new_images(grad_z, outputs, inputs, kernel[0], kernel[1], last);
   const Tensor grad = dense(grad_z, last);

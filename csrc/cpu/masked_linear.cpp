@@ -41,9 +41,9 @@ std::tuple<Tensor, Tensor> masked_linear_fwd(const Tensor& x, const Tensor& acti
   const int64_t active_out = active_weight.size(0), free_out = free_weight.size(0);
   const bool relu = activation == "relu";
   Tensor y = torch::stable::new_empty(x, {x.size(0), active_out + free_out});
-  linear_out(columns_of(x, 0, active_weight.size(1)), active_weight, active_bias,
-             columns_of(y, 0, active_out));
-  linear_out(x, free_weight, free_bias, columns_of(y, active_out, free_out));
+  linear_out(slice_of(x, 0, active_weight.size(1)), active_weight, active_bias,
+             slice_of(y, 0, active_out));
+  linear_out(x, free_weight, free_bias, slice_of(y, active_out, free_out));
   const ScalarType sums = sum_type(x.scalar_type());
   if (activity) return {y, column_sums(y, relu ? Term::kReluAbs : Term::kAbs, sums)};
   if (relu) relu_(y);
@@ -137,19 +137,19 @@ Tensor masked_linear_dgrad(const Tensor& grad_z, const Tensor& active_weight,
   Tensor grad_x = torch::stable::new_empty(grad_z, {grad_z.size(0), inputs});
   if (grad_x.numel() == 0) return grad_x;
   if (full_input_grad) {
-    mm_out(columns_of(grad_z, active_out, free_out), free_weight, grad_x);
+    mm_out(slice_of(grad_z, active_out, free_out), free_weight, grad_x);
     Tensor from_active = torch::stable::new_empty(grad_z, {grad_z.size(0), active_in});
-    mm_out(columns_of(grad_z, 0, active_out), active_weight, from_active);
+    mm_out(slice_of(grad_z, 0, active_out), active_weight, from_active);
     add_columns(grad_x, from_active, active_in);
     return grad_x;
   }
   if (active_in > 0) {
-    Tensor active = columns_of(grad_x, 0, active_in);
+    Tensor active = slice_of(grad_x, 0, active_in);
     torch::stable::zero_(active);
   }
   if (active_in < inputs)
-    mm_out(grad_z, columns_of(free_weight, active_in, inputs - active_in),
-           columns_of(grad_x, active_in, inputs - active_in));
+    mm_out(grad_z, slice_of(free_weight, active_in, inputs - active_in),
+           slice_of(grad_x, active_in, inputs - active_in));
   return grad_x;
 }
 

@@ -269,7 +269,7 @@ Results partial_batch_norm_fwd(const Tensor& x, const Tensor& active_mean, const
   const bool last = is_channels_last(x), relu = activation == "relu";
   const ScalarType wide = sum_type(x.scalar_type());
   std::vector<double> batch_mean, batch_var;
-  if (training) statistics(channels_of(x, active, free), last, batch_mean, batch_var);
+  if (training) statistics(slice_of(x, active, free), last, batch_mean, batch_var);
   std::vector<double> scale(channels), offset(channels), sums(channels);
   const auto set = [&](int64_t start, const std::vector<double>& mean,
                        const std::vector<double>& var, const std::optional<Tensor>& weight,
@@ -404,13 +404,13 @@ std::tuple<Tensor, Tensor, Tensor> partial_batch_norm_bwd(
   const bool last = is_channels_last(x);
   const Tensor grad_x = new_images(x, x.size(0), x.size(1), x.size(2), x.size(3), last);
   const auto given = [&](int64_t start, int64_t count) {
-    const Tensor part = channels_of(x, start, count);
-    return Given{Images(channels_of(grad_y, start, count), last),
-                 Images(y ? channels_of(*y, start, count) : part, last), Images(part, last), last,
+    const Tensor part = slice_of(x, start, count);
+    return Given{Images(slice_of(grad_y, start, count), last),
+                 Images(y ? slice_of(*y, start, count) : part, last), Images(part, last), last,
                  y.has_value()};
   };
   const auto result = [&](int64_t start, int64_t count) {
-    return Images(channels_of(grad_x, start, count), last);
+    return Images(slice_of(grad_x, start, count), last);
   };
   std::vector<double> first(free), second(free), slopes(free), offset(free);
   const std::vector<double> mean = numbers(free_mean), var = numbers(free_var);
@@ -432,7 +432,7 @@ std::tuple<Tensor, Tensor, Tensor> partial_batch_norm_bwd(
     for (int64_t c = 0; c < active; ++c) active_scale[c] /= std::sqrt(active_vars[c] + eps);
     input_gradient(given(0, active), result(0, active), false, active_scale, none, none, none);
   } else if (active > 0) {
-    Tensor front = channels_of(grad_x, 0, active);
+    Tensor front = slice_of(grad_x, 0, active);
     torch::stable::zero_(front);
   }
   const ScalarType wide = sum_type(x.scalar_type());

@@ -9,12 +9,6 @@
 
 namespace clnp {
 
-inline Tensor columns_of(const Tensor& t, int64_t start, int64_t length) {
-  Tensor source = t;
-  if (start == 0 && length == t.size(1)) return source;
-  return torch::stable::narrow(source, 1, start, length);
-}
-
 // out = a @ b
 inline void mm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
   using torch::stable::detail::from;
