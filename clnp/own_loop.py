@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from clnp.activity import measure_activity
+from clnp.activity import read_means
 from clnp.batches import count, count_correct
 from clnp.checks import check_task
 from clnp.data.task import Split, Task
@@ -18,7 +18,9 @@ from clnp.errors import CapacityWarning, ConfigError, TrainingError
 from clnp.forgetting import floor_of, per_layer
 from clnp.learned import LearnedTask
 from clnp.model import Model
+from clnp.pruning import compensate as move_means
 from clnp.settings import CHECKS
+from clnp.sparsifiers import sparsifier as ranking
 from clnp.sparsify import Pruning, ThresholdSearch
 
 
@@ -83,6 +85,8 @@ def prune(
     margin: float = 0.0005,
     search: str = "auto",
     granularity: int = 1,
+    sparsifier: str = "activity",
+    compensate: bool = False,
 ) -> Pruning:
     """Cuts the channels that the task in training can do without: those of the lowest mean activity
     on the training examples, as many as the margin allows (paper, Sec. 2.2).
@@ -95,7 +99,8 @@ def prune(
             (x, y).
         validation: examples that the accuracy is counted on, likewise.
         margin: how much validation accuracy may be lost, a fraction.
-        search, granularity: as of `clnp.Settings`.
+        search, granularity, compensate: as of `clnp.Settings`.
+        sparsifier: likewise; it only ranks the channels, how they are trained is the loop's.
 
     Returns:
         what was kept, the thresholds, and the validation examples that are still right.
@@ -106,7 +111,13 @@ def prune(
         TrainingError: a parameter is not finite.
     """
     _check_trained(model, "prune")
-    given = {"margin": margin, "search": search, "granularity": granularity}
+    given = {
+        "margin": margin,
+        "search": search,
+        "granularity": granularity,
+        "sparsifier": sparsifier,
+        "compensate": compensate,
+    }
     for name, value in given.items():
         wanted, holds = CHECKS[name]
         if not holds(value):
@@ -114,16 +125,20 @@ def prune(
     task = Task("in training", train, validation, validation, model.head.classes)
     check_task(model, task)
     correct = count_correct(model, task.validation, model.device)
+    means: dict[str, torch.Tensor] = {}
     if model.is_full:
         # Only the head was trained; what else is free has no way to it.
         keep = {group.name: torch.empty(0, dtype=torch.int64) for group in model.groups.prunable}
         pruning = Pruning(keep, dict.fromkeys(keep, 0.0), correct, 0.0)
     else:
         floor = floor_of(correct, margin, count(task.validation))
-        activity = measure_activity(model, task.train, model.device)
+        scores = ranking(sparsifier).scores(model, task.train, model.device)
+        if compensate:
+            means = read_means(model, task.train, model.device)
         pruning = ThresholdSearch(
-            model, activity, task.validation, floor, model.device, granularity
+            model, scores, task.validation, floor, model.device, granularity, means=means
         ).run(search)
+    move_means(model, pruning.keep, means)
     model.compact(pruning.keep)
     return pruning
 

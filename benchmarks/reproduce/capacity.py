@@ -16,8 +16,9 @@ from clnp import Learner, plots
 
 # A reduced problem: a quarter of the width and few epochs, so that one run takes minutes on a core.
 BASE = (
-    "--tasks 3 --width 500 --epochs 4 --schedule cosine --dropout 0.1 --margin 0.005 "
-    "--l1 0,1e-5,1e-6 --search layerwise --sparsifier contribution --growth 64,250 "
+    "--tasks 3 --width 500 --epochs 4 --schedule cosine --dropout 0.1 --margin 0.005 --l1 "
+    "0,1e-5,1e-6 --search layerwise --sparsifier contribution --first-growth 500 --growth 64,250 "
+    "--init default "
     "--fine-tune-epochs 2 --fine-tune-lr 1e-3 --fine-tune-schedule cosine"
 )
 CHANGES = {
@@ -44,10 +45,10 @@ FEW = (
     "--sparsifier contribution --first-growth 300,200 --growth 32,200 "
     "--fine-tune-epochs 5 --fine-tune-lr 1e-3 --fine-tune-schedule cosine"
 )
-PLAIN, ORTHOGONAL = "--l1 0,1e-5,1e-6", "--l1 0,1e-5,1e-6 --init orthogonal"
+ORTHOGONAL = "--l1 0,1e-5,1e-6 --init orthogonal"
 REUSED = {
-    "L1 1e-5 on layer 1": "--l1 1e-5,1e-5,1e-6",
-    "no L1 on layer 1": PLAIN,
+    "L1 1e-5 on layer 1": "--l1 1e-5,1e-5,1e-6 --init default",
+    "no L1 on layer 1": "--l1 0,1e-5,1e-6 --init default",
     "orthogonal start, L1 1e-5": "--l1 1e-5,1e-5,1e-6 --init orthogonal",
     "orthogonal start": ORTHOGONAL,
     "orthogonal start, 600 channels": f"{ORTHOGONAL} --first-growth 600,200",

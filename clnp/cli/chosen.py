@@ -94,7 +94,8 @@ def _base(stream: str, method: str, given: dict[str, Any], paths: int) -> dict[s
     base = configs.defaults(stream)
     net = given.get("net", base["net"])
     if net != base["net"]:
-        base |= {"width": None, "depth": None, "dropout": None}
+        base |= {"width": None, "depth": None, "dropout": None, "init": None}
+        base |= {"growth": (), "first_growth": ()}
         base |= WITH_NET.get((stream, net), {})
         if net == "mlp":
             base |= {name: DEFAULTS["arrays"][name] for name in ("width", "depth", "dropout")}
@@ -102,8 +103,10 @@ def _base(stream: str, method: str, given: dict[str, Any], paths: int) -> dict[s
         base["tasks"] = SPLITS[given["split"]]
     if stream in NAMED:
         base["tasks"] = max(paths, 1)
-    if "depth" in given and "l1" not in given:
+    if "depth" in given:
         base["l1"] = _stretched(base["l1"], given["depth"])
+        for name in ("growth", "first_growth"):
+            base[name] = _deepened(base.get(name, ()), given["depth"])
     return base if method == "clnp" else base | _base_of_method(method, stream, base, given)
 
 
@@ -223,6 +226,11 @@ def _stretched(l1: tuple[float, ...], depth: int) -> tuple[float, ...]:
     if len(l1) < 3 or depth < 1:
         return l1
     return (l1[0], *[l1[1]] * (depth - 1), l1[-1])
+
+
+def _deepened(numbers: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """Default limits, one per hidden layer, for another depth: the last is repeated."""
+    return (*numbers, *numbers[-1:] * max(depth, 0))[: max(depth, 0)]
 
 
 def _digest(path: Path) -> str:

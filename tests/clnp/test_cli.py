@@ -123,11 +123,11 @@ def test_defaults_are_good_settings():
 
 
 def test_settings_stored_by_an_earlier_version_are_read():
-    values = Config(**defaults("permuted-mnist")).as_dict()
+    values = Config(**defaults("permuted-digits")).as_dict()
     later = [f.name for f in dataclasses.fields(Config) if f.default is not dataclasses.MISSING]
     assert "method" in later
     old = Config.from_dict({k: v for k, v in values.items() if k not in later})
-    assert old == Config(**defaults("permuted-mnist"))
+    assert old == Config(**defaults("permuted-digits"))
 
 
 def test_stored_settings_are_checked():

@@ -61,6 +61,7 @@ def test_methods_have_settings_of_their_own():
     si = settings("permuted-mnist", "si")
     assert (si.lr, si.schedule, si.dropout, si.fine_tune_epochs) == (1e-3, "constant", 0.0, 0)
     assert si.epochs == settings("permuted-mnist", "clnp").epochs + 10
+    assert si.init is None
     assert dict(si.options) == {"c": 0.1, "reset_optimizer": False, "xi": 0.1}
     other = settings("permuted-mnist", "si", "--set", "c=0", "--lr", "0.1", "--dropout", "0.5")
     assert (other.lr, other.dropout, dict(other.options)["c"]) == (0.1, 0.5, 0)
@@ -71,6 +72,16 @@ def test_methods_have_settings_of_their_own():
     assert dict(packnet.options) == {"tasks": 3}
 
 
+def test_limits_of_growth_follow_the_depth():
+    deep = settings("permuted-mnist", "clnp", "--depth", "3")
+    assert (deep.l1, deep.growth) == ((0.0, 1e-5, 1e-5, 1e-6), (240, 400, 400))
+    assert deep.first_growth == (400, 300, 300)
+    shallow = settings("permuted-mnist", "clnp", "--depth", "1", "--growth", "20")
+    assert (shallow.growth, shallow.first_growth) == ((20,), (400,))
+    other = settings("permuted-mnist", "clnp", "--net", "narrow")
+    assert (other.growth, other.first_growth, other.init) == ((), (), None)
+
+
 def compared(method, *words):
     options = parse(["compare", "permuted-mnist", "--methods", "clnp,si", *words])
     return chosen.settings(options, Path("nowhere"), method)[0]
@@ -79,9 +90,9 @@ def compared(method, *words):
 @pytest.mark.parametrize(
     ("words", "epochs"),
     [
-        ((), 15 + 10),
+        ((), 20 + 10),
         (("--epochs", "7"), 7 + 10),
-        (("--fine-tune-epochs", "3"), 15 + 3),
+        (("--fine-tune-epochs", "3"), 20 + 3),
         (("--epochs", "7", "--fine-tune-epochs", "3"), 10),
         (("--epochs", "7", "--fine-tune-epochs", "0"), 7),
     ],
