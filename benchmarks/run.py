@@ -59,7 +59,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--networks", choices=NETWORKS, nargs="+", default=[], metavar="NAME")
     made.add_argument(
-        "--operators", choices=op_cases.OPERATORS, nargs="+", default=[], metavar="NAME"
+        "--operators",
+        choices=op_cases.OPERATORS,
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="of the suite ops: these only",
     )
     made.add_argument("--fractions", type=float, nargs="+", default=[], metavar="A")
     made.add_argument("--quick", action="store_true", help="smaller networks and fewer cases")

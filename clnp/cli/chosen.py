@@ -107,6 +107,8 @@ def _base(stream: str, method: str, given: dict[str, Any], paths: int) -> dict[s
         base["l1"] = _stretched(base["l1"], given["depth"])
         for name in ("growth", "first_growth"):
             base[name] = _deepened(base.get(name, ()), given["depth"])
+    if given.get("adopt"):
+        base["first_growth"] = ()  # an adopted network has all its channels
     return base if method == "clnp" else base | _base_of_method(method, stream, base, given)
 
 

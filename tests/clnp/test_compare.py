@@ -72,7 +72,7 @@ def test_methods_have_settings_of_their_own():
     assert dict(packnet.options) == {"tasks": 3}
 
 
-def test_limits_of_growth_follow_the_depth():
+def test_limits_of_growth_go_with_the_network(tmp_path):
     deep = settings("permuted-mnist", "clnp", "--depth", "3")
     assert (deep.l1, deep.growth) == ((0.0, 1e-5, 1e-5, 1e-6), (240, 400, 400))
     assert deep.first_growth == (400, 300, 300)
@@ -80,6 +80,11 @@ def test_limits_of_growth_follow_the_depth():
     assert (shallow.growth, shallow.first_growth) == ((20,), (400,))
     other = settings("permuted-mnist", "clnp", "--net", "narrow")
     assert (other.growth, other.first_growth, other.init) == ((), (), None)
+    (tmp_path / "weights").touch()
+    adopted = settings(
+        "permuted-mnist", "clnp", "--adopt", "--pretrained", str(tmp_path / "weights")
+    )
+    assert (adopted.growth, adopted.first_growth) == ((240, 400), ())
 
 
 def compared(method, *words):
