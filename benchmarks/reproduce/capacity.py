@@ -51,6 +51,7 @@ REUSED = {
     "no L1 on layer 1": "--l1 0,1e-5,1e-6 --init default",
     "orthogonal start, L1 1e-5": "--l1 1e-5,1e-5,1e-6 --init orthogonal",
     "orthogonal start": ORTHOGONAL,
+    "orthogonal start, 32 channels": f"{ORTHOGONAL} --first-growth 32,200",
     "orthogonal start, 600 channels": f"{ORTHOGONAL} --first-growth 600,200",
     "orthogonal start, 128 new": f"{ORTHOGONAL} --growth 128,200",
     "orthogonal start, 320 new": f"{ORTHOGONAL} --growth 320,200",
