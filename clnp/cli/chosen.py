@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def _base_of_method(
     from clnp.methods import METHODS as KNOWN
 
     # The same epochs for all: those of fine-tuning go to training.
-    changed = {"epochs": base["epochs"] + base["fine_tune_epochs"], "fine_tune_epochs": 0}
+    changed = {"epochs": _all_epochs(base), "fine_tune_epochs": 0, "fine_tune_rounds": 1}
     changed |= METHODS.get(stream, {})
     options = dict(AUTHORS.get((stream, method), {}))
     if method in KNOWN:
@@ -147,10 +147,15 @@ def _same_epochs(stream: str, given: dict[str, Any]) -> dict[str, Any]:
     """Compared methods train as long as CLNP does, whose epochs of fine-tuning come on top of those
     of training.
     """
-    names = ("epochs", "fine_tune_epochs")
-    if not any(name in given for name in names):
+    if not any(name in given for name in ("epochs", "fine_tune_epochs", "fine_tune_rounds")):
         return given
-    return {**given, "epochs": sum(given.get(name, DEFAULTS[stream][name]) for name in names)}
+    return {**given, "epochs": _all_epochs({**DEFAULTS[stream], **given})}
+
+
+def _all_epochs(settings: Mapping[str, Any]) -> int:
+    """Of training and of every round of fine-tuning."""
+    rounds: int = settings.get("fine_tune_rounds", 1)
+    return int(settings["epochs"] + rounds * settings["fine_tune_epochs"])
 
 
 def _check_some(stream: str, given: dict[str, Any], paths: Sequence[str]) -> None:

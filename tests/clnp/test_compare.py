@@ -100,11 +100,12 @@ def compared(method, *words):
         (("--fine-tune-epochs", "3"), 20 + 3),
         (("--epochs", "7", "--fine-tune-epochs", "3"), 10),
         (("--epochs", "7", "--fine-tune-epochs", "0"), 7),
+        (("--epochs", "7", "--fine-tune-epochs", "3", "--fine-tune-rounds", "4"), 19),
     ],
 )
 def test_compared_methods_train_for_as_many_epochs_as_clnp(words, epochs):
     clnp, si = (compared(name, *words) for name in ("clnp", "si"))
-    assert clnp.epochs + clnp.fine_tune_epochs == epochs
+    assert clnp.epochs + clnp.fine_tune_rounds * clnp.fine_tune_epochs == epochs
     assert (si.epochs, si.fine_tune_epochs) == (epochs, 0)
     assert settings("permuted-mnist", "si", "--epochs", "7").epochs == 7
 
