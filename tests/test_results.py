@@ -124,3 +124,25 @@ def test_methods_compared() -> None:
     assert float(rows["esacl-ewc"]["examples_mean"]) < float(rows["ewc"]["examples_mean"])
     assert float(rows["esacl-ewc"]["flops_mean"]) > float(rows["ewc"]["flops_mean"])
     assert rows["clnp"]["forgetting_mean"] == rows["packnet"]["forgetting_mean"] == "0.0"
+
+
+def test_channels_kept_by_structured_sdp() -> None:
+    with (RESULTS / "methods" / "structured-mnist.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    page = " ".join((ROOT / "docs" / "methods.md").read_text().split())
+
+    def told(contender: str, criterion: str) -> tuple[str, float]:
+        own = [row for row in rows if row["contender"] == contender]
+        assert len(own) == 3
+        columns = (f"{name}_{criterion}" for name in ("accuracy", "layer_1", "layer_2"))
+        accuracy, first, second = (sum(float(r[c]) for r in own) / 3 for c in columns)
+        return f"{100 * accuracy:.2f} with {first:.0f} + {second:.0f}", first + second
+
+    l1, channels = told("l1 1e-05", "activity")
+    assert f"L1 1e-5 {l1} channels" in page
+    assert f"L1 1e-4 {told('l1 0.0001', 'activity')[0]};" in page
+    sdp, fewer = told("sdp k=0.2", "activity")
+    assert f"structured SDP with K = 20 % {sdp}," in page
+    assert f"K = 10 % {told('sdp k=0.1', 'activity')[0]}:" in page
+    assert fewer / channels < 0.26
+    assert f"By norm, K = 20 % reaches {told('sdp k=0.2', 'norm')[0]}." in page
