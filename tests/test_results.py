@@ -126,6 +126,14 @@ def test_methods_compared() -> None:
     assert rows["clnp"]["forgetting_mean"] == rows["packnet"]["forgetting_mean"] == "0.0"
 
 
+def test_si_at_its_authors_settings() -> None:
+    with (RESULTS / "reproduce" / "table1" / "summary.csv").open() as file:
+        acc = {row["contender"]: 100 * float(row["acc_mean"]) for row in csv.DictReader(file)}
+    page = " ".join((ROOT / "docs" / "methods.md").read_text().split())
+    assert f"it keeps {acc['SI']:.1f} % (one seed; about 97 is theirs)" in page
+    assert f"and {acc['SI, c = 0']:.1f} % with c = 0 (about 57)" in page
+
+
 def test_channels_kept_by_structured_sdp() -> None:
     with (RESULTS / "methods" / "structured-mnist.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -41,7 +41,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "threads": 1,
     },
     # Network, optimizer, learning rate and batch as in Golkar et al. 2019, Sec. 3.1. The rest is
-    # the recipe of docs/reproducibility.md, "Table 1", with half the epochs of training.
+    # the recipe of docs/reproducibility.md, "Table 1", for half as many epochs: with less dropout,
+    # and a rate lowered in steps, which gave more where epochs were few.
     "permuted-mnist": {
         **COMMON,
         "tasks": 10,
@@ -49,11 +50,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "batch_size": 256,
         "lr": 2e-3,
         "l1": (0.0, 1e-5, 1e-6),
-        "schedule": "cosine",
+        "schedule": "step",
         "net": "mlp",
         "width": 2000,
         "depth": 2,
-        "dropout": 0.35,
+        "dropout": 0.25,
         "init": "orthogonal",
         "margin": 0.003,
         "sparsifier": "contribution",
