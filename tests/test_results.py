@@ -134,6 +134,25 @@ def test_si_at_its_authors_settings() -> None:
     assert f"and {acc['SI, c = 0']:.1f} % with c = 0 (about 57)" in page
 
 
+def test_reuse_of_the_first_tasks_features() -> None:
+    with (RESULTS / "reproduce" / "reuse" / "tasks.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    page = " ".join((ROOT / "docs" / "reproducibility.md").read_text().split())
+    left = {row["contender"]: int(row["used_fc1"]) for row in rows if row["task"] == "0"}
+    second = {row["contender"]: 100 * float(row["test"]) for row in rows if row["task"] == "1"}
+    start = "orthogonal start"
+    common = ["L1 1e-5 on layer 1", "no L1 on layer 1", f"{start}, L1 1e-5", start]
+    accuracies, channels = [second[c] for c in common], [left[c] for c in common]
+    few, many = f"{start}, 32 channels", f"{start}, 600 channels"
+    assert f"reaches {second[few]:.2f} % where the first one left it {left[few]} to read" in page
+    assert f"{min(accuracies):.2f} to {max(accuracies):.2f} % where it left" in page
+    assert f"it left {min(channels)} to {max(channels)}, and {second[many]:.2f} %" in page
+    assert f"where it left {left[many]}: frozen" in page
+    assert f"the epochs ({second[f'{start}, 60 epochs']:.2f} %)" in page
+    assert f"With 128 new channels it reaches {second[f'{start}, 128 new']:.2f} %" in page
+    assert f"with 320 {second[f'{start}, 320 new']:.2f} %" in page
+
+
 def test_channels_kept_by_structured_sdp() -> None:
     with (RESULTS / "methods" / "structured-mnist.csv").open() as file:
         rows = list(csv.DictReader(file))
