@@ -31,7 +31,7 @@ def conditions(rows: Sequence[Row]) -> str:
         for dtype in values(rows, "dtype")
     )
     machines = ", ".join(values(rows, "hardware"))
-    measured = values([{"when": f"revision {r['revision']}, {r['date']}"} for r in rows], "when")
+    measured = dict.fromkeys(f"revision {row['revision']}, {row['date']}" for row in rows)
     return (
         f"{machines}, {row['cpu']}, {row['threads']:.0f} threads, torch {row['torch']}, "
         f"{' and '.join(measured)}; a large copy moves {row['copy_gbs']:.0f} GB/s; "

@@ -8,7 +8,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README = " ".join((ROOT / "README.md").read_text().split())
+
+
+def words(*path: str) -> str:
+    """A page without its line breaks."""
+    return " ".join(ROOT.joinpath(*path).read_text().split())
+
+
+README = words("README.md")
 
 
 def test_permuted_mnist() -> None:
@@ -89,7 +96,7 @@ def test_sequences() -> None:
                 seconds[name] = seconds.get(name, 0.0) + float(row["median"])
         names = ("eager-masked", "dense", "slices")
         cells = [f"{seconds[name] / seconds['ours']:.2f} x" for name in names]
-        assert sentence.format(*cells) in " ".join(README.split())
+        assert sentence.format(*cells) in README
 
 
 def test_inference() -> None:
@@ -115,7 +122,7 @@ def test_step_times_of_convolutional_networks(network: str) -> None:
 def test_methods_compared() -> None:
     with (RESULTS / "methods" / "compare" / "methods.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    page = " ".join((ROOT / "docs" / "methods.md").read_text().split())
+    page = words("docs", "methods.md")
     acc = {name: 100 * float(row["acc_mean"]) for name, row in rows.items()}
     assert f"is {acc['packnet'] - acc['clnp']:.1f} points ahead" in page
     assert round(float(rows["packnet"]["flops_mean"]) / float(rows["clnp"]["flops_mean"])) == 3
@@ -129,7 +136,7 @@ def test_methods_compared() -> None:
 def test_si_at_its_authors_settings() -> None:
     with (RESULTS / "reproduce" / "table1" / "summary.csv").open() as file:
         acc = {row["contender"]: 100 * float(row["acc_mean"]) for row in csv.DictReader(file)}
-    page = " ".join((ROOT / "docs" / "methods.md").read_text().split())
+    page = words("docs", "methods.md")
     assert f"it keeps {acc['SI']:.1f} % (one seed; about 97 is theirs)" in page
     assert f"and {acc['SI, c = 0']:.1f} % with c = 0 (about 57)" in page
 
@@ -137,7 +144,7 @@ def test_si_at_its_authors_settings() -> None:
 def test_reuse_of_the_first_tasks_features() -> None:
     with (RESULTS / "reproduce" / "reuse" / "tasks.csv").open() as file:
         rows = list(csv.DictReader(file))
-    page = " ".join((ROOT / "docs" / "reproducibility.md").read_text().split())
+    page = words("docs", "reproducibility.md")
     left = {row["contender"]: int(row["used_fc1"]) for row in rows if row["task"] == "0"}
     second = {row["contender"]: 100 * float(row["test"]) for row in rows if row["task"] == "1"}
     start = "orthogonal start"
@@ -156,7 +163,7 @@ def test_reuse_of_the_first_tasks_features() -> None:
 def test_channels_kept_by_structured_sdp() -> None:
     with (RESULTS / "methods" / "structured-mnist.csv").open() as file:
         rows = list(csv.DictReader(file))
-    page = " ".join((ROOT / "docs" / "methods.md").read_text().split())
+    page = words("docs", "methods.md")
 
     def told(contender: str, criterion: str) -> tuple[str, float]:
         own = [row for row in rows if row["contender"] == contender]

@@ -16,9 +16,9 @@ from clnp import Learner, plots
 
 # A reduced problem: a quarter of the width and few epochs, so that one run takes minutes on a core.
 BASE = (
-    "--tasks 3 --width 500 --epochs 4 --schedule cosine --dropout 0.1 --margin 0.005 --l1 "
-    "0,1e-5,1e-6 --search layerwise --sparsifier contribution --first-growth 500 --growth 64,250 "
-    "--init default "
+    "--tasks 3 --width 500 --init default --epochs 4 --schedule cosine --dropout 0.1 "
+    "--l1 0,1e-5,1e-6 --first-growth 500 --growth 64,250 "
+    "--margin 0.005 --search layerwise --sparsifier contribution "
     "--fine-tune-epochs 2 --fine-tune-lr 1e-3 --fine-tune-schedule cosine"
 )
 CHANGES = {

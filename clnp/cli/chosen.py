@@ -237,7 +237,8 @@ def _stretched(l1: tuple[float, ...], depth: int) -> tuple[float, ...]:
 
 def _deepened(numbers: tuple[int, ...], depth: int) -> tuple[int, ...]:
     """Default limits, one per hidden layer, for another depth: the last is repeated."""
-    return (*numbers, *numbers[-1:] * max(depth, 0))[: max(depth, 0)]
+    depth = max(depth, 0)
+    return (numbers + numbers[-1:] * depth)[:depth]
 
 
 def _digest(path: Path) -> str:
