@@ -4,39 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from benchmarks.reproduce import figures
 from benchmarks.reproduce.experiment import Contender, Experiment, Run
 from benchmarks.reproduce.permuted_mnist import OURS, QUICK, SPLIT
-from benchmarks.reproduce.tables import write_tables
+from benchmarks.reproduce.tables import task_rows, write_tables
 from clnp import Learner, plots
+from clnp.cli.results import write_csv
 
-# A reduced problem: a quarter of the width and few epochs, so that one run takes minutes on a core.
+# A reduced problem: two tasks, narrower and shorter than table 1's, so that a run takes a minute or
+# two on a core. It begins wide, is pruned and fine-tuned in two rounds.
 BASE = (
-    "--tasks 3 --width 500 --init default --epochs 4 --schedule cosine --dropout 0.1 "
-    "--l1 0,1e-5,1e-6 --first-growth 500 --growth 64,250 "
-    "--margin 0.005 --search layerwise --sparsifier contribution "
-    "--fine-tune-epochs 2 --fine-tune-lr 1e-3 --fine-tune-schedule cosine"
+    "--tasks 2 --first-growth 600,400 --growth 300,200 --init orthogonal --epochs 6 "
+    "--schedule step --dropout 0.2 --l1 0,1e-5,1e-6 --search joint --sparsifier contribution "
+    "--fine-tune-rounds 2 --fine-tune-epochs 2 --fine-tune-lr 1e-3 --fine-tune-schedule cosine"
 )
-CHANGES = {
+# Compared at equal capacity: each at three margins, so that a line can be drawn through them.
+RECIPES = {
     "base": "",
-    "L1 1e-5 on layer 1": "--l1 1e-5,1e-5,1e-6",
-    "growth 16": "--growth 16,250",
-    "no limit": "--growth 500,500",
     "ranked by activity": "--sparsifier activity",
-    "means compensated": "--compensate",
-    "two rounds": "--fine-tune-epochs 1 --fine-tune-rounds 2",
-    "margin 1 %": "--margin 0.01",
-    "joint search": "--search joint",
     "structured SDP": "--sparsifier sdp",
+    "means compensated": "--compensate",
+    "no fine-tuning": "--fine-tune-epochs 0 --fine-tune-rounds 1 --epochs 10",
+    "one round": "--fine-tune-epochs 4 --fine-tune-rounds 1",
+    "four rounds": "--fine-tune-epochs 1 --fine-tune-rounds 4",
+    "layer by layer": "--search layerwise",
+    "one threshold": "--search global",
+    "usual start": "--init default",
+    "L1 1e-5 on layer 1": "--l1 1e-5,1e-5,1e-6",
+    "L1 1e-5 on layer 1, usual start": "--l1 1e-5,1e-5,1e-6 --init default",
     "initial scale 0.05": "--reinit-scale 0.05",
-    "twice the epochs": "--epochs 8",
-    "growth 16, four times the epochs": "--growth 16,250 --epochs 16",
-    "growth 16, lr 8e-3": "--growth 16,250 --lr 8e-3",
+    "narrow": "--first-growth 300,200 --growth 150,100",
+    "twice the epochs": "--epochs 12 --fine-tune-epochs 4",
 }
+MARGINS = (0.0025, 0.005, 0.01)
 # At full size: how accuracy depends on the new channels of layer 1 that later tasks may train.
 LIMITS = (32, 64, 128)
 # Two tasks: what the second, with few new channels of its own, can do with the first one's.
@@ -57,18 +63,78 @@ REUSED = {
     "orthogonal start, 320 new": f"{ORTHOGONAL} --growth 320,200",
     "orthogonal start, 60 epochs": f"{ORTHOGONAL} --epochs 60",
 }
+CLASSES = 10
 # Ten tasks of the paper: share of the channels of each layer, mean accuracy (Sec. 3.1, Table 1).
 PAPER = {"fc1": (0.18, 0.9842), "fc2": (0.40, 0.9842)}
+Point = tuple[float, float]  # weights that are kept, accuracy as a share
 
 
 def write_reduced(folder: Path, there: Sequence[Run]) -> None:
-    """CSV files, and accuracy against capacity."""
-    _write(folder, there, {})
+    """CSV files, among them equal.csv: the accuracy of every recipe at the base's capacity; and
+    accuracy against capacity.
+    """
+    write_tables(folder, there, lambda run: {"weights": float(kept_weights(run))})
+    rows, every = [], {}
+    for seed in sorted({run.seed for run in there}):
+        curves: dict[str, list[Point]] = {}
+        for run in there:
+            if run.seed == seed:
+                point = float(kept_weights(run)), float(task_rows(run)[-1]["mean"])
+                curves.setdefault(recipe_of(run.contender), []).append(point)
+        rows += [{"seed": seed, **row} for row in at_equal_capacity(curves)]
+        every |= {(name, seed): points for name, points in curves.items()}
+    write_csv(folder / "equal.csv", ("seed", "recipe", "weights", "acc", "base"), rows)
+    title = "Two tasks of permuted MNIST: accuracy and size of what is kept, by recipe"
+    plots.save(figures.accuracy_by_size(every, title), folder / "frontier.png")
+
+
+def recipe_of(contender: str) -> str:
+    """ "one round, margin 0.0025" -> "one round"."""
+    return contender.rpartition(", margin ")[0]
+
+
+def kept_weights(run: Run) -> int:
+    """Frozen weights of an MLP after the last task, biases not counted. A channel reads the
+    channels that were used when its task had been learned.
+    """
+    network = Learner.load(run.folder).model.subnetwork(0)
+    inputs = next(m for m in network.modules() if isinstance(m, nn.Linear)).in_features
+    total = 0
+    for report in run.metrics["reports"]:
+        before = inputs
+        for counts in report["capacity"].values():
+            total += before * counts["new"]
+            before = counts["used"]
+        total += CLASSES * counts["new"]
+    return total
+
+
+def at_equal_capacity(curves: Mapping[str, Sequence[Point]]) -> list[dict[str, Any]]:
+    """A row per recipe and point of the base that lies within the recipe's range: the recipe's
+    accuracy at as many weights, on the line between its nearest points over the logarithm, and the
+    base's.
+
+    Arguments:
+        curves: recipe -> (weights, accuracy) of its runs, of one seed.
+    """
+    rows = []
+    for weights, base in sorted(curves.get("base", ())):
+        for name, points in curves.items():
+            x, y = np.array(sorted(points)).T
+            if name != "base" and x[0] <= weights <= x[-1]:
+                accuracy = float(np.interp(np.log(weights), np.log(x), y))
+                rows.append({"recipe": name, "weights": weights, "acc": accuracy, "base": base})
+    return rows
 
 
 def write_full(folder: Path, there: Sequence[Run]) -> None:
-    """The same, with the paper's point."""
-    _write(folder, there, PAPER)
+    """CSV files, capacity after each task, and accuracy against capacity, with the paper's
+    point.
+    """
+    write_tables(folder, there)
+    title = "Permuted MNIST: accuracy and capacity by recipe"
+    plots.save(figures.frontier(there, title, PAPER), folder / "frontier.png")
+    plots.save(figures.capacity_per_task(there, title), folder / "capacity.png")
 
 
 def write_reuse(folder: Path, there: Sequence[Run]) -> None:
@@ -94,19 +160,16 @@ def effective_rank(weight: torch.Tensor) -> float:
     return float(values.sum() ** 2 / values.square().sum())
 
 
-def _write(folder: Path, there: Sequence[Run], paper: Mapping[str, tuple[float, float]]) -> None:
-    write_tables(folder, there)
-    title = "Permuted MNIST: accuracy and capacity by recipe"
-    plots.save(figures.frontier(there, title, paper), folder / "frontier.png")
-    plots.save(figures.capacity_per_task(there, title), folder / "capacity.png")
-
-
 CAPACITY = Experiment(
     name="capacity",
-    title="What decides capacity: permuted MNIST, three tasks, one change at a time",
+    title="What decides capacity: permuted MNIST, two tasks, one change at a time",
     runs="capacity",
     stream="permuted-mnist",
-    contenders={name: Contender(f"{BASE} {words}") for name, words in CHANGES.items()},
+    contenders={
+        f"{name}, margin {margin}": Contender(f"{BASE} {words} --margin {margin}", data=SPLIT)
+        for margin in MARGINS
+        for name, words in RECIPES.items()
+    },
     write=write_reduced,
     quick_stream="permuted-digits",
     quick=QUICK,

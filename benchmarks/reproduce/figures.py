@@ -107,3 +107,28 @@ def frontier(there: Sequence[Run], title: str, best: Mapping[str, tuple[float, f
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     figure.suptitle(title)
     return figure
+
+
+def accuracy_by_size(
+    curves: Mapping[tuple[str, int], Sequence[tuple[float, float]]], title: str
+) -> Figure:
+    """Accuracy against the weights that are kept, a line per recipe and seed.
+
+    Arguments:
+        curves: (recipe, seed) -> (weights, accuracy as a share) of its runs.
+    """
+    figure = new_figure(8, 5)
+    axes = figure.add_subplot()
+    names = dict.fromkeys(name for name, _ in curves)
+    looks = dict(zip(names, line_styles(), strict=False))
+    for (name, _), points in curves.items():
+        colour, style = looks[name]
+        x, y = zip(*sorted(points), strict=True)
+        label = name if name in names else None
+        names.pop(name, None)
+        axes.plot(x, [100 * value for value in y], style, color=colour, ms=5, label=label)
+    axes.set_xscale("log")
+    axes.set(xlabel="weights kept", ylabel="mean test accuracy (%)", title=title)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure

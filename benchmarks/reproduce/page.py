@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.page import table
 from benchmarks.record import Row, read
 from clnp.cli import compare
@@ -24,6 +26,7 @@ MORE = {
     "first": ("first task, %", 100, 2),
     "second": ("second task, %", 100, 2),
     "rank": ("effective rank of fc1", 1, 0),
+    "weights": ("weights kept, thousands", 1e-3, 0),
 }
 BLOCK = re.compile(r"<!-- (\S+): begin -->\n.*?<!-- \1: end -->", re.DOTALL)
 
@@ -33,6 +36,8 @@ def block(name: str, folder: Path) -> str:
     path = folder / name / "summary.csv"
     if name == "compare":
         body = methods(COMPARED)
+    elif name == "equal":
+        body = equal(folder / "capacity")
     else:
         body = summary(folder / name) if path.is_file() else "Not run yet."
     return f"<!-- {name}: begin -->\n\n{body}\n\n<!-- {name}: end -->"
@@ -61,6 +66,23 @@ def methods(folder: Path) -> str:
     head = ["", *(title for title, _, _ in compare.COLUMNS)]
     lines = [[f"`{row['method']}`", *compare.cells(row)] for row in rows]
     return f"{table(head, lines)}\n\nMean +- standard deviation over {seeds} seeds."
+
+
+def equal(folder: Path) -> str:
+    """The table of what the recipes of `capacity` have more or less than the base, at equal
+    capacity.
+    """
+    if not (folder / "equal.csv").is_file():
+        return "Not run yet."
+    more: dict[str, list[float]] = {}
+    for row in read(folder / "equal.csv"):
+        more.setdefault(str(row["recipe"]), []).append(100 * (row["acc"] - row["base"]))
+    ranked = sorted(more.items(), key=lambda pair: -float(np.mean(pair[1])))
+    lines = [
+        [name, f"{np.mean(own):+.2f}", f"{min(own):+.2f} to {max(own):+.2f}", str(len(own))]
+        for name, own in ranked
+    ]
+    return table(["", "accuracy less the base's, points", "range", "comparisons"], lines)
 
 
 def _line(row: Row, groups: Sequence[str]) -> list[str]:
