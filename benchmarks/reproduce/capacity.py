@@ -74,7 +74,8 @@ def write_reduced(folder: Path, there: Sequence[Run]) -> None:
     accuracy against capacity.
     """
     write_tables(folder, there, lambda run: {"weights": float(kept_weights(run))})
-    rows, every = [], {}
+    rows: list[dict[str, Any]] = []
+    every: dict[tuple[str, int], list[Point]] = {}
     for seed in sorted({run.seed for run in there}):
         curves: dict[str, list[Point]] = {}
         for run in there:
