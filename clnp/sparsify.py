@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,8 +43,8 @@ class Pruning:
         keep: group name -> ascending indices of the free channels that stay.
         thresholds: group name -> theta; kept channels have E|a| > theta.
         correct: correctly classified validation examples afterwards.
-        cost: what the search minimises: over the groups, the sum of the fractions of free channels
-            that are kept.
+        cost: what the search minimises: over the groups, the sum of the squared fractions of free
+            channels that are kept.
     """
 
     keep: dict[str, Tensor]
@@ -117,10 +118,10 @@ class ThresholdSearch:
         return {name: self.order[name][:n].sort().values for name, n in counts.items()}
 
     def cost(self, counts: Mapping[str, int]) -> float:
-        """Kept channels as fractions of those that are still free in their groups, summed: where
-        channels are scarce, each costs more.
+        """Kept channels as fractions of those that are still free in their groups, squared and
+        summed: the next tasks fit until one group is full, so the largest fraction counts most.
         """
-        return sum(n / max(self.order[name].numel(), 1) for name, n in counts.items())
+        return sum((n / max(self.order[name].numel(), 1)) ** 2 for name, n in counts.items())
 
     def correct(self, counts: Mapping[str, int]) -> int:
         """Correct validation examples of the network pruned to `counts`."""
@@ -187,13 +188,16 @@ class ThresholdSearch:
         by group.
 
         The last group gets all, half or a fifth of the slack, the one before it the same share of
-        what is left, and so on; the first one gets the rest. Of more than three groups each way
-        would take hundreds of evaluations: there the common threshold is the start.
+        what is left, and so on; the first one gets the rest. The same is tried from the first group
+        to the last. Of more than three groups each way would take hundreds of evaluations: there
+        the common threshold is the start.
         """
         order = list(reversed(self.groups))
-        if len(order) <= SHARED_GROUPS:
-            shares = SHARES if len(order) > 1 else SHARES[:1]
-            best = min((self._descend(order, share) for share in shares), key=self.cost)
+        if len(order) == 1:
+            best = self._descend(order, 1.0)
+        elif len(order) <= SHARED_GROUPS:
+            ways = itertools.product((order, order[::-1]), SHARES)
+            best = min((self._descend(*way) for way in ways), key=self.cost)
         else:
             best = self._descend(order, 1.0, self._common(), bisect=True)
         while True:

@@ -77,23 +77,26 @@ def capacity_per_task(there: Sequence[Run], title: str) -> Figure:
     return figure
 
 
-def frontier(there: Sequence[Run], title: str, best: Mapping[str, tuple[float, float]]) -> Figure:
-    """Mean test accuracy after the last task against the channels used, a panel per group, a point
-    per run.
+def frontier(
+    there: Sequence[Run], tasks: int, title: str, best: Mapping[str, tuple[float, float]]
+) -> Figure:
+    """Mean test accuracy against the channels used, a panel per group, a point per run.
 
     Arguments:
         there: one or more `with_capacity`.
+        tasks: after so many tasks, or after the last of a run that has fewer.
+        title: of the figure.
         best: group -> (share, accuracy) of the paper, drawn as a cross.
     """
-    runs = [run for own in by_contender(there).values() for run in own]
-    groups = list(used(runs[0], -1))
+    ends = {id(run): min(tasks, run.metrics["tasks_learned"]) - 1 for run in there}
+    groups = list(used(there[0], -1))
     figure = new_figure(max(8, 4.5 * len(groups)), 5)
-    names = list(dict.fromkeys(run.contender for run in runs))
+    names = list(dict.fromkeys(run.contender for run in there))
     for axes, group in zip(panels_of(figure, len(groups), sharey=True), groups, strict=True):
         for name, (colour, style) in zip(names, line_styles(), strict=False):
-            own = [run for run in runs if run.contender == name]
-            x = [100 * used(run, -1)[group] for run in own]
-            y = [100 * task_rows(run)[-1]["mean"] for run in own]
+            own = [run for run in there if run.contender == name]
+            x = [100 * used(run, ends[id(run)])[group] for run in own]
+            y = [100 * task_rows(run)[ends[id(run)]]["mean"] for run in own]
             label = name if group == groups[0] else None
             axes.plot(x, y, style[0], color=colour, ms=6, label=label)
         if group in best:

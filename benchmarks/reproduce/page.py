@@ -26,6 +26,9 @@ MORE = {
     "first": ("first task, %", 100, 2),
     "second": ("second task, %", 100, 2),
     "rank": ("effective rank of fc1", 1, 0),
+    "ten": ("after ten tasks, %", 100, 2),
+    "ten_fc1": ("fc1 then, %", 100, 1),
+    "ten_fc2": ("fc2 then, %", 100, 1),
     "weights": ("weights kept, thousands", 1e-3, 0),
 }
 BLOCK = re.compile(r"<!-- (\S+): begin -->\n.*?<!-- \1: end -->", re.DOTALL)
