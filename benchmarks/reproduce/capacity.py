@@ -46,7 +46,7 @@ MARGINS = (0.0025, 0.005, 0.01)
 # Two tasks: what the second, with few new channels of its own, can do with the first one's.
 FEW = (
     "--tasks 2 --epochs 20 --schedule cosine --dropout 0.3 --margin 0.003 "
-    "--sparsifier contribution --first-growth 300,200 --growth 32,200 "
+    "--sparsifier contribution --first-growth 300,200 --growth 32,200 --fine-tune-rounds 1 "
     "--fine-tune-epochs 5 --fine-tune-lr 1e-3 --fine-tune-schedule cosine"
 )
 ORTHOGONAL = "--l1 0,1e-5,1e-6 --init orthogonal"
