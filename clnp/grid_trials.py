@@ -13,6 +13,7 @@ from clnp.fanout import tell
 from clnp.forgetting import GridPoint
 
 if TYPE_CHECKING:
+    from clnp.sparsify import Pruning
     from clnp.task_run import TaskRun, Trained
 
 
@@ -61,7 +62,7 @@ def search(run: TaskRun, trained: Sequence[Trained], chosen: Sequence[Trained], 
     trials = {name: (run, t, floor) for name, t in zip(names, chosen, strict=True)}
     results = run.workers.run(_search, trials, heard)
     for name, t in zip(names, chosen, strict=True):
-        t.scores, t.pruning, t.means = results[name]
+        t.pruning = results[name]
 
 
 def told(event: str, *args: Any) -> None:
@@ -87,7 +88,7 @@ def _fit(run: TaskRun, i: int) -> Trained:
     return run.fit(i)
 
 
-def _search(run: TaskRun, t: Trained, floor: int) -> tuple[Any, ...]:
+def _search(run: TaskRun, t: Trained, floor: int) -> Pruning | None:
     run.take(t)
     run.search(t, floor)
-    return t.scores, t.pruning, t.means
+    return t.pruning

@@ -250,14 +250,13 @@ class Learner:
         with self._timed("search"):
             chosen = run.prune(trained)
         assert chosen.pruning is not None
-        assert chosen.scores is not None
         if not full:
-            check_scores(model, chosen.scores)
+            check_scores(model, chosen.pruning.scores)
         best = max(t.correct for t in trained)
-        run.cut(chosen)
+        chosen.pruning.apply(model)
         with self._timed("fine_tune"):
             correct = run.fine_tune(chosen, best)
-        reuse = reuse_of(model, chosen.scores, chosen.pruning.thresholds)
+        reuse = reuse_of(model, chosen.pruning.scores, chosen.pruning.thresholds)
         model.consolidate(name=task.name)
         model.eval()
         with self._timed("evaluate"):

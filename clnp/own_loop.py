@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from clnp.activity import read_means
 from clnp.batches import count, count_correct
 from clnp.checks import check_task
 from clnp.data.task import Split, Task
@@ -18,10 +17,9 @@ from clnp.errors import CapacityWarning, ConfigError, TrainingError
 from clnp.forgetting import floor_of, per_layer
 from clnp.learned import LearnedTask
 from clnp.model import Model
-from clnp.pruning import compensate as move_means
 from clnp.settings import CHECKS
 from clnp.sparsifiers import sparsifier as ranking
-from clnp.sparsify import Pruning, ThresholdSearch
+from clnp.sparsify import Pruning, find_pruning
 
 
 def begin_task(
@@ -125,21 +123,20 @@ def prune(
     task = Task("in training", train, validation, validation, model.head.classes)
     check_task(model, task)
     correct = count_correct(model, task.validation, model.device)
-    means: dict[str, torch.Tensor] = {}
     if model.is_full:
-        # Only the head was trained; what else is free has no way to it.
-        keep = {group.name: torch.empty(0, dtype=torch.int64) for group in model.groups.prunable}
-        pruning = Pruning(keep, dict.fromkeys(keep, 0.0), correct, 0.0)
+        pruning = Pruning.nothing_kept(model, correct)
     else:
-        floor = floor_of(correct, margin, count(task.validation))
-        scores = ranking(sparsifier).scores(model, task.train, model.device)
-        if compensate:
-            means = read_means(model, task.train, model.device)
-        pruning = ThresholdSearch(
-            model, scores, task.validation, floor, model.device, granularity, means=means
-        ).run(search)
-    move_means(model, pruning.keep, means)
-    model.compact(pruning.keep)
+        pruning = find_pruning(
+            model,
+            task.train,
+            task.validation,
+            floor_of(correct, margin, count(task.validation)),
+            rank=ranking(sparsifier).scores,
+            search=search,
+            granularity=granularity,
+            compensate=compensate,
+        )
+    pruning.apply(model)
     return pruning
 
 

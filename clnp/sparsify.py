@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clnp.activity import read_means
 from clnp.batches import (
     batches,
     correct_of,
@@ -26,7 +27,7 @@ from clnp.graph import Graph, Node, build
 from clnp.groups import Group
 from clnp.model import Model
 from clnp.narrow import pruned_layers
-from clnp.pruning import compensated, mean_outputs, read_columns, trained_bias
+from clnp.pruning import compensate, compensated, mean_outputs, read_columns, trained_bias
 from clnp.ranks import Ranks, current
 
 FEATURE_BYTES = 1 << 30
@@ -45,17 +46,69 @@ class Pruning:
         correct: correctly classified validation examples afterwards.
         cost: what the search minimises: over the groups, the sum of the squared fractions of free
             channels that are kept.
+        scores: group name -> [channels] float64, what its channels were ranked by; NaN for those
+            that are not computed.
+        means: layer -> mean of each of its inputs, where what is cut is compensated by it.
     """
 
     keep: dict[str, Tensor]
     thresholds: dict[str, float]
     correct: int
     cost: float
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    means: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def nothing_kept(cls, model: Model, correct: int, cost: float = 0.0) -> Pruning:
+        """Of a task that trained its head alone: no free channel has a way to it."""
+        keep, scores = {}, {}
+        for group in model.groups.prunable:
+            channels = model.active(group) + model.free(group)
+            keep[group.name] = torch.empty(0, dtype=torch.int64)
+            scores[group.name] = torch.full((channels,), torch.nan, dtype=torch.float64)
+        return cls(keep, dict.fromkeys(keep, 0.0), correct, cost, scores)
 
     @property
     def kept(self) -> int:
         """Number of free channels that stay, over all groups."""
         return sum(indices.numel() for indices in self.keep.values())
+
+    def apply(self, model: Model) -> None:
+        """Takes the channels that are not kept from a model in a task."""
+        compensate(model, self.keep, self.means)
+        model.compact(self.keep)
+
+
+def find_pruning(
+    model: Model,
+    train: Split,
+    validation: Split,
+    floor: int,
+    *,
+    rank: Callable[[Model, Split, torch.device], dict[str, Tensor]],
+    search: str = "auto",
+    granularity: int = 1,
+    compensate: bool = False,
+    on_evaluation: Callable[[int], None] = lambda done: None,
+) -> Pruning:
+    """Ranks the free channels of a model in a task and searches how many of each group it needs.
+
+    Arguments:
+        model: trained; it stays as it is.
+        train: what channels are ranked and means measured on.
+        validation: split on which accuracy is counted.
+        floor: the least number of correctly classified validation examples.
+        rank: (model, split, device) -> group -> scores [channels], of a `Sparsifier`.
+        search, granularity, compensate: as of `clnp.Settings`.
+        on_evaluation: called with the number of networks evaluated so far.
+    """
+    device = model.device
+    scores = rank(model, train, device)
+    means = read_means(model, train, device) if compensate else None
+    found = ThresholdSearch(
+        model, scores, validation, floor, device, granularity, on_evaluation, means
+    )
+    return found.run(search)
 
 
 class ThresholdSearch:
@@ -85,6 +138,7 @@ class ThresholdSearch:
         means: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model, self.validation, self.floor, self.device = model, validation, floor, device
+        self.activity = activity
         self.evaluations, self.on_evaluation = 0, on_evaluation
         self.granularity, self.means = granularity, means or {}
         self.groups = model.groups.prunable
@@ -315,7 +369,8 @@ class ThresholdSearch:
         for name, n in counts.items():
             values = self.sorted[name]
             thresholds[name] = float(values[n]) if n < values.numel() else 0.0
-        return Pruning(self.keep(counts), thresholds, self.correct(counts), self.cost(counts))
+        correct, cost = self.correct(counts), self.cost(counts)
+        return Pruning(self.keep(counts), thresholds, correct, cost, self.activity, self.means)
 
 
 def _cut(graph: Graph, group: Group) -> tuple[Graph, Graph] | None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clnp.model import Model
@@ -101,11 +100,3 @@ def capacity_of(model: Model, reuse: Mapping[str, list[int]]) -> dict[str, dict[
             "free": size - used,
         }
     return table
-
-
-def no_activity(model: Model) -> dict[str, Tensor]:
-    """Stands in for measured activity where nothing is pruned: NaN for every channel."""
-    return {
-        g.name: torch.full((model.active(g) + model.free(g),), torch.nan, dtype=torch.float64)
-        for g in model.groups.prunable
-    }

@@ -7,14 +7,13 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clnp import grid_trials
-from clnp.activity import read_means
 from clnp.batches import count, count_correct, seed_for
 from clnp.data.task import Task
 from clnp.distributed import current
@@ -22,12 +21,11 @@ from clnp.fanout import Workers
 from clnp.forgetting import GridPoint, candidates, floor_of, per_layer, sparsest
 from clnp.model import Model
 from clnp.progress import Progress, fingerprint
-from clnp.pruning import compensate, keep_everything
+from clnp.pruning import keep_everything
 from clnp.settings import DTYPES, FineTune, Settings
 from clnp.sparsifiers import sparsifier
-from clnp.sparsify import Pruning, ThresholdSearch
+from clnp.sparsify import Pruning, find_pruning
 from clnp.stacked import StackedFit, stackable
-from clnp.task_report import no_activity
 from clnp.train import Fit, FitSettings, FitState, moving
 
 ALONE = Workers(1)
@@ -57,18 +55,14 @@ class Trained:
         tensors: copies of what training moves.
         history: one record per epoch.
         correct: correct validation examples before pruning.
-        scores: group -> [channels] float64, what channels were ranked by.
         pruning: outcome of the threshold search.
-        means: layer -> means of its inputs, where cut channels are compensated.
     """
 
     point: GridPoint
     tensors: list[Tensor]
     history: list[dict[str, float]]
     correct: int
-    scores: dict[str, Tensor] | None = None
     pruning: Pruning | None = None
-    means: dict[str, Tensor] = field(default_factory=dict)
 
 
 class TaskRun:
@@ -289,38 +283,29 @@ class TaskRun:
 
     def search(self, t: Trained, floor: int) -> None:
         """Searches the thresholds of the network in the model, a trained grid point."""
-        model, device = self.model, self.model.device
+        model, settings = self.model, self.settings
         if self.head_only:
             # Nothing is claimed, so the most accurate head is the best one.
-            none = {g.name: torch.empty(0, dtype=torch.int64) for g in model.groups.prunable}
-            t.scores = no_activity(model)
-            t.pruning = Pruning(none, dict.fromkeys(none, 0.0), t.correct, -t.correct)
+            t.pruning = Pruning.nothing_kept(model, t.correct, cost=-t.correct)
             return
         # A resumed run gets here without having trained: the generator must not depend on that.
-        torch.manual_seed(seed_for(self.settings.seed, self.index, "prune"))
-        t.scores = self.sparsifier.scores(model, self.task.train, device)
+        torch.manual_seed(seed_for(settings.seed, self.index, "prune"))
         if not self.plan.prune:
             keep = keep_everything(model)
-            t.pruning = Pruning(keep, dict.fromkeys(keep, 0.0), t.correct, 0.0)
+            scores = self.sparsifier.scores(model, self.task.train, model.device)
+            t.pruning = Pruning(keep, dict.fromkeys(keep, 0.0), t.correct, 0.0, scores)
             return
-        t.means = read_means(model, self.task.train, device) if self.settings.compensate else {}
-        search = ThresholdSearch(
+        t.pruning = find_pruning(
             model,
-            t.scores,
+            self.task.train,
             self.task.validation,
             floor,
-            device,
-            self.settings.granularity,
-            lambda done: self.call("on_search", done, 0),
-            t.means,
+            rank=self.sparsifier.scores,
+            search=settings.search,
+            granularity=settings.granularity,
+            compensate=settings.compensate,
+            on_evaluation=lambda done: self.call("on_search", done, 0),
         )
-        t.pruning = search.run(self.settings.search)
-
-    def cut(self, t: Trained) -> None:
-        """Takes the channels that a pruning leaves out from the model."""
-        assert t.pruning is not None
-        compensate(self.model, t.pruning.keep, t.means)
-        self.model.compact(t.pruning.keep)
 
     def fine_tune(self, chosen: Trained, best: int) -> int:
         """Trains what survived, if asked to; returns correct validation examples.
@@ -335,7 +320,8 @@ class TaskRun:
             assert tune is not None
             if number and not self.head_only:
                 self.search(chosen, floor_of(best, self.plan.margin, self.total))
-                self.cut(chosen)
+                assert chosen.pruning is not None
+                chosen.pruning.apply(self.model)
             l1 = chosen.point.l1 if tune.l1 is None else per_layer(tune.l1, self.model.layer_names)
             settings = self._fit_settings(tune.epochs, tune.lr, l1, tune.schedule)
             what = f"fine-tune {number}" if number else "fine-tune"
