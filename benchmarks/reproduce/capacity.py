@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +24,30 @@ BASE = (
     "--schedule step --dropout 0.2 --l1 0,1e-5,1e-6 --search joint --sparsifier contribution "
     "--fine-tune-rounds 2 --fine-tune-epochs 2 --fine-tune-lr 1e-3 --fine-tune-schedule cosine"
 )
-# Compared at equal capacity: each at three margins, so that a line can be drawn through them.
-RECIPES = {
-    "base": "",
+# One thing changed at a time, and the base at several margins: its accuracy at any capacity is the
+# line through those, which the others are compared with.
+MARGIN = "--margin 0.005"
+BASES = {
+    "base": MARGIN,
+    "base, m = 0.25 %": "--margin 0.0025",
+    "base, m = 1 %": "--margin 0.01",
+    "base, m = 2 %": "--margin 0.02",
+}
+CHANGES = {
     "ranked by activity": "--sparsifier activity",
     "structured SDP": "--sparsifier sdp",
     "means compensated": "--compensate",
-    "no fine-tuning": "--fine-tune-epochs 0 --fine-tune-rounds 1 --epochs 10",
     "one round": "--fine-tune-epochs 4 --fine-tune-rounds 1",
     "four rounds": "--fine-tune-epochs 1 --fine-tune-rounds 4",
+    "no fine-tuning": "--epochs 10 --fine-tune-epochs 0 --fine-tune-rounds 1",
     "layer by layer": "--search layerwise",
     "one threshold": "--search global",
     "usual start": "--init default",
     "L1 1e-5 on layer 1": "--l1 1e-5,1e-5,1e-6",
-    "L1 1e-5 on layer 1, usual start": "--l1 1e-5,1e-5,1e-6 --init default",
     "initial scale 0.05": "--reinit-scale 0.05",
     "narrow": "--first-growth 300,200 --growth 150,100",
     "twice the epochs": "--epochs 12 --fine-tune-epochs 4",
 }
-MARGINS = (0.0025, 0.005, 0.01)
 # Two tasks: what the second, with few new channels of its own, can do with the first one's.
 FEW = (
     "--tasks 2 --epochs 20 --schedule cosine --dropout 0.3 --margin 0.003 "
@@ -69,28 +74,39 @@ Point = tuple[float, float]  # weights that are kept, accuracy as a share
 
 
 def write_reduced(folder: Path, there: Sequence[Run]) -> None:
-    """CSV files, among them equal.csv: the accuracy of every recipe at the base's capacity; and
-    accuracy against capacity.
+    """CSV files, among them equal.csv: the accuracy of every recipe and that of the base at equal
+    capacity; and accuracy against capacity.
     """
     write_tables(folder, there, lambda run: {"weights": float(kept_weights(run))})
     rows: list[dict[str, Any]] = []
     every: dict[tuple[str, int], list[Point]] = {}
     for seed in sorted({run.seed for run in there}):
-        curves: dict[str, list[Point]] = {}
+        points: dict[str, list[Point]] = {}
         for run in there:
             if run.seed == seed:
+                name = "base" if run.contender in BASES else run.contender
                 point = float(kept_weights(run)), float(task_rows(run)[-1]["mean"])
-                curves.setdefault(recipe_of(run.contender), []).append(point)
-        rows += [{"seed": seed, **row} for row in at_equal_capacity(curves)]
-        every |= {(name, seed): points for name, points in curves.items()}
+                points.setdefault(name, []).append(point)
+        every |= {(name, seed): own for name, own in points.items()}
+        base = points.pop("base", [])
+        rows += [
+            {"seed": seed, "recipe": name, "weights": weights, "acc": accuracy, "base": reference}
+            for name, [(weights, accuracy)] in points.items()
+            if (reference := accuracy_at(weights, base)) is not None
+        ]
     write_csv(folder / "equal.csv", ("seed", "recipe", "weights", "acc", "base"), rows)
     title = "Two tasks of permuted MNIST: accuracy and size of what is kept, by recipe"
     plots.save(figures.accuracy_by_size(every, title), folder / "frontier.png")
 
 
-def recipe_of(contender: str) -> str:
-    """ "one round, margin 0.0025" -> "one round"."""
-    return contender.rpartition(", margin ")[0]
+def accuracy_at(weights: float, line: Sequence[Point]) -> float | None:
+    """The accuracy at so many weights on the line through some points, over the logarithm of the
+    weights; None beyond its ends.
+    """
+    if not line:
+        return None
+    x, y = np.array(sorted(line)).T
+    return float(np.interp(np.log(weights), np.log(x), y)) if x[0] <= weights <= x[-1] else None
 
 
 def kept_weights(run: Run) -> int:
@@ -107,24 +123,6 @@ def kept_weights(run: Run) -> int:
             before = counts["used"]
         total += CLASSES * counts["new"]
     return total
-
-
-def at_equal_capacity(curves: Mapping[str, Sequence[Point]]) -> list[dict[str, Any]]:
-    """A row per recipe and point of the base that lies within the recipe's range: the recipe's
-    accuracy at as many weights, on the line between its nearest points over the logarithm, and the
-    base's.
-
-    Arguments:
-        curves: recipe -> (weights, accuracy) of its runs, of one seed.
-    """
-    rows = []
-    for weights, base in sorted(curves.get("base", ())):
-        for name, points in curves.items():
-            x, y = np.array(sorted(points)).T
-            if name != "base" and x[0] <= weights <= x[-1]:
-                accuracy = float(np.interp(np.log(weights), np.log(x), y))
-                rows.append({"recipe": name, "weights": weights, "acc": accuracy, "base": base})
-    return rows
 
 
 def write_full(folder: Path, there: Sequence[Run]) -> None:
@@ -173,9 +171,11 @@ CAPACITY = Experiment(
     runs="capacity",
     stream="permuted-mnist",
     contenders={
-        f"{name}, margin {margin}": Contender(f"{BASE} {words} --margin {margin}", data=SPLIT)
-        for margin in MARGINS
-        for name, words in RECIPES.items()
+        **{name: Contender(f"{BASE} {words}", data=SPLIT) for name, words in BASES.items()},
+        **{
+            name: Contender(f"{BASE} {MARGIN} {words}", data=SPLIT)
+            for name, words in CHANGES.items()
+        },
     },
     write=write_reduced,
     quick_stream="permuted-digits",

@@ -72,8 +72,8 @@ def methods(folder: Path) -> str:
 
 
 def equal(folder: Path) -> str:
-    """The table of what the recipes of `capacity` have more or less than the base, at equal
-    capacity.
+    """The table of what the recipes of `capacity` have more or less than the base where that keeps
+    as many weights.
     """
     if not (folder / "equal.csv").is_file():
         return "Not run yet."
@@ -85,7 +85,7 @@ def equal(folder: Path) -> str:
         [name, f"{np.mean(own):+.2f}", f"{min(own):+.2f} to {max(own):+.2f}", str(len(own))]
         for name, own in ranked
     ]
-    return table(["", "accuracy less the base's, points", "range", "comparisons"], lines)
+    return table(["", "accuracy less the base's, points", "range", "n"], lines)
 
 
 def _line(row: Row, groups: Sequence[str]) -> list[str]:
