@@ -45,7 +45,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "permuted-mnist": {
         **COMMON,
         "tasks": 10,
-        "epochs": 12,
+        "epochs": 16,
         "batch_size": 256,
         "lr": 2e-3,
         "l1": (0.0, 1e-5, 1e-6),
@@ -55,7 +55,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "depth": 2,
         "dropout": 0.2,
         "init": "orthogonal",
-        "margin": 0.003,
+        "margin": 0.004,
         "sparsifier": "contribution",
         "first_growth": (800, 400),
         "growth": (700, 240),

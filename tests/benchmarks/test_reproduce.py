@@ -108,13 +108,20 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(table: Path, tmp_path: Pa
 
 
 def test_a_run_until_the_network_is_full(tmp_path: Path) -> None:
-    words = ["fig3", "--only", "CLNP until full", "--epochs", 1]
-    assert command(*words, "--out", tmp_path, "--results", tmp_path / "results") == 0
-    folder = tmp_path / "results" / "fig3"
-    last = rows(folder / "tasks.csv")[-1]
-    assert 1 < int(last["task"]) < 29
-    assert int(last["used_fc2"]) == 60
-    assert (folder / "accuracy.png").exists()
+    words = ["--only", "CLNP, m = 1.6 %", "--epochs", 1, "--tasks", 30]
+    words += ["--out", tmp_path, "--results", tmp_path]
+    assert command("fig3", *words) == 0
+    tasks = rows(tmp_path / "fig3" / "tasks.csv")
+    assert 1 < int(tasks[-1]["task"]) < 29
+    assert int(tasks[-1]["used_fc2"]) == 60
+    assert (tmp_path / "fig3" / "accuracy.png").exists()
+    # The frontier is drawn from the same run.
+    assert command("frontier", *words) == 0
+    (run,) = rows(tmp_path / "frontier" / "runs.csv")
+    tenth = tasks[:10][-1]
+    assert run["ten"] == tenth["mean"]
+    assert float(run["ten_fc1"]) == int(tenth["used_fc1"]) / 60
+    assert (tmp_path / "frontier" / "frontier.png").exists()
 
 
 def test_reuse_is_told_with_the_rank_of_the_features(tmp_path: Path) -> None:

@@ -95,9 +95,9 @@ def compared(method, *words):
 @pytest.mark.parametrize(
     ("words", "epochs"),
     [
-        ((), 12 + 4 * 4),
+        ((), 16 + 4 * 4),
         (("--epochs", "7"), 7 + 4 * 4),
-        (("--fine-tune-epochs", "3"), 12 + 4 * 3),
+        (("--fine-tune-epochs", "3"), 16 + 4 * 3),
         (("--epochs", "7", "--fine-tune-epochs", "0"), 7),
         (("--epochs", "7", "--fine-tune-epochs", "3", "--fine-tune-rounds", "2"), 13),
     ],
