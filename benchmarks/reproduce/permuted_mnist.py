@@ -24,7 +24,7 @@ GRID = "--grid l1=1e-7:1e-5:1e-6,1e-6:1e-5:1e-6,1e-5:1e-5:1e-6 lr=1e-3,2e-3 --gr
 # pruned and fine-tuned in rounds.
 OURS = (
     "--tasks 10 --init orthogonal --first-growth 800,400 --growth 700,240 --epochs 16 "
-    "--schedule step --dropout 0.2 --l1 0,1e-5,1e-6 --margin 0.004 --sparsifier contribution "
+    "--schedule step --dropout 0.2 --l1 0,1e-5,1e-6 --margin 0.003 --sparsifier contribution "
     "--fine-tune-rounds 4 --fine-tune-epochs 4 --fine-tune-lr 1e-3 --fine-tune-schedule cosine"
 )
 SPLIT, USUAL_SPLIT = "--validation 6000", "--validation 10000"

@@ -55,7 +55,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "depth": 2,
         "dropout": 0.2,
         "init": "orthogonal",
-        "margin": 0.004,
+        "margin": 0.003,
         "sparsifier": "contribution",
         "first_growth": (800, 400),
         "growth": (700, 240),
