@@ -15,6 +15,11 @@ from clnp import plots
 NARROW = "--net narrow --tasks 6 --lr 1e-3 --epochs 60 --batch-size 256 --schedule constant"
 ALPHA = "--l1 5e-5"
 TUNE = f"{ALPHA} --margin 0.04 --fine-tune-epochs 20 --fine-tune-lr 1e-4"
+# Ours: a part of every layer for each task, so that the last ones still find free channels.
+LIMITED = (
+    f"{ALPHA} --margin 0.01 --sparsifier contribution --first-growth 24,22,40,40,272 "
+    "--growth 2,2,5,5,48"
+)
 # Sec. 3.2, Table 3, appendix A. The paper's grid and margins for this network are not given.
 WIDE = "--net wide --tasks 10 --epochs 120 --lr 1e-3 --batch-size 128 --schedule step"
 JOINT = "--set first=50 others=10"
@@ -44,6 +49,7 @@ FIG_4 = Experiment(
         "CLNP m = 1 %": Contender(f"{NARROW} {ALPHA} --margin 0.01"),
         "CLNP m = 2 %": Contender(f"{NARROW} {ALPHA} --margin 0.02"),
         "CLNP m = 4 % + FT": Contender(f"{NARROW} {TUNE}"),
+        "CLNP, limited": Contender(f"{NARROW} {LIMITED}"),
         "SI": Contender(NARROW, "si"),
         "scratch": Contender(NARROW, "scratch"),
         "joint": Contender(f"{NARROW} {JOINT}", "joint"),
