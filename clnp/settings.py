@@ -54,9 +54,10 @@ class Settings:
         grid: None, or {"l1": [...], "lr": [...]}: graceful forgetting over all combinations.
         grid_first_only: search the grid on the first task only and keep what it chose (as the paper
             does on permuted MNIST, Sec. 3.1).
-        search: "joint" (divides the margin among the groups for the fewest channels), "layerwise"
-            (last group first), "global" (one threshold in units of each group's mean activity: far
-            fewer evaluations) or "auto" ("joint" up to 8 groups, "global" beyond).
+        search: "joint" (divides the margin among the groups, so that of what is free in each the
+            squared fractions that are kept add up to least), "layerwise" (last group first),
+            "global" (one threshold in units of each group's mean activity: far fewer evaluations)
+            or "auto" ("joint" up to 8 groups, "global" beyond).
         fine_tune: None or `FineTune`.
         dtype: "fp32", or "bf16" to train under autocast; evaluation is always in the network's own
             dtype.
