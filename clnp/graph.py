@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from clnp.plain import StochasticDepth
+from clnp_kernels.nn import Dropout
 
 Attrs = dict[str, Any]
 
@@ -263,15 +264,14 @@ def add_into(a: Tensor, b: Tensor) -> Tensor:
     return a.add_(b)
 
 
-def build(
-    graph: Graph, layers: Mapping[str, nn.Module], *, in_place: bool = False
-) -> fx.GraphModule:
+def build(graph: Graph, layers: Mapping[str, nn.Module], *, ours: bool = False) -> fx.GraphModule:
     """Assembles a `torch.fx.GraphModule` from a graph.
 
     Arguments:
         graph: the operations.
         layers: node name -> module, for every node with weights; the other modules are made here.
-        in_place: add residual branches in place where that is safe, by a function of our own.
+        ours: for training: dropout by `clnp_kernels`, and residual branches added in place where
+            that is safe. Else all is PyTorch's.
 
     Returns:
         a module with one tensor in, one tensor out, whose submodules carry the node names.
@@ -287,7 +287,7 @@ def build(
         elif op.function is not None:
             numbers = tuple(node.attrs[name] for name in op.attrs)
             function = op.function
-            if in_place and node.op == "add" and _may_overwrite(graph, node.inputs[0]):
+            if ours and node.op == "add" and _may_overwrite(graph, node.inputs[0]):
                 function = add_into
             values[node.name] = out.call_function(function, (*args, *numbers))
         else:
@@ -298,7 +298,8 @@ def build(
                 options = {name: node.attrs[name] for name in op.attrs}
                 if node.op == "relu" and _may_overwrite(graph, node.inputs[0]):
                     options["inplace"] = True
-                root[node.name] = op.make(**options)
+                make = Dropout if ours and node.op == "dropout" else op.make
+                root[node.name] = make(**options)
             values[node.name] = out.call_module(node.name, args)
     out.output(values[graph.output])
     return fx.GraphModule(root, out)

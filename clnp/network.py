@@ -56,7 +56,7 @@ class Network(nn.Module):
             else:
                 activation = node.attrs.get("activation", "none")
                 masked[node.name] = MASKED[node.op].from_dense(dense, activation=activation)
-        self.net = build(fused, masked, in_place=True)
+        self.net = build(fused, masked, ours=True)
         self._masked = {name: m for name, m in masked.items() if name != self.groups.head}
         self.train(any(layer.training for layer in layers.values()))
 

@@ -32,6 +32,7 @@ from clnp.train import (
     record,
     trainable,
 )
+from clnp_kernels.nn import Dropout
 from clnp_kernels.optim import AdamL1
 from clnp_kernels.stacked import stacked_linear
 
@@ -154,7 +155,7 @@ class StackedNetwork:
             return value
         x, own = value.shared, value.own
         width = x.shape[1] + (0 if own is None else own.shape[2])
-        mask = F.dropout(x.new_ones(len(x), width, *x.shape[2:]), p)
+        mask = Dropout(p)(x.new_ones(len(x), width, *x.shape[2:]))
         shared = x * mask[:, : x.shape[1]]
         return Parts(shared, None if own is None else own * mask[:, x.shape[1] :])
 

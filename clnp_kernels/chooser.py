@@ -44,6 +44,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "partial_batch_norm_fwd": (Row(0, "torch", _BYTES),),
     "partial_batch_norm_bwd": (Row(0, "torch", _BYTES),),
     "channel_activity": (Row(0, "torch", _BYTES),),
+    "dropout": (Row(0, "torch", "modules take PyTorch's own dropout there"),),
     "adam_l1": (Row(0, "torch", _BYTES),),
     "sgd_l1": (Row(0, "torch", _BYTES),),
 }
@@ -60,6 +61,7 @@ OFFERS: dict[str, dict[str, str]] = {
         "triton": "triton_kernels.channel_activity",
         "cuda": "cuda_kernels",
     },
+    "dropout": {"torch": "reference.dropout"},
     "adam_l1": {"torch": "slices.adam_l1", "cuda": "cuda_kernels"},
     "sgd_l1": {"torch": "slices.sgd_l1", "cuda": "cuda_kernels"},
 }

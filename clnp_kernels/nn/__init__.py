@@ -1,8 +1,16 @@
 """Modules with a frozen part and a free part."""
 
 from ._replaced import retire
+from .dropout import Dropout
 from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear
 from .partial_batch_norm import PartialBatchNorm1d, PartialBatchNorm2d
 
-__all__ = ["MaskedConv2d", "MaskedLinear", "PartialBatchNorm1d", "PartialBatchNorm2d", "retire"]
+__all__ = [
+    "Dropout",
+    "MaskedConv2d",
+    "MaskedLinear",
+    "PartialBatchNorm1d",
+    "PartialBatchNorm2d",
+    "retire",
+]

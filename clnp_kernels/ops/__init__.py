@@ -3,6 +3,7 @@
 from .. import _register
 from .adam_l1 import adam_l1
 from .channel_activity import channel_activity
+from .dropout import dropout
 from .masked_conv2d import (
     masked_conv2d,
     masked_conv2d_dgrad,
@@ -27,6 +28,7 @@ from .sgd_l1 import sgd_l1
 __all__ = [
     "adam_l1",
     "channel_activity",
+    "dropout",
     "masked_conv2d",
     "masked_conv2d_dgrad",
     "masked_conv2d_fwd",

@@ -200,6 +200,14 @@ def activity(draw: st.DrawFn, op: str) -> Call:
 
 
 @st.composite
+def dropout(draw: st.DrawFn, op: str) -> Call:
+    """dropout."""
+    shape = draw(st.lists(st.integers(0, 9), max_size=4))
+    x = draw(tensor(*shape, dtype=draw(st.sampled_from(DTYPES))))
+    return Call(op, {"x": x, "p": draw(st.sampled_from((0.0, 0.3, 0.99)))})
+
+
+@st.composite
 def optimizer(draw: st.DrawFn, op: str) -> Call:
     """adam_l1 and sgd_l1."""
     dtype, count = draw(st.sampled_from(DTYPES)), draw(st.integers(0, 3))
@@ -235,6 +243,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     **{f"masked_conv2d{part}": conv for part in ("", "_fwd", "_relu_grad", "_dgrad", "_wgrad")},
     **{f"partial_batch_norm{part}": norm for part in ("", "_fwd", "_bwd")},
     "channel_activity": activity,
+    "dropout": dropout,
     "adam_l1": optimizer,
     "sgd_l1": optimizer,
 }

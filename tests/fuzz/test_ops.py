@@ -58,6 +58,10 @@ def result_of(call: Call, change: Any, ours: bool = False) -> list[Tensor]:
     args = {name: in_dtype(value, change) for name, value in call.args.items()}
     if call.op in ("adam_l1", "sgd_l1"):
         return stepped(call.op, args, ours)
+    if call.op == "dropout":
+        torch.manual_seed(0)
+        if not ours:
+            args["seed"] = torch.randint(1 << 62, (1,))
     if not ours:
         args.pop("momentum", None)
         if call.op == "channel_activity":
@@ -93,7 +97,7 @@ def size(*values: Any) -> float:
 def magnitudes(call: Call, exact: list[Tensor]) -> list[float]:
     """Per result the size of the terms that it is summed of, which is what rounding is of."""
     args = call.args
-    if call.op.startswith(("masked", "channel")):
+    if call.op.startswith(("masked", "channel", "dropout")):
         return [size(t) for t in result_of(call, lambda t: wide(t).abs())]
     if call.op.endswith("_l1"):
         return [size(t, *args["params"], *args["grads"]) for t in exact]
