@@ -60,7 +60,7 @@ def settings(stream, method, *words):
 def test_methods_have_settings_of_their_own():
     si = settings("permuted-mnist", "si")
     assert (si.lr, si.schedule, si.dropout, si.fine_tune_epochs) == (1e-3, "constant", 0.0, 0)
-    assert si.epochs == settings("permuted-mnist", "clnp").epochs + 4 * 4
+    assert si.epochs == settings("permuted-mnist", "clnp").epochs + 10
     assert si.init is None
     assert dict(si.options) == {"c": 0.1, "reset_optimizer": False, "xi": 0.1}
     other = settings("permuted-mnist", "si", "--set", "c=0", "--lr", "0.1", "--dropout", "0.5")
@@ -74,17 +74,17 @@ def test_methods_have_settings_of_their_own():
 
 def test_limits_of_growth_go_with_the_network(tmp_path):
     deep = settings("permuted-mnist", "clnp", "--depth", "3")
-    assert (deep.l1, deep.growth) == ((0.0, 1e-5, 1e-5, 1e-6), (700, 240, 240))
-    assert deep.first_growth == (800, 400, 400)
+    assert (deep.l1, deep.growth) == ((0.0, 1e-5, 1e-5, 1e-6), (240, 400, 400))
+    assert deep.first_growth == (400, 300, 300)
     shallow = settings("permuted-mnist", "clnp", "--depth", "1", "--growth", "20")
-    assert (shallow.growth, shallow.first_growth) == ((20,), (800,))
+    assert (shallow.growth, shallow.first_growth) == ((20,), (400,))
     other = settings("permuted-mnist", "clnp", "--net", "narrow")
     assert (other.growth, other.first_growth, other.init) == ((), (), None)
     (tmp_path / "weights").touch()
     adopted = settings(
         "permuted-mnist", "clnp", "--adopt", "--pretrained", str(tmp_path / "weights")
     )
-    assert (adopted.growth, adopted.first_growth) == ((700, 240), ())
+    assert (adopted.growth, adopted.first_growth) == ((240, 400), ())
 
 
 def compared(method, *words):
@@ -95,11 +95,12 @@ def compared(method, *words):
 @pytest.mark.parametrize(
     ("words", "epochs"),
     [
-        ((), 16 + 4 * 4),
-        (("--epochs", "7"), 7 + 4 * 4),
-        (("--fine-tune-epochs", "3"), 16 + 4 * 3),
+        ((), 20 + 10),
+        (("--epochs", "7"), 7 + 10),
+        (("--fine-tune-epochs", "3"), 20 + 3),
+        (("--epochs", "7", "--fine-tune-epochs", "3"), 10),
         (("--epochs", "7", "--fine-tune-epochs", "0"), 7),
-        (("--epochs", "7", "--fine-tune-epochs", "3", "--fine-tune-rounds", "2"), 13),
+        (("--epochs", "7", "--fine-tune-epochs", "3", "--fine-tune-rounds", "4"), 19),
     ],
 )
 def test_compared_methods_train_for_as_many_epochs_as_clnp(words, epochs):
