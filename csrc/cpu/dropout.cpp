@@ -68,10 +68,10 @@ CLNP_INLINE void drop_groups(const T* x, T* y, int64_t begin, int64_t end, int64
 
 }  // namespace
 
-#define CLNP_FOR(T)                                                                           \
+#define CLNP_FOR(T)                                                                            \
   CLNP_CLONES void drop_groups_of(const T* x, T* y, int64_t begin, int64_t end, int64_t count, \
-                                  const Numbers& n) {                                         \
-    drop_groups(x, y, begin, end, count, n);                                                  \
+                                  const Numbers& n) {                                          \
+    drop_groups(x, y, begin, end, count, n);                                                   \
   }
 CLNP_FOR(float)
 CLNP_FOR(double)
