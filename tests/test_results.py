@@ -40,13 +40,45 @@ def test_permuted_mnist() -> None:
         assert (row["tasks"], row["identical"], float(row["bwt"])) == ("10", "10", 0.0)
 
 
+def reproduced(experiment: str, file: str, contender: str) -> list[dict[str, str]]:
+    """A contender's rows of a CSV file of `benchmarks.reproduce`."""
+    with (RESULTS / "reproduce" / experiment / file).open() as lines:
+        return [row for row in csv.DictReader(lines) if row["contender"] == contender]
+
+
+def listed(rows: list[dict[str, str]]) -> str:
+    """The test accuracies of all tasks: "1.00, 2.00 and 3.00 %"."""
+    *first, last = (f"{100 * float(row['test']):.2f}" for row in rows)
+    return f"{', '.join(first)} and {last} %"
+
+
 def test_split_cifar() -> None:
-    metrics = json.loads((RESULTS / "split-cifar" / "metrics.json").read_text())
-    last = [100 * accuracy for accuracy in metrics["accuracy_matrix"][-1]]
-    first = [100 * row[k] for k, row in enumerate(metrics["accuracy_matrix"])]
-    assert last == first
-    assert "test accuracy {:.2f}, {:.2f} and {:.2f} %".format(*last) in README
-    assert metrics["certificate"]["identical"] == metrics["certificate"]["tasks"] == 3
+    names = ("CLNP m = 1 %", "SI", "CLNP, limited")
+    ours, si, limited = (reproduced("fig4", "tasks.csv", name) for name in names)
+    means = (f"{sum(100 * float(row['test']) for row in rows) / 6:.2f} %" for rows in (ours, si))
+    assert f"test accuracy {listed(ours)}, mean {next(means)}, forgetting exactly 0" in README
+    assert f"Synaptic Intelligence ends with {listed(si)}, mean {next(means)}:" in README
+    better = [float(a["test"]) > float(b["test"]) for a, b in zip(ours, si, strict=True)]
+    assert better == [True, True, True, True, False, False]
+    assert f"its tasks reach {listed(limited)}." in words("docs", "reproducibility.md")
+    for name in ("CLNP m = 1 %", "CLNP, limited"):
+        (run,) = reproduced("fig4", "runs.csv", name)
+        assert (run["tasks"], run["identical"], float(run["bwt"])) == ("6", "6", 0.0)
+
+
+def test_more_and_smaller_tasks() -> None:
+    page = words("docs", "reproducibility.md")
+    tasks = reproduced("fig3", "tasks.csv", "CLNP, m = 1.6 %")
+    (run,) = reproduced("fig3", "runs.csv", "CLNP, m = 1.6 %")
+    said = []
+    for row in (tasks[9], tasks[-1]):
+        share = (f"{100 * int(row[f'used_{layer}']) / 2000:.0f} %" for layer in ("fc1", "fc2"))
+        said.append((f"{100 * float(row['mean']):.2f} % after", " and ".join(share)))
+    assert f"is {said[0][0]} ten tasks, with {said[0][1]} of the channels," in page
+    assert f"and {said[1][0]} {len(tasks)}, with {said[1][1]};" in page
+    full = "2000" in (tasks[-1]["used_fc1"], tasks[-1]["used_fc2"])
+    assert ("then the network is full" if full else "before the network was full") in page
+    assert (run["identical"], float(run["bwt"])) == (run["tasks"], 0.0)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
