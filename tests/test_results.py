@@ -1,7 +1,6 @@
 """The figures in the README are those of the committed results."""
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
