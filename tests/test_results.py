@@ -211,3 +211,25 @@ def test_channels_kept_by_structured_sdp() -> None:
     assert f"K = 10 % {told('sdp k=0.1', 'activity')[0]}:" in page
     assert fewer / channels < 0.26
     assert f"By norm, K = 20 % reaches {told('sdp k=0.2', 'norm')[0]}." in page
+
+
+def test_recipes_at_equal_capacity() -> None:
+    """What docs/reproducibility.md says of them in words."""
+    with (RESULTS / "reproduce" / "capacity" / "equal.csv").open() as file:
+        more = {
+            r["recipe"]: 100 * (float(r["acc"]) - float(r["base"])) for r in csv.DictReader(file)
+        }
+    with (RESULTS / "reproduce" / "capacity" / "runs.csv").open() as file:
+        runs = {
+            r["contender"]: (float(r["weights"]), float(r["acc"])) for r in csv.DictReader(file)
+        }
+    assert max(more, key=lambda name: more[name]) == "twice the epochs"
+    assert min(more, key=lambda name: more[name]) == "initial scale 0.05"
+    others = ("means compensated", "four rounds", "one threshold", "usual start")
+    assert all(abs(more[name]) < 0.15 for name in (*others, "L1 1e-5 on layer 1"))
+    most, least = runs["base, m = 0.25 %"], runs["base, m = 2 %"]
+    for name in ("ranked by activity", "layer by layer", "no fine-tuning"):
+        assert runs[name][0] > most[0]
+        assert runs[name][1] < most[1]
+    assert all(runs[name][0] < least[0] for name in ("structured SDP", "narrow"))
+    assert runs["one round"][0] > most[0]
