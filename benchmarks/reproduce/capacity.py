@@ -78,7 +78,8 @@ def write_reduced(folder: Path, there: Sequence[Run]) -> None:
     """CSV files, among them equal.csv: the accuracy of every recipe and that of the base at equal
     capacity; and accuracy against capacity.
     """
-    write_tables(folder, there, lambda run: {"weights": float(kept_weights(run))})
+    kept = {run.folder: float(kept_weights(run)) for run in there}
+    write_tables(folder, there, lambda run: {"weights": kept[run.folder]})
     rows: list[dict[str, Any]] = []
     every: dict[tuple[str, int], list[Point]] = {}
     for seed in sorted({run.seed for run in there}):
@@ -86,7 +87,7 @@ def write_reduced(folder: Path, there: Sequence[Run]) -> None:
         for run in there:
             if run.seed == seed:
                 name = "base" if run.contender in BASES else run.contender
-                point = float(kept_weights(run)), float(task_rows(run)[-1]["mean"])
+                point = kept[run.folder], float(task_rows(run)[-1]["mean"])
                 points.setdefault(name, []).append(point)
         every |= {(name, seed): own for name, own in points.items()}
         base = points.pop("base", [])

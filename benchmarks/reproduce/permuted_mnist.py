@@ -30,8 +30,8 @@ OURS = (
 # For more and smaller tasks: a task begins wide, which takes fewer epochs, and is pruned and
 # fine-tuned in rounds within a greater margin.
 WIDE = (
-    "--tasks 10 --init orthogonal --first-growth 800,400 --growth 700,240 --epochs 16 "
-    "--schedule step --dropout 0.2 --l1 0,1e-5,1e-6 --margin 0.003 --sparsifier contribution "
+    "--init orthogonal --first-growth 800,400 --growth 700,240 --epochs 16 "
+    "--schedule step --dropout 0.2 --l1 0,1e-5,1e-6 --sparsifier contribution "
     "--fine-tune-rounds 4 --fine-tune-epochs 4 --fine-tune-lr 1e-3 --fine-tune-schedule cosine"
 )
 SPLIT, USUAL_SPLIT = "--validation 6000", "--validation 10000"
