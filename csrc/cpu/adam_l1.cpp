@@ -29,10 +29,7 @@ CLNP_INLINE void adam(T* __restrict__ p, const T* __restrict__ g, T* __restrict_
                            const AdamNumbers<double>& n) {              \
     adam(p, g, m, v, count, n);                                         \
   }
-CLNP_FOR(float)
-CLNP_FOR(double)
-CLNP_FOR(BFloat16)
-CLNP_FOR(Half)
+CLNP_EVERY_ELEMENT(CLNP_FOR)
 #undef CLNP_FOR
 
 namespace {

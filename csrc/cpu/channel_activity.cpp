@@ -25,10 +25,7 @@ CLNP_INLINE double abs_sum(const T* __restrict__ x, int64_t count) {
 
 #define CLNP_FOR(T) \
   CLNP_CLONES double abs_sum_of(const T* x, int64_t count) { return abs_sum(x, count); }
-CLNP_FOR(float)
-CLNP_FOR(double)
-CLNP_FOR(BFloat16)
-CLNP_FOR(Half)
+CLNP_EVERY_ELEMENT(CLNP_FOR)
 #undef CLNP_FOR
 
 namespace {

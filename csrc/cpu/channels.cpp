@@ -116,10 +116,7 @@ CLNP_INLINE double join_plane(const T* from, T* to, int64_t count) {
     if (relu) return join_plane<true>(from, to, count);                                            \
     return join_plane<false>(from, to, count);                                                     \
   }
-CLNP_FOR(float)
-CLNP_FOR(double)
-CLNP_FOR(BFloat16)
-CLNP_FOR(Half)
+CLNP_EVERY_ELEMENT(CLNP_FOR)
 #undef CLNP_FOR
 
 void sum_images(const Tensor& x, bool last, double* sums) {

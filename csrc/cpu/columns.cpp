@@ -48,10 +48,7 @@ CLNP_INLINE void relu_run(T* x, int64_t count) {
     sum_terms(x, rows, columns, stride, term, sums);                                            \
   }                                                                                             \
   CLNP_CLONES void relu_run_of(T* x, int64_t count) { relu_run(x, count); }
-CLNP_FOR(float)
-CLNP_FOR(double)
-CLNP_FOR(BFloat16)
-CLNP_FOR(Half)
+CLNP_EVERY_ELEMENT(CLNP_FOR)
 #undef CLNP_FOR
 
 Tensor column_sums(const Tensor& x, Term term, ScalarType type) {

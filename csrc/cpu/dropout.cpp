@@ -73,10 +73,7 @@ CLNP_INLINE void drop_groups(const T* x, T* y, int64_t begin, int64_t end, int64
                                   const Numbers& n) {                                          \
     drop_groups(x, y, begin, end, count, n);                                                   \
   }
-CLNP_FOR(float)
-CLNP_FOR(double)
-CLNP_FOR(BFloat16)
-CLNP_FOR(Half)
+CLNP_EVERY_ELEMENT(CLNP_FOR)
 #undef CLNP_FOR
 
 namespace {

@@ -21,6 +21,9 @@
 // Bodies must be inlined into the clones, or they stay code for the baseline.
 #define CLNP_INLINE inline __attribute__((always_inline))
 
+// M(T) for every element type that an operator takes.
+#define CLNP_EVERY_ELEMENT(M) M(float) M(double) M(BFloat16) M(Half)
+
 namespace clnp {
 
 using Half = torch::headeronly::Half;

@@ -195,10 +195,7 @@ CLNP_INLINE double open_run(const T* __restrict__ grad, const T* __restrict__ y,
   CLNP_CLONES double open_run_of(const T* grad, const T* y, T* out, int64_t count) {   \
     return open_run(grad, y, out, count);                                              \
   }
-CLNP_FOR(float)
-CLNP_FOR(double)
-CLNP_FOR(BFloat16)
-CLNP_FOR(Half)
+CLNP_EVERY_ELEMENT(CLNP_FOR)
 #undef CLNP_FOR
 
 namespace {

@@ -75,10 +75,7 @@ CLNP_INLINE void relu_grad(const T* __restrict__ grad, const T* __restrict__ y, 
                                 int64_t columns, double* sums) {                                  \
     relu_grad(grad, y, out, strides, rows, columns, sums);                                        \
   }
-CLNP_FOR(float)
-CLNP_FOR(double)
-CLNP_FOR(BFloat16)
-CLNP_FOR(Half)
+CLNP_EVERY_ELEMENT(CLNP_FOR)
 #undef CLNP_FOR
 
 namespace {

@@ -176,10 +176,7 @@ CLNP_INLINE void slope_plane(const T* grad, const T* y, const T* x, T* out, Slop
     if (batch) return slope_plane<false, true>(grad, y, x, out, s, count);                        \
     slope_plane<false, false>(grad, y, x, out, s, count);                                         \
   }
-CLNP_FOR(float)
-CLNP_FOR(double)
-CLNP_FOR(BFloat16)
-CLNP_FOR(Half)
+CLNP_EVERY_ELEMENT(CLNP_FOR)
 #undef CLNP_FOR
 
 namespace {

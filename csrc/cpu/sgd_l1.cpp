@@ -36,10 +36,7 @@ CLNP_INLINE void sgd(T* __restrict__ p, const T* __restrict__ g, T* __restrict__
                           const SgdNumbers<double>& n) {              \
     sgd(p, g, buffer, count, n);                                      \
   }
-CLNP_FOR(float)
-CLNP_FOR(double)
-CLNP_FOR(BFloat16)
-CLNP_FOR(Half)
+CLNP_EVERY_ELEMENT(CLNP_FOR)
 #undef CLNP_FOR
 
 namespace {
