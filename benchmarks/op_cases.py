@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.cases import DTYPES, SEED, Size
@@ -21,9 +22,9 @@ from clnp_kernels.nn import MaskedConv2d, MaskedLinear, PartialBatchNorm2d
 
 LAYERS = ("masked_linear", "masked_conv2d", "partial_batch_norm")
 OPTIMIZERS = ("adam_l1", "sgd_l1")
-OPERATORS = (*LAYERS, "channel_activity", *OPTIMIZERS)
+OPERATORS = (*LAYERS, "channel_activity", "dropout", *OPTIMIZERS)
 # Where torch.compile has something to fuse.
-COMPILED = ("masked_linear", "partial_batch_norm", "channel_activity")
+COMPILED = ("masked_linear", "partial_batch_norm", "channel_activity", "dropout")
 # I, O, kernel, stride, side of the image: layers of the networks and of resnet50 at 224 x 224
 CONVOLUTIONS = {
     "narrow": ((32, 32, 3, 1, 32), (64, 64, 3, 1, 16)),
@@ -52,7 +53,8 @@ class OpCase:
     Attributes:
         op: its name.
         sizes: masked_linear (I, O); masked_conv2d (I, O, kernel, stride, side); partial_batch_norm
-            and channel_activity (C, side of the image); optimizers (I, O) of one weight.
+            and channel_activity (C, side of the image); dropout (C,); optimizers (I, O) of one
+            weight.
         batch: examples.
         fraction: of inputs and outputs that are frozen.
         dtype: key of `DTYPES`; all tensors have it.
@@ -85,6 +87,7 @@ def cases(size: Size, dtype: str, device: str) -> list[OpCase]:
     norms = NORMS if size.scale == 1 else NORMS[1:2]
     found += [OpCase("partial_batch_norm", sizes, 64, 0.0) for sizes in norms]
     found += [OpCase("channel_activity", sizes, 64, 0.0) for sizes in norms]
+    found += [OpCase("dropout", (w,), 256, 0.0) for w in size.widths]
     if dtype == "fp32":  # weights and moments stay in float32 under autocast
         found += [OpCase(op, (w, w), 1, 0.0) for op in OPTIMIZERS for w in size.widths]
     batch = 1.0 if size.scale == 1 else size.batch
@@ -97,7 +100,7 @@ def cases(size: Size, dtype: str, device: str) -> list[OpCase]:
 def contenders(case: OpCase, compiled: bool = True) -> list[str]:
     """Who can take part."""
     names = ["eager-masked", "dense", "compiled", "slices", "ours"]
-    if case.op == "channel_activity":
+    if case.op in ("channel_activity", "dropout"):
         names = ["dense", "compiled", "ours"]
     if not compiled or case.op not in COMPILED:
         names.remove("compiled")
@@ -126,7 +129,8 @@ def builder(case: OpCase) -> Callable[[OpCase, str], Any]:
     """The class of a case's contenders: callable, with `results()` after a call."""
     if case.op in OPTIMIZERS:
         return OptimizerStep
-    return Activity if case.op == "channel_activity" else Layer
+    others = {"channel_activity": Activity, "dropout": Dropping}
+    return others.get(case.op, Layer)
 
 
 def image(case: OpCase, channels: int, side: int, generator: torch.Generator) -> Tensor:
@@ -252,6 +256,45 @@ class Activity:
         return [self.y]
 
 
+class Dropping:
+    """Dropout, forward and backward."""
+
+    P = 0.5
+
+    def __init__(self, case: OpCase, name: str, double: bool = False) -> None:
+        generator = torch.Generator().manual_seed(SEED)
+        x = image(case, case.sizes[0], 0, generator)
+        self.x = (x.double() if double else x).requires_grad_()
+        self.grad_y = torch.ones_like(self.x)
+        plain: Callable[[Tensor, float], Tensor] = F.dropout
+        if name == "compiled":
+            plain = torch.compile(plain)
+        self.function = ops.dropout if name == "ours" else plain
+
+    def __call__(self) -> Tensor:
+        self.x.grad = None
+        y = self.function(self.x, self.P)
+        y.backward(self.grad_y)
+        self.y = y.detach()
+        return self.y
+
+    def results(self) -> list[Tensor]:
+        """Output and gradient, each with what it would be if nothing had been dropped in the places
+        of the dropped elements, of which there are as many as there should be (within six
+        deviations), and the same in both.
+        """
+        assert self.x.grad is not None
+        dropped = self.x.grad == 0
+        off = abs(float(dropped.double().mean()) - self.P)
+        assert off < 6 * (self.P * (1 - self.P) / dropped.numel()) ** 0.5, off
+        assert bool((self.y[dropped] == 0).all())
+        kept = 1 / (1 - self.P)
+        return [
+            torch.where(dropped, self.x.detach() * kept, self.y),
+            torch.where(dropped, self.grad_y * kept, self.x.grad),
+        ]
+
+
 def check(case: OpCase, make: Callable[[OpCase, str], Any] = make) -> None:
     """Checks ours against plain PyTorch in float64, by the error of plain PyTorch at the dtype.
 
@@ -281,6 +324,8 @@ def work(case: OpCase) -> tuple[float, float]:
     if case.op in OPTIMIZERS:
         free = case.sizes[0] * (case.sizes[1] - case.frozen(case.sizes[1]))
         return 0.0, free * size * (7 if case.op == "adam_l1" else 5)
+    if case.op == "dropout":
+        return 0.0, size * case.batch * case.sizes[0] * 4
     if case.op == "channel_activity":
         return 0.0, size * case.batch * case.sizes[0] * case.sizes[1] ** 2
     if case.op == "partial_batch_norm":

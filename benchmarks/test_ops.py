@@ -19,6 +19,7 @@ SIZES: dict[str, tuple[int, ...]] = {
     "masked_conv2d": (64, 64, 3, 1, 16),
     "partial_batch_norm": (64, 16),
     "channel_activity": (64, 16),
+    "dropout": (1024,),
     "adam_l1": (1024, 1024),
     "sgd_l1": (1024, 1024),
 }
