@@ -8,16 +8,17 @@ they are looked up, and the layer computes its free outputs.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from clnp.batches import count, evaluation_batch, placed
+from clnp.batches import batches, correct_of, count, evaluation_batch, placed
 from clnp.data.task import Split
 from clnp.graph import Graph
 from clnp.model import Model
+from clnp.ranks import current
 
 CACHE_BYTES = 2 << 30
 LEAST_SHARE = 0.05
@@ -29,34 +30,48 @@ class FrozenActivations:
 
     Arguments:
         model: in a task.
-        split: the training split (x [N, ...], y); any other data set is not cached, for its
-            examples may be drawn anew in every epoch. None caches nothing.
+        split: (x [N, ...], y); any other data set is not cached, for its examples may be drawn anew
+            in every epoch. None caches nothing.
         dtype: what autocast computes in; float32 means no autocast.
         budget: most bytes to keep. Layers are taken in execution order until it is used up.
+        training: whether the model is in training mode when it looks them up; in evaluation mode
+            nothing is random.
 
     Attributes:
         names: the layers that are looked up.
+        rows: the examples of the split that the next forward is given.
     """
 
     def __init__(
-        self, model: Model, split: Split | None, dtype: torch.dtype, budget: int = CACHE_BYTES
+        self,
+        model: Model,
+        split: Split | None,
+        dtype: torch.dtype,
+        budget: int = CACHE_BYTES,
+        *,
+        training: bool = True,
     ) -> None:
         self.model, self.dtype = model, dtype
         self.values: dict[str, Tensor] = {}
         if isinstance(split, tuple) and model.tasks and budget > 0:
-            self._compute(split, budget)
+            self._compute(split, budget, RANDOM if training else ())
         self.rows: Tensor | None = None
 
     @property
     def names(self) -> list[str]:
         return list(self.values)
 
+    @property
+    def bytes(self) -> int:
+        """How many are kept."""
+        return sum(values.nbytes for values in self.values.values())
+
     def __bool__(self) -> bool:
         return bool(self.values)
 
     @torch.no_grad()
-    def _compute(self, split: tuple[Tensor, Tensor], budget: int) -> None:
-        names = [n for n in deterministic_layers(self.model.graph) if self._pays(n)]
+    def _compute(self, split: tuple[Tensor, Tensor], budget: int, random: Sequence[str]) -> None:
+        names = [n for n in deterministic_layers(self.model.graph, random) if self._pays(n)]
         if not names:
             return
         x, total, size = split[0], count(split), evaluation_batch(split)
@@ -123,6 +138,23 @@ class FrozenActivations:
                 self.model.masked_layers[name].skip_active = False
             self.rows = None
 
+    def accuracy(self, split: Split) -> float:
+        """As `clnp.batches.accuracy` of the model, on the split whose activations these are."""
+        ranks, total = current(), count(split)
+        pieces = batches(split, evaluation_batch(split), self.model.device, ranks=ranks)
+        with self.looked_up():
+            counted = self._named(pieces, ranks.rows(total).start)
+            return ranks.total(correct_of(self.model, counted, total)) / total
+
+    def _named(
+        self, pieces: Iterable[tuple[Tensor, Tensor]], start: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches in order, from example `start` on; each with its `rows`."""
+        for x, y in pieces:
+            self.rows = torch.arange(start, start + len(y), device=x.device)
+            start += len(y)
+            yield x, y
+
 
 def _keep(
     found: dict[str, Tensor], name: str, module: nn.Module, args: tuple[Tensor, ...], y: Tensor
@@ -130,13 +162,13 @@ def _keep(
     found[name] = y
 
 
-def deterministic_layers(graph: Graph) -> list[str]:
-    """The layers with nothing random between the input and them, in execution order."""
-    random: set[str] = set()
+def deterministic_layers(graph: Graph, random: Sequence[str] = RANDOM) -> list[str]:
+    """The layers without one of the `random` operations before them, in execution order."""
+    reached: set[str] = set()
     layers = []
     for node in graph.nodes:
-        if node.op in RANDOM or random.intersection(node.inputs):
-            random.add(node.name)
+        if node.op in random or reached.intersection(node.inputs):
+            reached.add(node.name)
         elif node.role == "layer":
             layers.append(node.name)
     return layers

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clnp.batches import (
-    accuracy,
     batch_sizes,
     batches,
     count,
@@ -26,7 +25,7 @@ from clnp.batches import (
 from clnp.capture import StepGraph, set_rate
 from clnp.data.task import Split
 from clnp.errors import CheckpointError, DataError, TrainingError
-from clnp.frozen_cache import FrozenActivations
+from clnp.frozen_cache import CACHE_BYTES, FrozenActivations
 from clnp.model import Model
 from clnp.ranks import current
 from clnp_kernels.optim import AdamL1
@@ -131,8 +130,15 @@ class Fit:
         self.optimizer = AdamL1(parameter_groups(model, settings), lr=settings.lr)
         self.state = FitState()
         # What an epoch saves is what it takes to fill the cache.
-        cached = self.train if settings.cache and settings.epochs > 1 else None
-        self.cache = FrozenActivations(model, cached, settings.dtype)
+        pays = settings.cache and settings.epochs > 1
+        self.cache = FrozenActivations(model, self.train if pays else None, settings.dtype)
+        self.evaluated = FrozenActivations(
+            model,
+            validation if pays else None,
+            torch.float32,
+            CACHE_BYTES - self.cache.bytes,
+            training=False,
+        )
         self._graph: StepGraph | None = None
 
     def resume(self, state: FitState) -> None:
@@ -180,7 +186,7 @@ class Fit:
         set_rate(self.optimizer, lr)
         with self._seeded(epoch):
             losses, hits = self._trained(epoch)
-            validation = accuracy(self.model, self.validation, self.device)
+            validation = self.evaluated.accuracy(self.validation)
         return record(epoch, float(losses), float(hits), validation, lr)
 
     def _epoch_seed(self, epoch: int) -> int:

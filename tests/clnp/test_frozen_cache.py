@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import clnp
+from clnp.batches import accuracy, evaluating
 from clnp.data import Task
 from clnp.errors import ConfigError
 from clnp.frozen_cache import FrozenActivations, deterministic_layers
@@ -18,6 +19,12 @@ from tests.clnp.conv_cases import Plan
 FAST: dict[str, Any] = {"epochs": 3, "lr": 0.01, "margin": 0.1, "batch_size": 32}
 CONV = Plan(6, ("plain",), False, False, "hidden")
 NORMED = Plan(6, ("residual",), True, False, "hidden")
+
+
+class Dropping(nn.Sequential):
+    def __init__(self) -> None:
+        layers = [nn.Linear(12, 9), nn.ReLU(), nn.Dropout(0.5)]
+        super().__init__(nn.Dropout(0.2), *layers, nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
 def after_two_tasks(net: nn.Module, head: str = "multi") -> clnp.Model:
@@ -74,6 +81,28 @@ def test_logits_gradients_and_statistics(make: Any, head: str, dtype: torch.dtyp
     assert not any(
         layer.skip_active for name, layer in model.masked_layers.items() if name in cache.names
     )
+
+
+@pytest.mark.parametrize("make", [Dropping, NORMED.build], ids=["dropout", "norm"])
+def test_accuracy_of_a_network_in_evaluation_mode(make: Any) -> None:
+    torch.manual_seed(0)
+    model = after_two_tasks(make())
+    rows = 2300  # more than two batches
+    x = torch.randn(rows, *model.graph.nodes[0].attrs["shape"][1:])
+    with evaluating(model):
+        y = model(x).argmax(dim=-1)
+    y[::3] += 1
+    cache = FrozenActivations(model, (x, y), torch.float32, training=False)
+    assert cache.names[0] == model.layer_names[0]
+    assert len(cache.names) > 1
+    model.train()
+    before = [t.clone() for t in model.running_statistics()]
+    assert cache.accuracy((x, y)) == accuracy(model, (x, y), model.device)
+    assert cache.accuracy((x, y)) == pytest.approx(2 / 3, abs=1e-3)
+    assert all(torch.equal(*pair) for pair in zip(before, model.running_statistics(), strict=True))
+    assert model.training
+    empty = FrozenActivations(model, None, torch.float32, training=False)
+    assert empty.accuracy((x, y)) == cache.accuracy((x, y))
 
 
 def test_only_what_is_the_same_in_every_epoch_is_kept() -> None:
