@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.sliced import HeldBatchNorm, SlicedBatchNorm, SlicedLayer
 from benchmarks.state import L1, LR, State, dense_network, frozen_rows, plain_network, skipped
 from clnp.frozen_cache import FrozenActivations
-from clnp.train import FitSettings, parameter_groups
+from clnp.train import parameter_groups
 from clnp_kernels.nn import PartialBatchNorm2d
 from clnp_kernels.optim import AdamL1
 
@@ -109,8 +109,8 @@ class Ours(Contender):
         super().__init__(state)
         model = state.model
         self.network = model.net
-        settings = FitSettings(1, LR, len(state.x), dict.fromkeys(model.layer_names, L1))
-        self.optimizer = AdamL1(parameter_groups(model, settings), lr=LR)
+        alphas = dict.fromkeys(model.layer_names, L1)
+        self.optimizer = AdamL1(parameter_groups(model, alphas), lr=LR)
 
     def free_rows(self, name: str) -> list[Tensor]:
         layer = self.network.get_submodule(name)

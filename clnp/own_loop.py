@@ -20,6 +20,7 @@ from clnp.model import Model
 from clnp.settings import CHECKS
 from clnp.sparsifiers import sparsifier as ranking
 from clnp.sparsify import Pruning, find_pruning
+from clnp.train import parameter_groups as unnamed_groups
 
 
 def begin_task(
@@ -67,12 +68,11 @@ def parameter_groups(model: Model, l1: Any) -> list[dict[str, Any]]:
         ConfigError: `l1` does not fit the layers.
     """
     alphas = per_layer(l1, _check_model(model).layer_names)
-    rest = dict(model.named_parameters())
-    groups: list[dict[str, Any]] = []
-    for layer, alpha in alphas.items():
-        name = f"net.{layer}.free_weight"
-        groups.append({"params": [(name, rest.pop(name))], "l1": alpha})
-    return [*groups, {"params": list(rest.items()), "l1": 0.0}] if rest else groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [
+        {**group, "params": [(names[id(p)], p) for p in group["params"]]}
+        for group in unnamed_groups(model, alphas)
+    ]
 
 
 def prune(

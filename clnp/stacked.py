@@ -196,7 +196,7 @@ class StackedFit(Fit):
         groups = [
             {**group, "lr": point.lr, "params": [views[places[id(q)]] for q in group["params"]]}
             for point, views in zip(settings, self.views, strict=True)
-            for group in parameter_groups(model, point)
+            for group in parameter_groups(model, point.l1, point.head_only)
         ]
         self.optimizer = AdamL1(groups)
         self.states = [FitState() for _ in settings]

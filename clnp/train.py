@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -127,7 +127,8 @@ class Fit:
         self.device = model.head.free_weight.device
         self.parameters: list[Tensor] = list(trainable(model, settings.head_only))
         self.moving = moving(model, settings.head_only)
-        self.optimizer = AdamL1(parameter_groups(model, settings), lr=settings.lr)
+        groups = parameter_groups(model, settings.l1, settings.head_only)
+        self.optimizer = AdamL1(groups, lr=settings.lr)
         self.state = FitState()
         # What an epoch saves is what it takes to fill the cache.
         pays = settings.cache and settings.epochs > 1
@@ -325,14 +326,16 @@ def moving(model: Model, head_only: bool = False) -> list[Tensor]:
     return [*trainable(model, head_only), *model.running_statistics()]
 
 
-def parameter_groups(model: Model, settings: FitSettings) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: Model, l1: Mapping[str, float], head_only: bool = False
+) -> list[dict[str, Any]]:
     """Optimizer groups: each layer's weight with its alpha; biases and batch norms without L1."""
-    names = [model.groups.head] if settings.head_only else model.layer_names
-    weights = [(model.layer_weight(name), settings.l1[name]) for name in names]
+    names = [model.groups.head] if head_only else model.layer_names
+    weights = [(model.layer_weight(name), l1[name]) for name in names]
     chosen = {id(weight) for weight, _ in weights}
-    biases = [p for p in trainable(model, settings.head_only) if id(p) not in chosen]
+    rest = [p for p in trainable(model, head_only) if id(p) not in chosen]
     groups: list[dict[str, Any]] = [{"params": [weight], "l1": alpha} for weight, alpha in weights]
-    return [*groups, {"params": biases, "l1": 0.0}] if biases else groups
+    return [*groups, {"params": rest, "l1": 0.0}] if rest else groups
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
