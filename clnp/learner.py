@@ -166,17 +166,17 @@ class Learner:
         margin = self.settings.margin if margin is None else margin
         if isinstance(margin, bool) or not 0 <= margin < 1:
             raise ConfigError(f"margin={margin!r}: expected 0 <= margin < 1")
-        classes = check_task(self.model, task)
-        if classes != self.model.head.classes:
-            raise ConfigError(
-                f"task {task.name!r} has {classes} classes, the network {self.model.head.classes} "
-                "outputs; only a network that was trained on the task can be adopted"
-            )
         return self._run(task, Plan(margin, adopt=True, prune=prune))
 
     def _run(self, task: Task, plan: Plan) -> TaskReport:
         with self.ranks.together("checking the task"):
             classes = check_task(self.model, task)
+            if plan.adopt and classes != self.model.head.classes:
+                raise ConfigError(
+                    f"task {task.name!r} has {classes} classes, the network "
+                    f"{self.model.head.classes} outputs; only a network that was trained on the "
+                    "task can be adopted"
+                )
             check_callbacks(self.callbacks)
         agree_on_task(self.ranks, self.model, task, len(self.reports))
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
