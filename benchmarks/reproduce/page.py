@@ -51,7 +51,15 @@ def summary(folder: Path) -> str:
     rows = read(folder / "summary.csv")
     groups = [key[5:-5] for key in rows[0] if key.startswith("used_") and key.endswith("_mean")]
     more = [name for name in MORE if f"{name}_mean" in rows[0]]
-    head = ["", "tasks", "n", "test accuracy, %", *(f"{g} used, %" for g in groups), "minutes"]
+    head = [
+        "",
+        "tasks",
+        "epochs",
+        "n",
+        "test accuracy, %",
+        *(f"{g} used, %" for g in groups),
+        "minutes",
+    ]
     head += [MORE[name][0] for name in more]
     lines = [
         _line(row, groups) + [_spread(row, name, *MORE[name][1:]) for name in more] for row in rows
@@ -90,7 +98,8 @@ def equal(folder: Path) -> str:
 
 def _line(row: Row, groups: Sequence[str]) -> list[str]:
     used = [_spread(row, f"used_{group}", 100, 1) for group in groups]
-    counts = [f"{row['tasks']:.0f}", f"{row['n']:.0f}"]
+    epochs = row["epochs"] if isinstance(row["epochs"], str) else f"{row['epochs']:.0f}"
+    counts = [f"{row['tasks']:.0f}", epochs, f"{row['n']:.0f}"]
     accuracy, minutes = _spread(row, "acc", 100, 2), _spread(row, "seconds", 1 / 60, 1)
     return [str(row["contender"]), *counts, accuracy, *used, minutes]
 

@@ -28,12 +28,24 @@ def write_tables(
     _write(folder / "runs.csv", RUNS, [*(f"used_{g}" for g in groups), *names], rows)
     numbers = ["acc", *(f"used_{g}" for g in groups), "seconds", *names]
     fields = [f"{key}_{part}" for key in numbers for part in ("mean", "std")]
-    _write(folder / "summary.csv", ("contender", "tasks", "n"), fields, summary(rows, numbers))
+    _write(folder / "summary.csv", (*ALIKE, "n"), fields, summary(rows, numbers))
 
 
 COUNTS = ("used", "new", "reused")
 TASKS = ("contender", "seed", "task", "name", "test", "validation", "mean", "seconds")
-RUNS = ("contender", "seed", "tasks", "acc", "bwt", "identical", "seconds", "date", "revision")
+ALIKE = ("contender", "tasks", "epochs")  # of the runs that a line of summary.csv is about
+RUNS = (
+    "contender",
+    "seed",
+    "tasks",
+    "epochs",
+    "acc",
+    "bwt",
+    "identical",
+    "seconds",
+    "date",
+    "revision",
+)
 
 
 def _write(path: Path, fields: Sequence[str], more: Sequence[str], rows: Sequence[Row]) -> None:
@@ -78,6 +90,7 @@ def run_row(run: Run) -> Row:
         "contender": run.contender,
         "seed": run.seed,
         "tasks": run.metrics["tasks_learned"],
+        "epochs": epochs(run),
         "acc": average_accuracy(run.metrics["accuracy_matrix"]),
         "bwt": run.metrics["bwt"],
         "identical": run.metrics["certificate"]["identical"],
@@ -88,12 +101,24 @@ def run_row(run: Run) -> Row:
     }
 
 
+def epochs(run: Run) -> str:
+    """Epochs of a task, of training and (rounds x) of fine-tuning: "16 + 4 x 4"."""
+    config = run.metrics["config"]
+    text, tuning = str(config["epochs"]), config["fine_tune_epochs"]
+    if config["method"] != "clnp" or not tuning:
+        return text
+    rounds = config["fine_tune_rounds"]
+    return f"{text} + {rounds} x {tuning}" if rounds > 1 else f"{text} + {tuning}"
+
+
 def summary(rows: Sequence[Row], numbers: Sequence[str]) -> list[Row]:
-    """Mean and standard deviation (n - 1) over seeds, a row per contender and number of tasks."""
+    """Mean and standard deviation (n - 1) over seeds, a row for each contender, number of
+    tasks and of epochs.
+    """
     table = []
-    for key in dict.fromkeys((row["contender"], row["tasks"]) for row in rows):
-        own = [row for row in rows if (row["contender"], row["tasks"]) == key]
-        line: Row = {"contender": key[0], "tasks": key[1], "n": len(own)}
+    for key in dict.fromkeys(tuple(row[name] for name in ALIKE) for row in rows):
+        own = [row for row in rows if tuple(row[name] for name in ALIKE) == key]
+        line: Row = {**dict(zip(ALIKE, key, strict=True)), "n": len(own)}
         for number in numbers:
             spread = mean_std([row.get(number) for row in own])
             line |= {f"{number}_mean": spread["mean"], f"{number}_std": spread["std"]}
