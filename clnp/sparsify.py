@@ -197,7 +197,10 @@ class ThresholdSearch:
         if method == "auto":
             method = "joint" if len(self.groups) <= JOINT_GROUPS else "global"
         methods = {"joint": self.joint, "layerwise": self.layerwise, "global": self.common}
-        return methods[method]()
+        try:
+            return methods[method]()
+        finally:
+            self.lines.clear()  # each holds activations, and this search, so that neither would go
 
     def common(self) -> Pruning:
         """One threshold for all groups, in units of each group's mean activity, found by bisection:

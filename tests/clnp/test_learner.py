@@ -2,7 +2,9 @@
 middle.
 """
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,11 @@ from torch.utils.data import Dataset
 import clnp
 from clnp.data import Task
 from clnp.errors import CapacityError, CheckpointError, ConfigError, DataError, TrainingError
+from clnp.frozen_cache import FrozenActivations
 from clnp.learner import CHECKPOINT
+from clnp.sparsify import ThresholdSearch
+from clnp.task_run import TaskRun
+from clnp.train import Fit
 from tests.clnp.cases import Residual, blobs, convert, mlp
 
 QUICK: dict[str, Any] = {"epochs": 6, "lr": 0.01, "batch_size": 32, "l1": 1e-4, "margin": 0.02}
@@ -552,3 +558,34 @@ def test_structured_sdp_as_sparsifier(tmp_path: Path) -> None:
     second.learn(blobs(1))
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[key])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"search": "layerwise", "compensate": True, "grid": {"l1": [1e-5, 1e-4]}},
+        {"search": "global", "fine_tune": clnp.FineTune(epochs=1, rounds=2)},
+        {"grid": {"l1": [1e-5, 1e-4]}, "stack": "on"},
+        {"sparsifier": "sdp"},
+    ],
+    ids=["joint", "layerwise", "global", "stacked", "sdp"],
+)
+def test_what_a_task_needed_is_freed_without_the_garbage_collector(
+    settings: dict[str, Any],
+) -> None:
+    lt = learner(mlp([40, 30]), **{**QUICK, "epochs": 2, "margin": 0.05, **settings})
+    lt.learn(blobs(0))
+    gc.collect()
+    gc.disable()
+    try:
+        task = blobs(1)
+        inputs = [weakref.ref(x) for x in (task.train[0], task.validation[0])]
+        lt.learn(task)
+        del task
+        kinds = (TaskRun, Fit, FrozenActivations, ThresholdSearch)
+        left = {type(o).__name__ for o in gc.get_objects() if type(o) in kinds}
+    finally:
+        gc.enable()
+    assert not left
+    assert not any(ref() is not None for ref in inputs)
