@@ -66,10 +66,7 @@ def stackable(model: Model) -> bool:
         elif node.role in ("layer", "channelwise"):
             return False
         elif any(own):
-            follows = node.role == "elementwise" and node.op not in (
-                "log_softmax",
-                "stochastic_depth",
-            )
+            follows = node.role == "elementwise" and node.op not in EXCEPT
             if not (follows or (node.role == "merge" and all(own))):
                 return False
             stacked.add(node.name)
@@ -196,7 +193,7 @@ class StackedFit(Fit):
         groups = [
             {**group, "lr": point.lr, "params": [views[places[id(q)]] for q in group["params"]]}
             for point, views in zip(settings, self.views, strict=True)
-            for group in parameter_groups(model, point.l1, point.head_only)
+            for group in parameter_groups(model, point.l1)
         ]
         self.optimizer = AdamL1(groups)
         self.states = [FitState() for _ in settings]
