@@ -37,6 +37,8 @@ def write(folder: Path, there: Sequence[Run]) -> None:
         if shown:
             figure = figures.accuracy_per_task(shown, column, title.format(words))
             plots.save(figure, folder / f"{column}.png")
+    title = "Split CIFAR: mean test accuracy over the tasks so far"
+    plots.save(figures.accuracy_per_task(there, "mean", title), folder / "mean_accuracy.png")
     title = "Split CIFAR: channels used after each task"
     if capable := figures.with_capacity(there):
         plots.save(figures.capacity_per_task(capable, title), folder / "capacity.png")
