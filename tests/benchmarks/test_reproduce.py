@@ -184,7 +184,7 @@ def test_figures_on_cifar(tmp_path: Path) -> None:
     assert command("fig4", *words, "--only", "CLNP m = 4 % + FT", "joint") == 0
     folder = tmp_path / "quick" / "results" / "fig4"
     assert [row["task"] for row in rows(folder / "tasks.csv")] == ["0", "1"] * 2
-    for name in ("test", "validation", "capacity"):
+    for name in ("test", "validation", "mean_accuracy", "capacity"):
         assert (folder / f"{name}.png").exists()
 
 
