@@ -89,11 +89,14 @@ def test_more_and_smaller_tasks() -> None:
     tasks = reproduced("fig3", "tasks.csv", "CLNP, m = 1.6 %")
     (run,) = reproduced("fig3", "runs.csv", "CLNP, m = 1.6 %")
     said = []
-    for row in (tasks[9], tasks[-1]):
+    for row in (tasks[9], tasks[24], tasks[-1]):
         share = (f"{100 * int(row[f'used_{layer}']) / 2000:.0f} %" for layer in ("fc1", "fc2"))
-        said.append((f"{100 * float(row['mean']):.2f} % after", " and ".join(share)))
-    assert f"is {said[0][0]} ten tasks, with {said[0][1]} of the channels," in page
-    assert f"and {said[1][0]} {len(tasks)}, with {said[1][1]};" in page
+        said.append(f"{100 * float(row['mean']):.2f} % after {{}}, with {' and '.join(share)}")
+    assert f"is {said[0].format('ten tasks')} of the channels, " in page
+    assert f"{said[1].format(25)}, and {said[2].format(len(tasks))};" in page
+    late = [sum(int(row[f"new_{layer}"]) for row in tasks[-12:]) for layer in ("fc1", "fc2")]
+    assert f"take {late[0]} channels of layer 1, and {late[1]} of layer 2:" in page
+    assert f"tasks: **{len(tasks)}** so far, {said[2].format('them')}" in README
     full = "2000" in (tasks[-1]["used_fc1"], tasks[-1]["used_fc2"])
     assert ("then the network is full" if full else "before the network was full") in page
     assert (run["identical"], float(run["bwt"])) == (run["tasks"], 0.0)
