@@ -72,7 +72,7 @@ def capacity_per_task(there: Sequence[Run], title: str) -> Figure:
         axes.set_ylim(0, 100)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("channels used (%)")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
     figure.suptitle(title)
     return figure
 
@@ -107,7 +107,7 @@ def frontier(
         axes.set_xlabel("channels used (%)")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("mean test accuracy (%)")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     figure.suptitle(title)
     return figure
 
