@@ -22,6 +22,7 @@ from benchmarks.reproduce.experiment import (
     write_settings,
 )
 from benchmarks.reproduce.permuted_mnist import FIG_3, TABLE_1
+from benchmarks.reproduce.tables import Tables
 from clnp.cli.console import make_console
 
 EXPERIMENTS = {e.name: e for e in (TABLE_1, FIG_3, FIG_4, FIG_5, CAPACITY, REUSE, FRONTIER)}
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("experiment", choices=list(EXPERIMENTS))
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="so many seeds")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="from this one on")
     parser.add_argument("--quick", action="store_true", help="minutes, on small data")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these contenders")
     for name in HANDED_ON:
@@ -57,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (value := getattr(given, name.replace("-", "_"))) is not None
         for word in (f"--{name}", value)
     ]
-    options = Options(given.seeds, given.quick, tuple(given.only), tuple(words))
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    options = Options(seeds, given.quick, tuple(given.only), tuple(words))
     out = given.out / "quick" if given.quick else given.out
     folder = given.results or (out / "results" if given.quick else RESULTS)
     problems = [] if given.write else carry_out(experiment, out, options, make_console())
@@ -66,10 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(experiment: Experiment, out: Path, folder: Path) -> None:
-    """Writes the CSV files, plots and settings of what has run so far."""
+    """Writes the CSV files, plots and settings of what has run so far, beside what the files
+    already have of other runs.
+    """
     there = found(experiment, out)
     if there:
-        experiment.write(folder, there)
+        tables = Tables.of(there, experiment.more)
+        experiment.write(folder, tables.beside(Tables.read(folder), experiment.contenders))
         write_settings(folder, experiment, there)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 from benchmarks.reproduce import figures
 from benchmarks.reproduce.experiment import Contender, Experiment, Run
 from benchmarks.reproduce.permuted_mnist import QUICK, SPLIT, UNTIL_FULL
-from benchmarks.reproduce.tables import task_rows, used, write_tables
+from benchmarks.reproduce.tables import Row, Tables, groups_of, share, task_rows
 from clnp import Learner, plots
 from clnp.cli.results import write_csv
 
@@ -74,21 +73,19 @@ PAPER = {"fc1": (0.18, 0.9842), "fc2": (0.40, 0.9842)}
 Point = tuple[float, float]  # weights that are kept, accuracy as a share
 
 
-def write_reduced(folder: Path, there: Sequence[Run]) -> None:
+def write_reduced(folder: Path, tables: Tables) -> None:
     """CSV files, among them equal.csv: the accuracy of every recipe and that of the base at equal
     capacity; and accuracy against capacity.
     """
-    kept = {run.folder: float(kept_weights(run)) for run in there}
-    write_tables(folder, there, lambda run: {"weights": kept[run.folder]})
-    rows: list[dict[str, Any]] = []
+    tables.write(folder)
+    rows: list[Row] = []
     every: dict[tuple[str, int], list[Point]] = {}
-    for seed in sorted({run.seed for run in there}):
+    for seed in sorted({row["seed"] for row in tables.runs}):
         points: dict[str, list[Point]] = {}
-        for run in there:
-            if run.seed == seed:
-                name = "base" if run.contender in BASES else run.contender
-                point = kept[run.folder], float(task_rows(run)[-1]["mean"])
-                points.setdefault(name, []).append(point)
+        for row in tables.runs:
+            if row["seed"] == seed:
+                name = "base" if row["contender"] in BASES else row["contender"]
+                points.setdefault(name, []).append((row["weights"], row["acc"]))
         every |= {(name, seed): own for name, own in points.items()}
         base = points.pop("base", [])
         rows += [
@@ -111,9 +108,9 @@ def accuracy_at(weights: float, line: Sequence[Point]) -> float | None:
     return float(np.interp(np.log(weights), np.log(x), y)) if x[0] <= weights <= x[-1] else None
 
 
-def kept_weights(run: Run) -> int:
-    """Frozen weights of an MLP after the last task, biases not counted. A channel reads the
-    channels that were used when its task had been learned.
+def kept_weights(run: Run) -> Row:
+    """ "weights": the frozen weights of an MLP after the last task, biases not counted. A channel
+    reads the channels that were used when its task had been learned.
     """
     network = Learner.load(run.folder).model.subnetwork(0)
     inputs = next(m for m in network.modules() if isinstance(m, nn.Linear)).in_features
@@ -124,35 +121,36 @@ def kept_weights(run: Run) -> int:
             total += before * counts["new"]
             before = counts["used"]
         total += CLASSES * counts["new"]
-    return total
+    return {"weights": total}
 
 
-def write_full(folder: Path, there: Sequence[Run]) -> None:
+def write_full(folder: Path, tables: Tables) -> None:
     """CSV files; accuracy against capacity after ten tasks, with the paper's point, of the runs
     that got so far.
     """
-    there = [run for run in there if run.metrics["tasks_learned"] >= TEN] or there
-    write_tables(folder, there, after_ten)
+    longer = tables.having(lambda row: row["tasks"] >= TEN)
+    tables = longer if longer.runs else tables
+    tables.write(folder)
     title = "Permuted MNIST: accuracy and capacity after ten tasks"
-    plots.save(figures.frontier(there, TEN, title, PAPER), folder / "frontier.png")
+    plots.save(figures.frontier(tables, TEN, title, PAPER), folder / "frontier.png")
 
 
-def after_ten(run: Run) -> dict[str, float]:
+def after_ten(run: Run) -> Row:
     """Mean accuracy over the first ten tasks, and the shares of the channels that they use."""
-    rows = task_rows(run)[:TEN]
-    shares = used(run, len(rows) - 1)
-    return {"ten": rows[-1]["mean"], **{f"ten_{group}": x for group, x in shares.items()}}
+    tenth = task_rows(run)[:TEN][-1]
+    shares = {f"ten_{group}": share(tenth, group) for group in groups_of([tenth])}
+    return {"ten": tenth["mean"], **shares}
 
 
-def write_reuse(folder: Path, there: Sequence[Run]) -> None:
-    """CSV files; of each run the accuracy on both tasks, and of the first layer's weights after the
-    first task the effective rank.
+def write_reuse(folder: Path, tables: Tables) -> None:
+    """CSV files."""
+    tables.write(folder)
+
+
+def first_and_second(run: Run) -> Row:
+    """Of a run of two tasks, the accuracy on both, and of the first layer's weights after the first
+    task the effective rank.
     """
-    write_tables(folder, there, first_and_second)
-
-
-def first_and_second(run: Run) -> dict[str, float]:
-    """The further numbers of a run of two tasks."""
     network = Learner.load(run.folder).model.subnetwork(0)
     first = next(m for m in network.modules() if isinstance(m, nn.Linear))
     own, second = run.metrics["accuracy_matrix"][-1][:2]
@@ -180,6 +178,7 @@ CAPACITY = Experiment(
         },
     },
     write=write_reduced,
+    more=kept_weights,
     quick_stream="permuted-digits",
     quick=QUICK,
 )
@@ -190,6 +189,7 @@ FRONTIER = Experiment(
     stream="permuted-mnist",
     contenders=UNTIL_FULL,
     write=write_full,
+    more=after_ten,
     quick_stream="permuted-digits",
     quick=QUICK,
 )
@@ -200,6 +200,7 @@ REUSE = Experiment(
     stream="permuted-mnist",
     contenders={name: Contender(f"{FEW} {words}") for name, words in REUSED.items()},
     write=write_reuse,
+    more=first_and_second,
     quick_stream="permuted-digits",
     quick=f"{QUICK} --tasks 2",
 )

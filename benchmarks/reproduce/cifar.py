@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.reproduce import figures
-from benchmarks.reproduce.experiment import Contender, Experiment, Run
-from benchmarks.reproduce.tables import write_tables
+from benchmarks.reproduce.experiment import Contender, Experiment
+from benchmarks.reproduce.tables import Tables, groups_of
 from clnp import plots
 
 # Sec. 3.2 and Table 2. Epochs and batch are those of the code of Zenke, Poole, Ganguli 2017, whose
@@ -28,20 +27,20 @@ JOINT = "--set first=50 others=10"
 QUICK = "--tasks 2 --epochs 2 --fine-tune-epochs 1 --batch-size 16 --net-scale 0.125 --threads 1"
 
 
-def write(folder: Path, there: Sequence[Run]) -> None:
+def write(folder: Path, tables: Tables) -> None:
     """CSV files, accuracies per task and capacity."""
-    write_tables(folder, there)
-    title = "Split CIFAR: {} accuracy on every task"
-    for column, words in (("test", "test"), ("validation", "validation")):
-        shown = [run for run in there if run.metrics["reports"][-1][column] is not None]
-        if shown:
-            figure = figures.accuracy_per_task(shown, column, title.format(words))
-            plots.save(figure, folder / f"{column}.png")
-    title = "Split CIFAR: mean test accuracy over the tasks so far"
-    plots.save(figures.accuracy_per_task(there, "mean", title), folder / "mean_accuracy.png")
-    title = "Split CIFAR: channels used after each task"
-    if capable := figures.with_capacity(there):
-        plots.save(figures.capacity_per_task(capable, title), folder / "capacity.png")
+    tables.write(folder)
+    for column, name, words in (
+        ("test", "test", "test accuracy on every task"),
+        ("validation", "validation", "validation accuracy on every task"),
+        ("mean", "mean_accuracy", "mean test accuracy over the tasks so far"),
+    ):
+        if any(column in row for row in tables.tasks):
+            figure = figures.accuracy_per_task(tables.tasks, column, f"Split CIFAR: {words}")
+            plots.save(figure, folder / f"{name}.png")
+    if groups_of(tables.tasks):
+        title = "Split CIFAR: channels used after each task"
+        plots.save(figures.capacity_per_task(tables.tasks, title), folder / "capacity.png")
 
 
 FIG_4 = Experiment(

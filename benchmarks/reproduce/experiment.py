@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -20,6 +20,9 @@ from clnp.cli.arguments import parse
 from clnp.cli.config import Config
 from clnp.cli.runs import Places
 from clnp.errors import CapacityError, ClnpError
+
+if TYPE_CHECKING:
+    from benchmarks.reproduce.tables import Tables
 
 MACHINE = "machine.json"
 
@@ -51,8 +54,9 @@ class Experiment:
         runs: folder that its runs share with other experiments on the same data.
         stream: experiment of `clnp run`.
         contenders: name -> contender.
-        write: (folder for CSV files and plots, runs) writes them.
+        write: (folder for CSV files and plots, numbers of the runs) writes them.
         quick_stream, quick: stream and further options of --quick.
+        more: further numbers of a run, for its line in runs.csv.
     """
 
     name: str
@@ -60,9 +64,10 @@ class Experiment:
     runs: str
     stream: str
     contenders: Mapping[str, Contender]
-    write: Callable[[Path, Sequence[Run]], None]
+    write: Callable[[Path, Tables], None]
     quick_stream: str
     quick: str
+    more: Callable[[Run], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,13 +103,13 @@ class Options:
     """What is asked for on the command line.
 
     Attributes:
-        seeds: 0 to seeds - 1.
+        seeds: which.
         quick: the small problem.
         only: contenders; () takes all.
         words: further options of `clnp run`, for every contender.
     """
 
-    seeds: int = 1
+    seeds: Sequence[int] = (0,)
     quick: bool = False
     only: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
@@ -128,7 +133,7 @@ def carry_out(experiment: Experiment, out: Path, options: Options, console: Cons
     several times side by side.
     """
     problems = []
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for name, contender in wanted(experiment, options).items():
             folder = folder_of(experiment, out, name, seed)
             try:
@@ -191,16 +196,35 @@ def found(experiment: Experiment, out: Path) -> list[Run]:
 
 
 def write_settings(folder: Path, experiment: Experiment, there: Sequence[Run]) -> None:
-    """settings.json: of every contender the exact configuration, and where and when it was run."""
+    """settings.json: of every contender the exact configuration, and where and when it was run.
+
+    Runs of an earlier call, or of another machine, that are not in `there` keep their places. A run
+    whose configuration is not its contender's has its own.
+    """
+    path = folder / "settings.json"
+    earlier = runs.read_json(path)["contenders"] if path.is_file() else {}
     contenders: dict[str, Any] = {}
-    for run in there:
-        about = contenders.setdefault(
-            run.contender, {"config": {**run.metrics["config"], "seeds": []}, "runs": []}
-        )
-        about["config"]["seeds"].append(run.seed)
-        environment = json.loads((run.folder / "environment.json").read_text())
-        threads = run.metrics["config"]["threads"]  # those of the process may have been others
-        facts = {**run.machine, "threads": threads, "environment": environment}
-        about["runs"].append({"seed": run.seed, **facts})
+    for name in experiment.contenders:
+        own = {run.seed: _settings(run) for run in there if run.contender == name}
+        then = earlier.get(name, {"runs": []})
+        every = {run["seed"]: {"config": then["config"], **run} for run in then["runs"]} | own
+        if every:
+            contenders[name] = _about([every[seed] for seed in sorted(every)])
     data = {"experiment": experiment.name, "title": experiment.title, "contenders": contenders}
-    runs.write_json(folder / "settings.json", data)
+    runs.write_json(path, data)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    environment = json.loads((run.folder / "environment.json").read_text())
+    config = run.metrics["config"]  # its threads, not those of the process
+    facts = {**run.machine, "threads": config["threads"], "environment": environment}
+    return {"seed": run.seed, "config": {**config, "seeds": [run.seed]}, **facts}
+
+
+def _about(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One configuration for all runs of a contender, but for those that differ."""
+    shared = {**own[0]["config"], "seeds": [run["seed"] for run in own]}
+    alike = [{**run["config"], "seeds": shared["seeds"]} == shared for run in own]
+    short = [{key: value for key, value in run.items() if key != "config"} for run in own]
+    every = zip(own, short, alike, strict=True)
+    return {"config": shared, "runs": [brief if same else run for run, brief, same in every]}

@@ -7,33 +7,33 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.reproduce.experiment import Run
-from benchmarks.reproduce.tables import task_rows, used
+from benchmarks.reproduce.tables import Row, Tables, groups_of, share
 from clnp.drawing import line_styles, line_with_band, new_figure, panels_of, ticks_for
 
 
-def by_contender(there: Sequence[Run]) -> dict[str, list[Run]]:
-    """Name -> its runs that have learned as many tasks as the longest of them."""
-    names = dict.fromkeys(run.contender for run in there)
-    own = {name: [run for run in there if run.contender == name] for name in names}
-    longest = {name: max(r.metrics["tasks_learned"] for r in runs) for name, runs in own.items()}
+def by_contender(tasks: Sequence[Row]) -> dict[str, list[list[Row]]]:
+    """Name -> the rows of each of its runs that has learned as many tasks as the longest."""
+    runs: dict[str, dict[int, list[Row]]] = {}
+    for row in tasks:
+        runs.setdefault(row["contender"], {}).setdefault(row["seed"], []).append(row)
+    longest = {name: max(map(len, own.values())) for name, own in runs.items()}
     return {
-        name: [r for r in runs if r.metrics["tasks_learned"] == longest[name]]
-        for name, runs in own.items()
+        name: [rows for rows in own.values() if len(rows) == longest[name]]
+        for name, own in runs.items()
     }
 
 
-def accuracy_per_task(there: Sequence[Run], column: str, title: str) -> Figure:
-    """A number of `tables.task_rows` (a share) in per cent against the task, a line per contender,
-    with a band of +- one standard deviation over seeds.
+def accuracy_per_task(tasks: Sequence[Row], column: str, title: str) -> Figure:
+    """A column of `Tables.tasks` (a share) in per cent against the task, a line per contender that
+    has it, with a band of +- one standard deviation over seeds.
     """
     figure = new_figure(7, 4.4)
     axes = figure.add_subplot()
     most = 1
     for (name, runs), (colour, style) in zip(
-        by_contender(there).items(), line_styles(), strict=False
+        by_contender([row for row in tasks if column in row]).items(), line_styles(), strict=False
     ):
-        values = np.array([[row[column] for row in task_rows(run)] for run in runs], dtype=float)
+        values = np.array([[row[column] for row in rows] for rows in runs], dtype=float)
         most = max(most, values.shape[1])
         line_with_band(axes, 100 * values, name, colour, style)
     axes.set(xlabel="task", ylabel="accuracy (%)", title=title)
@@ -43,27 +43,18 @@ def accuracy_per_task(there: Sequence[Run], column: str, title: str) -> Figure:
     return figure
 
 
-def with_capacity(there: Sequence[Run]) -> list[Run]:
-    """The runs by CLNP, which alone claims channels."""
-    return [run for run in there if used(run, -1)]
-
-
-def capacity_per_task(there: Sequence[Run], title: str) -> Figure:
+def capacity_per_task(tasks: Sequence[Row], title: str) -> Figure:
     """Used channels of every group in per cent after each task, a panel per group, a line per
-    contender; mean and band over seeds.
-
-    Arguments:
-        there: one or more `with_capacity`.
+    contender of CLNP, which alone claims channels; mean and band over seeds.
     """
-    runs = by_contender(there)
-    groups = list(dict.fromkeys(g for own in runs.values() for g in used(own[0], -1)))
+    groups = groups_of(tasks)
+    runs = by_contender([row for row in tasks if groups_of([row])])
     figure = new_figure(max(7, 3 * len(groups)), 3.8)
     for axes, group in zip(panels_of(figure, len(groups), sharey=True), groups, strict=True):
         most = 1
         for (name, own), (colour, style) in zip(runs.items(), line_styles(), strict=False):
-            tasks = len(own[0].metrics["reports"])
-            most = max(most, tasks)
-            values = np.array([[used(run, t)[group] for t in range(tasks)] for run in own])
+            values = np.array([[share(row, group) for row in rows] for rows in own])
+            most = max(most, values.shape[1])
             label = name if group == groups[0] else ""
             line_with_band(axes, 100 * values, label, colour, style)
         axes.set_title(f"layer {group}", fontsize=10)
@@ -78,31 +69,36 @@ def capacity_per_task(there: Sequence[Run], title: str) -> Figure:
 
 
 def frontier(
-    there: Sequence[Run], tasks: int, title: str, best: Mapping[str, tuple[float, float]]
+    tables: Tables, tasks: int, title: str, best: Mapping[str, tuple[float, float]]
 ) -> Figure:
     """Mean test accuracy against the channels used, a panel per group, a point per run.
 
     Arguments:
-        there: one or more `with_capacity`.
+        tables: runs by CLNP.
         tasks: after so many tasks, or after the last of a run that has fewer.
         title: of the figure.
         best: group -> (share, accuracy) of the paper, drawn as a cross.
     """
-    ends = {id(run): min(tasks, run.metrics["tasks_learned"]) - 1 for run in there}
-    groups = list(used(there[0], -1))
+    ends: dict[str, list[Row]] = {}
+    for run in tables.runs:
+        last = min(tasks, run["tasks"]) - 1
+        ends.setdefault(run["contender"], []).extend(
+            row
+            for row in tables.tasks
+            if (row["contender"], row["seed"], row["task"]) == (run["contender"], run["seed"], last)
+        )
+    groups = groups_of(tables.tasks)
     figure = new_figure(max(8, 4.5 * len(groups)), 5)
-    names = list(dict.fromkeys(run.contender for run in there))
     for axes, group in zip(panels_of(figure, len(groups), sharey=True), groups, strict=True):
-        for name, (colour, style) in zip(names, line_styles(), strict=False):
-            own = [run for run in there if run.contender == name]
-            x = [100 * used(run, ends[id(run)])[group] for run in own]
-            y = [100 * task_rows(run)[ends[id(run)]]["mean"] for run in own]
+        for (name, own), (colour, style) in zip(ends.items(), line_styles(), strict=False):
+            x = [100 * share(row, group) for row in own]
+            y = [100 * row["mean"] for row in own]
             label = name if group == groups[0] else None
             axes.plot(x, y, style[0], color=colour, ms=6, label=label)
         if group in best:
-            share, accuracy = best[group]
+            used, accuracy = best[group]
             label = "paper, ten tasks" if group == groups[0] else None
-            axes.plot(100 * share, 100 * accuracy, "x", color="black", ms=9, label=label)
+            axes.plot(100 * used, 100 * accuracy, "x", color="black", ms=9, label=label)
         axes.set_title(f"layer {group}", fontsize=10)
         axes.set_xlabel("channels used (%)")
         axes.grid(alpha=0.3)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.reproduce import figures
-from benchmarks.reproduce.experiment import Contender, Experiment, Run
-from benchmarks.reproduce.tables import write_tables
+from benchmarks.reproduce.experiment import Contender, Experiment
+from benchmarks.reproduce.tables import Tables, groups_of
 from clnp import plots
 
 # Without what this package adds: limits that no task reaches, the usual start, ranks by activity.
@@ -62,26 +61,27 @@ UNTIL_FULL = {
 }
 
 
-def write_table(folder: Path, there: Sequence[Run]) -> None:
+def write_table(folder: Path, tables: Tables) -> None:
     """CSV files and the accuracy after each task."""
-    write_tables(folder, there)
+    tables.write(folder)
     title = "Permuted MNIST: mean test accuracy over the tasks so far"
-    plots.save(figures.accuracy_per_task(there, "mean", title), folder / "mean_accuracy.png")
-    _capacity(folder, there)
+    figure = figures.accuracy_per_task(tables.tasks, "mean", title)
+    plots.save(figure, folder / "mean_accuracy.png")
+    _capacity(folder, tables)
 
 
-def write_figure(folder: Path, there: Sequence[Run]) -> None:
+def write_figure(folder: Path, tables: Tables) -> None:
     """CSV files, capacity after each task, and accuracy to the last task that fits."""
-    write_tables(folder, there)
-    _capacity(folder, there)
+    tables.write(folder)
+    _capacity(folder, tables)
     title = "Permuted MNIST: test accuracy on every task"
-    plots.save(figures.accuracy_per_task(there, "test", title), folder / "accuracy.png")
+    plots.save(figures.accuracy_per_task(tables.tasks, "test", title), folder / "accuracy.png")
 
 
-def _capacity(folder: Path, there: Sequence[Run]) -> None:
+def _capacity(folder: Path, tables: Tables) -> None:
     title = "Permuted MNIST: channels used after each task"
-    if shown := figures.with_capacity(there):
-        plots.save(figures.capacity_per_task(shown, title), folder / "capacity.png")
+    if groups_of(tables.tasks):
+        plots.save(figures.capacity_per_task(tables.tasks, title), folder / "capacity.png")
 
 
 TABLE_1 = Experiment(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +14,7 @@ from clnp.diagnostics import average_accuracy, mean_accuracies, mean_std
 
 Row = dict[str, Any]
 
-
-def write_tables(
-    folder: Path, there: Sequence[Run], more: Callable[[Run], dict[str, float]] | None = None
-) -> None:
-    """Writes tasks.csv (a row per contender, seed and task), runs.csv (per contender and seed) and
-    summary.csv (per contender, over seeds); `more` gives further numbers of a run.
-    """
-    groups = list(dict.fromkeys(g for run in there for g in used(run, -1)))
-    tasks = [row for run in there for row in task_rows(run)]
-    _write(folder / "tasks.csv", TASKS, [f"{kind}_{g}" for g in groups for kind in COUNTS], tasks)
-    extra = [more(run) if more else {} for run in there]
-    names = list(extra[0])
-    rows = [run_row(run) | own for run, own in zip(there, extra, strict=True)]
-    _write(folder / "runs.csv", RUNS, [*(f"used_{g}" for g in groups), *names], rows)
-    numbers = ["acc", *(f"used_{g}" for g in groups), "seconds", *names]
-    fields = [f"{key}_{part}" for key in numbers for part in ("mean", "std")]
-    _write(folder / "summary.csv", (*ALIKE, "n"), fields, summary(rows, numbers))
-
-
-COUNTS = ("used", "new", "reused")
+COUNTS = ("used", "new", "reused", "size")
 TASKS = ("contender", "seed", "task", "name", "test", "validation", "mean", "seconds")
 ALIKE = ("contender", "tasks", "epochs")  # of the runs that a line of summary.csv is about
 RUNS = (
@@ -46,16 +29,98 @@ RUNS = (
     "date",
     "revision",
 )
+WORDS = {"contender", "name", "epochs", "date", "revision"}  # the other columns hold numbers
 
 
-def _write(path: Path, fields: Sequence[str], more: Sequence[str], rows: Sequence[Row]) -> None:
-    write_csv(path, (*fields, *more), rows)
+@dataclass(frozen=True)
+class Tables:
+    """The numbers of an experiment's runs.
+
+    Attributes:
+        tasks: rows of tasks.csv, one per contender, seed and task, as `task_rows` has them.
+        runs: rows of runs.csv, one per contender and seed.
+    """
+
+    tasks: list[Row]
+    runs: list[Row]
+
+    @classmethod
+    def of(cls, there: Iterable[Run], more: Callable[[Run], Row] | None = None) -> Tables:
+        """Those of some runs; `more` gives further numbers of a run, for runs.csv."""
+        there = list(there)
+        tasks = [row for run in there for row in task_rows(run)]
+        return cls(tasks, [run_row(run) | (more(run) if more else {}) for run in there])
+
+    @classmethod
+    def read(cls, folder: Path) -> Tables:
+        """Those that `write` has written; without the files, empty."""
+        return cls(*(_read(folder / name) for name in ("tasks.csv", "runs.csv")))
+
+    def beside(self, earlier: Tables, contenders: Iterable[str]) -> Tables:
+        """With the runs of an earlier call, or of another machine, that are not in these; those of
+        other contenders are left out. In the contenders' order.
+        """
+        own = {_key(row) for row in self.runs}
+        order = {name: place for place, name in enumerate(contenders)}
+
+        def both(now: list[Row], then: list[Row]) -> list[Row]:
+            kept = [row for row in then if _key(row) not in own and row["contender"] in order]
+            return sorted(now + kept, key=lambda row: (order[row["contender"]], row["seed"]))
+
+        return Tables(both(self.tasks, earlier.tasks), both(self.runs, earlier.runs))
+
+    def having(self, keep: Callable[[Row], bool]) -> Tables:
+        """The runs whose row in `runs` is to be kept."""
+        runs = [row for row in self.runs if keep(row)]
+        own = {_key(row) for row in runs}
+        return Tables([row for row in self.tasks if _key(row) in own], runs)
+
+    def write(self, folder: Path) -> None:
+        """Writes tasks.csv, runs.csv, and summary.csv (a row per contender, over its seeds)."""
+        groups = groups_of(self.tasks)
+        counts = [f"{kind}_{g}" for g in groups for kind in COUNTS]
+        write_csv(folder / "tasks.csv", (*TASKS, *counts), self.tasks)
+        used = [f"used_{g}" for g in groups]
+        extra = [n for n in dict.fromkeys(n for row in self.runs for n in row) if n not in RUNS]
+        names = [name for name in extra if name not in used]
+        write_csv(folder / "runs.csv", (*RUNS, *used, *names), self.runs)
+        numbers = ["acc", *used, "seconds", *names]
+        fields = [f"{key}_{part}" for key in numbers for part in ("mean", "std")]
+        write_csv(folder / "summary.csv", (*ALIKE, "n", *fields), summary(self.runs, numbers))
 
 
-def used(run: Run, task: int) -> dict[str, float]:
-    """Group -> share of its channels that are used after a task; empty for other methods."""
-    capacity = run.metrics["reports"][task]["capacity"]
-    return {group: counts["used"] / counts["size"] for group, counts in capacity.items()}
+def _key(row: Row) -> tuple[str, int]:
+    return row["contender"], row["seed"]
+
+
+def _read(path: Path) -> list[Row]:
+    """Rows as they were written, without their empty cells."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [
+            {name: _value(name, cell) for name, cell in row.items() if cell != ""}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _value(name: str, cell: str) -> str | int | float:
+    if name in WORDS:
+        return cell
+    return int(cell) if cell.lstrip("-").isdigit() else float(cell)
+
+
+def groups_of(tasks: Iterable[Row]) -> list[str]:
+    """The groups of channels that rows of `Tables.tasks` count; none for methods other than
+    CLNP.
+    """
+    names = dict.fromkeys(name for row in tasks for name in row)
+    return [name.removeprefix("size_") for name in names if name.startswith("size_")]
+
+
+def share(row: Mapping[str, Any], group: str) -> float:
+    """The used channels of a group after a task, of all; of a row of `Tables.tasks`."""
+    return float(row[f"used_{group}"] / row[f"size_{group}"])
 
 
 def task_rows(run: Run) -> list[Row]:
@@ -86,6 +151,7 @@ def run_row(run: Run) -> Row:
     """The numbers of a run after its last task; `used` are shares, `identical` the tasks whose
     certificate holds.
     """
+    last = task_rows(run)[-1]
     return {
         "contender": run.contender,
         "seed": run.seed,
@@ -97,7 +163,7 @@ def run_row(run: Run) -> Row:
         "seconds": sum(run.seconds),
         "date": run.machine["date"],
         "revision": run.machine["revision"],
-        **{f"used_{group}": share for group, share in used(run, -1).items()},
+        **{f"used_{group}": share(last, group) for group in groups_of([last])},
     }
 
 
