@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,32 @@ def test_finished_runs_are_passed_over(table: Path, monkeypatch: pytest.MonkeyPa
     before = (table / "results" / "table1" / "tasks.csv").read_bytes()
     assert command(*words) == 0
     assert (table / "results" / "table1" / "tasks.csv").read_bytes() == before
+
+
+def test_results_of_several_machines_stand_beside_each_other(table: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(table / "results", results)
+    before = rows(results / "table1" / "tasks.csv")
+    words = ["table1", "--only", "CLNP", "--tasks", 2, "--out", tmp_path, "--results", results]
+    assert command(*words, "--first-seed", 2, "--epochs", 2) == 0
+    after = rows(results / "table1" / "tasks.csv")
+    new = [row for row in after if row["seed"] == "2"]
+    assert [row for row in after if row["seed"] != "2"] == before
+    assert [(row["contender"], row["task"]) for row in new] == [("CLNP", "0"), ("CLNP", "1")]
+    assert after.index(new[0]) == 4  # with those of its contender
+    lines = [
+        (r["contender"], r["epochs"], r["n"]) for r in rows(results / "table1" / "summary.csv")
+    ]
+    assert lines == [("CLNP", "1 + 1", "2"), ("CLNP", "2 + 1", "1"), ("superposition", "1", "2")]
+    about = json.loads((results / "table1" / "settings.json").read_text())["contenders"]["CLNP"]
+    assert about["config"]["seeds"] == [0, 1, 2]
+    assert [run["seed"] for run in about["runs"]] == [0, 1, 2]
+    own = [run.get("config") for run in about["runs"]]
+    assert own[:2] == [None, None]
+    assert own[2] == {**about["config"], "epochs": 2, "seeds": [2]}
+    # What is run again takes the place of what was there.
+    assert command(*words[:-2], "--results", results, "--first-seed", 2, "--write") == 0
+    assert rows(results / "table1" / "tasks.csv") == after
 
 
 def test_other_settings_are_refused_and_told(
