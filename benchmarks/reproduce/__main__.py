@@ -28,7 +28,17 @@ from clnp.cli.console import make_console
 EXPERIMENTS = {e.name: e for e in (TABLE_1, FIG_3, FIG_4, FIG_5, CAPACITY, REUSE, FRONTIER)}
 RESULTS = Path(__file__).parents[1] / "results" / "reproduce"
 # Options of `clnp run` that are handed on to every contender.
-HANDED_ON = ("tasks", "epochs", "batch-size", "threads", "dtype", "device", "data-root", "workers")
+HANDED_ON = (
+    "tasks",
+    "epochs",
+    "fine-tune-epochs",
+    "batch-size",
+    "threads",
+    "dtype",
+    "device",
+    "data-root",
+    "workers",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
