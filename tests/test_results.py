@@ -47,39 +47,54 @@ def reproduced(experiment: str, file: str, contender: str) -> list[dict[str, str
         return [row for row in csv.DictReader(lines) if row["contender"] == contender]
 
 
-def listed(rows: list[dict[str, str]], column: str = "test") -> str:
-    """The accuracies of all tasks: "1.00, 2.00 and 3.00 %"."""
-    *first, last = (f"{100 * float(row[column]):.2f}" for row in rows)
-    return f"{', '.join(first)} and {last} %"
+def over_seeds(rows: list[dict[str, str]], column: str = "test") -> list[float]:
+    """A column of tasks.csv in per cent: of every task the mean over the seeds."""
+    seeds: dict[str, list[float]] = {}
+    for row in rows:
+        seeds.setdefault(row["seed"], []).append(100 * float(row[column]))
+    return [statistics.mean(values) for values in zip(*seeds.values(), strict=True)]
+
+
+def enumerated(values: list[float], form: str = ".2f") -> str:
+    """Numbers in a sentence: "1.00, 2.00 and 3.00"."""
+    *first, last = (f"{value:{form}}" for value in values)
+    return f"{', '.join(first)} and {last}"
 
 
 def test_split_cifar() -> None:
     names = ("CLNP, limited", "SI", "CLNP m = 1 %")
     ours, si, plain = (reproduced("fig4", "tasks.csv", name) for name in names)
     page = words("docs", "reproducibility.md")
-    means = (f"{sum(100 * float(row['test']) for row in rows) / 6:.2f} %" for rows in (ours, si))
-    assert f"test accuracy {listed(ours)}, mean {next(means)}, forgetting exactly 0" in README
-    assert f"with as many epochs, ends with {listed(si)}, mean {next(means)}." in README
-    assert f"its tasks reach {listed(ours)}, with free channels left in every layer." in page
-    assert f"its tasks reach {listed(plain)}." in page
-    for name, rows in (("CLNP has", ours), ("SI", si)):
-        assert f"{name} {listed(rows[1:], 'mean')}" in page  # over the tasks so far
-    assert all(float(a["mean"]) > float(b["mean"]) for a, b in zip(ours[1:], si[1:], strict=True))
+    for name, form in (
+        ("CLNP, limited", "mean test accuracy **{:.2f} ± {:.2f} %**, forgetting exactly 0"),
+        ("SI", "with as many epochs, ends at {:.2f} ± {:.2f} %."),
+    ):
+        (line,) = reproduced("fig4", "summary.csv", name)
+        assert line["n"] == "2"
+        assert form.format(*(100 * float(line[key]) for key in ("acc_mean", "acc_std"))) in README
+    tests, others = over_seeds(ours), over_seeds(si)
+    assert f"CLNP has {enumerated(tests)} %, and SI {enumerated(others)} %:" in README
+    assert f"its tasks reach {enumerated(tests)} % in the mean over two seeds, with free" in page
+    assert f"with as many epochs, ends with {enumerated(others)} %:" in page
+    assert all(a > b for a, b in zip(tests, others, strict=True))
+    assert f"its tasks reach {enumerated(over_seeds(plain))} %." in page
+    so_far = over_seeds(ours, "mean")[1:], over_seeds(si, "mean")[1:]
+    for name, means in zip(("CLNP has", "and SI"), so_far, strict=True):
+        assert f"{name} {enumerated(means)} %" in page
+    assert all(a > b for a, b in zip(*so_far, strict=True))
     more = {
         split: [100 * (float(a[split]) - float(b[split])) for a, b in zip(ours, si, strict=True)]
         for split in ("test", "validation")
     }
-    last = {split: differences[-1] for split, differences in more.items()}
-    assert min(more["test"][:-1]) > 0  # behind on every task but the last
-    assert f"ahead by {-last['test']:.1f} points on a thousand test images" in page
-    assert f"behind by {last['validation']:.1f} on 500 validation images" in page
-    assert f"level ({-last['test']:.1f} points above on the test images, " in README
-    assert f"{last['validation']:.1f} below on the validation images)" in README
+    last = {split: enumerated(differences[5::6], ".1f") for split, differences in more.items()}
+    assert f"behind by {last['test']} points in the two seeds on a thousand test" in page
+    assert f"and by {last['validation']} on 500 validation images" in page
+    assert f"(there {last['test']} points less in the two seeds)" in README
     for name in ("CLNP m = 1 %", "CLNP, limited"):
-        (run,) = reproduced("fig4", "runs.csv", name)
-        assert (run["tasks"], run["identical"], float(run["bwt"])) == ("6", "6", 0.0)
-        full = [float(run[key]) == 1 for key in run if key.startswith("used_")]
-        assert any(full) == (name == "CLNP m = 1 %")
+        for run in reproduced("fig4", "runs.csv", name):
+            assert (run["tasks"], run["identical"], float(run["bwt"])) == ("6", "6", 0.0)
+            full = [float(run[key]) == 1 for key in run if key.startswith("used_")]
+            assert any(full) == (name == "CLNP m = 1 %")
     epochs = {name: reproduced("fig4", "runs.csv", name)[0]["epochs"] for name in names}
     assert epochs == {"CLNP, limited": "9 + 3", "SI": "12", "CLNP m = 1 %": "6"}
 
