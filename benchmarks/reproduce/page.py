@@ -31,6 +31,16 @@ MORE = {
     "ten_fc2": ("fc2 then, %", 100, 1),
     "weights": ("weights kept, thousands", 1e-3, 0),
 }
+# Test accuracy that the paper reports, in per cent (Table 1).
+PAPER = {
+    "table1": {
+        "single-task SGD": "98.48 ± 0.05",
+        "EWC": "97.0",
+        "SI": "97.2",
+        "superposition": "97.6",
+        "CLNP": "98.42 ± 0.04",
+    }
+}
 BLOCK = re.compile(r"<!-- (\S+): begin -->\n.*?<!-- \1: end -->", re.DOTALL)
 
 
@@ -64,6 +74,10 @@ def summary(folder: Path) -> str:
     lines = [
         _line(row, groups) + [_spread(row, name, *MORE[name][1:]) for name in more] for row in rows
     ]
+    if paper := PAPER.get(folder.name):
+        head.insert(1, "paper, %")
+        for row, line in zip(rows, lines, strict=True):
+            line.insert(1, paper.get(str(row["contender"]), ""))
     return f"{table(head, lines)}\n\n{conditions(folder)}"
 
 
