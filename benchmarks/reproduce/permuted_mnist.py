@@ -46,6 +46,8 @@ BASELINES = {
         ("SI", "si", ""),
         ("SI, c = 0", "si", "--set c=0"),
         ("superposition", "superposition", ""),
+        # Keys protect earlier tasks from small movements, so this one moves less.
+        ("superposition, lr 1e-4", "superposition", "--lr 1e-4 --epochs 5"),
     )
 }
 
