@@ -129,12 +129,16 @@ def _spread(row: Row, key: str, factor: float, digits: int) -> str:
 def conditions(folder: Path) -> str:
     """Machine, versions and dates, over all runs; where the files are."""
     contenders = json.loads((folder / "settings.json").read_text())["contenders"]
-    runs = [run for about in contenders.values() for run in about["runs"]]
+    runs = [
+        {"dtype": run.get("config", about["config"])["dtype"], **run}
+        for about in contenders.values()
+        for run in about["runs"]
+    ]
     place = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     return (
-        f"{_all(runs, 'hardware')}, {_all(runs, 'cpu')}, threads {_all(runs, 'threads')}, torch "
-        f"{_all(runs, 'torch')}, {_all(runs, 'date')}, revision {_all(runs, 'revision')}; exact "
-        f"settings, numbers per seed and task: `{place}`."
+        f"{_all(runs, 'hardware')}, {_all(runs, 'cpu')}, {_all(runs, 'dtype')}, threads "
+        f"{_all(runs, 'threads')}, torch {_all(runs, 'torch')}, {_all(runs, 'date')}, revision "
+        f"{_all(runs, 'revision')}; exact settings, numbers per seed and task: `{place}`."
     )
 
 
