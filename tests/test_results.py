@@ -67,7 +67,7 @@ def test_split_cifar() -> None:
     page = words("docs", "reproducibility.md")
     for name, form in (
         ("CLNP, limited", "mean test accuracy **{:.2f} ± {:.2f} %**, forgetting exactly 0"),
-        ("SI", "with as many epochs, ends at {:.2f} ± {:.2f} %."),
+        ("SI", "with as many epochs, ends at {:.2f} ± {:.2f} %, and"),
     ):
         (line,) = reproduced("fig4", "summary.csv", name)
         assert line["n"] == "2"
@@ -97,6 +97,44 @@ def test_split_cifar() -> None:
             assert any(full) == (name == "CLNP m = 1 %")
     epochs = {name: reproduced("fig4", "runs.csv", name)[0]["epochs"] for name in names}
     assert epochs == {"CLNP, limited": "9 + 3", "SI": "12", "CLNP m = 1 %": "6"}
+
+
+def test_other_lines_of_split_cifar() -> None:
+    page = words("docs", "reproducibility.md")
+    acc = {}
+    for name in ("CLNP m = 1 %", "CLNP m = 2 %", "CLNP m = 4 % + FT", "scratch"):
+        (run,) = reproduced("fig4", "runs.csv", name)
+        acc[name] = 100 * float(run["acc"])
+        assert name == "scratch" or (run["identical"], float(run["bwt"])) == ("6", 0.0)
+    tuned = acc["CLNP m = 4 % + FT"]
+    assert f"At m = 2 % the mean is {acc['CLNP m = 2 %']:.2f} %" in page
+    assert f"at m = 1 % {acc['CLNP m = 1 %']:.2f} %" in page
+    assert f"six epochs of fine-tuning it is {tuned:.2f} %, with free channels left" in page
+    assert tuned > max(acc["CLNP m = 1 %"], acc["CLNP m = 2 %"])
+    (run,) = reproduced("fig4", "runs.csv", "CLNP m = 4 % + FT")
+    assert all(float(run[key]) < 1 for key in run if key.startswith("used_"))
+    alone = over_seeds(reproduced("fig4", "tasks.csv", "scratch"))
+    ours = over_seeds(reproduced("fig4", "tasks.csv", "CLNP, limited"))
+    assert f"(`scratch`, twelve epochs) have {acc['scratch']:.2f} %" in page
+    assert f"on every task but the first, {alone[0]:.2f} %:" in page
+    assert [a > b for a, b in zip(ours, alone, strict=True)] == [False] + 5 * [True]
+    assert f"networks of their own at {acc['scratch']:.2f} % (one seed)" in README
+
+
+def test_other_methods_of_table_1() -> None:
+    page = words("docs", "reproducibility.md")
+    names = ("single-task SGD", "superposition, lr 1e-4", "EWC", "SI", "superposition")
+    acc = {}
+    for name in names:
+        (run,) = reproduced("table1", "runs.csv", name)
+        assert run["tasks"] == ("3" if name == "single-task SGD" else "10")
+        acc[name] = f"{100 * float(run['acc']):.2f} %"
+    sgd, gentle, ewc, si, moved = acc.values()
+    told = f"every task {sgd}, superposition {gentle}, EWC {ewc}, SI {si} (in the paper"
+    assert told in README
+    assert f"5000, and comes to {ewc}." in page
+    assert f"at a rate of 1e-3 ({moved}); in five at 1e-4 it keeps {gentle}." in page
+    assert f"three tasks were enough for a mean, {sgd}." in page
 
 
 def test_more_and_smaller_tasks() -> None:

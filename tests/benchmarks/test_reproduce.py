@@ -241,4 +241,5 @@ def test_the_page_says_what_the_files_say() -> None:
         names += re.findall(r"<!-- (\S+): begin -->", text)
     wanted = [*reproduce.EXPERIMENTS, "compare"]
     wanted.insert(wanted.index("capacity") + 1, "equal")
+    wanted.insert(wanted.index("fig5") + 1, "quick/fig5")
     assert names == wanted
