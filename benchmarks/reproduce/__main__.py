@@ -83,9 +83,11 @@ def write(experiment: Experiment, out: Path, folder: Path) -> None:
     already have of other runs.
     """
     there = found(experiment, out)
+    tables = Tables.of(there, experiment.more)
+    tables = tables.beside(Tables.read(folder), experiment.contenders)
+    if tables.runs:
+        experiment.write(folder, tables)
     if there:
-        tables = Tables.of(there, experiment.more)
-        experiment.write(folder, tables.beside(Tables.read(folder), experiment.contenders))
         write_settings(folder, experiment, there)
 
 

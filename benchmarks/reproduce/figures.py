@@ -23,23 +23,40 @@ def by_contender(tasks: Sequence[Row]) -> dict[str, list[list[Row]]]:
     }
 
 
-def accuracy_per_task(tasks: Sequence[Row], column: str, title: str) -> Figure:
+def accuracy_per_task(
+    tasks: Sequence[Row], column: str, title: str, closer: float | None = None
+) -> Figure:
     """A column of `Tables.tasks` (a share) in per cent against the task, a line per contender that
     has it, with a band of +- one standard deviation over seeds.
+
+    Arguments:
+        tasks: the rows.
+        column: which.
+        title: of the figure.
+        closer: a second panel shows what is above this share, if anything is.
     """
-    figure = new_figure(7, 4.4)
-    axes = figure.add_subplot()
-    most = 1
-    for (name, runs), (colour, style) in zip(
-        by_contender([row for row in tasks if column in row]).items(), line_styles(), strict=False
-    ):
-        values = np.array([[row[column] for row in rows] for rows in runs], dtype=float)
-        most = max(most, values.shape[1])
-        line_with_band(axes, 100 * values, name, colour, style)
-    axes.set(xlabel="task", ylabel="accuracy (%)", title=title)
-    axes.set_xticks(*ticks_for(range(1, most + 1)))
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    tasks = [row for row in tasks if column in row]
+    highest = max(row[column] for row in tasks)
+    if closer is not None and highest <= closer:
+        closer = None
+    runs = by_contender(tasks)
+    figure = new_figure(7.5 if closer is None else 10, 4.4)
+    for panel in panels_of(figure, 1 if closer is None else 2):
+        most = 1
+        for (name, own), (colour, style) in zip(runs.items(), line_styles(), strict=False):
+            values = np.array([[row[column] for row in rows] for rows in own], dtype=float)
+            most = max(most, values.shape[1])
+            label = name if panel is figure.axes[0] else ""
+            line_with_band(panel, 100 * values, label, colour, style)
+        panel.set_xlabel("task")
+        panel.set_xticks(*ticks_for(range(1, most + 1)))
+        panel.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("accuracy (%)")
+    if closer is not None:
+        panel.set_ylim(100 * closer, 100 * (highest + 0.1 * (highest - closer)))
+        panel.set_title(f"the same from {100 * closer:g} %", fontsize=10)
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(title)
     return figure
 
 

@@ -114,7 +114,11 @@ def test_results_of_several_machines_stand_beside_each_other(table: Path, tmp_pa
     own = [run.get("config") for run in about["runs"]]
     assert own[:2] == [None, None]
     assert own[2] == {**about["config"], "epochs": 2, "seeds": [2]}
-    # What is run again takes the place of what was there.
+    # Plots are drawn from the files alone, and what is run again takes the place of what was there.
+    plot = results / "table1" / "capacity.png"
+    plot.unlink()
+    assert command(*words[:-4], "--out", tmp_path / "none", "--results", results, "--write") == 0
+    assert plot.exists()
     assert command(*words[:-2], "--results", results, "--first-seed", 2, "--write") == 0
     assert rows(results / "table1" / "tasks.csv") == after
 
