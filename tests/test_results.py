@@ -119,6 +119,8 @@ def test_other_lines_of_split_cifar() -> None:
     assert f"on every task but the first, {alone[0]:.2f} %:" in page
     assert [a > b for a, b in zip(ours, alone, strict=True)] == [False] + 5 * [True]
     assert f"networks of their own at {acc['scratch']:.2f} % (one seed)" in README
+    (joint,) = reproduced("fig4", "runs.csv", "joint")
+    assert f"on two threads, reach {100 * float(joint['acc']):.2f} %, which is no ceiling" in page
 
 
 def test_other_methods_of_table_1() -> None:
