@@ -109,7 +109,7 @@ def accuracy_at(weights: float, line: Sequence[Point]) -> float | None:
 
 
 def kept_weights(run: Run) -> Row:
-    """ "weights": the frozen weights of an MLP after the last task, biases not counted. A channel
+    """As "weights" the frozen ones of an MLP after the last task, biases not counted. A channel
     reads the channels that were used when its task had been learned.
     """
     network = Learner.load(run.folder).model.subnetwork(0)
@@ -132,7 +132,7 @@ def write_full(folder: Path, tables: Tables) -> None:
     tables = longer if longer.runs else tables
     tables.write(folder)
     title = "Permuted MNIST: accuracy and capacity after ten tasks"
-    plots.save(figures.frontier(tables, TEN, title, PAPER), folder / "frontier.png")
+    plots.save(figures.frontier(tables.tasks, TEN, title, PAPER), folder / "frontier.png")
 
 
 def after_ten(run: Run) -> Row:

@@ -7,19 +7,24 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.reproduce.tables import Row, Tables, groups_of, share
+from benchmarks.reproduce.tables import Row, groups_of, share
 from clnp.drawing import line_styles, line_with_band, new_figure, panels_of, ticks_for
 
 
-def by_contender(tasks: Sequence[Row]) -> dict[str, list[list[Row]]]:
-    """Name -> the rows of each of its runs that has learned as many tasks as the longest."""
+def by_run(tasks: Sequence[Row]) -> dict[str, list[list[Row]]]:
+    """Name of a contender -> the rows of each of its runs."""
     runs: dict[str, dict[int, list[Row]]] = {}
     for row in tasks:
         runs.setdefault(row["contender"], {}).setdefault(row["seed"], []).append(row)
-    longest = {name: max(map(len, own.values())) for name, own in runs.items()}
+    return {name: list(own.values()) for name, own in runs.items()}
+
+
+def by_contender(tasks: Sequence[Row]) -> dict[str, list[list[Row]]]:
+    """`by_run`, of the runs that have learned as many tasks as the longest of their contender."""
+    runs = by_run(tasks)
+    longest = {name: max(map(len, own)) for name, own in runs.items()}
     return {
-        name: [rows for rows in own.values() if len(rows) == longest[name]]
-        for name, own in runs.items()
+        name: [rows for rows in own if len(rows) == longest[name]] for name, own in runs.items()
     }
 
 
@@ -86,25 +91,18 @@ def capacity_per_task(tasks: Sequence[Row], title: str) -> Figure:
 
 
 def frontier(
-    tables: Tables, tasks: int, title: str, best: Mapping[str, tuple[float, float]]
+    tasks: Sequence[Row], after: int, title: str, best: Mapping[str, tuple[float, float]]
 ) -> Figure:
     """Mean test accuracy against the channels used, a panel per group, a point per run.
 
     Arguments:
-        tables: runs by CLNP.
-        tasks: after so many tasks, or after the last of a run that has fewer.
+        tasks: rows of `Tables.tasks`, of runs by CLNP.
+        after: so many tasks, or after the last of a run that has fewer.
         title: of the figure.
         best: group -> (share, accuracy) of the paper, drawn as a cross.
     """
-    ends: dict[str, list[Row]] = {}
-    for run in tables.runs:
-        last = min(tasks, run["tasks"]) - 1
-        ends.setdefault(run["contender"], []).extend(
-            row
-            for row in tables.tasks
-            if (row["contender"], row["seed"], row["task"]) == (run["contender"], run["seed"], last)
-        )
-    groups = groups_of(tables.tasks)
+    ends = {name: [rows[:after][-1] for rows in own] for name, own in by_run(tasks).items()}
+    groups = groups_of(tasks)
     figure = new_figure(max(8, 4.5 * len(groups)), 5)
     for axes, group in zip(panels_of(figure, len(groups), sharey=True), groups, strict=True):
         for (name, own), (colour, style) in zip(ends.items(), line_styles(), strict=False):

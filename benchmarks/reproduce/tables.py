@@ -125,7 +125,7 @@ def share(row: Mapping[str, Any], group: str) -> float:
 
 def task_rows(run: Run) -> list[Row]:
     """One row per task; `test` is the accuracy on it after the last task, `mean` that over the
-    tasks so far when it had been learned.
+    tasks so far when it had been learned. A number that a run does not have is left out.
     """
     means = mean_accuracies(run.metrics["accuracy_matrix"])
     last = run.metrics["accuracy_matrix"][-1]
@@ -137,12 +137,13 @@ def task_rows(run: Run) -> list[Row]:
             "task": task,
             "name": report["name"],
             "test": last[task],
-            "validation": report["validation"],
             "mean": float(means[task]),
             "seconds": run.seconds[task],
         }
         for group, counts in report["capacity"].items():
             row |= {f"{kind}_{group}": counts[kind] for kind in COUNTS}
+        if report["validation"] is not None:
+            row["validation"] = report["validation"]
         rows.append(row)
     return rows
 

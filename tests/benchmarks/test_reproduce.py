@@ -18,6 +18,9 @@ import torch
 from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce import page
 from benchmarks.reproduce.capacity import accuracy_at, effective_rank
+from benchmarks.reproduce.experiment import Run
+from benchmarks.reproduce.figures import accuracy_per_task
+from benchmarks.reproduce.tables import task_rows
 from clnp import plots
 from clnp.cli import runs
 from clnp.learner import Learner
@@ -121,6 +124,17 @@ def test_results_of_several_machines_stand_beside_each_other(table: Path, tmp_pa
     assert plot.exists()
     assert command(*words[:-2], "--results", results, "--first-seed", 2, "--write") == 0
     assert rows(results / "table1" / "tasks.csv") == after
+
+
+def test_a_number_that_a_run_does_not_have_is_left_out() -> None:
+    tasks = []
+    for name, validation in (("with", 0.5), ("without", None)):
+        report = {"name": "a", "validation": validation, "capacity": {}}
+        metrics = {"accuracy_matrix": [[0.4]], "reports": [report]}
+        tasks += task_rows(Run(name, 0, Path(), metrics, [1.0], {}))
+    assert ["validation" in row for row in tasks] == [True, False]
+    (axes,) = accuracy_per_task(tasks, "validation", "").axes
+    assert [line.get_label() for line in axes.get_lines()] == ["with"]
 
 
 def test_other_settings_are_refused_and_told(
