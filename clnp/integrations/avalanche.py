@@ -344,6 +344,10 @@ def _tensors(data: Dataset[Any], batch_size: int) -> tuple[Tensor, Tensor]:
 
 def _names(model: Model, optimizer: torch.optim.Optimizer) -> list[list[str]]:
     """The names of the parameters in every group of an optimizer."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(
+            f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [[names.get(id(p), "") for p in group["params"]] for group in optimizer.param_groups]
     missing = set(names.values()) - {name for group in groups for name in group}
