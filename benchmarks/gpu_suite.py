@@ -18,7 +18,6 @@ done is not repeated. It stops by itself after ``--seconds``, with the rest left
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import json
@@ -33,6 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from clnp.cli.once import OnceParser
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 420.0
@@ -377,7 +378,7 @@ def facts() -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 if the stage is through without an error."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite")
+    parser = OnceParser(prog="python -m benchmarks.gpu_suite")
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU")

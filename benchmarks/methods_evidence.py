@@ -11,7 +11,6 @@ Accuracies and counted operations do not depend on what else the machine does; n
 
 from __future__ import annotations
 
-import argparse
 import copy
 import csv
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ import clnp
 from clnp import data, methods, models
 from clnp.activity import measure_activity
 from clnp.batches import accuracy, count
+from clnp.cli.once import OnceParser
 from clnp.data import Stream, Task
 from clnp.forgetting import floor_of
 from clnp.methods.esacl import SDPSettings, StructuredFit, channel_scores, prune_to
@@ -202,7 +202,7 @@ QUESTIONS = {"pruning": pruning, "ids": ids, "structured": structured}
 
 def main() -> None:
     """Answers the questions that are asked and writes a CSV file for each."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = OnceParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("questions", nargs="+", choices=list(QUESTIONS))
     parser.add_argument("--data", choices=("digits", "mnist"), default="digits")
     parser.add_argument("--data-root", help="folder of the MNIST files")

@@ -224,7 +224,10 @@ def _set(items: Sequence[str] | None, method: str, lenient: bool) -> dict[str, A
             value = json.loads(text)
         except ValueError:
             value = text
-        found[own] = tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else value
+        if own in found and found[own] != value:
+            raise ConfigError(f"--set: got {item!r}, but {method} has {own}={found[own]} already")
+        found[own] = value
     return found
 
 
