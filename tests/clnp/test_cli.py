@@ -18,7 +18,7 @@ from clnp.cli.console import Reporter, claimed
 from clnp.errors import ConfigError
 from clnp.learner import Learner
 from clnp.settings import FineTune, Settings
-from tests.clnp.commands import TINY, clnp, finished_run
+from tests.clnp.commands import TINY, clnp, finished_run, tiny
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_overwrite_deletes_runs_and_nothing_else(finished, tmp_path, capsys):
     (tmp_path / "seed-7" / "precious").write_text("mine too")
     for name in ("config.json", "metrics.json", "checkpoint.safetensors"):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
-    assert clnp(capsys, "run", "--out", tmp_path, "--overwrite", *TINY, "--tasks", 1)[0] == 0
+    assert clnp(capsys, "run", "--out", tmp_path, "--overwrite", *tiny(tasks=1))[0] == 0
     assert results.read(tmp_path)["tasks_learned"] == 1
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert (tmp_path / "seed-7" / "precious").read_text() == "mine too"

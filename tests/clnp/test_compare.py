@@ -14,7 +14,7 @@ from clnp.cli.config import SHARED
 from clnp.cli.defaults import DEFAULTS
 from clnp.learner import Learner
 from clnp.methods import METHODS, MethodSettings
-from tests.clnp.commands import TINY, clnp, run_clnp
+from tests.clnp.commands import TINY, clnp, run_clnp, tiny
 
 
 def read_csv(path):
@@ -138,8 +138,8 @@ def test_methods_are_listed(capsys):
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare") / "digits"
-    words = ["compare", "permuted-digits", *TINY, "--methods", "clnp,finetune,si", "--seeds", 2]
-    words += ["--set", "si.c=0.3", "--margin", 0.05, "--width", 12, "--out", folder]
+    words = ["compare", "permuted-digits", *tiny(width=12), "--methods", "clnp,finetune,si"]
+    words += ["--seeds", 2, "--set", "si.c=0.3", "--margin", 0.05, "--out", folder]
     assert run_clnp(*words) == 0
     return folder
 
@@ -202,7 +202,7 @@ def test_a_comparison_is_not_touched_unasked(comparison, capsys):
 
 
 def test_resume_runs_what_is_missing_and_adds_methods(comparison, tmp_path, capsys, monkeypatch):
-    words = ["compare", "permuted-digits", *TINY, "--seeds", 2, "--margin", 0.05, "--width", 12]
+    words = ["compare", "permuted-digits", *tiny(width=12), "--seeds", 2, "--margin", 0.05]
     words += ["--out", tmp_path]
     learn, calls = Learner.learn, []
 
