@@ -130,7 +130,7 @@ def settings_of(
 
 
 def overlaid(stream: str, *layers: str | Sequence[str]) -> argparse.Namespace:
-    """The options of `clnp run STREAM` in several layers, of which the later replace the earlier."""
+    """The options of `clnp run STREAM` in layers, of which the later replace the earlier."""
     result: dict[str, Any] = {}
     for layer in layers:
         words = shlex.split(layer) if isinstance(layer, str) else layer
