@@ -120,8 +120,9 @@ def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) 
         for name, both in plan.items()
         if overwrite or not _finished(folder / name, both[0])
     }
-    for config, places in missing.values():
-        experiment.try_out(config, places)
+    for k, (name, (config, places)) in enumerate(missing.items()):
+        # All methods learn the same data, which is read once.
+        missing[name] = (experiment.try_out(config, places, contents=k == 0)[0], places)
     with runs.locked(folder):
         known = runs.read_json(folder / FILE)["methods"] if is_compare(folder) else []
         names = [*plan] if overwrite else [*known, *(name for name in plan if name not in known)]
@@ -146,7 +147,9 @@ def _one_by_one(folder: Path, plan: Plan, console: Console, overwrite: bool) -> 
     for name, (config, places) in plan.items():
         report.show_line(console, f"\nmethod {name}")
         try:
-            experiment.run(folder / name, config, places, console, overwrite=overwrite)
+            experiment.run(
+                folder / name, config, places, console, overwrite=overwrite, contents=False
+            )
         except ClnpError as error:
             failed[name] = " ".join(str(error).split())
             report.show_line(console, f"method {name} stopped: {failed[name]}")

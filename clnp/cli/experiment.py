@@ -13,9 +13,10 @@ from rich.console import Console
 from torch import nn
 
 from clnp import methods, models
-from clnp.cli import environment, processes, report, results, runs, side_by_side
+from clnp.cli import checks, data_table, environment, processes, report, results, runs, side_by_side
 from clnp.cli.config import Config
 from clnp.cli.console import Reporter, log_file
+from clnp.cli.defaults import NAMED
 from clnp.cli.runs import Places
 from clnp.convert import convert
 from clnp.data import (
@@ -82,6 +83,7 @@ def folder(config: Config, places: Places) -> Stream:
         normalise=config.normalise,
         augment=config.augment,
         convert=config.convert_images,
+        value_range=config.image_range or None,
         workers=places.image_threads,
     )
 
@@ -168,17 +170,29 @@ def _workers(config: Config, places: Places) -> Workers:
     return Workers(places.workers, executor=places.executor, threads=config.threads)
 
 
-def try_out(config: Config, places: Places) -> Stream:
+def try_out(config: Config, places: Places, *, contents: bool = True) -> tuple[Config, Stream]:
     """Finds the data, builds the network and its learner, and forgets them: all that can be wrong
-    is told before anything is deleted or written. The stream of the first seed.
+    is told before anything is deleted or written.
+
+    Arguments:
+        config, places: of a run.
+        contents: read all data, too; False where that was done.
+
+    Returns:
+        the settings with what is found out from the data, and the stream of the first seed.
 
     Raises:
         ClnpError: whatever doesn't fit.
     """
+    checks.check_settings(config.for_seed(config.seeds[0]), places)
+    stream = make_stream(config.for_seed(config.seeds[0]), places)
+    config = checks.found_out(config, stream)
     first = config.for_seed(config.seeds[0])
-    stream = make_stream(first, places)
+    checks.check_shapes(first, stream)
     make_learner(first, places, stream)
-    return stream
+    if contents:
+        checks.check_contents(first, stream)
+    return config, stream
 
 
 def run(
@@ -189,6 +203,7 @@ def run(
     *,
     overwrite: bool = False,
     ranks: Ranks = ALONE,
+    contents: bool = True,
 ) -> bool:
     """Runs every seed of a configuration in `root`, going on where an earlier process stopped.
 
@@ -200,6 +215,7 @@ def run(
         console: for the progress and the tables.
         overwrite: delete the run that is in `root` first.
         ranks: the processes of torchrun, of which this is the first; the others `follow`.
+        contents: as in `try_out`.
 
     Returns:
         whether every certificate holds.
@@ -209,7 +225,7 @@ def run(
             in the folder.
     """
     torch.set_num_threads(config.threads)
-    stream = try_out(config, places)
+    config, stream = try_out(config, places, contents=contents)
     with runs.locked(root):
         prepare(root, config, places, overwrite=overwrite)
         ranks.tell((root, config, places))
@@ -303,6 +319,9 @@ def run_seed(
         _note_environment(folder, reporter, resumed=learned > 0)
         if learned:
             reporter.say(f"going on after {learned} of {len(stream)} tasks")
+        elif config.stream in NAMED:
+            for line in data_table.lines(stream):
+                reporter.say(line)
         with reporter.live(), _full_network(folder, learner, config, console, sizes):
             for index in range(learned, len(stream)):
                 task = stream[index]
