@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from benchmarks.memory import TRAINING
 from benchmarks.plots import PLOTS, against_dense, values, where
 from benchmarks.record import OURS, Row, read
+from clnp.cli.once import OnceParser
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -202,7 +202,7 @@ def write(folders: Sequence[Path], page: Path = PAGE) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
+    parser = OnceParser(prog="python -m benchmarks.page", description=__doc__)
     parser.add_argument(
         "folders", type=Path, nargs="+", metavar="FOLDER", help="what benchmarks.run --out wrote"
     )

@@ -33,6 +33,7 @@ from benchmarks.cases import DTYPES, NETWORKS, SIZES, Size
 from benchmarks.checks import WrongResultError
 from benchmarks.harness import ContenderError
 from benchmarks.record import Table
+from clnp.cli.once import OnceParser
 
 SUITES: dict[str, Callable[..., None]] = {
     "ops": ops.run,
@@ -47,26 +48,32 @@ SUITES: dict[str, Callable[..., None]] = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    made.add_argument("--suite", choices=SUITES, nargs="+", default=["step"])
+    made = OnceParser(prog="python -m benchmarks.run", description=__doc__)
+    made.add_argument("--suite", choices=SUITES, action="extend", nargs="+", default=["step"])
     made.add_argument("--device", default="cpu")
     made.add_argument(
         "--dtype",
         choices=DTYPES,
+        action="extend",
         nargs="+",
         default=[],
         help="default: all in whose products the machine is at least half as fast as in fp32",
     )
-    made.add_argument("--networks", choices=NETWORKS, nargs="+", default=[], metavar="NAME")
+    made.add_argument(
+        "--networks", choices=NETWORKS, action="extend", nargs="+", default=[], metavar="NAME"
+    )
     made.add_argument(
         "--operators",
         choices=op_cases.OPERATORS,
+        action="extend",
         nargs="+",
         default=[],
         metavar="NAME",
         help="of the suite ops: these only",
     )
-    made.add_argument("--fractions", type=float, nargs="+", default=[], metavar="A")
+    made.add_argument(
+        "--fractions", type=float, action="extend", nargs="+", default=[], metavar="A"
+    )
     made.add_argument("--quick", action="store_true", help="smaller networks and fewer cases")
     made.add_argument("--size", choices=SIZES, default="full", help="quick is --quick")
     made.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder")

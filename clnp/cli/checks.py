@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from clnp import methods
 from clnp.cli.config import Config
 from clnp.cli.runs import Places
 from clnp.data import Folders, Limited, Stream, Task
@@ -18,15 +17,13 @@ from clnp.data.check import check_tasks
 from clnp.data.pictures import pillow
 from clnp.errors import ConfigError
 from clnp.fanout import Workers
-from clnp.methods.options import checked
-from clnp.methods.settings import MethodSettings
 from clnp.models.resolve import check_name, check_options, read_weights
 from clnp.settings import Settings
 
 
 def check_settings(config: Config, places: Places) -> None:
-    """Checks the settings of one seed without any data: method, its options, network, weights,
-    packages.
+    """Checks the settings of one seed without any data: those of the learner (of other methods
+    `chosen.settings` has), workers, network, weights, packages.
 
     Raises:
         ConfigError, DataError: the first that is wrong, or lacks a package.
@@ -35,8 +32,6 @@ def check_settings(config: Config, places: Places) -> None:
         arguments = config.learner_arguments()
         arguments.pop("device")
         Settings(**arguments)
-    else:
-        _check_method(config)
     Workers(places.workers, executor=places.executor, threads=config.threads).close()
     if places.pretrained is not None:
         read_weights(Path(places.pretrained))
@@ -44,20 +39,6 @@ def check_settings(config: Config, places: Places) -> None:
         pillow()
     check_name(config.net)
     check_options(config.net, config.net_arguments())
-
-
-def _check_method(config: Config) -> None:
-    info = methods.METHODS.get(config.method)
-    if info is None:
-        raise ConfigError(
-            f"--method: got {config.method!r}, wanted one of clnp, {', '.join(methods.METHODS)}"
-        )
-    shared = {field.name for field in dataclasses.fields(MethodSettings)}
-    arguments = config.method_arguments()
-    own = {name: value for name, value in arguments.items() if name not in {*shared, "device"}}
-    checked(config.method, info.options, own)
-    given = {name: value for name, value in arguments.items() if name in shared}
-    MethodSettings(**{**info.cls.fixed, **given})
 
 
 def found_out(config: Config, stream: Stream) -> Config:

@@ -119,6 +119,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "help": "CPU threads, of each worker; another number can change the last bits",
         },
         "set": {
+            "action": "extend",
             "nargs": "+",
             "metavar": "NAME=VALUE",
             "help": "options of the method, as clnp methods lists them; for one of several methods "
@@ -168,6 +169,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "compensate": {**FLAG, "help": "move the mean of what is cut into the next biases"},
         "grid": {
+            "action": "extend",
             "nargs": "+",
             "metavar": "NAME=LIST",
             "help": "graceful forgetting over a grid: l1=1e-6,1e-5 lr=1e-3,2e-3; per layer with "

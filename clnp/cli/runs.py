@@ -40,6 +40,7 @@ FILES = (
     "history.csv",
     "cost.csv",
     "summary.csv",
+    "configurations.json",
     "compare.json",
     "compare.csv",
     "methods.csv",
