@@ -203,7 +203,7 @@ def test_folders_are_a_stream(tmp_path):
 def test_a_stream_looks_into_a_folder_once(tmp_path, monkeypatch):
     stream = Folders([tree(tmp_path / "a", 4)], image_size=8)
     first = stream[0]
-    monkeypatch.setattr("clnp.data.folder.find_images", None)
+    monkeypatch.setattr("clnp.data.found.find_images", None)
     again = stream[0]
     assert again.train.paths == first.train.paths
     assert torch.equal(again.test[0][0], first.test[0][0])
