@@ -14,6 +14,7 @@ from typing import Any
 
 from clnp.atomic import write_text
 from clnp.cli.config import Config, differences
+from clnp.data.names import shown
 from clnp.errors import ClnpError, ConfigError
 
 FORMAT = "clnp-run"
@@ -218,6 +219,11 @@ def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
             raise ConfigError(f"--out: {folder} is a file, wanted a folder")
         _check_writable(folder)
         empty = is_empty(folder)
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"--out: the name {shown(folder)} is no UTF-8, which checkpoints need; take another"
+        ) from None
     except OSError as error:
         raise ConfigError(f"--out: {folder} can't be used ({error.strerror})") from error
     if empty:

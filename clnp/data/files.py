@@ -183,10 +183,10 @@ class _Arrays:
         with _reading(self.path):
             if self.path.is_dir():
                 return [file.stem for file in self.path.iterdir() if file.suffix == ".npy"]
-            loaded = np.load(self.path, allow_pickle=False, mmap_mode="r")
-            if isinstance(loaded, np.ndarray):
-                raise ValueError("it holds a single array, wanted an .npz file or a folder")
-            with loaded:
+            with open(self.path, "rb") as stream:
+                loaded = np.load(stream, allow_pickle=False)
+                if isinstance(loaded, np.ndarray):
+                    raise ValueError("it holds a single array, wanted an .npz file or a folder")
                 return list(loaded.files)
 
     def has(self, name: str) -> bool:
@@ -198,12 +198,10 @@ class _Arrays:
             raise DataError(f"{shown(self.path)}: lacks {name} of {what}; {self.told()}")
         own = self.names[name]
         file = self.path / f"{own}.npy" if self.path.is_dir() else self.path
-        with _reading(file, own):
-            loaded: Any = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            with loaded:
-                array = loaded[own]
+        # numpy leaves files open that it opens itself and that are damaged.
+        with _reading(file, own), open(file, "rb") as stream:
+            loaded: Any = np.load(stream, allow_pickle=False)
+            array = loaded if isinstance(loaded, np.ndarray) else loaded[own]
         if not isinstance(array, np.ndarray):
             raise DataError(f"{shown(file)}: {shown(own)} can't be read as an array")
         return array
