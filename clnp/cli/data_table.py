@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from clnp.batches import labels
+from torch import Tensor
+from torch.utils.data import Subset
+
 from clnp.cli.checks import folders_of
-from clnp.data import Task
-from clnp.data.task import SPLITS
+from clnp.data import ImageSet, Task
+from clnp.data.task import SPLITS, Split
 
 # Of more classes than this the first and the last ones are shown.
 MOST_CLASSES = 20
@@ -33,9 +35,9 @@ def task_lines(task: Task, number: str) -> list[str]:
     names = task.class_names or [""] * classes
     columns = []
     for split in SPLITS:
-        told = labels(task.split(split))
-        counts = ["?"] * classes if told is None else told.bincount(minlength=classes).tolist()
-        columns.append([split, *map(str, counts), str(task.size(split))])
+        told = _labels(task.split(split))
+        columns.append([split, *map(str, told.bincount(minlength=classes).tolist())])
+        columns[-1].append(str(len(told)))
     titles = ["class", *(f"{k} {name}"[:WIDEST].rstrip() for k, name in enumerate(names)), "all"]
     table = list(zip(titles, *columns, strict=True))
     if classes > MOST_CLASSES:
@@ -49,3 +51,13 @@ def task_lines(task: Task, number: str) -> list[str]:
         "  ".join((row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:]))) for row in table
     )
     return [heading, *(f"  {row}" for row in rows)]
+
+
+def _labels(split: Split) -> Tensor:
+    """All labels [N] of a split of our own streams."""
+    if isinstance(split, tuple):
+        return split[1]
+    if isinstance(split, Subset):
+        return _labels(split.dataset)[split.indices]
+    assert isinstance(split, ImageSet)
+    return split.labels
