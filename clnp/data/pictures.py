@@ -193,14 +193,12 @@ def _check_kind(image: Any, path: Path, channels: int, convert: bool) -> None:
         return
     if mode in MODES[channels] and not is_transparent(image):
         return
-    kind = f"of Pillow's mode {mode}"
-    if "transparency" in image.info:
-        kind += " with transparent pixels"
+    more = " with transparent pixels" if "transparency" in image.info else ""
     raise DataError(
-        f"{shown(path)}: is {kind}, wanted one of {', '.join(MODES[channels])} without "
-        f"transparency for {channels} channels; convert the file, or take it with convert=True (on "
-        "the command line --convert-images), which lays transparent images on white and scales "
-        "numbers of more than 8 bits"
+        f"{shown(path)}: is of Pillow's mode {mode}{more}, wanted one of "
+        f"{', '.join(MODES[channels])} without transparency for {channels} channels; convert the "
+        "file, or take it with convert=True (on the command line --convert-images), which lays "
+        "transparent images on white and scales numbers of more than 8 bits"
     )
 
 
