@@ -127,8 +127,9 @@ def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) 
         for name, both in plan.items()
         if overwrite or not _finished(folder / name, both[0])
     }
-    for config, places in missing.values():
-        experiment.try_out(config, places)
+    for k, (name, (config, places)) in enumerate(missing.items()):
+        # All methods learn the same data, which is read once.
+        missing[name] = (experiment.try_out(config, places, contents=k == 0)[0], places)
     with runs.locked(folder):
         known = runs.read_json(folder / FILE)["methods"] if is_compare(folder) else []
         names = [*plan] if overwrite else [*known, *(name for name in plan if name not in known)]

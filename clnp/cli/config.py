@@ -31,7 +31,9 @@ class Config:
     of training. grid_l1 and grid_lr are the candidates of graceful forgetting, () for none.
     threads is torch's number of CPU threads: another number can change the last bits. width, depth,
     dropout, image_size, classes_per_task and validation are None where the network's or the data's
-    own are taken, examples where all are. options are (name, value) pairs of the method's own.
+    own are taken, examples where all are.
+    image_size, and image_range (black and white of images of more than 8 bits), are found out when
+    a run is begun, where they aren't given. options are (name, value) pairs of the method's own.
     pretrained is the SHA-256 of the file of weights that training starts from. Fields with a
     default came later: the default is what was done before them.
 
@@ -86,6 +88,7 @@ class Config:
     compensate: bool = False
     examples: int | None = None
     init: str | None = None
+    image_range: Numbers = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON has them: lists for tuples."""
@@ -194,6 +197,13 @@ def _maybe(check: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bo
     return lambda v: v is None or check[0](v), check[1]
 
 
+def _is_range(value: Any) -> bool:
+    low_high = isinstance(value, tuple) and all(type(v) in (int, float) for v in value)
+    return low_high and (
+        not value or (len(value) == 2 and -math.inf < value[0] < value[1] < math.inf)
+    )
+
+
 FLAG = (lambda v: type(v) is bool, "true or false")
 SHARE = (lambda v: _real(0, 1)[0](v) and v < 1, "a number from 0 to below 1")
 L1 = _real(0, 1)
@@ -246,6 +256,7 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("augment", FLAG),
     ("image_size", _maybe(_whole(1, 4096))),
     ("convert_images", FLAG),
+    ("image_range", (_is_range, "two numbers, black and white, the first below the second")),
 )
 
 

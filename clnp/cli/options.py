@@ -89,8 +89,21 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "help": "images by stated constants (default), by the task's training images, or not",
         },
         "augment": {**FLAG, "help": "random crops and mirror images while training"},
-        "image-size": {"type": int, "metavar": "N", "help": "folder: side of the images"},
-        "convert-images": {**FLAG, "help": "folder: take images that are neither RGB nor grey"},
+        "image-size": {
+            "type": int,
+            "metavar": "N",
+            "help": "folder: side to which images are scaled (default: theirs, where all are "
+            "squares of one size)",
+        },
+        "convert-images": {
+            **FLAG,
+            "help": "folder: take images that are transparent, of inks, or of more than 8 bits",
+        },
+        "image-range": {
+            "type": numbers,
+            "metavar": "BLACK,WHITE",
+            "help": "folder: of images of more than 8 bits (default: as measured)",
+        },
     },
     "training": {
         "epochs": {"type": int, "metavar": "N", "help": "epochs per task"},

@@ -35,6 +35,7 @@ class Task:
             shape and dtype in every split; y is [B], integer class labels from 0. Tensors and numpy
             arrays are taken without a copy (labels become int64); a `TensorDataset` is unwrapped.
         classes: number of classes; None takes the largest label + 1.
+        class_names: one for every class, in the order of the labels.
 
     A list of tasks is a stream: whatever takes a stream takes `[Task(...), Task(...)]`.
 
@@ -48,6 +49,7 @@ class Task:
     validation: Split
     test: Split
     classes: int | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:

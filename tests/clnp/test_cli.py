@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from clnp import cli
-from clnp.cli import experiment, results, runs
+from clnp.cli import results, runs, streams
 from clnp.cli.config import Config, defaults, differences, validate
 from clnp.cli.console import Reporter, claimed
 from clnp.errors import ConfigError
@@ -141,7 +141,7 @@ def test_defaults_are_good_settings():
         config = Config(**defaults(stream))
         validate(config)
         assert Config.from_dict(json.loads(json.dumps(config.as_dict()))) == config
-    assert tuple(cli.commands.STREAMS) == tuple(experiment.MAKERS)
+    assert tuple(cli.commands.STREAMS) == tuple(streams.MAKERS)
     with pytest.raises(ConfigError, match="stream"):
         defaults("permuted-cats")
 
