@@ -13,10 +13,11 @@ from torch import Tensor
 from clnp.batches import labels
 from clnp.data.task import Split
 from clnp.errors import ConfigError, MarginWarning
-from clnp.score import Validation, Value
+from clnp.score import Validation
 
 MOST = 0.5  # of a class
-NOISE = 0.01  # a percentage point of accuracy
+NOISE = 0.02  # two points
+RIGHT = 0.9
 
 
 def check_margin(margin: Any, score: Any) -> None:
@@ -46,7 +47,7 @@ def warn_of_classes(
         margin: in units of the score.
         stacklevel: as for `warnings.warn`, from here.
     """
-    sizes = validation.class_sizes()
+    sizes = validation.class_sizes
     told = labels(train)
     missing = [] if told is None else sorted(set(told.unique().tolist()) - _present(sizes))
     if missing:
@@ -73,33 +74,32 @@ def warn_of_classes(
         )
 
 
-def warn_of_noise(
-    task: str, validation: Validation, best: Value, margin: float, stacklevel: int
-) -> bool:
+def warn_of_noise(task: str, validation: Validation, margin: float, stacklevel: int) -> bool:
     """Warns where the validation split is too small to hold the margin on; returns whether it did.
 
     A search compares many networks and takes the smallest that the split lets through, so it finds
-    those that the split flatters: what is lost on other examples is about a standard error of the
-    score, if that is more than the margin. A margin below the standard error is common and does no
-    harm where the split is large (the paper's 0.05 % of 10,000 examples is a third of it, and the
-    loss is a tenth of a point). So the warning is for a standard error above one point.
+    those that the split flatters: on other examples they lose between half and all of a standard
+    error of the score more than the margin. Where the split is large that is little, though the
+    margin be smaller still (the paper's 0.05 % of 10,000 examples is a fraction of a standard
+    error, and that a fraction of a point). So the warning is for a standard error above two points
+    and above the margin: of accuracy, for fewer than 225 examples. It comes before the task is
+    trained, so the standard error is that of a network that is right nine times out of ten.
 
     Arguments:
         task: its name.
         validation: what the margin is held on.
-        best: the score that the margin counts from.
         margin: in units of the score.
         stacklevel: as for `warnings.warn`, from here.
     """
-    sizes = validation.class_sizes()
-    noise = validation.score.noise(best, sizes[sizes > 0])
+    sizes = validation.class_sizes
+    noise = validation.score.noise(sizes[sizes > 0], RIGHT)
     if noise is None or noise <= max(NOISE, margin):
         return False
     _warn(
         f"task {task!r}: margin={margin:g} is finer than {validation.total} validation examples "
-        f"can tell: the standard error of their {validation.score.name} is {noise:.3f}. Pruning "
-        "may cost about as much on other examples. Put more examples into the validation split, "
-        "or check the test accuracy",
+        f"can tell. The standard error of their {validation.score.name} is about {noise:.2f}, and "
+        "pruning may cost as much on other examples. Put more examples into the validation split, "
+        "or compare the test accuracy before and after",
         stacklevel,
     )
     return True

@@ -6,6 +6,7 @@ A score sees a network's outputs and the targets, nothing else, so that one for 
 
 from __future__ import annotations
 
+import functools
 import math
 import pickle
 from collections.abc import Callable, Iterable, Iterator
@@ -72,17 +73,13 @@ class Score:
         """
         return None
 
-    def noise(self, value: Value, sizes: Tensor) -> float | None:
-        """The standard error of the score of a network that scores `value`, about; None where that
-        is unknown. `sizes` as for `weights`.
+    def noise(self, sizes: Tensor, right: float) -> float | None:
+        """The standard error of the score of a network that is right on a fraction `right` of each
+        class; None where that is unknown. `sizes` as for `weights`.
         """
         weights = self.weights(sizes)
         if weights is None:
             return None
-        total = int(sizes.sum())
-        # With Laplace's rule: a network that makes no mistake on few examples is not known to make
-        # none.
-        right = (float(value) * total + 1) / (total + 2)
         return math.sqrt(right * (1 - right) * float((weights.square() / sizes).sum()))
 
 
@@ -273,6 +270,7 @@ class Validation:
         if isinstance(self.score, Custom):
             self(net)
 
+    @functools.cached_property
     def class_sizes(self) -> Tensor:
         """Examples of each class [classes] int64; a data set that does not tell its labels is read
         for them.

@@ -33,7 +33,7 @@ from clnp.stacked import StackedFit, stackable
 from clnp.train import Fit, FitSettings, FitState, moving
 
 ALONE = Workers(1)
-STACK = 5  # frames from a warning here to the caller of `Learner.learn` or `adopt`
+STACK = 6  # frames from a warning here to the caller of `Learner.learn` or `adopt`
 
 
 @dataclass(frozen=True)
@@ -141,17 +141,18 @@ class TaskRun:
         them.
         """
         self.validation.check(self.model.net)
-        if self._prunes and current().main:
-            told = self.task.name, self.task.train, self.validation, self.plan.margin
-            warn_of_classes(*told, stacklevel=STACK)
+        if self.plan.prune and not self.head_only:
+            self._warn()
         trained = self._trained_points()
         for t in trained:
             t.score = self._score(t)
         return trained
 
-    @property
-    def _prunes(self) -> bool:
-        return self.plan.prune and not self.head_only
+    def _warn(self) -> None:
+        name, margin = self.task.name, self.plan.margin
+        warn_of_classes(name, self.task.train, self.validation, margin, STACK)
+        if "noise" not in self.warned and warn_of_noise(name, self.validation, margin, STACK):
+            self.warned.add("noise")
 
     def _trained_points(self) -> list[Trained]:
         tensors = moving(self.model, self.head_only)
@@ -292,7 +293,6 @@ class TaskRun:
         """
         scores = [t.score for t in trained]
         floor = self.floor(max(scores))
-        self._warn_of_noise(max(scores))
         chosen = [trained[i] for i in candidates(scores, floor)]
         if self._fans_out(chosen):
             grid_trials.search(self, trained, chosen, floor)
@@ -307,12 +307,6 @@ class TaskRun:
     def floor(self, best: Value) -> Value:
         """The least score within the margin of the best."""
         return self.validation.floor(best, self.plan.margin)
-
-    def _warn_of_noise(self, best: Value) -> None:
-        if self._prunes and current().main and "noise" not in self.warned:
-            told = self.task.name, self.validation, best, self.plan.margin
-            if warn_of_noise(*told, stacklevel=STACK + 1):
-                self.warned.add("noise")
 
     def take(self, t: Trained) -> None:
         """Puts the numbers of a trained grid point into the model."""
