@@ -35,6 +35,7 @@ class Conversion:
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)
 def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> Model:
     """Rebuilds a dense network from masked layers that compute the same function.
 

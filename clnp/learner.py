@@ -173,6 +173,12 @@ class Learner:
 
     def _run(self, task: Task, plan: Plan) -> TaskReport:
         with self.ranks.together("checking the task"):
+            if len(self.model.tasks) != len(self.reports):
+                raise ConfigError(
+                    f"model: the network has learned {len(self.model.tasks)} task(s), this learner "
+                    f"{len(self.reports)}: a state was loaded, or it was trained elsewhere; go on "
+                    "with the file that goes with it, by Learner.load"
+                )
             classes = check_task(self.model, task)
             if plan.adopt and classes != self.model.head.classes:
                 raise ConfigError(
@@ -210,7 +216,7 @@ class Learner:
     def _undo(self, before: dict[str, Any], index: int) -> None:
         """Leaves everything as it was before task `index`."""
         self.model.zero_grad(set_to_none=True)
-        self.model.load_state_dict(before)
+        self.model.load_state_dict(before, unlearn=True)
         del self.certificate.entries[index:], self.certificate.probes[index:]
         del self._tests[index:]
         self.model.eval()
