@@ -120,8 +120,9 @@ def prune(
         wanted, holds = CHECKS[name]
         if not holds(value):
             raise ConfigError(f"{name}={value!r}: expected {wanted}")
-    task = Task("in training", train, validation, validation, model.head.classes)
-    check_task(model, task)
+    # Training is over: another reading to see whether the items change would not pay.
+    task = Task("in training", train, validation, validation, model.head.classes, fixed_items=False)
+    task, _ = check_task(model, task)
     correct = count_correct(model, task.validation, model.device)
     if model.is_full:
         pruning = Pruning.nothing_kept(model, correct)

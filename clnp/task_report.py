@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clnp.data.fingerprint import TaskData
 from clnp.model import Model
 from clnp.task_inference import Inferred
 
@@ -43,6 +44,8 @@ class TaskReport:
             ("entropy", "energy") -> "task" (the task is right), "class_incremental" (task and
             class) and "domain_incremental" (the class, whichever the task); see
             `clnp.task_inference`. Empty where it was not measured.
+        class_names: of its classes, in the order of the outputs, where they are known.
+        data: fingerprints of its splits; what is given as this task later has to be the same.
     """
 
     task: int
@@ -63,6 +66,15 @@ class TaskReport:
     transfer_only: bool
     seconds: dict[str, float] = field(default_factory=dict)
     inferred: Inferred = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+    data: TaskData | None = None
+
+    def __post_init__(self) -> None:
+        # JSON knows neither tuples nor classes.
+        if self.class_names is not None:
+            self.class_names = tuple(self.class_names)
+        if isinstance(self.data, Mapping):
+            self.data = TaskData.from_json(self.data)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `TaskReport(**data)`."""

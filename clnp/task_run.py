@@ -15,12 +15,13 @@ from torch import Tensor
 
 from clnp import grid_trials
 from clnp.batches import count, count_correct, seed_for
+from clnp.data.check import task_data
 from clnp.data.task import Task
 from clnp.distributed import current
 from clnp.fanout import Workers
 from clnp.forgetting import GridPoint, candidates, floor_of, per_layer, sparsest
 from clnp.model import Model
-from clnp.progress import Progress, fingerprint
+from clnp.progress import Progress
 from clnp.pruning import keep_everything
 from clnp.settings import DTYPES, FineTune, Settings
 from clnp.sparsifiers import sparsifier
@@ -232,7 +233,7 @@ class TaskRun:
             "settings": self.settings.to_json(),
             "task": self.index,
             "name": self.task.name,
-            "data": fingerprint(self.task.train),
+            "data": task_data(self.task).to_json(),
         }
 
     def _fit_settings(
