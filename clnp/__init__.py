@@ -29,6 +29,7 @@ from clnp.network_file import load_network
 from clnp.own_loop import begin_task, consolidate, parameter_groups, prune
 from clnp.settings import FineTune, Settings
 from clnp.task_report import TaskReport
+from clnp_kernels import __version__
 
 __all__ = [
     "CapacityError",
@@ -50,6 +51,7 @@ __all__ = [
     "TrainingError",
     "TrialError",
     "Workers",
+    "__version__",
     "begin_task",
     "consolidate",
     "convert",

@@ -122,8 +122,9 @@ def _scanned(task: Task, keep_bytes: int) -> dict[str, Split]:
     labels = {split: scans[split].labels for split in SPLITS}
     names, classes = _classes(task, labels)
     prints = {split: scans[split].fingerprint for split in SPLITS}
+    if task._data is None:
+        object.__setattr__(task, "_unseen", _unseen(labels))
     object.__setattr__(task, "_data", TaskData(prints, names, classes))
-    object.__setattr__(task, "_unseen", _unseen(labels))
     return splits
 
 
@@ -138,9 +139,9 @@ def _classes(task: Task, labels: dict[str, Tensor]) -> tuple[tuple[str, ...] | N
         if not isinstance(data := task.split(split), tuple)
     }
     names = common_names(told, where)
-    if names is not None and all(int(y.max()) < len(names) for y in labels.values()):
-        if task.classes in (None, len(names)):
-            return names, len(names)
+    fits = names is not None and all(int(y.max()) < len(names) for y in labels.values())
+    if names is not None and fits and task.classes in (None, len(names)):
+        return names, len(names)
     if task.classes is not None:
         return None, task.classes
     return None, check_numbering(labels, where)

@@ -116,7 +116,9 @@ def _item_way_out(y: Any) -> str:
     return ""
 
 
-def check_numbering(labels: Mapping[str, Tensor], where: str, code: str = "") -> int:
+def check_numbering(
+    labels: Mapping[str, Tensor], where: str, code: str = "", *, keep: bool = True
+) -> int:
     """Number of classes of a task whose `classes` were not given.
 
     Arguments:
@@ -124,6 +126,7 @@ def check_numbering(labels: Mapping[str, Tensor], where: str, code: str = "") ->
         where: the task.
         code: key of `RENUMBER` for splits that are arrays; for data sets, the advice is a
             target_transform.
+        keep: the caller takes `classes=`.
 
     Raises:
         DataError: labels that do not start at 0 or have gaps over all splits.
@@ -136,8 +139,8 @@ def check_numbering(labels: Mapping[str, Tensor], where: str, code: str = "") ->
     advice = RENUMBER.get(code, f"target_transform={new}.get")
     raise DataError(
         f"{where}: labels are {shown}, wanted 0 to {len(found) - 1} without gaps; number them "
-        f"alike in every split: {advice}; or keep the numbers as they are with "
-        f"classes={found[-1] + 1}"
+        f"alike in every split: {advice}"
+        + (f"; or keep the numbers as they are with classes={found[-1] + 1}" if keep else "")
     )
 
 
