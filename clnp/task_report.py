@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clnp.data.fingerprint import TaskData
 from clnp.model import Model
 from clnp.task_inference import Inferred
 
@@ -47,6 +48,8 @@ class TaskReport:
             are, and the margin was held on: the name of `Settings.score`.
         fine_tuned: for each round of fine-tuning "kept", or "rolled back" where the validation
             score was higher before it; joined by ", ", "" without fine-tuning.
+        class_names: of its classes, in the order of the outputs, where they are known.
+        data: fingerprints of its splits; what is given as this task later has to be the same.
     """
 
     task: int
@@ -69,6 +72,15 @@ class TaskReport:
     inferred: Inferred = field(default_factory=dict)
     score: str = "accuracy"
     fine_tuned: str = ""
+    class_names: tuple[str, ...] | None = None
+    data: TaskData | None = None
+
+    def __post_init__(self) -> None:
+        # JSON knows neither tuples nor classes.
+        if self.class_names is not None:
+            self.class_names = tuple(self.class_names)
+        if isinstance(self.data, Mapping):
+            self.data = TaskData.from_json(self.data)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `TaskReport(**data)`."""
