@@ -22,6 +22,10 @@ class DataError(ClnpError, ValueError):
     """A data set has the wrong type, shape, range or labels, or is not where it was looked for."""
 
 
+class DataWarning(UserWarning):
+    """Data that can be worked with, but hardly as it was meant."""
+
+
 class ConvertError(ClnpError, TypeError):
     """A network holds something that can't be turned into masked layers exactly."""
 
@@ -32,6 +36,10 @@ class CapacityError(ClnpError, RuntimeError):
 
 class CapacityWarning(UserWarning):
     """No free channels are left: a task is learned by its head alone."""
+
+
+class MarginWarning(UserWarning):
+    """The margin is wider than a class, or finer than the validation split can tell."""
 
 
 class CheckpointError(ClnpError, RuntimeError):

@@ -13,24 +13,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clnp import checkpoint
 from clnp.batches import accuracy, first_inputs, seed_for, seeded
 from clnp.callbacks import check_callbacks, notify
 from clnp.certificate import Certificate, Verdict
-from clnp.checks import check_device, check_scores, check_task
+from clnp.checks import check_device, check_logits, check_task
+from clnp.data.check import READY, task_data
 from clnp.data.task import Split, Task
-from clnp.distributed import SharedProgress, agree_on_network, agree_on_task, begin, world
+from clnp.distributed import SharedProgress, agree_on_network, agree_on_task, begin, digest, world
 from clnp.errors import CapacityWarning, CheckpointError, ConfigError
 from clnp.fanout import Workers
 from clnp.forgetting import GridPoint, grid_points
+from clnp.margin import check_margin
 from clnp.memory import memory_needed
 from clnp.model import Model
 from clnp.ranks import ALONE, Ranks, refuse_sharded, sharing
 from clnp.restore import dtype_of, restored
-from clnp.saving import contents, splits_to_test
+from clnp.saving import check_new, contents, kept_test, learned_tasks, saved_score
+from clnp.score import check_sendable, given_again
 from clnp.settings import Settings
-from clnp.task_inference import Inferred, inferred_accuracies
+from clnp.task_inference import Inferred, Prediction, inferred_accuracies, predicted
 from clnp.task_report import TaskReport, capacity_of, reuse_of
 from clnp.task_run import Plan, TaskRun
 
@@ -93,15 +97,21 @@ class Learner:
         self.model = model.to(self.device)
         if model.is_convolutional:
             model.to(memory_format=torch.channels_last)
+        shape = model.graph.nodes[0].attrs["shape"]
+        dtype = model.head.free_weight.dtype
+        check_logits(self.model, torch.zeros(1, *shape[1:], dtype=dtype, device=self.device))
         self.callbacks = list(callbacks)
         check_callbacks(self.callbacks)
         self.workers = workers if isinstance(workers, Workers) else Workers(workers)
+        check_sendable(self.settings.score, self.workers.count)
         self._share(world() if distributed else ALONE)
         self._use_folder(checkpoint_dir, None)
         self.reports: list[TaskReport] = []
         self.certificate = Certificate()
         self._tests: list[Split | None] = []
+        self._tested: dict[int, tuple[str, float]] = {}  # task -> what was tested, its accuracy
         self._seconds: dict[str, float] = {}
+        self._warned: set[str] = set()
 
     def _share(self, ranks: Ranks) -> None:
         begin(ranks, self.model, self.settings, self.workers.count)
@@ -130,7 +140,8 @@ class Learner:
         If anything goes wrong the learner is left as it was before the call.
 
         Raises:
-            DataError: the task does not fit the network (shape, dtype, labels).
+            DataError: the task does not fit the network (shape, dtype, labels); an item that is no
+                good, with its split and index; a task of that name was learned before.
             CapacityError: single head and no free channel in the final hidden layer. With several
                 heads the task is learned by a new head alone: a CapacityWarning, and the report's
                 `transfer_only`, say so.
@@ -146,7 +157,7 @@ class Learner:
         Arguments:
             task: what it was trained on; the train split serves to measure activity, the validation
                 split to hold the margin.
-            margin: how much validation accuracy pruning may cost; default: the setting.
+            margin: how much of the validation score pruning may cost; default: the setting.
             prune: False freezes all channels as they are, with the very weights of the network;
                 channels for later tasks then have to be added with `expand`.
 
@@ -164,13 +175,20 @@ class Learner:
                 "first_growth: an adopted network is taken as it is, with all channels"
             )
         margin = self.settings.margin if margin is None else margin
-        if isinstance(margin, bool) or not 0 <= margin < 1:
-            raise ConfigError(f"margin={margin!r}: expected 0 <= margin < 1")
+        check_margin(margin, self.settings.score)
         return self._run(task, Plan(margin, adopt=True, prune=prune))
 
     def _run(self, task: Task, plan: Plan) -> TaskReport:
+        given = task
         with self.ranks.together("checking the task"):
-            classes = check_task(self.model, task)
+            if len(self.model.tasks) != len(self.reports):
+                raise ConfigError(
+                    f"model: the network has learned {len(self.model.tasks)} task(s), this learner "
+                    f"{len(self.reports)}: a state was loaded, or it was trained elsewhere; go on "
+                    "with the file that goes with it, by Learner.load"
+                )
+            check_new(self.reports, task)
+            task, classes = check_task(self.model, task)
             if plan.adopt and classes != self.model.head.classes:
                 raise ConfigError(
                     f"task {task.name!r} has {classes} classes, the network "
@@ -196,6 +214,7 @@ class Learner:
         except BaseException:
             self._undo(before, index)
             raise
+        self._tests[index] = kept_test(given, task, self._tests[:index])
         self.reports.append(report)
         if self.checkpoint_dir is not None:
             with self.ranks.together("writing the checkpoint"):
@@ -207,9 +226,10 @@ class Learner:
     def _undo(self, before: dict[str, Any], index: int) -> None:
         """Leaves everything as it was before task `index`."""
         self.model.zero_grad(set_to_none=True)
-        self.model.load_state_dict(before)
+        self.model.load_state_dict(before, unlearn=True)
         del self.certificate.entries[index:], self.certificate.probes[index:]
         del self._tests[index:]
+        self._tested.pop(index, None)
         self.model.eval()
 
     def _learn(self, task: Task, index: int, classes: int, plan: Plan) -> TaskReport:
@@ -226,6 +246,7 @@ class Learner:
             self._call,
             head_only=full,
             workers=self.workers,
+            warned=self._warned,
         )
         self._call("on_task_begin", index, task.name, run.epochs)
         if full:
@@ -250,12 +271,10 @@ class Learner:
         with self._timed("search"):
             chosen = run.prune(trained)
         assert chosen.pruning is not None
-        if not full:
-            check_scores(model, chosen.pruning.scores)
-        best = max(t.correct for t in trained)
+        best = max(t.score for t in trained)
         chosen.pruning.apply(model)
         with self._timed("fine_tune"):
-            correct = run.fine_tune(chosen, best)
+            validation, fine_tuned = run.fine_tune(chosen, best)
         reuse = reuse_of(model, chosen.pruning.scores, chosen.pruning.thresholds)
         model.consolidate(name=task.name)
         model.eval()
@@ -270,9 +289,9 @@ class Learner:
             epochs=0 if plan.adopt else settings.epochs,
             lr=chosen.point.lr,
             l1=chosen.point.l1,
-            best_validation=best / run.total,
-            validation_before=chosen.correct / run.total,
-            validation=correct / run.total,
+            best_validation=float(best),
+            validation_before=float(chosen.score),
+            validation=float(validation),
             test=row[-1],
             row=row,
             capacity=capacity_of(model, reuse),
@@ -282,6 +301,10 @@ class Learner:
             grid=run.grid_rows(trained, chosen),
             transfer_only=full,
             inferred=inferred,
+            score=run.validation.score.name,
+            fine_tuned=fine_tuned,
+            class_names=task.class_names,
+            data=task_data(task),
         )
 
     def _points(self) -> list[GridPoint]:
@@ -292,10 +315,19 @@ class Learner:
         return self.points
 
     def _test(self, task: int) -> float:
+        """Test accuracy on a learned task: what was measured before, as long as a fresh copy of its
+        network is the network that it was measured with, bit for bit.
+        """
         split = self._tests[task]
         if split is None:
             return float("nan")
-        return accuracy(self.model.subnetwork(task), split, self.device)
+        network = self.model.subnetwork(task, fresh=True)
+        now = digest(network.state_dict(), f"{self.device}, {torch.get_num_threads()} threads")
+        before, measured = self._tested.get(task, ("", 0.0))
+        if now != before:
+            measured = accuracy(network, split, self.device)
+            self._tested[task] = now, measured
+        return measured
 
     def _inferred(self) -> Inferred:
         if not self.settings.infer_tasks:
@@ -307,6 +339,32 @@ class Learner:
         self.model.expand(layer, channels)
 
     # Results
+
+    def predict(self, x: Tensor, task: int | None = None, *, rule: str = "entropy") -> Prediction:
+        """Task, class and class name of examples.
+
+        Arguments:
+            x: [B, ...].
+            task: index of the learned task that they are of, from the end if negative; None takes
+                the task whose network is surest.
+            rule: how that is decided, "entropy" or "energy".
+
+        Returns:
+            `task` [B], `label` [B] (the class within the task) and `names`, a list of B class
+            names, None where the task was learned without names.
+
+        Raises:
+            DataError: x does not fit the network.
+            ConfigError: the task has not been learned; an unknown rule.
+        """
+        x = x.to(self.device)
+        with torch.no_grad():
+            if task is None:
+                found, label = self.model.predict(x, rule)
+            else:
+                label = self.model(x, task=task).argmax(dim=-1)
+                found = torch.full_like(label, self.model.check_task(task))
+        return predicted(found, label, [report.class_names for report in self.reports])
 
     @property
     def accuracy_matrix(self) -> np.ndarray:
@@ -348,18 +406,23 @@ class Learner:
         callbacks: Iterable[Any] = (),
         workers: int | Workers = 1,
         distributed: bool = False,
+        score: Any = None,
     ) -> Learner:
         """A learner as it was saved.
 
         Arguments:
             path: the file, or the folder that holds `checkpoint.safetensors`.
             tasks: the learned tasks (or the whole stream), whose test splits later rows of the
-                accuracy matrix need; without them those entries are NaN.
+                accuracy matrix need; without them those entries are NaN. All their splits are read
+                and compared with the fingerprints of what was learned.
             device, checkpoint_dir, callbacks, workers, distributed: as for a new learner.
+            score: the learner's, where that is a function: a file holds its name only.
 
         Raises:
             CheckpointError: no such file, damaged, or not a learner's.
-            DataError: `tasks` are not the tasks that were learned.
+            ConfigError: `score` is not the learner's.
+            DataError: `tasks` are not the tasks that were learned: other inputs, labels, sizes,
+                order or class names.
         """
         path, device = Path(path), check_device(device)
         path = path / CHECKPOINT if path.is_dir() else path
@@ -367,11 +430,12 @@ class Learner:
         with ranks.together("reading the checkpoint"):
             read = checkpoint.read(path, KIND) if ranks.main else None
         tensors, data = ranks.tell(read)
+        score = given_again(saved_score(data), score)
         prefix = "model."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
             model = restored(data["structure"], dtype_of(data["dtype"]), state)
-            settings = data["settings"]
+            settings = {**data["settings"], "score": score}
             learner = cls(
                 model.eval(), device=device, callbacks=callbacks, workers=workers, **settings
             )
@@ -382,7 +446,14 @@ class Learner:
             raise CheckpointError(f"{path} does not hold a complete learner: {error}") from error
         learner._share(ranks)
         learner._use_folder(checkpoint_dir, path)
-        learner._tests = splits_to_test(learner.reports, tasks)
+        learner._tests = [None] * len(learner.reports)
+        if tasks is not None:
+            with ranks.together("comparing the tasks"):
+                again = learned_tasks(learner.reports, tasks)
+            learner._tests = [
+                split if isinstance(split := task.split("test"), READY) else task.items("test")
+                for task in again
+            ]
         return learner
 
     # Helpers

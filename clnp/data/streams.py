@@ -5,6 +5,7 @@ A list of `Task`s is a stream too; the classes here only save memory and writing
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -83,7 +84,7 @@ class Limited(Stream):
             train = (x[chosen], y[chosen])
         else:
             train = Subset(task.train, chosen.tolist())
-        return Task(task.name, train, task.validation, task.test, task.num_classes)
+        return dataclasses.replace(task, train=train, classes=task.num_classes)
 
 
 class Permuted(Stream):
@@ -144,7 +145,9 @@ class Permuted(Stream):
     def task(self, index: int) -> Task:
         """Task `index`: copies of the three splits with its pixel order."""
         order = self.permutation(index)
-        x_y = {split: (x.index_select(1, order), y) for split, (x, y) in self.splits.items()}
+        x_y: dict[str, Any] = {
+            split: (x.index_select(1, order), y) for split, (x, y) in self.splits.items()
+        }
         return Task(f"{self.name}-{index}", **x_y, classes=self._classes)
 
 
