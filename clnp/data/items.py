@@ -46,6 +46,7 @@ class Items(Dataset[Any]):
     ) -> None:
         self.data, self.where, self.num_workers = data, where, num_workers
         self.numbered = numbered
+        self.labels: Tensor | None = None  # [N] int64, once every item has been read
         self._sample = sample
 
     @classmethod
