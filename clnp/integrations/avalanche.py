@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from clnp.certificate import Certificate
 from clnp.errors import ConfigError, DataError
 from clnp.integrations.own_classes import OwnClasses
+from clnp.margin import check_margin
 from clnp.model import Model
 from clnp.own_loop import begin_task, consolidate, prune
 from clnp.settings import CHECKS
@@ -63,10 +64,11 @@ class CLNP(SupervisedTemplate):
         optimizer: any, over the model's parameters, `AdamL1(clnp.parameter_groups(model, l1))` for
             the paper's penalty. For every task it is pointed at the free parameters and its state
             is cleared; rates, groups and schedulers stay.
-        margin: validation accuracy that pruning may cost, a fraction.
+        margin: how much of the validation score pruning may cost, of an accuracy a fraction.
         validation: fraction of every experience's examples that is held out of training, to hold
             the margin on.
-        search, granularity: of pruning, as of `clnp.Settings`.
+        score, search, granularity: of pruning, as of `clnp.Settings`; a function gets the logits of
+            the experience's classes, and targets numbered among these.
         task_labels: what tells the task in evaluation. "stream": the task labels of the stream.
             "experience": the number of the experience that is evaluated. On a stream without task
             labels that is an oracle: it makes the accuracies task-incremental, not to be compared
@@ -94,6 +96,7 @@ class CLNP(SupervisedTemplate):
         optimizer: torch.optim.Optimizer,
         margin: float = 0.01,
         validation: float = 0.1,
+        score: Any = "accuracy",
         search: str = "auto",
         granularity: int = 1,
         task_labels: str = "stream",
@@ -120,6 +123,7 @@ class CLNP(SupervisedTemplate):
             )
         self._pruning: dict[str, Any] = {
             "margin": margin,
+            "score": score,
             "search": search,
             "granularity": granularity,
         }
@@ -363,14 +367,14 @@ def _check_settings(
     validation: Any, task_labels: Any, rule: Any, pruning: Mapping[str, Any]
 ) -> None:
     """Raises ConfigError for a setting out of range."""
-    for name, value in (("margin", pruning["margin"]), ("validation", validation)):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 <= value < 1 or (name == "validation" and value == 0):
-            raise ConfigError(f"{name}={value!r}: expected a fraction between 0 and 1")
-    for name in ("search", "granularity"):
+    number = isinstance(validation, (int, float)) and not isinstance(validation, bool)
+    if not number or not 0 < validation < 1:
+        raise ConfigError(f"validation={validation!r}: expected a fraction between 0 and 1")
+    for name in ("score", "search", "granularity"):
         wanted, holds = CHECKS[name]
         if not holds(pruning[name]):
             raise ConfigError(f"{name}={pruning[name]!r}: expected {wanted}")
+    check_margin(pruning["margin"], pruning["score"])
     if task_labels not in TASK_LABELS:
         raise ConfigError(f"task_labels={task_labels!r}: expected one of {list(TASK_LABELS)}")
     check_rule(rule)

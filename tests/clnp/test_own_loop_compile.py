@@ -12,7 +12,7 @@ from torch import Tensor
 
 import clnp
 from clnp.errors import ConfigError
-from tests.clnp.cases import random_keep
+from tests.clnp.cases import convert, mlp, random_keep
 from tests.clnp.second_task import OPTIMIZERS, Case, batch, same, second_task
 
 LONG = bool(os.environ.get("CLNP_LONG_TESTS"))
@@ -86,3 +86,35 @@ def test_the_next_task_is_compiled_anew(case: Case) -> None:
     same([compiled(case.x)], [case.model(case.x)])
     with pytest.raises(ConfigError, match=r"got OptimizedModule, expected .* clnp\.convert"):
         clnp.consolidate(compiled)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("whole_step", [False, True], ids=["network", "step"])
+def test_every_task_of_a_long_stream_is_compiled(whole_step: bool) -> None:
+    """Twelve tasks, more often than torch compiles one function without `torch.compiler.reset`."""
+    tasks, graphs = 12, 0
+    assert tasks > torch._dynamo.config.recompile_limit
+
+    def backend(graph: Any, _: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    model = convert(mlp([3 * tasks]))
+    x, y = torch.randn(8, 12), torch.arange(8) % 3
+
+    def loss() -> Tensor:
+        return F.cross_entropy(model(x), y)
+
+    compiled = torch.compile(loss if whole_step else model, backend=backend)
+    compiled_in = []
+    for _ in range(tasks):
+        clnp.begin_task(model)
+        torch.compiler.reset()
+        before = graphs
+        for _ in range(2):
+            (compiled() if whole_step else F.cross_entropy(compiled(x), y)).backward()
+        compiled_in.append(graphs - before)
+        model.compact({group.name: torch.arange(2) for group in model.groups.prunable})
+        clnp.consolidate(model)
+    assert compiled_in == [compiled_in[0]] * tasks
+    assert compiled_in[0] > 0

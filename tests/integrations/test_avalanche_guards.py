@@ -140,6 +140,7 @@ def learned() -> clnp.Model:
         ({"margin": True}, "margin=True: expected a fraction"),
         ({"validation": 0}, "validation=0: expected a fraction"),
         ({"validation": None}, "validation=None: expected a fraction"),
+        ({"score": "f1"}, "score='f1': expected one of"),
         ({"search": "best"}, "search='best': expected one of"),
         ({"granularity": 0}, "granularity=0: expected an integer >= 1"),
         ({"task_labels": True}, "task_labels=True: expected one of"),
