@@ -16,7 +16,6 @@ Columns of ``benchmarks/results/bytes_and_flops.csv``:
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from clnp.cli.once import OnceParser
 from clnp.models.networks import mlp, narrow, wide
 
 RESULTS = Path(__file__).parent / "results" / "bytes_and_flops.csv"
@@ -254,7 +254,7 @@ def show(table: list[dict[str, object]]) -> None:
 
 def main() -> None:
     """Print the table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = OnceParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--csv", type=Path, default=RESULTS)
     path = parser.parse_args().csv
     table = rows()

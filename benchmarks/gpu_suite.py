@@ -18,7 +18,6 @@ done is not repeated. It stops by itself after ``--seconds``, with the rest left
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import json
@@ -33,6 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from clnp.cli.once import OnceParser
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 420.0
@@ -366,6 +367,8 @@ STAGES: dict[str, Callable[[Stage], None]] = {
     "end-to-end": end_to_end,
 }
 
+TIMED = ("tune", "ops", "end-to-end")
+
 
 def facts() -> dict[str, Any]:
     """What it ran on."""
@@ -375,14 +378,20 @@ def facts() -> dict[str, Any]:
     return {**info.versions(), "gpu": name, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
+def parser() -> OnceParser:
+    """The command line."""
+    made = OnceParser(prog="python -m benchmarks.gpu_suite")
+    made.add_argument("stage", choices=STAGES)
+    made.add_argument("--out", type=Path, required=True, help="folder of the results")
+    made.add_argument("--dry-run", action="store_true", help="rehearse on the CPU")
+    made.add_argument("--seconds", type=float, default=SECONDS)
+    made.add_argument("--reference", action="store_true", help="time it, where no library is")
+    return made
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 if the stage is through without an error."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite")
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU")
-    parser.add_argument("--seconds", type=float, default=SECONDS)
-    args = parser.parse_args(arguments)
+    args = parser().parse_args(arguments)
     done = args.out / f"{args.stage}.done"
     if done.exists():
         print(f"{args.stage} is done, see {args.out}; remove {done} to go on or repeat it")
@@ -390,6 +399,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not args.dry_run and not torch.cuda.is_available():
         print("no GPU here; --dry-run rehearses the stages on the CPU", file=sys.stderr)
         return 2
+    if args.stage in TIMED and not args.dry_run:
+        from benchmarks import served
+
+        served.require(args.reference)
     stage = Stage(args.stage, args.out, args.dry_run, args.seconds)
     with serving(args.dry_run):
         stage.say(json.dumps(facts()))

@@ -11,7 +11,6 @@ Accuracies and counted operations do not depend on what else the machine does; n
 
 from __future__ import annotations
 
-import argparse
 import copy
 import csv
 from collections.abc import Callable, Iterator
@@ -25,9 +24,10 @@ import clnp
 from clnp import data, methods, models
 from clnp.activity import measure_activity
 from clnp.batches import accuracy, count
+from clnp.cli.once import OnceParser
 from clnp.data import Stream, Task
-from clnp.forgetting import floor_of
 from clnp.methods.esacl import SDPSettings, StructuredFit, channel_scores, prune_to
+from clnp.score import Validation
 from clnp.sparsify import ThresholdSearch
 from clnp.train import Fit, FitSettings
 
@@ -178,16 +178,15 @@ def _channels(
     fit = StructuredFit(*parts, sdp=SDPSettings(**sdp)) if sdp else Fit(*parts)
     fit.run()
     model.eval()
-    total = count(task.validation)
-    correct = round(fit.state.history[-1]["validation_accuracy"] * total)
+    validation = Validation(task.validation, "accuracy", CPU)
+    floor = validation.floor(fit.state.history[-1]["validation_accuracy"], margin)
     row: Row = {"before": accuracy(model.net, task.test, CPU)}
     scores: dict[str, Callable[[], Any]] = {
         "activity": lambda: measure_activity(model, task.train, CPU),
         "norm": lambda: channel_scores(model),
     }
     for criterion, score in scores.items():
-        floor = floor_of(correct, margin, total)
-        found = ThresholdSearch(model, score(), task.validation, floor, CPU).joint()
+        found = ThresholdSearch(model, score(), validation, floor).joint()
         first, second = (len(kept) for kept in found.keep.values())
         row |= {
             f"accuracy_{criterion}": accuracy(model.pruned_network(found.keep), task.test, CPU),
@@ -200,19 +199,24 @@ def _channels(
 QUESTIONS = {"pruning": pruning, "ids": ids, "structured": structured}
 
 
+def parser() -> OnceParser:
+    """The command line."""
+    made = OnceParser(description=(__doc__ or "").split("\n")[0])
+    made.add_argument("questions", nargs="+", choices=list(QUESTIONS))
+    made.add_argument("--data", choices=("digits", "mnist"), default="digits")
+    made.add_argument("--data-root", help="folder of the MNIST files")
+    made.add_argument("--examples", type=int, help="training examples of a task")
+    made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--epochs", type=int)
+    made.add_argument("--width", type=int)
+    made.add_argument("--quick", action="store_true", help="three epochs, to see that it runs")
+    made.add_argument("--out", type=Path, default=RESULTS)
+    return made
+
+
 def main() -> None:
     """Answers the questions that are asked and writes a CSV file for each."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("questions", nargs="+", choices=list(QUESTIONS))
-    parser.add_argument("--data", choices=("digits", "mnist"), default="digits")
-    parser.add_argument("--data-root", help="folder of the MNIST files")
-    parser.add_argument("--examples", type=int, help="training examples of a task")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--width", type=int)
-    parser.add_argument("--quick", action="store_true", help="three epochs, to see that it runs")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = parser().parse_args()
     for question in args.questions:
         setting = Setting(args.data, args.quick, args.data_root, args.examples)
         setting.epochs = args.epochs or setting.epochs

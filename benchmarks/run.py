@@ -27,12 +27,14 @@ from benchmarks import (
     ops,
     plots,
     scaling,
+    served,
     step,
 )
 from benchmarks.cases import DTYPES, NETWORKS, SIZES, Size
 from benchmarks.checks import WrongResultError
 from benchmarks.harness import ContenderError
 from benchmarks.record import Table
+from clnp.cli.once import OnceParser
 
 SUITES: dict[str, Callable[..., None]] = {
     "ops": ops.run,
@@ -47,31 +49,38 @@ SUITES: dict[str, Callable[..., None]] = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    made.add_argument("--suite", choices=SUITES, nargs="+", default=["step"])
+    made = OnceParser(prog="python -m benchmarks.run", description=__doc__)
+    made.add_argument("--suite", choices=SUITES, action="extend", nargs="+", default=["step"])
     made.add_argument("--device", default="cpu")
     made.add_argument(
         "--dtype",
         choices=DTYPES,
+        action="extend",
         nargs="+",
         default=[],
         help="default: all in whose products the machine is at least half as fast as in fp32",
     )
-    made.add_argument("--networks", choices=NETWORKS, nargs="+", default=[], metavar="NAME")
+    made.add_argument(
+        "--networks", choices=NETWORKS, action="extend", nargs="+", default=[], metavar="NAME"
+    )
     made.add_argument(
         "--operators",
         choices=op_cases.OPERATORS,
+        action="extend",
         nargs="+",
         default=[],
         metavar="NAME",
         help="of the suite ops: these only",
     )
-    made.add_argument("--fractions", type=float, nargs="+", default=[], metavar="A")
+    made.add_argument(
+        "--fractions", type=float, action="extend", nargs="+", default=[], metavar="A"
+    )
     made.add_argument("--quick", action="store_true", help="smaller networks and fewer cases")
     made.add_argument("--size", choices=SIZES, default="full", help="quick is --quick")
     made.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder")
     made.add_argument("--data-root", default="", help="folder with MNIST, for end-to-end")
     made.add_argument("--run", default="", help="run folder or checkpoint, for inference")
+    made.add_argument("--reference", action="store_true", help="time it, where no library is")
     made.add_argument("--against", metavar="REV", help="compare ours with that of a git revision")
     made.add_argument(
         "--tolerance", type=float, default=0.1, help="how much slower than REV is too slow"
@@ -80,7 +89,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check_arguments(options: argparse.Namespace) -> None:
-    """Raises SystemExit, with a message, for values that make no sense."""
+    """Raises SystemExit, with a message, for values that make no sense, and where the reference
+    would be timed unasked.
+    """
+    served.require(options.reference)
     if not all(0 <= fraction < 1 for fraction in options.fractions):
         raise SystemExit(f"--fractions {options.fractions}: expected numbers from 0 to below 1")
     if options.tolerance < 0:

@@ -47,5 +47,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """`write_bytes` of UTF-8 text, with its line ends as they are."""
-    write_bytes(path, content.encode())
+    """`write_bytes` of UTF-8 text, with its line ends as they are.
+
+    Of a file name's bytes that are no UTF-8 (Python's lone surrogates) the escapes are written,
+    which JSON reads as the same again.
+    """
+    write_bytes(path, content.encode("utf-8", "backslashreplace"))

@@ -111,6 +111,15 @@ def count(split: Split) -> int:
     return len(split[1]) if isinstance(split, tuple) else len(split)  # type: ignore[arg-type]
 
 
+def labels(split: Split) -> Tensor | None:
+    """All labels [N] of a split; None where it is a data set whose items have not been read: what
+    its attributes say need not be true of them.
+    """
+    if isinstance(split, tuple):
+        return split[1]
+    return split.labels if isinstance(split, (Items, ImageSet)) else None
+
+
 def evaluation_batch(split: Split) -> int:
     """Examples in a batch where no gradients are kept: 1000, fewer where examples are large."""
     sample = split.sample[0] if isinstance(split, Items) else first_inputs(split, 1).shape[1:]
@@ -167,16 +176,21 @@ def correct_of(net: nn.Module, pieces: Iterable[tuple[Tensor, Tensor]], most_wro
     with evaluating(net):
         for x, y in pieces:
             logits = net(x)
-            if bool(logits.isnan().any()):
-                raise TrainingError(
-                    "an evaluated network's outputs are NaN: look for NaN or huge numbers in the "
-                    "inputs, or take a lower lr"
-                )
+            check_outputs(logits)
             hits = int((logits.argmax(dim=-1) == y).sum())
             correct, wrong = correct + hits, wrong + len(y) - hits
             if wrong > most_wrong:
                 break
     return correct
+
+
+def check_outputs(outputs: Tensor) -> None:
+    """Raises TrainingError where an output of an evaluated network is NaN."""
+    if bool(outputs.isnan().any()):
+        raise TrainingError(
+            "an evaluated network's outputs are NaN: look for NaN or huge numbers in the inputs, "
+            "or take a lower lr"
+        )
 
 
 def accuracy(

@@ -33,6 +33,12 @@ def contents(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, data
 
 
+def saved_score(data: Any) -> Any:
+    """The name of a learner's score in its file's data; files without one are older than scores."""
+    settings = data.get("settings") if isinstance(data, dict) else None
+    return settings.get("score", "accuracy") if isinstance(settings, dict) else "accuracy"
+
+
 def learned_tasks(reports: Sequence[TaskReport], tasks: Sequence[Task]) -> list[Task]:
     """The tasks that were learned, given again. Every item is read, to see that they are the same.
 

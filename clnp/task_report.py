@@ -22,7 +22,7 @@ class TaskReport:
     Attributes:
         task, name: index (from 0) and name.
         epochs, lr, l1: of the chosen grid point; l1 is layer -> alpha.
-        best_validation: best validation accuracy over the grid (paper, Sec. 2.2: the margin counts
+        best_validation: best validation score over the grid (paper, Sec. 2.2: the margin counts
             from here).
         validation_before, validation: of the chosen network before and after pruning (and
             fine-tuning).
@@ -46,6 +46,10 @@ class TaskReport:
             `clnp.task_inference`. Empty where it was not measured.
         class_names: of its classes, in the order of the outputs, where they are known.
         data: fingerprints of its splits; what is given as this task later has to be the same.
+        score: what `best_validation`, `validation_before`, `validation` and the grid's `validation`
+            are, and the margin was held on: the name of `Settings.score`.
+        fine_tuned: for each round of fine-tuning "kept", or "rolled back" where the validation
+            score was higher before it; joined by ", ", "" without fine-tuning.
     """
 
     task: int
@@ -68,6 +72,8 @@ class TaskReport:
     inferred: Inferred = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     data: TaskData | None = None
+    score: str = "accuracy"
+    fine_tuned: str = ""
 
     def __post_init__(self) -> None:
         # JSON knows neither tuples nor classes.

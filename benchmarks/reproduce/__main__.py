@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import served
 from benchmarks.reproduce.capacity import CAPACITY, FRONTIER, REUSE
 from benchmarks.reproduce.cifar import FIG_4, FIG_5
 from benchmarks.reproduce.experiment import (
@@ -24,6 +25,7 @@ from benchmarks.reproduce.experiment import (
 from benchmarks.reproduce.permuted_mnist import FIG_3, TABLE_1
 from benchmarks.reproduce.tables import Tables
 from clnp.cli.console import make_console
+from clnp.cli.once import OnceParser
 
 EXPERIMENTS = {e.name: e for e in (TABLE_1, FIG_3, FIG_4, FIG_5, CAPACITY, REUSE, FRONTIER)}
 RESULTS = Path(__file__).parents[1] / "results" / "reproduce"
@@ -41,28 +43,48 @@ HANDED_ON = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 0 if every run was finished, else 3."""
-    parser = argparse.ArgumentParser(
+def parser() -> OnceParser:
+    """The command line."""
+    made = OnceParser(
         prog="python -m benchmarks.reproduce",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("experiment", choices=list(EXPERIMENTS))
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="so many seeds")
-    parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="from this one on")
-    parser.add_argument("--quick", action="store_true", help="minutes, on small data")
-    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these contenders")
+    made.add_argument("experiment", choices=list(EXPERIMENTS))
+    made.add_argument("--seeds", type=int, default=1, metavar="N", help="so many seeds")
+    made.add_argument("--first-seed", type=int, default=0, metavar="N", help="from this one on")
+    made.add_argument("--quick", action="store_true", help="minutes, on small data")
+    made.add_argument(
+        "--only", action="extend", nargs="+", default=(), metavar="NAME", help="contenders"
+    )
     for name in HANDED_ON:
-        parser.add_argument(f"--{name}", metavar="X", help="as of clnp run, for every contender")
-    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="run folders")
-    parser.add_argument("--results", type=Path, help="CSV files and plots")
-    parser.add_argument("--write", action="store_true", help="only write results of what has run")
-    given = parser.parse_args(arguments)
+        made.add_argument(f"--{name}", metavar="X", help="as of clnp run, for every contender")
+    made.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="run folders")
+    made.add_argument("--results", type=Path, help="CSV files and plots")
+    made.add_argument("--write", action="store_true", help="only write results of what has run")
+    made.add_argument("--reference", action="store_true", help="time it, where no library is")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0 if every run was finished, else 3."""
+    given = parser().parse_args(arguments)
     experiment = EXPERIMENTS[given.experiment]
     unknown = sorted(set(given.only) - set(experiment.contenders))
     if unknown:
-        parser.error(f"--only: got {unknown}, wanted some of {list(experiment.contenders)}")
+        parser().error(f"--only: got {unknown}, wanted some of {list(experiment.contenders)}")
+    options = options_of(given)
+    out = given.out / "quick" if given.quick else given.out
+    folder = given.results or (out / "results" if given.quick else RESULTS)
+    if not given.write:
+        served.require(given.reference)
+    problems = [] if given.write else carry_out(experiment, out, options, make_console())
+    write(experiment, out, folder / experiment.name)
+    return 3 if problems else 0
+
+
+def options_of(given: argparse.Namespace) -> Options:
+    """What the command line asks for."""
     words = [
         word
         for name in HANDED_ON
@@ -70,12 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for word in (f"--{name}", value)
     ]
     seeds = range(given.first_seed, given.first_seed + given.seeds)
-    options = Options(seeds, given.quick, tuple(given.only), tuple(words))
-    out = given.out / "quick" if given.quick else given.out
-    folder = given.results or (out / "results" if given.quick else RESULTS)
-    problems = [] if given.write else carry_out(experiment, out, options, make_console())
-    write(experiment, out, folder / experiment.name)
-    return 3 if problems else 0
+    return Options(seeds, given.quick, tuple(given.only), tuple(words))
 
 
 def write(experiment: Experiment, out: Path, folder: Path) -> None:

@@ -173,7 +173,7 @@ CAPACITY = Experiment(
     contenders={
         **{name: Contender(f"{BASE} {words}", data=HALF) for name, words in BASES.items()},
         **{
-            name: Contender(f"{BASE} {MARGIN} {words}", data=HALF)
+            name: Contender(f"{BASE} {MARGIN}", changes=words, data=HALF)
             for name, words in CHANGES.items()
         },
     },
@@ -198,9 +198,9 @@ REUSE = Experiment(
     title="What a second task can do with the features of the first: permuted MNIST",
     runs="reuse",
     stream="permuted-mnist",
-    contenders={name: Contender(f"{FEW} {words}") for name, words in REUSED.items()},
+    contenders={name: Contender(FEW, changes=words) for name, words in REUSED.items()},
     write=write_reuse,
     more=first_and_second,
     quick_stream="permuted-digits",
-    quick=f"{QUICK} --tasks 2",
+    quick=QUICK.replace("--tasks 3", "--tasks 2"),
 )

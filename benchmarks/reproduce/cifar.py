@@ -52,7 +52,7 @@ FIG_4 = Experiment(
         "CLNP m = 1 %": Contender(f"{NARROW} {ALPHA} --margin 0.01"),
         "CLNP m = 2 %": Contender(f"{NARROW} {ALPHA} --margin 0.02"),
         "CLNP m = 4 % + FT": Contender(f"{NARROW} {TUNE}"),
-        "CLNP, limited": Contender(f"{NARROW} {LIMITED}"),
+        "CLNP, limited": Contender(NARROW, changes=LIMITED),
         "SI": Contender(NARROW, "si"),
         "scratch": Contender(NARROW, "scratch"),
         "joint": Contender(f"{NARROW} {JOINT}", "joint"),

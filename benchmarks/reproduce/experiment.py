@@ -4,6 +4,7 @@ seed.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ class Contender:
 
     Attributes:
         words: options of `clnp run`.
+        changes: further options, which replace those of `words` that they name.
         method: "clnp" or a key of `clnp.methods.METHODS`.
         until_full: the tasks are more than fit: running out of channels ends the run, as intended.
         data: further options, about the data; --quick, which has other data, leaves them out.
@@ -42,6 +44,7 @@ class Contender:
     method: str = "clnp"
     until_full: bool = False
     data: str = ""
+    changes: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,20 @@ def settings_of(
 ) -> tuple[Config, Places]:
     """The settings of one run. Raises ConfigError where they make no sense."""
     stream = experiment.quick_stream if options.quick else experiment.stream
-    more = shlex.split(experiment.quick if options.quick else contender.data)
-    words = [*shlex.split(contender.words), *more, *options.words, "--seed", str(seed)]
-    parsed = parse(["run", stream, *words, "--out", str(folder), "--resume"])
+    more = experiment.quick if options.quick else contender.data
+    last = [*options.words, "--seed", str(seed), "--out", str(folder), "--resume"]
+    parsed = overlaid(stream, contender.words, contender.changes, more, last)
     return chosen.settings(parsed, folder, contender.method)
+
+
+def overlaid(stream: str, *layers: str | Sequence[str]) -> argparse.Namespace:
+    """The options of `clnp run STREAM` in layers, of which the later replace the earlier."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        words = shlex.split(layer) if isinstance(layer, str) else layer
+        given = vars(parse(["run", stream, *words]))
+        result |= {name: value for name, value in given.items() if value is not None}
+    return argparse.Namespace(**{**given, **result})
 
 
 def carry_out(experiment: Experiment, out: Path, options: Options, console: Console) -> list[str]:

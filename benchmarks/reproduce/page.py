@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.documented import COMPARED, differences
 from benchmarks.page import table
 from benchmarks.record import Row, read
 from clnp.cli import compare
@@ -20,7 +21,6 @@ from clnp.cli import compare
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "docs" / "reproducibility.md", ROOT / "docs" / "methods.md")
 RESULTS = ROOT / "benchmarks" / "results" / "reproduce"
-COMPARED = RESULTS.with_name("methods") / "compare"  # methods.csv of a `clnp compare`
 # Further numbers of a run: title, factor, digits.
 MORE = {
     "first": ("first task, %", 100, 2),
@@ -87,10 +87,16 @@ def methods(folder: Path) -> str:
         {key: None if value == "" else value for key, value in row.items()}
         for row in read(folder / "methods.csv")
     ]
-    seeds = ", ".join(sorted({f"{row['seeds']:.0f}" for row in rows}))
     head = ["", *(title for title, _, _ in compare.COLUMNS)]
     lines = [[f"`{row['method']}`", *compare.cells(row)] for row in rows]
-    return f"{table(head, lines)}\n\nMean +- standard deviation over {seeds} seeds."
+    spread = compare.spread_of([row["seeds"] for row in rows])
+    notes: dict[str, list[str]] = {}
+    for line in differences(folder):
+        name, _, note = line.partition(": ")
+        notes.setdefault(note, []).append(f"`{name}`")
+    told = "".join(f" {', '.join(names)}: {note}." for note, names in notes.items())
+    told = f"\n\nNot what the command says:{told}" if told else ""
+    return f"{table(head, lines)}\n\n{spread[0].upper()}{spread[1:]}.{told}"
 
 
 def equal(folder: Path) -> str:

@@ -39,7 +39,7 @@ QUICK = (
     "--growth 20,15 --threads 1"
 )
 BASELINES = {
-    name: Contender(f"--tasks 10 --epochs 20 {words}", method, data=USUAL_SPLIT)
+    name: Contender("--tasks 10 --epochs 20", method, changes=words, data=USUAL_SPLIT)
     for name, method, words in (
         ("single-task SGD", "scratch", "--lr 2e-3 --schedule step"),
         ("EWC", "ewc", ""),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clnp.cli.defaults import DEFAULTS, NAMED
+from clnp.cli.once import OnceParser
 from clnp.cli.options import OPTIONS, PLACES
 from clnp_kernels import __version__
 
@@ -17,8 +18,8 @@ STREAMS = tuple(DEFAULTS)
 FORMATS = ("pt2", "onnx", "safetensors")
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are one line."""
+class Parser(OnceParser):
+    """A parser whose complaints are one line."""
 
     def error(self, message: str) -> NoReturn:
         """Prints the complaint and exits with code 2."""
@@ -50,6 +51,12 @@ def _experiment(top: Parser, words: list[str]) -> tuple[str | None, tuple[str, .
         top.error(f"EXPERIMENT: invalid choice: {stream!r} (choose from {choices})")
     if paths and stream not in NAMED:
         top.error(f"unrecognized arguments: {' '.join(paths)}; {stream} takes no files")
+    known: dict[Path, str] = {}
+    for path in paths:
+        place = Path(path).resolve()
+        if place in known:
+            top.error(f"{stream}: got {known[place]} and {path}, the same; wanted each task once")
+        known[place] = path
     return stream, paths
 
 

@@ -33,6 +33,8 @@ NOT_SETTINGS = (
     *("out", "resume", "overwrite", "data_root", "pretrained"),
     *("image_threads", "workers", "executor"),
 )
+# What decides for how many epochs CLNP trains.
+EPOCHS = ("epochs", "fine_tune_epochs", "fine_tune_rounds")
 
 
 def out_folder(options: argparse.Namespace) -> Path:
@@ -41,6 +43,11 @@ def out_folder(options: argparse.Namespace) -> Path:
     default = Path("runs") / (name if options.command == "run" else f"compare-{name}")
     folder: Path = options.out or default
     return folder
+
+
+def compared_methods(text: str) -> list[str]:
+    """ "clnp,si" -> ["clnp", "si"], as --methods has them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def settings(
@@ -75,18 +82,53 @@ def settings(
     if places.pretrained is not None:
         given["pretrained"] = _digest(Path(places.pretrained))
     name = method or options.method or base.get("method", "clnp")
+    _check_fine_tuning(base, given)
     if name != "clnp":
+        _check_name(name)
         if options.command == "compare":
             given = _same_epochs(base["stream"], given)
-        given = _for_method(name, given, lenient=method is not None)
+        _check_of_method(options, method, name, given)
+        given = {key: value for key, value in given.items() if key not in CLNP_ONLY}
     _check_some(base["stream"], given, options.paths)
     chosen = _set(options.set, name, lenient=method is not None)
-    given["options"] = tuple(sorted((dict(base.get("options", ())) | chosen).items()))
+    # Another method than that of the resumed run is refused later, and has none of its options.
+    before = base.get("options", ()) if base.get("method", name) == name else ()
+    given["options"] = tuple(sorted((dict(before) | chosen).items()))
     if "net" in given:
         given["net"] = NETS.get(base["stream"], {}).get(given["net"], given["net"])
     config = Config(**{**base, **given, "method": name})
     configs.validate(config)
+    if name != "clnp":
+        _check_options(config)
     return config, places
+
+
+def _check_name(method: str) -> None:
+    from clnp.methods import METHODS as KNOWN
+
+    if method not in KNOWN:
+        raise ConfigError(f"--method: got {method!r}, wanted one of {', '.join(('clnp', *KNOWN))}")
+
+
+def _check_options(config: Config) -> None:
+    """Refuses options that the method doesn't have, and values out of range, before any data."""
+    from clnp.methods.registry import resolve
+
+    given = config.method_arguments()
+    try:
+        resolve(config.method, {key: given[key] for key in given if key != "device"})
+    except ConfigError as error:
+        raise ConfigError(f"--set: {error}" if config.options else str(error)) from None
+
+
+def _check_fine_tuning(base: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuses settings of a fine-tuning that there is none of."""
+    names = [name for name in given if name.startswith("fine_tune_")]
+    if names and "fine_tune_epochs" not in given and not base["fine_tune_epochs"]:
+        raise ConfigError(
+            f"{configs.option(names[0])}: there is no fine-tuning in {base['stream']}; ask for it "
+            "with --fine-tune-epochs N"
+        )
 
 
 def _base(stream: str, method: str, given: dict[str, Any], paths: int) -> dict[str, Any]:
@@ -134,20 +176,27 @@ def _base_of_method(
     return {**changed, "options": tuple(sorted(options.items()))}
 
 
-def _for_method(method: str, given: dict[str, Any], lenient: bool) -> dict[str, Any]:
-    """What is given, without the settings that only CLNP has."""
-    useless = [name for name in CLNP_ONLY if name in given]
-    if useless and not lenient:
-        names = ", ".join(configs.option(name) for name in useless)
-        raise ConfigError(f"{names}: is of the method clnp alone, got --method {method}")
-    return {name: value for name, value in given.items() if name not in useless}
+def _check_of_method(
+    options: argparse.Namespace, compared: str | None, name: str, given: Mapping[str, Any]
+) -> None:
+    """Refuses settings that only CLNP has where they serve no method."""
+    useless = [key for key in CLNP_ONLY if key in given]
+    how = f"--method {name}"
+    if options.command == "compare":
+        # Epochs of fine-tuning count for every compared method.
+        useless = [key for key in useless if key not in EPOCHS]
+        how = f"--methods {options.methods}"
+        compared = None if "clnp" not in compared_methods(options.methods) else compared
+    if useless and compared is None:
+        names = ", ".join(map(configs.option, useless))
+        raise ConfigError(f"{names}: is of the method clnp alone, got {how}")
 
 
 def _same_epochs(stream: str, given: dict[str, Any]) -> dict[str, Any]:
     """Compared methods train as long as CLNP does, whose epochs of fine-tuning come on top of those
     of training.
     """
-    if not any(name in given for name in ("epochs", "fine_tune_epochs", "fine_tune_rounds")):
+    if not any(name in given for name in EPOCHS):
         return given
     return {**given, "epochs": _all_epochs({**DEFAULTS[stream], **given})}
 
@@ -224,7 +273,10 @@ def _set(items: Sequence[str] | None, method: str, lenient: bool) -> dict[str, A
             value = json.loads(text)
         except ValueError:
             value = text
-        found[own] = tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else value
+        if own in found and found[own] != value:
+            raise ConfigError(f"--set: got {item!r}, but {method} has {own}={found[own]} already")
+        found[own] = value
     return found
 
 

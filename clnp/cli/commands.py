@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 import traceback
@@ -52,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse(arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may hold what the output's encoding lacks.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with runs.reading(options.run) if options.command == "report" else nullcontext():
             return COMMANDS[options.command](options)
@@ -81,6 +86,10 @@ def command_run(options: argparse.Namespace) -> int:
         runs.check_free(folder, resume=options.resume, overwrite=options.overwrite)
         if options.resume and runs.is_run(folder):
             runs.check_same(folder, config)
+        elif options.resume and options.stream is None:
+            raise ConfigError(
+                f"--resume: {folder} holds no run; name another --out, or the experiment to begin"
+            )
         console, overwrite = make_console(), options.overwrite
         holds = experiment.run(folder, config, places, console, overwrite=overwrite, ranks=ranks)
     return OK if holds else FAILED

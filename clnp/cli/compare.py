@@ -8,15 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 
 from clnp import method_plots, plots
-from clnp.cli import experiment, report, results, runs, side_by_side
+from clnp.cli import chosen, configurations, experiment, report, results, runs, side_by_side
 from clnp.cli.config import Config, differences
 from clnp.cli.runs import Places
 from clnp.diagnostics import mean_std
 from clnp.errors import ClnpError, ConfigError, TrialError
+from clnp.memory import out_of_memory
 from clnp.methods import METHODS
 
 FORMAT = "clnp-compare"
@@ -32,25 +34,29 @@ COLUMNS = (
     ("time (s)", "seconds", lambda v: f"{v:.1f}"),
 )
 Plan = Mapping[str, tuple[Config, Places]]
+Trials = Mapping[str, side_by_side.Trial]
 
 
 def method_names(text: str, sets: Sequence[str] | None) -> list[str]:
     """ "clnp,si" -> ["clnp", "si"].
 
     Raises:
-        ConfigError: an unknown method, one that is there twice, or a --set for another one.
+        ConfigError: an unknown method, one that is there twice, or a --set for none of them.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = chosen.compared_methods(text)
     known = ["clnp", *METHODS]
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ConfigError(f"--methods: got {text!r}, wanted some of {', '.join(known)}")
     if len(set(names)) != len(names):
         raise ConfigError(f"--methods: got {text!r}, wanted each once")
+    others = [name for name in names if name != "clnp"]
     for item in sets or ():
         whose = item.partition("=")[0].rpartition(".")[0]
+        if whose == "clnp" or not others:
+            raise ConfigError(f"--set: got {item!r}, but clnp's settings have options of their own")
         if whose and whose not in names:
-            raise ConfigError(f"--set: got {item!r}, wanted options of {', '.join(names)}")
+            raise ConfigError(f"--set: got {item!r}, wanted options of {', '.join(others)}")
     return names
 
 
@@ -101,7 +107,8 @@ def check_free(folder: Path, plan: Plan, *, resume: bool, overwrite: bool) -> No
 def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) -> bool:
     """Runs what is missing of every method and seed, then writes and prints the comparison.
 
-    A method that fails is reported and left out of the table; what it learned stays in its folder.
+    A seed of a method that fails is reported and left out of the table; the other seeds run, and
+    what it learned stays in its folder.
 
     Arguments:
         folder: as `check_free` approved it.
@@ -110,7 +117,7 @@ def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) 
         overwrite: run everything anew.
 
     Returns:
-        whether all methods finished.
+        whether all seeds of all methods finished.
 
     Raises:
         ClnpError: data, network or settings that don't fit, before anything is written.
@@ -120,8 +127,9 @@ def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) 
         for name, both in plan.items()
         if overwrite or not _finished(folder / name, both[0])
     }
-    for config, places in missing.values():
-        experiment.try_out(config, places)
+    for k, (name, (config, places)) in enumerate(missing.items()):
+        # All methods learn the same data, which is read once.
+        missing[name] = (experiment.try_out(config, places, contents=k == 0)[0], places)
     with runs.locked(folder):
         known = runs.read_json(folder / FILE)["methods"] if is_compare(folder) else []
         names = [*plan] if overwrite else [*known, *(name for name in plan if name not in known)]
@@ -129,10 +137,7 @@ def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) 
         for name in plan:
             if name not in missing:
                 report.show_line(console, f"method {name} finished before")
-        runs_left = sum(len(config.seeds) for config, _ in missing.values())
-        many = runs_left > 1 and any(places.workers > 1 for _, places in missing.values())
-        way = _side_by_side if many else _one_by_one
-        failed = way(folder, missing, console, overwrite)
+        failed = _carry_out(folder, missing, console, overwrite)
         write(folder)
         show(folder, console)
     for name, text in failed.items():
@@ -140,50 +145,74 @@ def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) 
     return not failed
 
 
-def _one_by_one(folder: Path, plan: Plan, console: Console, overwrite: bool) -> dict[str, str]:
-    """Runs the methods one after the other; method -> why it did not finish."""
-    failed = {}
-    for name, (config, places) in plan.items():
-        report.show_line(console, f"\nmethod {name}")
-        try:
-            experiment.run(folder / name, config, places, console, overwrite=overwrite)
-        except ClnpError as error:
-            failed[name] = " ".join(str(error).split())
-            report.show_line(console, f"method {name} stopped: {failed[name]}")
-    return failed
-
-
-def _side_by_side(folder: Path, plan: Plan, console: Console, overwrite: bool) -> dict[str, str]:
-    """Runs the seeds of all methods in workers; method -> why it did not finish."""
-    failed: dict[str, str] = {}
+def _carry_out(folder: Path, plan: Plan, console: Console, overwrite: bool) -> dict[str, str]:
+    """Runs the seeds of all methods; "method, seed S" -> why it did not finish."""
     with contextlib.ExitStack() as locks:
-        trials = {}
+        trials: dict[str, side_by_side.Trial] = {}
+        own: dict[str, list[str]] = {}
         for name, (config, places) in plan.items():
             locks.enter_context(runs.locked(folder / name))
             experiment.prepare(folder / name, config, places, overwrite=overwrite)
-            for seed, trial in experiment.seed_trials(folder / name, config, places).items():
-                trials[f"{name}, {seed}"] = trial
-        places = next(iter(plan.values()))[1]
-        try:
-            done = side_by_side.run(experiment.run_alone, trials, places, console)
-        except TrialError as error:
-            done = error.results
-            for name, failure in error.failures.items():
-                failed[name.partition(",")[0]] = failure.text
+            seeds = experiment.seed_trials(folder / name, config, places)
+            own[name] = [f"{name}, {seed}" for seed in seeds]
+            trials |= dict(zip(own[name], seeds.values(), strict=True))
+        several = len(trials) > 1 and any(places.workers > 1 for _, places in plan.values())
+        done, failed = (_side_by_side if several else _one_by_one)(trials, console)
         for name, (config, _) in plan.items():
-            every = [metrics for trial, metrics in done.items() if trial.startswith(f"{name},")]
-            if name not in failed:
+            if not any(trial in failed for trial in own[name]):
+                every = [done[trial] for trial in own[name]]
                 experiment.summarise(folder / name, config, every, console)
     return failed
 
 
+def _one_by_one(trials: Trials, console: Console) -> tuple[dict[str, Any], dict[str, str]]:
+    """(metrics of the trials, why others did not finish)."""
+    done, failed = {}, {}
+    for name, (folder, config, places) in trials.items():
+        report.show_line(console, f"\nmethod {name}")
+        torch.set_num_threads(config.threads)
+        try:
+            done[name] = experiment.run_alone(folder, config, places, console)
+        except Exception as error:
+            if not isinstance(error, ClnpError) and not out_of_memory(error):
+                raise
+            failed[name] = " ".join(str(error).split())
+            report.show_line(console, f"method {name} stopped: {failed[name]}")
+    return done, failed
+
+
+def _side_by_side(trials: Trials, console: Console) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same in workers."""
+    places = next(iter(trials.values()))[2]
+    try:
+        return side_by_side.run(experiment.run_alone, trials, places, console), {}
+    except TrialError as error:
+        return error.results, {name: failure.text for name, failure in error.failures.items()}
+
+
 def _finished(folder: Path, config: Config) -> bool:
     """Has every seed of a method learned all its tasks?"""
-    return all(
-        (below / runs.METRICS).is_file()
-        and runs.read_json(below / runs.METRICS)["tasks_learned"] == config.tasks
-        for _, below in runs.seed_folders(folder, config)
-    )
+    return all(_has_learned(below, config) for _, below in runs.seed_folders(folder, config))
+
+
+def _has_learned(folder: Path, config: Config) -> bool:
+    path = folder / runs.METRICS
+    return path.is_file() and bool(runs.read_json(path)["tasks_learned"] == config.tasks)
+
+
+def runs_of(folder: Path) -> dict[tuple[str, int], tuple[Path, bool]]:
+    """(method, seed) -> (its folder, whether it learned all its tasks), of a comparison.
+
+    Raises:
+        RunError: a file of the comparison is missing or damaged.
+    """
+    found = {}
+    for name in runs.read_json(folder / FILE)["methods"]:
+        if runs.is_run(folder / name):
+            config, _ = runs.read_config(folder / name)
+            for seed, below in runs.seed_folders(folder / name, config):
+                found[name, seed] = (below, _has_learned(below, config))
+    return found
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -195,27 +224,23 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
         RunError: a file of the comparison is missing or damaged.
     """
     rows = []
-    for name in runs.read_json(folder / FILE)["methods"]:
-        if not runs.is_run(folder / name):
+    for (name, seed), (below, learned) in runs_of(folder).items():
+        if not learned:
             continue
-        config, _ = runs.read_config(folder / name)
-        if not _finished(folder / name, config):
-            continue
-        for seed, below in runs.seed_folders(folder / name, config):
-            metrics = results.read(below)
-            used = [c["used"] / c["size"] for c in metrics["reports"][-1]["capacity"].values()]
-            costs, seconds = results.read_costs(below), results.read_seconds(below)
-            rows.append(
-                {
-                    "method": name,
-                    "seed": seed,
-                    **{key: metrics[key] for key in results.SUMMARIES},
-                    "used": sum(used) / len(used) if used else None,
-                    **metrics["cost"],
-                    "peak_memory": max(row["peak_memory"] for row in costs),
-                    "seconds": sum(row["total"] for row in seconds),
-                }
-            )
+        metrics = results.read(below)
+        used = [c["used"] / c["size"] for c in metrics["reports"][-1]["capacity"].values()]
+        costs, seconds = results.read_costs(below), results.read_seconds(below)
+        rows.append(
+            {
+                "method": name,
+                "seed": seed,
+                **{key: metrics[key] for key in results.SUMMARIES},
+                "used": sum(used) / len(used) if used else None,
+                **metrics["cost"],
+                "peak_memory": max(row["peak_memory"] for row in costs),
+                "seconds": sum(row["total"] for row in seconds),
+            }
+        )
     return rows
 
 
@@ -238,14 +263,21 @@ KEYS = ("acc", "bwt", "forgetting", "used", "flops", "examples", "peak_memory", 
 
 
 def write(folder: Path) -> None:
-    """Writes methods.csv (a row per method), compare.csv (per method and seed) and the plots.
-    Raises OSError.
+    """Writes methods.csv (a row per method), compare.csv (per method and seed), configurations.json
+    and the plots. Raises OSError.
     """
+    write_numbers(folder, folder)
+    draw(folder)
+
+
+def write_numbers(folder: Path, target: Path) -> None:
+    """Writes the files of `write` but for the plots into another folder. Raises OSError."""
     rows = rows_of(folder)
     fields = [f"{key}_{part}" for key in KEYS for part in ("mean", "std")]
-    results.write_csv(folder / "compare.csv", ("method", "seed", *KEYS), rows)
-    results.write_csv(folder / "methods.csv", ("method", "seeds", *fields), summarise(rows))
-    draw(folder)
+    results.write_csv(target / "compare.csv", ("method", "seed", *KEYS), rows)
+    results.write_csv(target / "methods.csv", ("method", "seeds", *fields), summarise(rows))
+    learned = [below for below, done in runs_of(folder).values() if done]
+    configurations.write(target, [(below, results.read(below)) for below in learned])
 
 
 def draw(folder: Path) -> None:
@@ -260,27 +292,39 @@ def draw(folder: Path) -> None:
 def matrices_of(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Method -> the accuracy matrix of each of its seeds, for the rows of `rows_of`."""
     matrices: dict[str, list[Any]] = {}
+    every = runs_of(folder)
     for row in rows:
-        config, _ = runs.read_config(folder / row["method"])
-        below = dict(runs.seed_folders(folder / row["method"], config))[row["seed"]]
-        matrix = results.read(below)["accuracy_matrix"]
-        matrices.setdefault(row["method"], []).append(matrix)
+        below, _ = every[row["method"], row["seed"]]
+        matrices.setdefault(row["method"], []).append(results.read(below)["accuracy_matrix"])
     return matrices
 
 
 def show(folder: Path, console: Console) -> None:
     """Prints the table of a comparison."""
     rows = rows_of(folder)
+    for (name, seed), (_, learned) in runs_of(folder).items():
+        if not learned:
+            report.show_line(console, f"not finished, and not in the table: {name}, seed {seed}")
     if not rows:
         report.show_line(console, "no method has finished")
         return
-    table = report.new_table("Methods, mean +- standard deviation over seeds")
+    lines = summarise(rows)
+    table = report.new_table(f"Methods, {spread_of([line['seeds'] for line in lines])}")
     for column in ("method", "seeds", *(title for title, _, _ in COLUMNS)):
         table.add_column(column, justify="left" if column == "method" else "right")
-    for line in summarise(rows):
+    for line in lines:
         table.add_row(escape(line["method"]), str(line["seeds"]), *cells(line))
     report.show_table(console, table)
     report.show_line(console, f"results: {folder}")
+
+
+def spread_of(seeds: Sequence[float]) -> str:
+    """What the numbers of `cells` are, of methods with so many seeds each."""
+    counts = sorted({round(n) for n in seeds})
+    if counts[-1] == 1:
+        return "one seed each, so no deviation"
+    text = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+    return f"mean +- standard deviation (n - 1) over n = {text} seeds"
 
 
 def cells(line: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from clnp.cli.defaults import DEFAULTS, SPLITS
 from clnp.errors import ConfigError
 from clnp.heads import HEADS
 from clnp.models.networks import INITS
+from clnp.score import SCORES
 from clnp.settings import DTYPES, SEARCHES, SPARSIFIERS
 from clnp.train import SCHEDULES
 
@@ -31,7 +32,9 @@ class Config:
     of training. grid_l1 and grid_lr are the candidates of graceful forgetting, () for none.
     threads is torch's number of CPU threads: another number can change the last bits. width, depth,
     dropout, image_size, classes_per_task and validation are None where the network's or the data's
-    own are taken, examples where all are. options are (name, value) pairs of the method's own.
+    own are taken, examples where all are.
+    image_size, and image_range (black and white of images of more than 8 bits), are found out when
+    a run is begun, where they aren't given. options are (name, value) pairs of the method's own.
     pretrained is the SHA-256 of the file of weights that training starts from. Fields with a
     default came later: the default is what was done before them.
 
@@ -86,6 +89,8 @@ class Config:
     compensate: bool = False
     examples: int | None = None
     init: str | None = None
+    image_range: Numbers = ()
+    score: str = "accuracy"
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON has them: lists for tuples."""
@@ -128,7 +133,15 @@ class Config:
             "rounds": self.fine_tune_rounds,
             "l1": _one_or_list(self.fine_tune_l1) if self.fine_tune_l1 else None,
         }
-        own = ["margin", "search", "reinit_scale", "granularity", "grid_first_only", "compensate"]
+        own = [
+            "margin",
+            "score",
+            "search",
+            "reinit_scale",
+            "granularity",
+            "grid_first_only",
+            "compensate",
+        ]
         # Settings without a sparsifier know none but activity.
         if self.sparsifier != "activity":
             own.append("sparsifier")
@@ -194,6 +207,13 @@ def _maybe(check: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bo
     return lambda v: v is None or check[0](v), check[1]
 
 
+def _is_range(value: Any) -> bool:
+    low_high = isinstance(value, tuple) and all(type(v) in (int, float) for v in value)
+    return low_high and (
+        not value or (len(value) == 2 and -math.inf < value[0] < value[1] < math.inf)
+    )
+
+
 FLAG = (lambda v: type(v) is bool, "true or false")
 SHARE = (lambda v: _real(0, 1)[0](v) and v < 1, "a number from 0 to below 1")
 L1 = _real(0, 1)
@@ -214,6 +234,7 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("init", _maybe(_one_of(*INITS))),
     ("head", _one_of(*HEADS)),
     ("margin", (lambda v: _real(0, 1)[0](v) and v < 1, "a fraction from 0 to below 1")),
+    ("score", _one_of(*SCORES)),
     ("search", _one_of(*SEARCHES)),
     ("grid_l1", _each(_each(L1, least=1))),
     ("grid_lr", _each(LR)),
@@ -246,6 +267,7 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("augment", FLAG),
     ("image_size", _maybe(_whole(1, 4096))),
     ("convert_images", FLAG),
+    ("image_range", (_is_range, "two numbers, black and white, the first below the second")),
 )
 
 

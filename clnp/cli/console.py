@@ -210,5 +210,5 @@ def claimed(capacity: Mapping[str, Mapping[str, int]]) -> str:
 @contextmanager
 def log_file(path: Path) -> Iterator[TextIO]:
     """log.txt, opened to append: a resumed run goes on in the same log. Raises OSError."""
-    with open(path, "a", encoding="utf-8") as file:
+    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
         yield file

@@ -99,8 +99,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "validation": 0.1,
         "normalise": "constants",
         "augment": True,
-        "image_size": 224,
+        "image_size": None,
         "convert_images": False,
+        "image_range": (),
     },
     "arrays": {
         **COMMON,
@@ -153,6 +154,7 @@ SOME = (
     "augment",
     "image_size",
     "convert_images",
+    "image_range",
 )
 # Experiments whose tasks are files or folders that the command line names.
 NAMED = ("folder", "arrays")

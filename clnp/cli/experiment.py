@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,113 +13,19 @@ from rich.console import Console
 from torch import nn
 
 from clnp import methods, models
-from clnp.cli import environment, processes, report, results, runs, side_by_side
+from clnp.cli import checks, data_table, environment, processes, report, results, runs, side_by_side
 from clnp.cli.config import Config
 from clnp.cli.console import Reporter, log_file
+from clnp.cli.defaults import NAMED
 from clnp.cli.runs import Places
+from clnp.cli.streams import make_stream
 from clnp.convert import convert
-from clnp.data import (
-    ArrayFiles,
-    CIFAR10Then100,
-    Folders,
-    Limited,
-    PermutedDigits,
-    PermutedMNIST,
-    SplitCIFAR10,
-    SplitCIFAR100,
-    Stream,
-    Task,
-)
+from clnp.data import Stream, Task
 from clnp.distributed import world
 from clnp.errors import CapacityError, ConfigError
 from clnp.fanout import Workers
 from clnp.learner import Learner
 from clnp.ranks import ALONE, Ranks
-
-CIFAR: dict[str, Callable[..., Stream]] = {
-    "cifar10-100": CIFAR10Then100,
-    "cifar10": SplitCIFAR10,
-    "cifar100": SplitCIFAR100,
-}
-
-
-def permuted_digits(config: Config, places: Places) -> Stream:
-    """Digits that the package brings along."""
-    return PermutedDigits(config.tasks, config.seeds[0], identity_first=config.identity_first)
-
-
-def permuted_mnist(config: Config, places: Places) -> Stream:
-    """MNIST from idx files. A validation below 1 is a fraction of its 60,000 training images."""
-    share = config.validation
-    options: dict[str, Any] = {"identity_first": config.identity_first}
-    if share is not None:
-        options["validation"] = round(60_000 * share) if share < 1 else round(share)
-    return PermutedMNIST(places.data_root, config.tasks, config.seeds[0], **options)
-
-
-def split_cifar(config: Config, places: Places) -> Stream:
-    """One of the streams of CIFAR."""
-    options = {"classes_per_task": config.classes_per_task} if config.classes_per_task else {}
-    stream = CIFAR[config.split or "cifar10-100"]
-    return stream(
-        places.data_root,
-        config.tasks,
-        config.seeds[0],
-        validation=config.validation,
-        normalise=config.normalise,
-        augment=config.augment,
-        **options,
-    )
-
-
-def folder(config: Config, places: Places) -> Stream:
-    """Folders of images, one per task."""
-    return Folders(
-        _named(places, "folders of images"),
-        seed=config.seeds[0],
-        image_size=config.image_size,
-        validation=config.validation,
-        normalise=config.normalise,
-        augment=config.augment,
-        convert=config.convert_images,
-        workers=places.image_threads,
-    )
-
-
-def arrays(config: Config, places: Places) -> Stream:
-    """Array files, one per task."""
-    return ArrayFiles(
-        _named(places, ".npz files or folders of .npy files"),
-        seed=config.seeds[0],
-        validation=config.validation or 0.1,
-        normalise=config.normalise,
-        augment=config.augment,
-    )
-
-
-MAKERS: dict[str, Callable[[Config, Places], Stream]] = {
-    "permuted-digits": permuted_digits,
-    "permuted-mnist": permuted_mnist,
-    "split-cifar": split_cifar,
-    "folder": folder,
-    "arrays": arrays,
-}
-
-
-def _named(places: Places, what: str) -> tuple[str, ...]:
-    if not places.paths:
-        raise ConfigError(f"EXPERIMENT: got no files, wanted {what} after it, one per task")
-    return places.paths
-
-
-def make_stream(config: Config, places: Places) -> Stream:
-    """The stream of tasks of a configuration with one seed. Raises DataError where its data isn't
-    found.
-    """
-    stream = MAKERS[config.stream](config, places)
-    if config.examples is None:
-        return stream
-    return Limited(stream, config.examples, config.seeds[0])
 
 
 def make_net(config: Config, places: Places, stream: Stream) -> tuple[nn.Module, torch.Tensor]:
@@ -168,17 +74,29 @@ def _workers(config: Config, places: Places) -> Workers:
     return Workers(places.workers, executor=places.executor, threads=config.threads)
 
 
-def try_out(config: Config, places: Places) -> Stream:
+def try_out(config: Config, places: Places, *, contents: bool = True) -> tuple[Config, Stream]:
     """Finds the data, builds the network and its learner, and forgets them: all that can be wrong
-    is told before anything is deleted or written. The stream of the first seed.
+    is told before anything is deleted or written.
+
+    Arguments:
+        config, places: of a run.
+        contents: read all data, too; False where that was done.
+
+    Returns:
+        the settings with what is found out from the data, and the stream of the first seed.
 
     Raises:
         ClnpError: whatever doesn't fit.
     """
+    checks.check_settings(config.for_seed(config.seeds[0]), places)
+    stream = make_stream(config.for_seed(config.seeds[0]), places)
+    config = checks.found_out(config, stream)
     first = config.for_seed(config.seeds[0])
-    stream = make_stream(first, places)
+    checks.check_shapes(first, stream)
     make_learner(first, places, stream)
-    return stream
+    if contents:
+        checks.check_contents(first, stream)
+    return config, stream
 
 
 def run(
@@ -209,7 +127,7 @@ def run(
             in the folder.
     """
     torch.set_num_threads(config.threads)
-    stream = try_out(config, places)
+    config, stream = try_out(config, places)
     with runs.locked(root):
         prepare(root, config, places, overwrite=overwrite)
         ranks.tell((root, config, places))
@@ -303,6 +221,9 @@ def run_seed(
         _note_environment(folder, reporter, resumed=learned > 0)
         if learned:
             reporter.say(f"going on after {learned} of {len(stream)} tasks")
+        elif config.stream in NAMED:
+            for line in data_table.lines(stream):
+                reporter.say(line)
         with reporter.live(), _full_network(folder, learner, config, console, sizes):
             for index in range(learned, len(stream)):
                 task = stream[index]

@@ -10,6 +10,7 @@ from clnp.cli.defaults import SPLITS
 from clnp.fanout import EXECUTORS
 from clnp.heads import HEADS
 from clnp.models.networks import INITS
+from clnp.score import SCORES
 from clnp.settings import DTYPES, SEARCHES, SPARSIFIERS
 from clnp.train import SCHEDULES
 
@@ -89,8 +90,21 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "help": "images by stated constants (default), by the task's training images, or not",
         },
         "augment": {**FLAG, "help": "random crops and mirror images while training"},
-        "image-size": {"type": int, "metavar": "N", "help": "folder: side of the images"},
-        "convert-images": {**FLAG, "help": "folder: take images that are neither RGB nor grey"},
+        "image-size": {
+            "type": int,
+            "metavar": "N",
+            "help": "folder: side to which images are scaled (default: theirs, where all are "
+            "squares of one size)",
+        },
+        "convert-images": {
+            **FLAG,
+            "help": "folder: take images that are transparent, of inks, or of more than 8 bits",
+        },
+        "image-range": {
+            "type": numbers,
+            "metavar": "BLACK,WHITE",
+            "help": "folder: of images of more than 8 bits (default: as measured)",
+        },
     },
     "training": {
         "epochs": {"type": int, "metavar": "N", "help": "epochs per task"},
@@ -106,6 +120,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "help": "CPU threads, of each worker; another number can change the last bits",
         },
         "set": {
+            "action": "extend",
             "nargs": "+",
             "metavar": "NAME=VALUE",
             "help": "options of the method, as clnp methods lists them; for one of several methods "
@@ -134,6 +149,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "metavar": "M",
             "help": "validation accuracy that pruning may cost (0.0005 = 0.05 %%)",
         },
+        "score": {
+            "type": lambda text: text.replace("-", " "),
+            "choices": tuple(SCORES),
+            "help": "what the margin is held on; balanced-accuracy is the mean of the classes' "
+            "recalls, for tasks with rare classes",
+        },
         "search": {
             "choices": SEARCHES,
             "help": "thresholds of all layers together, or one by one",
@@ -155,6 +176,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "compensate": {**FLAG, "help": "move the mean of what is cut into the next biases"},
         "grid": {
+            "action": "extend",
             "nargs": "+",
             "metavar": "NAME=LIST",
             "help": "graceful forgetting over a grid: l1=1e-6,1e-5 lr=1e-3,2e-3; per layer with "

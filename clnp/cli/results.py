@@ -17,7 +17,7 @@ import numpy as np
 
 from clnp import diagnostics, plots
 from clnp.atomic import write_text
-from clnp.cli import runs
+from clnp.cli import configurations, runs
 from clnp.cli.config import Config
 from clnp.csv_text import csv_text
 from clnp.learner import Learner
@@ -105,7 +105,9 @@ def write(
     seconds: Sequence[Mapping[str, Any]],
     costs: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Writes metrics.json and the five CSV files, each whole or not at all. Raises OSError."""
+    """Writes metrics.json, the five CSV files and configurations.json, each whole or not at all.
+    Raises OSError.
+    """
     reports = metrics["reports"]
     write_csv(folder / "cost.csv", ("task", "name", *COST), costs)
     write_csv(folder / "timing.csv", ("task", "name", *PHASES), seconds)
@@ -120,6 +122,7 @@ def write(
         {"task": i, **record} for i, report in enumerate(reports) for record in report["history"]
     ]
     write_csv(folder / "history.csv", HISTORY, history)
+    configurations.write(folder, [(folder, metrics)])
     runs.write_json(folder / runs.METRICS, _plain(metrics))
 
 
@@ -186,8 +189,8 @@ def summarise(all_metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def write_summary(folder: Path, all_metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Writes summary.json, summary.csv (one row per seed) and the plots over seeds; the summary.
-    Raises OSError.
+    """Writes summary.json, summary.csv (one row per seed), configurations.json and the plots over
+    seeds; the summary. Raises OSError.
     """
     summary = summarise(all_metrics)
     layers = list(summary["used"])
@@ -206,6 +209,8 @@ def write_summary(folder: Path, all_metrics: Sequence[Mapping[str, Any]]) -> dic
         folder / "summary.csv", ("seed", *SUMMARIES, *(f"used_{layer}" for layer in layers)), rows
     )
     runs.write_json(folder / "summary.json", summary)
+    below = (folder / f"seed-{m['config']['seeds'][0]}" for m in all_metrics)
+    configurations.write(folder, zip(below, all_metrics, strict=True))
     if len({m["tasks_learned"] for m in all_metrics}) == 1:
         figures = {
             "mean_accuracy": plots.mean_accuracy([m["accuracy_matrix"] for m in all_metrics]),

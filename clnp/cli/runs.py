@@ -14,6 +14,7 @@ from typing import Any
 
 from clnp.atomic import write_text
 from clnp.cli.config import Config, differences
+from clnp.data.names import shown
 from clnp.errors import ClnpError, ConfigError
 
 FORMAT = "clnp-run"
@@ -40,6 +41,7 @@ FILES = (
     "history.csv",
     "cost.csv",
     "summary.csv",
+    "configurations.json",
     "compare.json",
     "compare.csv",
     "methods.csv",
@@ -212,10 +214,19 @@ def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
         ConfigError: it isn't empty and neither `resume` nor `overwrite` was asked for, it holds
             something else than a run, or it can't be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out: {folder} is a file, wanted a folder")
-    _check_writable(folder)
-    if is_empty(folder):
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"--out: {folder} is a file, wanted a folder")
+        _check_writable(folder)
+        empty = is_empty(folder)
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"--out: the name {shown(folder)} is no UTF-8, which checkpoints need; take another"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"--out: {folder} can't be used ({error.strerror})") from error
+    if empty:
         return
     if not is_run(folder):
         raise ConfigError(

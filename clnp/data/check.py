@@ -114,6 +114,7 @@ def _scanned(task: Task, keep_bytes: int) -> dict[str, Split]:
         scan = scan_items(items, keep_bytes, fixed=fixed)
         task.check_range(split, scan.labels)
         scans[split] = scan
+        items.labels = scan.labels
         if not isinstance(data, ImageSet):
             splits[split] = items
         if scan.kept is not None:

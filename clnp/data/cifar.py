@@ -109,7 +109,8 @@ def read_cifar(root: str | Path, name: str) -> Halves:
 
 def _read_npz(path: Path, kind: Kind) -> Halves:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves files open that it opens itself and that are damaged.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files if _wanted(key)}
     except Exception as error:  # zip, zlib, numpy and the system each have their own
         raise DataError(f"{path}: can't be read ({error})") from error
@@ -122,7 +123,7 @@ def _read_npy(path: Path, kind: Kind) -> Halves:
         if _wanted(file.stem):
             try:
                 arrays[file.stem] = np.load(file, allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
+            except Exception as error:  # numpy and the system each have their own
                 raise DataError(f"{file}: can't be read ({error})") from error
     return _from_arrays(arrays, path)
 
@@ -161,10 +162,20 @@ def _read_pickles(path: Path, kind: Kind) -> Halves:
             if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != PIXELS:
                 raise DataError(f"{path / stem}: data is no array [N, {PIXELS}]")
             images.append(pixels)
-            labels.append(np.asarray(data[kind.label]))
+            labels.append(_labels(data[kind.label], path / stem))
         shape = (-1, 3, SIDE, SIDE)
         halves[half] = (np.concatenate(images).reshape(shape), np.concatenate(labels))
     return halves
+
+
+def _labels(values: Any, path: Path) -> np.ndarray:
+    try:
+        labels = np.asarray(values)
+    except ValueError as error:  # lists of different lengths
+        raise DataError(f"{path}: labels are no list of numbers ({error})") from error
+    if labels.ndim != 1:
+        raise DataError(f"{path}: labels are {list(labels.shape)}, wanted [N]")
+    return labels
 
 
 def _read_binaries(path: Path, kind: Kind) -> Halves:

@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clnp.data.found import Found, common_range, common_side, look_into
 from clnp.data.images import Constants, ImageSet, constants_for, held_out
+from clnp.data.layout import Item, Layout
+from clnp.data.names import counted, shown, task_names
+from clnp.data.pictures import MODES, Range, by_threads, read_image, stored_side
 from clnp.data.streams import Stream
 from clnp.data.task import Task
 from clnp.errors import DataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-# Names under which people keep a split.
-SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
-# Pillow's modes that turn into RGB, or into grey, without losing anything but a palette.
-MODES = {3: ("RGB", "L", "P", "1"), 1: ("L", "1")}
-PILLOW = {3: "RGB", 1: "L"}
-# From this side on, an image is kept by 1/7 larger than it is shown, so that crops have room.
-LARGE = 64
-CACHE_BYTES = 1 << 29
+__all__ = ["Folders", "Found", "ImageFiles", "folder_task", "look_into", "read_image"]
 
-T = TypeVar("T")
-Item = tuple[Path, int]
-# (class names, {split: its images}).
-Found = tuple[list[str], dict[str, list[Item]]]
+CACHE_BYTES = 1 << 29
 
 
 class ImageFiles(ImageSet):
     """Image files, read by threads when they are asked for, then kept as bytes.
 
-    An image is scaled until its shorter side has `stored_side(image_size)` pixels, and the square
-    in its middle is kept; `ImageSet` crops that to `image_size`.
+    An image is turned as its EXIF data say; the square in its middle is kept, scaled to a side of
+    `stored_side(image_size)` pixels, and `ImageSet` crops that to `image_size`.
 
     Arguments:
         items: (path, label) each.
         constants, augment: as in `ImageSet`.
         image_size: side of x, which is [C, image_size, image_size].
         channels: 3 or 1.
-        convert: take files of any kind (transparency is dropped, CMYK converted) instead of
-            refusing those that aren't RGB, grey or of a palette.
+        convert: take files of any kind (transparent images are laid on white, CMYK is converted,
+            numbers of more than 8 bits are scaled) instead of refusing those that aren't RGB, grey
+            or of a palette.
+        value_range: (black, white) of numbers of more than 8 bits; needed where there are some.
         workers: threads that read files.
         cache_bytes: images are kept in memory once read if all of them fit into so many bytes.
     """
@@ -60,6 +53,7 @@ class ImageFiles(ImageSet):
         channels: int = 3,
         augment: bool = False,
         convert: bool = False,
+        value_range: Range | None = None,
         workers: int = 2,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
@@ -67,7 +61,7 @@ class ImageFiles(ImageSet):
         super().__init__(labels, constants, size=(image_size, image_size), augment=augment)
         self.paths = [path for path, _ in items]
         self.image_size, self.channels = image_size, channels
-        self.convert, self.workers = convert, workers
+        self.convert, self.value_range, self.workers = convert, value_range, workers
         side = stored_side(image_size)
         shape = (len(items), channels, side, side)
         fits = int(np.prod(shape, dtype=np.int64)) <= cache_bytes
@@ -90,49 +84,22 @@ class ImageFiles(ImageSet):
 
     def _read(self, rows: Sequence[int]) -> Tensor:
         def one(row: int) -> Tensor:
-            return read_image(self.paths[row], self.image_size, self.channels, convert=self.convert)
+            return read_image(
+                self.paths[row],
+                self.image_size,
+                self.channels,
+                convert=self.convert,
+                value_range=self.value_range,
+            )
 
-        return torch.stack(_by_threads(one, rows, self.workers))
-
-
-def stored_side(image_size: int) -> int:
-    """Side of the square that is kept of an image: image_size, by 1/7 more from 64 pixels on (256
-    for 224).
-    """
-    return image_size if image_size < LARGE else round(image_size * 8 / 7)
-
-
-def read_image(path: Path, image_size: int, channels: int = 3, *, convert: bool = False) -> Tensor:
-    """One image file as [C, S, S] uint8 with S = stored_side(image_size).
-
-    Raises:
-        DataError: it can't be read, or is of a kind that `channels` doesn't go with.
-    """
-    pillow = _pillow()
-    side = stored_side(image_size)
-    try:
-        with pillow.open(path) as image:
-            _check_mode(image.mode, path, channels, convert)
-            # Decodes a JPEG at a fraction of its size where that is still large enough.
-            image.draft(None, (side, side))
-            whole = image.convert(PILLOW[channels])
-    except DataError:
-        raise
-    except Exception as error:  # Pillow raises its own, and those of zlib, struct and the system
-        raise DataError(f"{path}: can't be read as an image ({error})") from error
-    factor = side / min(whole.size)
-    width, height = (max(side, round(n * factor)) for n in whole.size)
-    left, top = (width - side) // 2, (height - side) // 2
-    scaled = whole.resize((width, height), pillow.Resampling.BILINEAR)
-    array = np.array(scaled.crop((left, top, left + side, top + side)), dtype=np.uint8)
-    return torch.from_numpy(array.reshape(side, side, channels)).movedim(-1, 0)
+        return torch.stack(by_threads(one, rows, self.workers))
 
 
 def folder_task(
     path: str | os.PathLike[str],
     *,
     name: str | None = None,
-    image_size: int = 224,
+    image_size: int | None = None,
     seed: int = 0,
     validation: float = 0.1,
     test: float = 0.2,
@@ -140,23 +107,28 @@ def folder_task(
     channels: int = 3,
     augment: bool = False,
     convert: bool = False,
+    value_range: Range | None = None,
     workers: int = 2,
     cache_bytes: int = CACHE_BYTES,
     found: Found | None = None,
 ) -> Task:
     """A folder of images, one sub-folder per class (named by it, in alphabetical order), as a task.
 
-    `path/train`, `path/validation` (or valid, val) and `path/test` are the splits where they are
-    there, each with a sub-folder per class. What is missing is drawn by the seed, the same fraction
-    of every class: a test split from `path/validation` where that is there (it is then no
-    validation split any more), or else from the training images; a validation split from the
-    training images. Without `path/train`, `path` itself holds the classes. All files are looked at,
-    and their kinds checked, before anything else is done.
+    Splits are the folders `train` (or training), `validation` (valid, val, dev) and `test`
+    (testing, eval, evaluation) in any case, each with a sub-folder per class. What is missing is
+    drawn by the seed, the same fraction of every class: a test split from the validation folder
+    where that is there (it is then no validation split any more), or else from the training images;
+    a validation split from the training images. Without folders of splits, `path` itself holds the
+    classes. All files are looked at, and their kinds checked, before anything else is done.
+
+    Hidden files and what systems leave behind (`__MACOSX`, `Thumbs.db`, ...) count as not there.
+    Links to files and folders are followed.
 
     Arguments:
         path: the folder.
         name: of the task; None takes the folder's.
-        image_size: side of x [B, C, image_size, image_size] float32.
+        image_size: side of x [B, C, image_size, image_size] float32; None takes that of the images,
+            which then are squares of one size.
         seed, validation, test: of the splits that are drawn, fractions of the images they are taken
             from.
         normalise: "constants" (those of ImageNet; with one channel, pixels in [0, 1]), "none", or
@@ -164,22 +136,26 @@ def folder_task(
         channels: 3 or 1.
         augment: random crops and mirror images in the training split.
         convert, workers, cache_bytes: as in `ImageFiles`.
+        value_range: as in `ImageFiles`; None measures it (`clnp.data.pictures.measured_range`) over
+            the training images of more than 8 bits.
         found: of an earlier `look_into` with the same arguments; None looks now.
 
     Raises:
-        DataError: no such folder, no classes, a class without images, classes that differ between
-            the splits, files that are no images or of another kind, naming them.
+        DataError: no such folder, a layout that can be read in several ways or in none, a single
+            class, a class without images, classes that differ between the splits, files that can't
+            be read or are of another kind, sizes that differ where none is given, naming them.
     """
     root = Path(path)
-    _check_arguments(root, image_size, channels, workers)
-    classes, items = found or look_into(root, channels, convert=convert, workers=workers)
-    splits = _with_missing(items, seed, validation, test)
+    _check_arguments(root, image_size, channels, workers, value_range, normalise)
+    if found is None:
+        found = look_into(root, channels, convert=convert, workers=workers)
+    if image_size is None:
+        image_size = common_side([found], [root])
+    if value_range is None:
+        value_range = common_range([found], workers)
+    splits = _with_missing(found.layout, seed, validation, test)
     if normalise == "constants" and channels == 1:
         normalise = "none"
-    if normalise == "train":
-        raise DataError(
-            "normalise: 'train' would read every image first; give (mean, std) or 'constants'"
-        )
     constants = constants_for(normalise, "imagenet", torch.zeros(1, channels, 1, 1))
 
     def split(which: str) -> ImageFiles:
@@ -190,136 +166,131 @@ def folder_task(
             channels=channels,
             augment=augment and which == "train",
             convert=convert,
+            value_range=value_range,
             workers=workers,
             cache_bytes=cache_bytes,
         )
 
     return Task(
-        name or root.resolve().name,
+        name or shown(root.resolve().name),
         split("train"),
         split("validation"),
         split("test"),
-        classes=len(classes),
+        classes=len(found.layout.classes),
+        class_names=tuple(map(shown, found.layout.classes)),
     )
 
 
 class Folders(Stream):
     """Folders of images as a stream, one task each; what is in them is found out once.
 
+    Without an `image_size` all images of all folders have to be squares of one size; without a
+    `value_range` numbers of more than 8 bits are scaled by one range for all tasks.
+
     Arguments:
         paths: one folder per task; tasks are named after them, with the parent's name before where
             two are alike.
-        seed, options: of `folder_task`; task k's splits are drawn by `seed` and k.
+        seed, image_size, value_range, options: of `folder_task`; task k's splits are drawn by
+            `seed` and k.
 
     Raises:
-        DataError: no folder, or the same one twice.
+        DataError: no folder, one that isn't there, or the same one twice.
     """
 
     def __init__(
-        self, paths: Sequence[str | os.PathLike[str]], *, seed: int = 0, **options: Any
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        *,
+        seed: int = 0,
+        image_size: int | None = None,
+        value_range: Range | None = None,
+        **options: Any,
     ) -> None:
         self.paths = [Path(path) for path in paths]
         if not self.paths:
             raise DataError("folders: got none, wanted one per task")
-        resolved = [path.resolve() for path in self.paths]
-        for i, path in enumerate(resolved):
-            if path in resolved[:i]:
-                raise DataError(f"folders: {self.paths[i]} is there twice")
-        names = [path.name for path in resolved]
-        self.names = [
-            name if names.count(name) == 1 else f"{path.parent.name}/{name}"
-            for name, path in zip(names, resolved, strict=True)
-        ]
+        for path in self.paths:
+            _check_folder(path)
+        self.names = task_names(self.paths)
         self.seed, self.options = seed, options
+        self._image_size, self._value_range = image_size, value_range
         # Opening a million files takes minutes, and tasks are made more than once.
         self._found: dict[int, Found] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def task(self, index: int) -> Task:
-        """Task `index`. Its folder is looked into once only. Raises as `folder_task` does."""
-        path, seed = self.paths[index], self.seed + 1_000_003 * index
+    def found(self, index: int) -> Found:
+        """What is in the folder of task `index`. It is looked into once only. Raises as
+        `folder_task` does.
+        """
         if index not in self._found:
-            if not path.is_dir():
-                raise DataError(f"{path}: no such folder")
             looks = ("channels", "convert", "workers")
             how = {name: self.options[name] for name in looks if name in self.options}
-            self._found[index] = look_into(path, **how)
+            self._found[index] = look_into(self.paths[index], **how)
+        return self._found[index]
+
+    def _all_found(self) -> list[Found]:
+        return [self.found(index) for index in range(len(self))]
+
+    @property
+    def image_size(self) -> int:
+        """Side of x, as given or as all images have it. Raises DataError where these differ."""
+        if self._image_size is None:
+            self._image_size = common_side(self._all_found(), self.paths)
+        return self._image_size
+
+    @property
+    def value_range(self) -> Range | None:
+        """(black, white) of numbers of more than 8 bits, as given or as measured over the training
+        images of all tasks; None where there are no such images.
+        """
+        if self._value_range is None:
+            self._value_range = common_range(self._all_found(), self.options.get("workers", 2))
+        return self._value_range
+
+    def task(self, index: int) -> Task:
+        """Task `index`. Raises as `folder_task` does."""
+        found = self.found(index)
         return folder_task(
-            path, name=self.names[index], seed=seed, found=self._found[index], **self.options
+            self.paths[index],
+            name=self.names[index],
+            seed=self.seed + 1_000_003 * index,
+            found=found,
+            image_size=self.image_size,
+            value_range=self.value_range if found.any_deep else None,
+            **self.options,
         )
 
-
-def look_into(root: Path, channels: int = 3, *, convert: bool = False, workers: int = 2) -> Found:
-    """What `find_images` finds, every file opened as far as its header. Raises as `folder_task`
-    does.
-    """
-    classes, items = find_images(root)
-    _check_files([p for split in items.values() for p, _ in split], channels, convert, workers)
-    return classes, items
-
-
-def find_images(root: Path) -> Found:
-    """(class names, {"train" | "validation" | "test": (path, label) each}) of a folder; only the
-    splits that are there.
-
-    Raises:
-        DataError: as in `folder_task`.
-    """
-    places = {
-        split: root / name
-        for split, names in SPLITS.items()
-        for name in names
-        if (root / name).is_dir()
-    }
-    if "train" not in places:
-        places = {"train": root}
-    classes = _folders(places["train"])
-    if not classes:
-        raise DataError(
-            f"{places['train']}: holds no folders, wanted one per class with its images in it"
-        )
-    items = {}
-    for split, place in places.items():
-        found = _folders(place)
-        if found != classes:
-            odd = sorted(set(found) ^ set(classes))
-            raise DataError(
-                f"{place}: classes differ from those of {places['train']}: {', '.join(odd[:5])}"
-            )
-        items[split] = [(p, i) for i, name in enumerate(classes) for p in _files(place / name)]
-    return classes, items
-
-
-def _folders(place: Path) -> list[str]:
-    return sorted(p.name for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _files(folder: Path) -> list[Path]:
-    files = sorted(
-        Path(place, name)
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-    )
-    if not files:
-        raise DataError(
-            f"{folder}: the class has no images; wanted files that end in {', '.join(EXTENSIONS)}"
-        )
-    return files
+    def notes(self) -> Iterator[str]:
+        """Sentences about what is taken and left out of every folder, and how it is scaled."""
+        for name, found in zip(self.names, self._all_found(), strict=True):
+            yield from (f"{name}: {note}" for note in found.notes)
+        if self.value_range is not None:
+            low, high = self.value_range
+            yield f"images of more than 8 bits: {low:g} is black, {high:g} white, in all tasks"
 
 
 def _with_missing(
-    items: dict[str, list[Item]], seed: int, validation: float, test: float
+    layout: Layout, seed: int, validation: float, test: float
 ) -> dict[str, list[Item]]:
     """Draws the splits that are missing."""
-    splits = dict(items)
+    splits = dict(layout.items)
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
-    for split, fraction, part in (("test", test, 0), ("validation", validation, 1)):
-        if split in splits:
-            continue
+    missing = [
+        (split, fraction, part)
+        for split, fraction, part in (("test", test, 0), ("validation", validation, 1))
+        if split not in splits
+    ]
+    labels = torch.tensor([label for _, label in splits["train"]])
+    for name, number in zip(layout.classes, labels.bincount().tolist(), strict=True):
+        if number <= len(missing):
+            raise DataError(
+                f"class {shown(name)}: has {counted(number, 'training image')}, wanted at least "
+                f"{len(missing) + 1} to draw {' and '.join(m[0] for m in missing)} images from"
+            )
+    for split, fraction, part in missing:
         train = splits["train"]
         labels = torch.tensor([label for _, label in train])
         kept, aside = held_out(labels, fraction, (seed, part))
@@ -328,53 +299,32 @@ def _with_missing(
     return splits
 
 
-def _check_arguments(root: Path, image_size: int, channels: int, workers: int) -> None:
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
-    for name, value, low in (("image_size", image_size, 1), ("workers", workers, 1)):
-        if not isinstance(value, int) or value < low:
-            raise DataError(f"{name}: got {value!r}, wanted an int of at least {low}")
+def _check_arguments(
+    root: Path,
+    image_size: int | None,
+    channels: int,
+    workers: int,
+    value_range: Range | None,
+    normalise: Any,
+) -> None:
+    _check_folder(root)
+    for name, value in (("image_size", image_size), ("workers", workers)):
+        if value is None and name == "image_size":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise DataError(f"{name}: got {value!r}, wanted an int of at least 1")
     if channels not in MODES:
         raise DataError(f"channels: got {channels!r}, wanted 3 or 1")
-
-
-def _check_files(paths: Sequence[Path], channels: int, convert: bool, workers: int) -> None:
-    """Opens every file as far as its header."""
-    pillow = _pillow()
-
-    def check(path: Path) -> None:
-        try:
-            with pillow.open(path) as image:
-                mode = image.mode
-        except Exception as error:  # Pillow raises its own, and those of struct and the system
-            raise DataError(f"{path}: can't be read as an image ({error})") from error
-        _check_mode(mode, path, channels, convert)
-
-    _by_threads(check, paths, workers)
-
-
-def _check_mode(mode: str, path: Path, channels: int, convert: bool) -> None:
-    if not convert and mode not in MODES[channels]:
+    if normalise == "train":
         raise DataError(
-            f"{path}: is of Pillow's mode {mode}, wanted one of {', '.join(MODES[channels])} for "
-            f"{channels} channels; convert the file, or take it with convert=True (on the command "
-            "line --convert-images), which drops transparency"
+            "normalise: 'train' would read every image first; give (mean, std) or 'constants'"
         )
+    if value_range is not None and not (
+        len(value_range) == 2 and np.isfinite(value_range).all() and value_range[0] < value_range[1]
+    ):
+        raise DataError(f"value_range: got {value_range!r}, wanted (black, white), black below")
 
 
-def _by_threads(function: Callable[[Any], T], items: Sequence[Any], workers: int) -> list[T]:
-    """[function(item) for item in items], by threads: Pillow decodes outside Python's lock."""
-    if workers == 1 or len(items) < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(function, items))
-
-
-def _pillow() -> ModuleType:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise DataError(
-            f"Pillow can't be imported ({error}); pip install pillow to read image files"
-        ) from error
-    return Image
+def _check_folder(path: Path) -> None:
+    if not os.path.isdir(path):
+        raise DataError(f"{shown(path)}: no such folder")

@@ -145,7 +145,9 @@ class Permuted(Stream):
     def task(self, index: int) -> Task:
         """Task `index`: copies of the three splits with its pixel order."""
         order = self.permutation(index)
-        x_y = {split: (x.index_select(1, order), y) for split, (x, y) in self.splits.items()}
+        x_y: dict[str, Any] = {
+            split: (x.index_select(1, order), y) for split, (x, y) in self.splits.items()
+        }
         return Task(f"{self.name}-{index}", **x_y, classes=self._classes)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from clnp.methods.finetune import Finetune
 from clnp.methods.joint import Joint
 from clnp.methods.learner import KIND, MethodLearner
 from clnp.methods.method import Method
-from clnp.methods.options import Options
+from clnp.methods.options import Options, checked
 from clnp.methods.packnet import PackNet
 from clnp.methods.saving import example_of, network_of
 from clnp.methods.scratch import Scratch
@@ -99,6 +99,26 @@ def make(
     Raises:
         ConfigError: an unknown method or option, or a value out of range, naming what is possible.
     """
+    shared, own = resolve(name, options)
+    return MethodLearner(
+        _info(name).cls,
+        net,
+        example_input,
+        MethodSettings(**shared),
+        own,
+        device=device,
+        checkpoint_dir=checkpoint_dir,
+        callbacks=callbacks,
+    )
+
+
+def resolve(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a learner of the named method takes: (the fields of `MethodSettings`, the method's own
+    options), those given and the defaults of the others.
+
+    Raises:
+        ConfigError: an unknown method or option, or a value out of range, naming what is possible.
+    """
     info = _info(name)
     own = {key: value for key, value in options.items() if key not in SHARED}
     unknown = sorted(set(own) - set(info.options))
@@ -108,17 +128,8 @@ def make(
             f"those of all methods {sorted(SHARED)}"
         )
     given = {key: value for key, value in options.items() if key in SHARED}
-    settings = MethodSettings(**{**info.cls.fixed, **given})
-    return MethodLearner(
-        info.cls,
-        net,
-        example_input,
-        settings,
-        own,
-        device=device,
-        checkpoint_dir=checkpoint_dir,
-        callbacks=callbacks,
-    )
+    shared = MethodSettings(**{**info.cls.fixed, **given}).to_json()
+    return shared, checked(name, info.options, own)
 
 
 def load(

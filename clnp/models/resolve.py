@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def make(
         )
     if name in NETWORKS:
         return _build(name, NETWORKS[name], classes=classes, shape=shape, seed=seed, **given)
-    _check_name(name)
+    check_name(name)
     if len(shape) != 3 or shape[0] != 3:
         raise ConfigError(
             f"network {name!r}: examples have shape {list(shape)}, torchvision's networks take "
@@ -79,16 +79,27 @@ def make(
         return _build(name, builder, weights=None, num_classes=classes, **given)
 
 
-def _build(name: str, builder: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an option that one of our own networks doesn't take; None counts as
+    not given.
+    """
+    if name in NETWORKS:
+        _check_known(name, NETWORKS[name], [k for k, v in options.items() if v is not None])
+
+
+def _check_known(name: str, builder: Callable[..., nn.Module], given: Iterable[str]) -> None:
     parameters = inspect.signature(builder).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        unknown = sorted(set(arguments) - set(parameters))
-        if unknown:
-            known = [p for p in parameters if p not in ("classes", "shape", "inputs", "seed")]
-            raise ConfigError(
-                f"network {name!r}: takes no {', '.join(unknown)}"
-                + (f"; it takes {', '.join(known)}" if known else "")
-            )
+    unknown = sorted(set(given) - set(parameters))
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        known = [p for p in parameters if p not in ("classes", "shape", "inputs", "seed")]
+        raise ConfigError(
+            f"network {name!r}: takes no {', '.join(unknown)}"
+            + (f"; it takes {', '.join(known)}" if known else "")
+        )
+
+
+def _build(name: str, builder: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+    _check_known(name, builder, arguments)
     try:
         return builder(**arguments)
     except (TypeError, ValueError) as error:
@@ -108,7 +119,14 @@ def _numel(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raises ConfigError, listing near ones, unless `make` knows a network of that name, or where
+    torchvision lacks, which it needs.
+    """
+    if name in NETWORKS:
+        if name == "resnet18_small":
+            networks.torchvision_models()
+        return
     known = names()
     if name in known:
         return
@@ -138,7 +156,7 @@ def load_weights(net: nn.Module, path: str | Path, *, head: bool = True) -> list
         ConfigError: the file can't be read or doesn't fit, naming the first weights that don't.
     """
     path = Path(path)
-    state = _stripped(_read_state(path))
+    state = _stripped(read_weights(path))
     own = net.state_dict()
     other = [k for k, v in own.items() if k in state and state[k].shape != v.shape]
     # Networks saved long ago lack the counters of batch norm, which nothing here reads.
@@ -164,7 +182,8 @@ def _last_layer(net: nn.Module) -> str:
     return layers[-1] if layers else ""
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file, as `load_weights` takes it. Raises ConfigError if it has none."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     try:

@@ -9,7 +9,14 @@ import torch
 
 from clnp import cli, plots
 
-TINY = ["--tasks", "2", "--epochs", "2", "--width", "24", "--threads", "1"]
+
+def tiny(**changes: object) -> list[str]:
+    """Options of a run of two tiny tasks, some of them changed."""
+    values = {"tasks": 2, "epochs": 2, "width": 24, "threads": 1, **changes}
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+TINY = tiny()
 
 
 def run_clnp(*words: object) -> int:

@@ -85,7 +85,11 @@ def test_what_is_refused(tmp_path):
         ArrayFiles([])
     data = good()
     for change, fragment in (
-        ({"x_test": None}, "has no test split, wanted test_images and test_labels, x_test and"),
+        ({"x_test": None}, "lacks x_test of the test split; it has x_train, y_test, y_train"),
+        (
+            {"x_test": None, "y_test": None},
+            "has no test split, wanted test_images and test_labels, x_test and",
+        ),
         ({"y_test": data["y_test"][1:]}, r"x is \[8, 5\] and y \[7\]"),
         ({"y_train": data["y_train"] - 1}, "label -1 at index 0, wanted labels from 0"),
         ({"y_train": data["y_train"] * 1.5}, "got float64, wanted integer labels"),

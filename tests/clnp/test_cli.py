@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 
 from clnp import cli
-from clnp.cli import experiment, results, runs
+from clnp.cli import results, runs, streams
 from clnp.cli.config import Config, defaults, differences, validate
 from clnp.cli.console import Reporter, claimed
 from clnp.errors import ConfigError
 from clnp.learner import Learner
 from clnp.settings import FineTune, Settings
-from tests.clnp.commands import TINY, clnp, finished_run
+from tests.clnp.commands import TINY, clnp, finished_run, tiny
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +86,33 @@ BAD_RUNS = {
     "no weights": (["--pretrained", "nowhere"], "nowhere can't be read"),
     "adopt": (["--adopt"], "--adopt: got no weights"),
     "workers": (["--workers", "0"], "--workers: got 0"),
-    "unknown method": (["--method", "magic"], "method='magic': expected one of ['finetune'"),
+    "unknown method": (["--method", "magic"], "--method: got 'magic', wanted one of clnp, fin"),
     "setting of clnp": (["--method", "si", "--margin", "0.1"], "--margin: is of the method clnp"),
     "option of a method": (["--method", "si", "--set", "z=1"], "unknown options ['z']; its own"),
+    "method before data": (
+        ["permuted-mnist", "--data-root", "nowhere", "--method", "magic"],
+        "--method: got 'magic'",
+    ),
+    "option before data": (
+        ["permuted-mnist", "--data-root", "nowhere", "--method", "si", "--set", "z=1"],
+        "--set: method 'si': unknown options ['z']",
+    ),
+    "range before data": (
+        ["permuted-mnist", "--data-root", "nowhere", "--method", "si", "--set", "c=-1"],
+        "--set: method 'si', c=-1: expected a number >= 0",
+    ),
+    "shared option before data": (
+        ["permuted-mnist", "--data-root", "nowhere", "--method", "si", "--set", "momentum=2"],
+        "--set: momentum=2: expected a number in [0, 1)",
+    ),
+    "grid of clnp": (
+        ["--method", "si", "--grid", "l1=1e-5", "lr=1e-3"],
+        "--grid l1, --grid lr: is of the method clnp alone, got --method si",
+    ),
+    "settings of no fine-tuning": (
+        ["--fine-tune-lr", "1e-3"],
+        "--fine-tune-lr: there is no fine-tuning in permuted-digits; ask for it with --fine-tune-e",
+    ),
     "range of an option": (["--method", "si", "--set", "c=-1"], "c=-1: expected a number >= 0"),
     "set of clnp": (["--set", "c=1"], "--set: got 'c=1', but clnp's settings have options"),
     "set of others": (["--method", "si", "--set", "ewc.c=1"], "wanted options of si"),
@@ -117,7 +141,7 @@ def test_defaults_are_good_settings():
         config = Config(**defaults(stream))
         validate(config)
         assert Config.from_dict(json.loads(json.dumps(config.as_dict()))) == config
-    assert tuple(cli.commands.STREAMS) == tuple(experiment.MAKERS)
+    assert tuple(cli.commands.STREAMS) == tuple(streams.MAKERS)
     with pytest.raises(ConfigError, match="stream"):
         defaults("permuted-cats")
 
@@ -195,7 +219,7 @@ def test_overwrite_deletes_runs_and_nothing_else(finished, tmp_path, capsys):
     (tmp_path / "seed-7" / "precious").write_text("mine too")
     for name in ("config.json", "metrics.json", "checkpoint.safetensors"):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
-    assert clnp(capsys, "run", "--out", tmp_path, "--overwrite", *TINY, "--tasks", 1)[0] == 0
+    assert clnp(capsys, "run", "--out", tmp_path, "--overwrite", *tiny(tasks=1))[0] == 0
     assert results.read(tmp_path)["tasks_learned"] == 1
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert (tmp_path / "seed-7" / "precious").read_text() == "mine too"

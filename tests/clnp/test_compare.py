@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clnp.cli import chosen, compare, results
+from clnp.cli import chosen, compare, configurations, results
 from clnp.cli.arguments import parse
 from clnp.cli.config import SHARED
 from clnp.cli.defaults import DEFAULTS
+from clnp.cli.environment import environment
+from clnp.errors import CapacityError
 from clnp.learner import Learner
-from clnp.methods import METHODS, MethodSettings
-from tests.clnp.commands import TINY, clnp, run_clnp
+from clnp.methods import METHODS, MethodLearner, MethodSettings
+from tests.clnp.commands import TINY, clnp, run_clnp, tiny
 
 
 def read_csv(path):
@@ -138,8 +141,8 @@ def test_methods_are_listed(capsys):
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare") / "digits"
-    words = ["compare", "permuted-digits", *TINY, "--methods", "clnp,finetune,si", "--seeds", 2]
-    words += ["--set", "si.c=0.3", "--margin", 0.05, "--width", 12, "--out", folder]
+    words = ["compare", "permuted-digits", *tiny(width=12), "--methods", "clnp,finetune,si"]
+    words += ["--seeds", 2, "--set", "si.c=0.3", "--margin", 0.05, "--out", folder]
     assert run_clnp(*words) == 0
     return folder
 
@@ -178,6 +181,88 @@ def test_plots_are_drawn_again(comparison, capsys):
     assert [p.read_bytes() for p in paths] == before
 
 
+def test_every_run_has_its_configuration_beside_the_table(comparison):
+    found = json.loads((comparison / "configurations.json").read_text())
+    assert list(found["methods"]) == ["clnp", "finetune", "si"]
+    (si,), (clnp_runs,) = found["methods"]["si"], found["methods"]["clnp"]
+    assert si["seeds"] == clnp_runs["seeds"] == [0, 1]
+    # Those given, and the defaults of the others.
+    assert si["settings"]["options"] == {"c": 0.3, "xi": METHODS["si"].options["xi"].default}
+    assert (si["settings"]["optimizer"], si["settings"]["width"]) == ("adam", 12)
+    assert "margin" not in si["settings"]
+    assert clnp_runs["settings"]["margin"] == 0.05
+    assert si["environment"]["packages"] == environment()["packages"]
+    # Of each run's folder too, of one seed and of several.
+    for folder, seeds in ((comparison / "si", [0, 1]), (comparison / "si" / "seed-1", [1])):
+        (own,) = json.loads((folder / "configurations.json").read_text())["methods"]["si"]
+        assert own == {**si, "seeds": seeds}
+
+
+def test_other_settings_have_an_entry_of_their_own(comparison):
+    folder = comparison / "si" / "seed-0"
+    one = results.read(folder)
+    other = {**one, "config": {**one["config"], "seeds": [5], "options": [["c", 0.7]]}}
+    entries = configurations.of_runs([(folder, one), (folder, other)])["methods"]["si"]
+    told = [(e["seeds"], e["settings"]["options"]["c"]) for e in entries]
+    assert told == [([0], 0.3), ([5], 0.7)]
+
+
+def test_a_seed_that_fails_leaves_the_others_in_the_table(tmp_path, capsys, monkeypatch):
+    learn = MethodLearner.learn
+
+    def stops(learner, task):
+        if learner.settings["seed"] == 1:
+            raise CapacityError("no room")
+        return learn(learner, task)
+
+    monkeypatch.setattr(MethodLearner, "learn", stops)
+    words = [
+        "compare",
+        "permuted-digits",
+        *tiny(tasks=1, epochs=1),
+        "--methods",
+        "finetune,scratch",
+    ]
+    code, out, _ = clnp(capsys, *words, "--seeds", 0, 1, 2, "--out", tmp_path / "a")
+    assert code == 3
+    for name in ("finetune", "scratch"):
+        assert f"method {name}, seed 1 did not finish: no room" in out
+        assert f"not finished, and not in the table: {name}, seed 1" in out
+    rows = [(r["method"], r["seed"]) for r in read_csv(tmp_path / "a" / "compare.csv")]
+    assert rows == [(m, s) for m in ("finetune", "scratch") for s in ("0", "2")]
+    assert {line["seeds"] for line in read_csv(tmp_path / "a" / "methods.csv")} == {"2"}
+    assert "deviation (n - 1) over n = 2 seeds" in out
+    (entry,) = json.loads((tmp_path / "a" / "configurations.json").read_text())["methods"][
+        "scratch"
+    ]
+    assert entry["seeds"] == [0, 2]
+    monkeypatch.undo()
+    code, out, _ = clnp(capsys, *words, "--seeds", 0, 1, 2, "--out", tmp_path / "a", "--resume")
+    assert code == 0
+    assert "not finished" not in out
+    assert len(read_csv(tmp_path / "a" / "compare.csv")) == 6
+
+
+def test_one_seed_has_no_deviation(tmp_path, capsys):
+    words = ["compare", "permuted-digits", *tiny(tasks=1, epochs=1), "--methods", "finetune"]
+    code, out, _ = clnp(capsys, *words, "--out", tmp_path / "a")
+    assert code == 0
+    assert "one seed each, so no deviation" in out
+    assert "+-" not in out
+
+
+@pytest.mark.parametrize(
+    ("seeds", "told"),
+    [
+        ([1, 1], "one seed each, so no deviation"),
+        ([3.0, 3.0], "mean +- standard deviation (n - 1) over n = 3 seeds"),
+        ([3, 1, 2], "mean +- standard deviation (n - 1) over n = 1 to 3 seeds"),
+    ],
+)
+def test_the_table_says_over_how_many_seeds(seeds, told):
+    assert compare.spread_of(seeds) == told
+
+
 def test_settings_reach_the_methods(comparison):
     configs = {
         name: results.read(comparison / name / "seed-0")["config"]
@@ -202,7 +287,7 @@ def test_a_comparison_is_not_touched_unasked(comparison, capsys):
 
 
 def test_resume_runs_what_is_missing_and_adds_methods(comparison, tmp_path, capsys, monkeypatch):
-    words = ["compare", "permuted-digits", *TINY, "--seeds", 2, "--margin", 0.05, "--width", 12]
+    words = ["compare", "permuted-digits", *tiny(width=12), "--seeds", 2, "--margin", 0.05]
     words += ["--out", tmp_path]
     learn, calls = Learner.learn, []
 
@@ -234,7 +319,7 @@ def test_a_method_that_stops_is_told_and_left_out(tmp_path, capsys):
     words += ["--tasks", 4, "--methods", "clnp,finetune", "--out", tmp_path / "a"]
     code, out, _ = clnp(capsys, *words)
     assert code == 3
-    assert "method clnp did not finish: " in out
+    assert "method clnp, seed 0 did not finish: " in out
     assert [line["method"] for line in read_csv(tmp_path / "a" / "methods.csv")] == ["finetune"]
 
 
@@ -244,6 +329,16 @@ BAD = {
     "twice": (["--methods", "si,si"], "wanted each once"),
     "set": (["--methods", "si", "--set", "ewc.x=1"], "wanted options of si"),
     "option": (["--methods", "clnp,si", "--set", "si.z=1"], "unknown options ['z']"),
+    "set of clnp": (["--methods", "clnp,si", "--set", "clnp.c=1"], "but clnp's settings have"),
+    "set of nobody": (["--methods", "clnp", "--set", "c=1"], "but clnp's settings have"),
+    "margin of nobody": (
+        ["--methods", "si,ewc", "--margin", "0.1"],
+        "--margin: is of the method clnp alone, got --methods si,ewc",
+    ),
+    "before data": (
+        ["permuted-mnist", "--data-root", "nowhere", "--methods", "ewc,si", "--set", "si.c=-1"],
+        "--set: method 'si', c=-1: expected a number >= 0",
+    ),
     "resume": (["--resume", "--overwrite"], "got both"),
 }
 

@@ -11,7 +11,7 @@ import pytest
 from clnp.cli import chosen, runs, side_by_side
 from clnp.cli.arguments import parse
 from clnp.fanout import Workers
-from tests.clnp.commands import TINY, clnp
+from tests.clnp.commands import clnp, tiny
 from tests.clnp.test_fanout import LONG
 
 SAME = ["metrics.json", "accuracy.csv", "capacity.csv", "history.csv"]
@@ -24,7 +24,7 @@ def test_seeds_side_by_side_are_the_runs_of_single_seeds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(side_by_side, "Workers", lambda *_, **__: nullcontext(two))
-    words = ["run", "permuted-digits", *TINY, "--tasks", 1]
+    words = ["run", "permuted-digits", *tiny(tasks=1)]
     code, alone, _ = clnp(capsys, *words, "--seed", 3, "--out", tmp_path / "a")
     assert code == 0
     code, many, _ = clnp(capsys, *words, "--seeds", 0, 3, "--workers", 2, "--out", tmp_path / "b")
@@ -51,7 +51,7 @@ def test_a_comparison_side_by_side_tells_what_failed(
     words += ["--tasks", 4, "--methods", "clnp,finetune", "--workers", 2]
     code, out, _ = clnp(capsys, *words, "--out", tmp_path / "a")
     assert code == 3
-    assert "method clnp did not finish: all 2 channels of the final hidden layer" in out
+    assert "method clnp, seed 0 did not finish: all 2 channels of the final hidden layer" in out
     assert "clnp, seed 0 | all 2 channels" in out
     rows = (tmp_path / "a" / "methods.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["method", "finetune"]

@@ -8,8 +8,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from clnp.data import Folders, folder_task
-from clnp.data.folder import find_images, read_image, stored_side
 from clnp.data.images import CONSTANTS
+from clnp.data.layout import find_images
+from clnp.data.pictures import read_image, stored_side
 from clnp.errors import DataError
 
 Image = pytest.importorskip("PIL.Image")
@@ -152,7 +153,7 @@ def break_tree(root, what):
         ("empty class", "violet: the class has no images"),
         ("unreadable", "red/5.png: can't be read as an image"),
         ("transparent", "red/5.png: is of Pillow's mode RGBA.*--convert-images"),
-        ("single image", "class 2: has 1 image"),
+        ("single image", "class red: has 1 training image, wanted at least 3"),
     ],
 )
 def test_bad_trees_are_refused(tmp_path, what, fragment):
@@ -169,14 +170,17 @@ def test_other_refusals(tmp_path):
         folder_task(tmp_path)
     tree(tmp_path / "train")
     tree(tmp_path / "test", classes={"red": (1, 1, 1)})
-    with pytest.raises(DataError, match=r"test: classes differ from those of .*: blue, green"):
+    with pytest.raises(
+        DataError, match=r"test: classes differ from those of .*: it lacks blue, green"
+    ):
         folder_task(tmp_path)
     for options, fragment in (
         ({"image_size": 0}, "image_size: got 0"),
         ({"workers": 0}, "workers: got 0"),
         ({"channels": 2}, "channels: got 2"),
         ({"normalise": "train"}, "would read every image"),
-        ({"validation": 2.0}, "validation: got 2.0"),
+        ({"validation": 2.0, "image_size": 8}, "validation: got 2.0"),
+        ({}, "are 20 x 16, no squares"),
     ):
         with pytest.raises(DataError, match=fragment):
             folder_task(tmp_path / "train", **options)
@@ -199,7 +203,7 @@ def test_folders_are_a_stream(tmp_path):
 def test_a_stream_looks_into_a_folder_once(tmp_path, monkeypatch):
     stream = Folders([tree(tmp_path / "a", 4)], image_size=8)
     first = stream[0]
-    monkeypatch.setattr("clnp.data.folder.find_images", None)
+    monkeypatch.setattr("clnp.data.found.find_images", None)
     again = stream[0]
     assert again.train.paths == first.train.paths
     assert torch.equal(again.test[0][0], first.test[0][0])
@@ -214,12 +218,13 @@ def test_hidden_and_other_files_are_left_out(tmp_path):
     (tmp_path / "red" / ".hidden.png").write_text("hello")
     (tmp_path / "red" / "deeper").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "red" / "deeper" / "A.JPG")
-    classes, items = find_images(tmp_path)
-    assert classes == ["blue", "green", "red"]
-    assert [p.name for p, label in items["train"] if label == 2] == [
+    layout = find_images(tmp_path)
+    assert layout.classes == ("blue", "green", "red")
+    assert [p.name for p, label in layout.items["train"] if label == 2] == [
         "0.png",
         "1.png",
         "2.png",
         "3.png",
         "A.JPG",
     ]
+    assert layout.notes == ("1 file not taken for images: red/notes.txt",)

@@ -17,7 +17,7 @@ from clnp import diagnostics
 from clnp.cli import results
 from clnp.cli.config import defaults
 from clnp.learner import Learner
-from tests.clnp.commands import TINY, clnp, finished_run
+from tests.clnp.commands import TINY, clnp, finished_run, tiny
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def test_options_reach_the_learner(tmp_path, capsys):
 
 
 def test_depth_stretches_the_default_l1(tmp_path, capsys):
-    assert clnp(capsys, "run", "--out", tmp_path, *TINY, "--tasks", 1, "--depth", 3)[0] == 0
+    assert clnp(capsys, "run", "--out", tmp_path, *tiny(tasks=1), "--depth", 3)[0] == 0
     l1 = defaults("permuted-digits")["l1"]
     stored = json.loads((tmp_path / "config.json").read_text())["config"]["l1"]
     assert stored == [l1[0], l1[1], l1[1], l1[2]]

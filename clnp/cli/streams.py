@@ -1,0 +1,108 @@
+"""From the settings of a run to its stream of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from clnp.cli.config import Config
+from clnp.cli.runs import Places
+from clnp.data import (
+    ArrayFiles,
+    CIFAR10Then100,
+    Folders,
+    Limited,
+    PermutedDigits,
+    PermutedMNIST,
+    SplitCIFAR10,
+    SplitCIFAR100,
+    Stream,
+)
+from clnp.data.pictures import Range
+from clnp.errors import ConfigError
+
+CIFAR: dict[str, Callable[..., Stream]] = {
+    "cifar10-100": CIFAR10Then100,
+    "cifar10": SplitCIFAR10,
+    "cifar100": SplitCIFAR100,
+}
+
+
+def permuted_digits(config: Config, places: Places) -> Stream:
+    """Digits that the package brings along."""
+    return PermutedDigits(config.tasks, config.seeds[0], identity_first=config.identity_first)
+
+
+def permuted_mnist(config: Config, places: Places) -> Stream:
+    """MNIST from idx files. A validation below 1 is a fraction of its 60,000 training images."""
+    share = config.validation
+    options: dict[str, Any] = {"identity_first": config.identity_first}
+    if share is not None:
+        options["validation"] = round(60_000 * share) if share < 1 else round(share)
+    return PermutedMNIST(places.data_root, config.tasks, config.seeds[0], **options)
+
+
+def split_cifar(config: Config, places: Places) -> Stream:
+    """One of the streams of CIFAR."""
+    options = {"classes_per_task": config.classes_per_task} if config.classes_per_task else {}
+    stream = CIFAR[config.split or "cifar10-100"]
+    return stream(
+        places.data_root,
+        config.tasks,
+        config.seeds[0],
+        validation=config.validation,
+        normalise=config.normalise,
+        augment=config.augment,
+        **options,
+    )
+
+
+def folder(config: Config, places: Places) -> Stream:
+    """Folders of images, one per task."""
+    return Folders(
+        _named(places, "folders of images"),
+        seed=config.seeds[0],
+        image_size=config.image_size,
+        validation=config.validation,
+        normalise=config.normalise,
+        augment=config.augment,
+        convert=config.convert_images,
+        value_range=cast(Range, config.image_range) or None,
+        workers=places.image_threads,
+    )
+
+
+def arrays(config: Config, places: Places) -> Stream:
+    """Array files, one per task."""
+    return ArrayFiles(
+        _named(places, ".npz files or folders of .npy files"),
+        seed=config.seeds[0],
+        validation=config.validation or 0.1,
+        normalise=config.normalise,
+        augment=config.augment,
+    )
+
+
+MAKERS: dict[str, Callable[[Config, Places], Stream]] = {
+    "permuted-digits": permuted_digits,
+    "permuted-mnist": permuted_mnist,
+    "split-cifar": split_cifar,
+    "folder": folder,
+    "arrays": arrays,
+}
+
+
+def _named(places: Places, what: str) -> tuple[str, ...]:
+    if not places.paths:
+        raise ConfigError(f"EXPERIMENT: got no files, wanted {what} after it, one per task")
+    return places.paths
+
+
+def make_stream(config: Config, places: Places) -> Stream:
+    """The stream of tasks of a configuration with one seed. Raises DataError where its data isn't
+    found.
+    """
+    stream = MAKERS[config.stream](config, places)
+    if config.examples is None:
+        return stream
+    return Limited(stream, config.examples, config.seeds[0])
