@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from clnp.data.fingerprint import TaskData
@@ -78,13 +79,23 @@ class TaskReport:
     def __post_init__(self) -> None:
         # JSON knows neither tuples nor classes.
         if self.class_names is not None:
-            self.class_names = tuple(self.class_names)
+            self.class_names = tuple(map(str, self.class_names))
         if isinstance(self.data, Mapping):
             self.data = TaskData.from_json(self.data)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `TaskReport(**data)`."""
         return dataclasses.asdict(self)
+
+
+def matrix_of(reports: Sequence[TaskReport]) -> np.ndarray:
+    """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above the
+    diagonal.
+    """
+    matrix = np.full((len(reports), len(reports)), np.nan)
+    for i, report in enumerate(reports):
+        matrix[i, : i + 1] = report.row
+    return matrix
 
 
 def reuse_of(
