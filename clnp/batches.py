@@ -111,15 +111,6 @@ def count(split: Split) -> int:
     return len(split[1]) if isinstance(split, tuple) else len(split)  # type: ignore[arg-type]
 
 
-def labels(split: Split) -> Tensor | None:
-    """All labels [N] of a split; None where it is a data set whose items have not been read: what
-    its attributes say need not be true of them.
-    """
-    if isinstance(split, tuple):
-        return split[1]
-    return split.labels if isinstance(split, (Items, ImageSet)) else None
-
-
 def evaluation_batch(split: Split) -> int:
     """Examples in a batch where no gradients are kept: 1000, fewer where examples are large."""
     sample = split.sample[0] if isinstance(split, Items) else first_inputs(split, 1).shape[1:]

@@ -7,7 +7,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from clnp.data.fingerprint import TaskData
 from clnp.data.images import ImageSet
@@ -127,6 +129,15 @@ def _scanned(task: Task, keep_bytes: int) -> dict[str, Split]:
         object.__setattr__(task, "_unseen", _unseen(labels))
     object.__setattr__(task, "_data", TaskData(prints, names, classes))
     return splits
+
+
+def known_labels(split: Split | Dataset[Any]) -> Tensor | None:
+    """All labels [N] of a split of a task that is `ready`; None where nobody has read them."""
+    if isinstance(split, tuple):
+        return split[1]
+    if isinstance(split, ImageSet):
+        return torch.as_tensor(split.targets)
+    return split.labels if isinstance(split, Items) else None
 
 
 def _classes(task: Task, labels: dict[str, Tensor]) -> tuple[tuple[str, ...] | None, int]:
