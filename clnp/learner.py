@@ -16,26 +16,26 @@ import torch
 from torch import Tensor
 
 from clnp import checkpoint
-from clnp.batches import accuracy, first_inputs, seed_for, seeded
+from clnp.batches import first_inputs, seed_for, seeded
 from clnp.callbacks import check_callbacks, notify
 from clnp.certificate import Certificate, Verdict
 from clnp.checks import check_device, check_logits, check_task
-from clnp.data.check import READY, task_data
-from clnp.data.task import Split, Task
-from clnp.distributed import SharedProgress, agree_on_network, agree_on_task, begin, digest, world
+from clnp.data.check import task_data
+from clnp.data.task import Task
+from clnp.distributed import SharedProgress, agree_on_network, agree_on_task, begin, world
 from clnp.errors import CapacityWarning, CheckpointError, ConfigError
 from clnp.fanout import Workers
 from clnp.forgetting import GridPoint, grid_points
+from clnp.learned_data import Tests, check_new, learned_tasks, test_split
 from clnp.margin import check_margin
 from clnp.memory import memory_needed
 from clnp.model import Model
 from clnp.ranks import ALONE, Ranks, refuse_sharded, sharing
-from clnp.restore import dtype_of, restored
-from clnp.saving import check_new, contents, kept_test, learned_tasks, saved_score
+from clnp.saving import contents, model_of, saved_score, take_over
 from clnp.score import check_sendable, given_again
 from clnp.settings import Settings
 from clnp.task_inference import Inferred, Prediction, inferred_accuracies, predicted
-from clnp.task_report import TaskReport, capacity_of, reuse_of
+from clnp.task_report import TaskReport, capacity_of, matrix_of, reuse_of
 from clnp.task_run import Plan, TaskRun
 
 KIND = "learner"
@@ -108,8 +108,7 @@ class Learner:
         self._use_folder(checkpoint_dir, None)
         self.reports: list[TaskReport] = []
         self.certificate = Certificate()
-        self._tests: list[Split | None] = []
-        self._tested: dict[int, tuple[str, float]] = {}  # task -> what was tested, its accuracy
+        self._tests = Tests()
         self._seconds: dict[str, float] = {}
         self._warned: set[str] = set()
 
@@ -214,7 +213,7 @@ class Learner:
         except BaseException:
             self._undo(before, index)
             raise
-        self._tests[index] = kept_test(given, task, self._tests[:index])
+        self._tests.keep(index, given, task)
         self.reports.append(report)
         if self.checkpoint_dir is not None:
             with self.ranks.together("writing the checkpoint"):
@@ -228,8 +227,7 @@ class Learner:
         self.model.zero_grad(set_to_none=True)
         self.model.load_state_dict(before, unlearn=True)
         del self.certificate.entries[index:], self.certificate.probes[index:]
-        del self._tests[index:]
-        self._tested.pop(index, None)
+        self._tests.cut(index)
         self.model.eval()
 
     def _learn(self, task: Task, index: int, classes: int, plan: Plan) -> TaskReport:
@@ -279,9 +277,12 @@ class Learner:
         model.consolidate(name=task.name)
         model.eval()
         with self._timed("evaluate"):
-            self._tests.append(task.test)
+            self._tests.splits.append(task.test)
             self.certificate.record(model, first_inputs(task.test, 64))
-            row = [self._test(j) for j in range(index + 1)]
+            row = [
+                self._tests.accuracy(j, model.subnetwork(j, fresh=True), self.device)
+                for j in range(index + 1)
+            ]
             inferred = self._inferred()
         return TaskReport(
             task=index,
@@ -301,10 +302,10 @@ class Learner:
             grid=run.grid_rows(trained, chosen),
             transfer_only=full,
             inferred=inferred,
-            score=run.validation.score.name,
-            fine_tuned=fine_tuned,
             class_names=task.class_names,
             data=task_data(task),
+            score=run.validation.score.name,
+            fine_tuned=fine_tuned,
         )
 
     def _points(self) -> list[GridPoint]:
@@ -314,25 +315,10 @@ class Learner:
             return [GridPoint(trained[0].l1, trained[0].lr)]
         return self.points
 
-    def _test(self, task: int) -> float:
-        """Test accuracy on a learned task: what was measured before, as long as a fresh copy of its
-        network is the network that it was measured with, bit for bit.
-        """
-        split = self._tests[task]
-        if split is None:
-            return float("nan")
-        network = self.model.subnetwork(task, fresh=True)
-        now = digest(network.state_dict(), f"{self.device}, {torch.get_num_threads()} threads")
-        before, measured = self._tested.get(task, ("", 0.0))
-        if now != before:
-            measured = accuracy(network, split, self.device)
-            self._tested[task] = now, measured
-        return measured
-
     def _inferred(self) -> Inferred:
         if not self.settings.infer_tasks:
             return {}
-        return inferred_accuracies(self.model, self._tests, self.device)
+        return inferred_accuracies(self.model, self._tests.splits, self.device)
 
     def expand(self, layer: str, channels: int) -> None:
         """Adds free channels to a hidden layer between tasks; see `Model.expand`."""
@@ -371,11 +357,7 @@ class Learner:
         """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above
         the diagonal.
         """
-        learned = len(self.reports)
-        matrix = np.full((learned, learned), np.nan)
-        for i, report in enumerate(self.reports):
-            matrix[i, : i + 1] = report.row
-        return matrix
+        return matrix_of(self.reports)
 
     def verify(self) -> list[Verdict]:
         """Recomputes every learned task's logits on its probe batch and compares them bit by
@@ -431,29 +413,19 @@ class Learner:
             read = checkpoint.read(path, KIND) if ranks.main else None
         tensors, data = ranks.tell(read)
         score = given_again(saved_score(data), score)
-        prefix = "model."
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
-            model = restored(data["structure"], dtype_of(data["dtype"]), state)
-            settings = {**data["settings"], "score": score}
-            learner = cls(
-                model.eval(), device=device, callbacks=callbacks, workers=workers, **settings
-            )
-            learner.reports = [TaskReport(**report) for report in data["reports"]]
-            probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
-            learner.certificate = Certificate.from_json(data["certificate"], probes)
+            model, settings = model_of(tensors, data), {**data["settings"], "score": score}
+            learner = cls(model, device=device, callbacks=callbacks, workers=workers, **settings)
+            take_over(learner, tensors, data)
         except Exception as error:  # anybody can have written anything
             raise CheckpointError(f"{path} does not hold a complete learner: {error}") from error
         learner._share(ranks)
         learner._use_folder(checkpoint_dir, path)
-        learner._tests = [None] * len(learner.reports)
+        learner._tests.splits = [None] * len(learner.reports)
         if tasks is not None:
             with ranks.together("comparing the tasks"):
                 again = learned_tasks(learner.reports, tasks)
-            learner._tests = [
-                split if isinstance(split := task.split("test"), READY) else task.items("test")
-                for task in again
-            ]
+            learner._tests.splits = [test_split(task) for task in again]
         return learner
 
     # Helpers

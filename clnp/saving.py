@@ -1,21 +1,19 @@
-"""What a learner's file holds, and what it has to be given again."""
+"""What a learner's file holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from clnp.data.check import check_is_task, task_data
-from clnp.data.images import ImageSet
-from clnp.data.task import Split, Task
-from clnp.errors import CheckpointError, DataError
-from clnp.restore import EXTRA, dtype_name
+from clnp.certificate import Certificate
+from clnp.restore import EXTRA, dtype_name, dtype_of, restored
 from clnp.task_report import TaskReport
 
 if TYPE_CHECKING:
     from clnp.learner import Learner
+    from clnp.model import Model
 
 
 def contents(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -39,68 +37,17 @@ def saved_score(data: Any) -> Any:
     return settings.get("score", "accuracy") if isinstance(settings, dict) else "accuracy"
 
 
-def learned_tasks(reports: Sequence[TaskReport], tasks: Sequence[Task]) -> list[Task]:
-    """The tasks that were learned, given again. Every item is read, to see that they are the same.
-
-    Raises:
-        DataError: `tasks` are not the tasks that were learned; it says what differs.
-        CheckpointError: the file does not tell what their data was.
+def model_of(tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> Model:
+    """The network in what `contents` made, in evaluation mode. Raises whatever foreign data lead
+    to.
     """
-    if len(tasks) < len(reports):
-        raise DataError(
-            f"tasks: {len(reports)} tasks have been learned, but only {len(tasks)} were given"
-        )
-    found = []
-    for k, report in enumerate(reports):
-        task = tasks[k]
-        check_is_task(task, f"tasks[{k}]")
-        if task.name != report.name:
-            raise DataError(
-                f"tasks[{k}] is {task.name!r}; the task learned there was {report.name!r}"
-            )
-        if report.data is None:
-            raise CheckpointError(
-                f"task {report.name!r} was saved without fingerprints of its data, by an older "
-                "version, so the tasks that are given can't be compared with it; load without "
-                "tasks (later rows of the accuracy matrix then lack it)"
-            )
-        differences = report.data.differences(task_data(task))
-        if differences:
-            raise DataError(
-                f"tasks[{k}], {task.name!r}, is not what was learned: {'; '.join(differences)}. "
-                "Give the data that was learned, or begin anew with the other"
-            )
-        found.append(task)
-    return found
+    prefix = "model."
+    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return restored(data["structure"], dtype_of(data["dtype"]), state).eval()
 
 
-def check_new(reports: Sequence[TaskReport], task: Any) -> None:
-    """Refuses what is no task, or one that is learned already.
-
-    Raises:
-        DataError: no `Task`; a task of that name was learned before.
-    """
-    check_is_task(task)
-    for report in reports:
-        if report.name == task.name:
-            raise DataError(
-                f"task {task.name!r}: a task of that name was learned before (task {report.task}); "
-                "if it is another one, give it a name of its own: "
-                "dataclasses.replace(task, name=...)"
-            )
-
-
-def kept_test(task: Task, made: Task, held: Sequence[Split | None]) -> Split:
-    """The test split of a learned task for later rows of the accuracy matrix. Items of a Dataset
-    stay in memory if they fit there beside those of earlier tasks.
-
-    Arguments:
-        task: as it was given.
-        made: as it was learned.
-        held: test splits of earlier tasks.
-    """
-    given = task.split("test")
-    if isinstance(given, (tuple, ImageSet)):
-        return given
-    sizes = [split[0].nbytes for split in (*held, made.test) if isinstance(split, tuple)]
-    return made.test if sum(sizes) <= task.cache_bytes else task.items("test")
+def take_over(learner: Learner, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+    """Gives a learner with that network the reports and the certificate. Raises as `model_of`."""
+    learner.reports = [TaskReport(**report) for report in data["reports"]]
+    probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
+    learner.certificate = Certificate.from_json(data["certificate"], probes)

@@ -46,7 +46,7 @@ class Items(Dataset[Any]):
     ) -> None:
         self.data, self.where, self.num_workers = data, where, num_workers
         self.numbered = numbered
-        self.labels: Tensor | None = None  # [N] int64, once every item has been read
+        self.labels: Tensor | None = None  # [N] int64, once all items have been read
         self._sample = sample
 
     @classmethod
@@ -114,7 +114,7 @@ class Items(Dataset[Any]):
         loader = DataLoader(
             _Reader(self),
             batch_size=None,
-            sampler=orders,  # type: ignore[arg-type]
+            sampler=orders,
             num_workers=min(self.num_workers, len(orders)),
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # or else it would draw from the global one

@@ -4,6 +4,7 @@ plugins and metrics; an experience is a task.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from clnp.certificate import Certificate
+from clnp.data.items import Items
+from clnp.data.scan import scan_items
 from clnp.errors import ConfigError, DataError
 from clnp.integrations.own_classes import OwnClasses
 from clnp.margin import check_margin
@@ -85,7 +88,8 @@ class CLNP(SupervisedTemplate):
     Raises:
         ConfigError: `model` or `optimizer` is not that; a setting out of range; (in `train`) the
             criterion or the size of minibatches does not fit.
-        DataError: (in `train`) an experience does not fit the network.
+        DataError: (in `train`) an experience does not fit the network, or an example is no good;
+            before it is trained on.
         CapacityError: (in `train`) no channels are left for another task.
     """
 
@@ -132,6 +136,7 @@ class CLNP(SupervisedTemplate):
         self._validation_share = validation
         self._by_experience, self._rule = task_labels == "experience", rule
         self._held_out: Any = None
+        self._validation: tuple[Tensor, Tensor] | None = None  # what is held out, in memory
         self._labels: list[set[int]] = []  # task labels of every experience begun
         self._numbers: dict[int, int] = {}  # experience's number -> task
         self._classes: list[list[int]] = []  # what the outputs of every task stand for
@@ -212,12 +217,30 @@ class CLNP(SupervisedTemplate):
                     f"has {outputs}; convert a network with more"
                 )
             classes = list(range(outputs))
+        self._check_items(classes)
         self._loss_of.check(classes, self.model.head.free_weight)
         begin_task(self.model, len(classes))
         self._labels.append(_task_labels(self.experience.dataset) or {0})
         self._numbers[number] = index
         self._classes.append(classes)
         self.make_optimizer()
+
+    def _check_items(self, classes: Sequence[int]) -> None:
+        """Reads every example of the experience once, before anything trains on it; those that are
+        held out are kept, for pruning reads them many times.
+        """
+        places = {label: place for place, label in enumerate(classes)}
+        where = f"experience {self.experience.current_experience}"
+        train = Items(_Pairs(self.adapted_dataset, places), where)
+        wanted = tuple(self.model.graph.nodes[0].attrs["shape"][1:])
+        if train.sample[0] != wanted:
+            raise DataError(
+                f"{where}: examples have shape {list(train.sample[0])}, but the network was "
+                f"converted for {list(wanted)}"
+            )
+        scan_items(train, 0, fixed=True)
+        held_out = Items(_Pairs(self._held_out, places), f"{where}, held out", sample=train.sample)
+        self._validation = scan_items(held_out, sys.maxsize, fixed=True).kept
 
     def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
         """The network as it is; `begin_task` has adapted it."""
@@ -265,7 +288,8 @@ class CLNP(SupervisedTemplate):
         """Prunes and freezes, before plugins evaluate."""
         index = len(self.model.tasks)
         places = {label: place for place, label in enumerate(self._classes[index])}
-        validation = _tensors(_Pairs(self._held_out, places), self.eval_mb_size)
+        validation = self._validation
+        assert validation is not None
         train = _Pairs(self.adapted_dataset.eval(), places)
         prune(self.model, train, validation, **self._pruning)
         consolidate(self.model, name=f"experience {self.experience.current_experience}")
@@ -338,12 +362,6 @@ class _Pairs(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         x, y, *_ = self.data[index]
         return x, self.places[int(y)]
-
-
-def _tensors(data: Dataset[Any], batch_size: int) -> tuple[Tensor, Tensor]:
-    """All of a data set, which the threshold search reads many times: x [N, ...], y [N]."""
-    xs, ys = zip(*DataLoader(data, batch_size), strict=True)
-    return torch.cat(xs), torch.cat(ys)
 
 
 def _names(model: Model, optimizer: torch.optim.Optimizer) -> list[list[str]]:

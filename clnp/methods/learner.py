@@ -15,9 +15,10 @@ from clnp import checkpoint
 from clnp.batches import accuracy, seed_for, seeded
 from clnp.callbacks import check_callbacks, notify
 from clnp.checks import check_device
-from clnp.data.check import READY, task_data
+from clnp.data.check import task_data
 from clnp.data.task import Split, Task
 from clnp.errors import CheckpointError, ConfigError
+from clnp.learned_data import check_new, kept_test, learned_tasks, test_split
 from clnp.learner import CHECKPOINT
 from clnp.memory import memory_needed
 from clnp.methods.loop import Cost, Meter, run_epoch
@@ -34,9 +35,8 @@ from clnp.methods.state import (
     without,
 )
 from clnp.progress import Progress
-from clnp.saving import check_new, kept_test, learned_tasks
 from clnp.task_inference import Prediction, predicted
-from clnp.task_report import TaskReport
+from clnp.task_report import TaskReport, matrix_of
 from clnp.train import SCHEDULES, FitState, record
 
 KIND = "method"
@@ -307,11 +307,7 @@ class MethodLearner:
         """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above
         the diagonal.
         """
-        learned = len(self.reports)
-        matrix = np.full((learned, learned), np.nan)
-        for i, report in enumerate(self.reports):
-            matrix[i, : i + 1] = report.row
-        return matrix
+        return matrix_of(self.reports)
 
     def verify(self) -> list[Any]:
         """Nothing: only CLNP certifies that earlier tasks did not move."""
@@ -395,8 +391,7 @@ class MethodLearner:
         if tasks is None:
             return
         for k, task in enumerate(learned_tasks(self.reports, tasks)):
-            split = task.split("test")
-            self._tests[k] = split if isinstance(split, READY) else task.items("test")
+            self._tests[k] = test_split(task)
             self.method.remember(task)
 
     def _call(self, event: str, *args: Any) -> None:

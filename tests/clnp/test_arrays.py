@@ -94,7 +94,10 @@ def test_what_is_refused(tmp_path):
         ({"y_train": data["y_train"] - 1}, "label -1 at index 0, wanted labels from 0"),
         ({"y_train": data["y_train"] * 1.5}, "got float64, wanted integer labels"),
         ({"y_train": data["y_train"][:, None]}, r"convert with y.squeeze\(1\)"),
-        ({"y_train": data["y_train"] * 2}, r"labels are 0, 1, 2, 4, 6, wanted 0 to 4 without gaps"),
+        (
+            {"y_train": data["y_train"] * 2, "y_test": data["y_test"] * 2},
+            r"labels are 0, 2, 4, 6, wanted 0 to 3 without gaps",
+        ),
         ({"x_train": data["x_train"].astype(float) * 1e300}, r"inf at index \[0, 0\]"),
         ({"x_train": data["x_train"].astype(str)}, "wanted numbers"),
         ({"x_train": np.zeros((20, 5), np.uint8)}, r"wanted images \[N, H, W\]"),

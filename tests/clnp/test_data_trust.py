@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import clnp
-from clnp import methods
+from clnp import learned_data, methods
 from clnp.checkpoint import read, write
 from clnp.data import Images, Task
 from clnp.data.check import task_data
@@ -277,9 +277,9 @@ def test_earlier_tests_are_read_again_only_if_the_network_moved(
     lt = learner("clnp", infer_tasks=False)
     lt.learn(blobs(0))
     measured: list[Any] = []
-    accuracy = clnp.learner.accuracy
+    accuracy = learned_data.accuracy
     monkeypatch.setattr(
-        clnp.learner, "accuracy", lambda *args: measured.append(1) or accuracy(*args)
+        learned_data, "accuracy", lambda *args: measured.append(1) or accuracy(*args)
     )
     row = lt.learn(blobs(1)).row
     assert len(measured) == 1
