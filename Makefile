@@ -1,7 +1,8 @@
 # make demo    install into .venv, then learn five tasks of permuted digits (under 2 minutes)
 # make test    install into .venv, then run the tests
 # make check   formatting, lint and types
-# make build   compile the C++ library again after a change in csrc/
+# make build   compile the C++ library again after a change in csrc/, and before a benchmark
+# make versions    operators, modules, Triton kernels and the demo under every supported torch
 # A second call installs nothing. PYTHON chooses the interpreter that makes .venv.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/cuda/device/*)
 
-.PHONY: demo test check build sanitize clean
+.PHONY: demo test check build versions sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/clnp run permuted-digits --tasks 5 --out runs/demo --overwrite
@@ -26,6 +27,10 @@ check: $(STAMP)
 
 build: $(STAMP)
 	CLNP_REQUIRE_BUILD=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
+# an environment for each of the four rows, some 6 GB each, in build/versions
+versions:
+	tests/versions.sh
 
 # the C++ operators under AddressSanitizer and UBSan
 sanitize: $(STAMP)

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import clnp_kernels
-from benchmarks import machine, op_cases, step
+from benchmarks import machine, op_cases, served, step
 from benchmarks.cases import DTYPES, Size
 from benchmarks.checks import check_steps
 from benchmarks.harness import ContenderError, Make, Samples, ask, serve, take_turns
 from benchmarks.record import OURS, Table, rows_of
 
 ROOT = Path(__file__).parent.parent
-SERVE = "from benchmarks.against import answer; answer({address!r}, {key!r})"
+SERVE = "from benchmarks.against import answer; answer({address!r}, {key!r}, {reference})"
 SUITES = ("step", "ops")
 
 
@@ -73,19 +73,22 @@ def build(folder: Path, cuda: bool) -> None:
 class Side:
     """A process that runs ours of one tree."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reference: bool = False) -> None:
         key = os.urandom(16)
         with Listener(family="AF_UNIX", authkey=key) as listener:
-            code = SERVE.format(address=listener.address, key=key)
+            code = SERVE.format(address=listener.address, key=key, reference=reference)
             # The folder it runs in comes before everything installed.
             environment = {**os.environ, "PYTHONPATH": str(folder)}
             command = [sys.executable, "-c", code]
             self.process = subprocess.Popen(command, cwd=folder, env=environment)
             self.pipe: Connection = listener.accept()
-        found = Path(self.pipe.recv())
-        if not found.is_relative_to(folder.resolve()):
+        found, refusal = self.pipe.recv()
+        if not Path(found).is_relative_to(folder.resolve()):
             self.close()
             raise SystemExit(f"--against: {folder} was to be imported, got {found}")
+        if refusal:
+            self.close()
+            raise SystemExit(f"--against, {folder}: {refusal}")
 
     def load(self, make: Make, key: Any, name: str) -> Samples:
         """Makes ours for a case."""
@@ -99,10 +102,12 @@ class Side:
         self.process.wait()
 
 
-def answer(address: str, key: bytes) -> None:
+def answer(address: str, key: bytes, reference: bool = False) -> None:
     """Life of a side's process."""
     with Client(address, authkey=key) as pipe:
-        pipe.send(str(Path(clnp_kernels.__file__).resolve()))
+        # The tree of this process, which may have a library where that of its parent has none.
+        refusal = "" if reference else served.refusal()
+        pipe.send((str(Path(clnp_kernels.__file__).resolve()), refusal))
         serve(pipe)
 
 
@@ -148,7 +153,7 @@ def run(options: argparse.Namespace, size: Size) -> int:
         table = Table(options.out / "against.csv", machine.facts(options.device))
         sides = {}
         try:
-            sides = {OURS: Side(ROOT), other: Side(folder)}
+            sides = {OURS: Side(ROOT, options.reference), other: Side(folder)}
             for make, key, columns in cases(options, size):
                 results = compare(sides, make, key, size)
                 rows = rows_of(results, columns)

@@ -367,6 +367,8 @@ STAGES: dict[str, Callable[[Stage], None]] = {
     "end-to-end": end_to_end,
 }
 
+TIMED = ("tune", "ops", "end-to-end")
+
 
 def facts() -> dict[str, Any]:
     """What it ran on."""
@@ -383,6 +385,7 @@ def parser() -> OnceParser:
     made.add_argument("--out", type=Path, required=True, help="folder of the results")
     made.add_argument("--dry-run", action="store_true", help="rehearse on the CPU")
     made.add_argument("--seconds", type=float, default=SECONDS)
+    made.add_argument("--reference", action="store_true", help="time it, where no library is")
     return made
 
 
@@ -396,6 +399,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not args.dry_run and not torch.cuda.is_available():
         print("no GPU here; --dry-run rehearses the stages on the CPU", file=sys.stderr)
         return 2
+    if args.stage in TIMED and not args.dry_run:
+        from benchmarks import served
+
+        served.require(args.reference)
     stage = Stage(args.stage, args.out, args.dry_run, args.seconds)
     with serving(args.dry_run):
         stage.say(json.dumps(facts()))

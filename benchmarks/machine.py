@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import served
 from benchmarks.cases import DTYPES, Size
 from benchmarks.harness import timed
 from clnp_kernels import info
@@ -36,6 +37,7 @@ def facts(device: str) -> dict[str, Any]:
         "python": versions["python"],
         "torch": versions["torch"],
         "clnp_kernels": versions["clnp_kernels"],
+        "implementation": served.implementation(device),
     }
 
 

@@ -26,8 +26,8 @@ from clnp.activity import measure_activity
 from clnp.batches import accuracy, count
 from clnp.cli.once import OnceParser
 from clnp.data import Stream, Task
-from clnp.forgetting import floor_of
 from clnp.methods.esacl import SDPSettings, StructuredFit, channel_scores, prune_to
+from clnp.score import Validation
 from clnp.sparsify import ThresholdSearch
 from clnp.train import Fit, FitSettings
 
@@ -178,16 +178,15 @@ def _channels(
     fit = StructuredFit(*parts, sdp=SDPSettings(**sdp)) if sdp else Fit(*parts)
     fit.run()
     model.eval()
-    total = count(task.validation)
-    correct = round(fit.state.history[-1]["validation_accuracy"] * total)
+    validation = Validation(task.validation, "accuracy", CPU)
+    floor = validation.floor(fit.state.history[-1]["validation_accuracy"], margin)
     row: Row = {"before": accuracy(model.net, task.test, CPU)}
     scores: dict[str, Callable[[], Any]] = {
         "activity": lambda: measure_activity(model, task.train, CPU),
         "norm": lambda: channel_scores(model),
     }
     for criterion, score in scores.items():
-        floor = floor_of(correct, margin, total)
-        found = ThresholdSearch(model, score(), task.validation, floor, CPU).joint()
+        found = ThresholdSearch(model, score(), validation, floor).joint()
         first, second = (len(kept) for kept in found.keep.values())
         row |= {
             f"accuracy_{criterion}": accuracy(model.pruned_network(found.keep), task.test, CPU),

@@ -200,14 +200,19 @@ def write(folders: Sequence[Path], page: Path = PAGE) -> None:
     page.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def parser() -> OnceParser:
     """The command line."""
-    parser = OnceParser(prog="python -m benchmarks.page", description=__doc__)
-    parser.add_argument(
+    made = OnceParser(prog="python -m benchmarks.page", description=__doc__)
+    made.add_argument(
         "folders", type=Path, nargs="+", metavar="FOLDER", help="what benchmarks.run --out wrote"
     )
-    parser.add_argument("--page", type=Path, default=PAGE)
-    options = parser.parse_args(arguments)
+    made.add_argument("--page", type=Path, default=PAGE)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the tables into the page."""
+    options = parser().parse_args(arguments)
     write(options.folders, options.page)
     return 0
 

@@ -42,6 +42,7 @@ COLUMNS = {
     "python": "version",
     "torch": "version",
     "clnp_kernels": "version",
+    "implementation": "of our operators: C++ or reference, on a GPU whether its library is loaded",
 }
 Row = dict[str, Any]
 OURS = "ours"

@@ -27,6 +27,7 @@ from benchmarks import (
     ops,
     plots,
     scaling,
+    served,
     step,
 )
 from benchmarks.cases import DTYPES, NETWORKS, SIZES, Size
@@ -79,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder")
     made.add_argument("--data-root", default="", help="folder with MNIST, for end-to-end")
     made.add_argument("--run", default="", help="run folder or checkpoint, for inference")
+    made.add_argument("--reference", action="store_true", help="time it, where no library is")
     made.add_argument("--against", metavar="REV", help="compare ours with that of a git revision")
     made.add_argument(
         "--tolerance", type=float, default=0.1, help="how much slower than REV is too slow"
@@ -87,7 +89,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check_arguments(options: argparse.Namespace) -> None:
-    """Raises SystemExit, with a message, for values that make no sense."""
+    """Raises SystemExit, with a message, for values that make no sense, and where the reference
+    would be timed unasked.
+    """
+    served.require(options.reference)
     if not all(0 <= fraction < 1 for fraction in options.fractions):
         raise SystemExit(f"--fractions {options.fractions}: expected numbers from 0 to below 1")
     if options.tolerance < 0:

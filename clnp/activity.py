@@ -122,6 +122,8 @@ def _means(
         return hook
 
     readers = [name for group in model.groups.prunable for name in group.consumers]
+    if not readers:  # a network of a head alone
+        return {}
     handles = [model.net.get_submodule(n).register_forward_pre_hook(watch(n)) for n in readers]
     try:
         with evaluating(model):

@@ -171,16 +171,21 @@ def correct_of(net: nn.Module, pieces: Iterable[tuple[Tensor, Tensor]], most_wro
     with evaluating(net):
         for x, y in pieces:
             logits = net(x)
-            if bool(logits.isnan().any()):
-                raise TrainingError(
-                    "an evaluated network's outputs are NaN: look for NaN or huge numbers in the "
-                    "inputs, or take a lower lr"
-                )
+            check_outputs(logits)
             hits = int((logits.argmax(dim=-1) == y).sum())
             correct, wrong = correct + hits, wrong + len(y) - hits
             if wrong > most_wrong:
                 break
     return correct
+
+
+def check_outputs(outputs: Tensor) -> None:
+    """Raises TrainingError where an output of an evaluated network is NaN."""
+    if bool(outputs.isnan().any()):
+        raise TrainingError(
+            "an evaluated network's outputs are NaN: look for NaN or huge numbers in the inputs, "
+            "or take a lower lr"
+        )
 
 
 def accuracy(

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from clnp.equivalence import check_evaluation, check_training, random_like
 from clnp.errors import ConvertError
 from clnp.graph import WITH_WEIGHTS, Graph, Node, fuse_relu
 from clnp.lowering import lower
 from clnp.model import Model
+from clnp.refusals import (
+    check_example,
+    check_modes,
+    check_module,
+    check_own_tensors,
+    copied,
+    unwrapped,
+)
+from clnp.trace import read
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Conversion:
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)
 def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> Model:
     """Rebuilds a dense network from masked layers that compute the same function.
 
@@ -45,7 +55,8 @@ def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> M
 
     Arguments:
         net: the dense network.
-        example_input: a batch [B, ...], B >= 1, that it accepts; only its shape and dtype matter.
+        example_input: a batch [B, ...], B >= 1, that it accepts; only its shape, dtype and device
+            matter, its numbers are not read.
         verbose: print what was converted and what was left alone; also available as
             `model.conversion`.
 
@@ -59,26 +70,37 @@ def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> M
         raise ConvertError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
     if isinstance(net, Model):
         raise ConvertError("net is already a converted network")
-    if not isinstance(example_input, Tensor):
-        raise ConvertError(f"example_input: expected a tensor, got {type(example_input).__name__}")
-    if example_input.dim() < 2 or example_input.shape[0] < 1:
-        raise ConvertError(
-            "example_input: expected a batch [B, ...] with B >= 1, got shape "
-            f"{list(example_input.shape)}"
-        )
-    training = net.training
-    net = copy.deepcopy(net)
-    if type(net).__module__.startswith("torch.nn") and not isinstance(net, nn.Sequential):
-        net = nn.Sequential(net)
-    graph = lower(net, example_input)
-    if not graph.layers:
-        raise ConvertError("the network has no layer to convert")
-    model = Model(graph, {node.name: net.get_submodule(node.name) for node in graph.weighted})
-    model.train(training)
-    model.conversion = _describe(graph, model)
-    _check_same(net, model, example_input)
+    check_example(example_input)
+    whole = unwrapped(net)
+    check_module(whole, example_input)
+    if type(whole).__module__.startswith("torch.nn") and not isinstance(whole, nn.Sequential):
+        whole = nn.Sequential(whole)
+    # What the caller has on (autocast, inference mode) and torch's generators stay out of it.
+    devices = [example_input.device] if example_input.is_cuda else []
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(example_input.device.type, enabled=False),
+        torch.random.fork_rng(devices),
+    ):
+        model = _converted(whole, example_input)
+    model.train(net.training)
     if verbose:
         print(f"clnp.convert: {model.conversion}")
+    return model
+
+
+def _converted(net: nn.Module, example: Tensor) -> Model:
+    """The masked network, compared with `net`; neither argument is changed."""
+    twin = copied(net)
+    check_modes(twin)
+    traced = read(twin, random_like(tuple(example.shape), example))
+    graph = lower(twin, traced)
+    check_own_tensors(net, [node.name for node in graph.weighted])
+    model = Model(graph, {node.name: twin.get_submodule(node.name) for node in graph.weighted})
+    model.conversion = _describe(graph, model)
+    check_evaluation(model, traced)
+    check_training(twin, graph, example)
     return model
 
 
@@ -111,19 +133,3 @@ def _text(node: Node) -> str:
     kind = "Conv2d" if node.op == "conv2d" else "depthwise Conv2d"
     kernel = "x".join(map(str, a["kernel_size"]))
     return f"{kind} {a['in_channels']} -> {a['out_channels']}, {kernel}"
-
-
-def _check_same(net: nn.Module, model: Model, x: Tensor) -> None:
-    """A last line of defence: the converted network must give the numbers of the dense one."""
-    modes = net.training, model.training
-    net.eval(), model.eval()
-    with torch.no_grad():
-        expected, got = net(x), model(x)
-    net.train(modes[0]), model.train(modes[1])
-    if expected.shape != got.shape or not torch.allclose(
-        expected, got, rtol=1e-4, atol=1e-5, equal_nan=True
-    ):
-        raise ConvertError(
-            "the converted network does not give the logits of the original one; "
-            "does its forward depend on something other than its input and weights?"
-        )

@@ -34,6 +34,10 @@ class CapacityWarning(UserWarning):
     """No free channels are left: a task is learned by its head alone."""
 
 
+class MarginWarning(UserWarning):
+    """The margin is wider than a class, or finer than the validation split can tell."""
+
+
 class CheckpointError(ClnpError, RuntimeError):
     """A checkpoint is damaged, incomplete, or was not written by this package."""
 

@@ -35,10 +35,11 @@ def floor_of(best: int, margin: float, total: int) -> int:
     return max(0, math.ceil(best - margin * total - 1e-9))
 
 
-def candidates(correct: Sequence[int], margin: float, total: int) -> list[int]:
-    """Indices of the grid points whose trained networks are within the margin of the best one."""
-    floor = floor_of(max(correct), margin, total)
-    return [i for i, value in enumerate(correct) if value >= floor]
+def candidates(scores: Sequence[Any], floor: Any) -> list[int]:
+    """Indices of the grid points whose trained networks score no less than the floor, which is
+    within the margin of the best one.
+    """
+    return [i for i, value in enumerate(scores) if value >= floor]
 
 
 def sparsest(costs: Sequence[float]) -> int:

@@ -259,6 +259,8 @@ def add_into(a: Tensor, b: Tensor) -> Tensor:
     """a + b, in the memory of a where the sum has its shape and dtype; the output of an operator
     that is a view must not be changed.
     """
+    if isinstance(a, fx.Proxy):  # a network that is unpickled is traced anew
+        return a.tracer.create_proxy("call_function", add_into, (a, b), {})
     if torch.compiler.is_compiling() or a.shape != b.shape or a.dtype != b.dtype or a._is_view():
         return a + b
     return a.add_(b)

@@ -13,6 +13,7 @@ from clnp.fanout import tell
 from clnp.forgetting import GridPoint
 
 if TYPE_CHECKING:
+    from clnp.score import Value
     from clnp.sparsify import Pruning
     from clnp.task_run import TaskRun, Trained
 
@@ -42,7 +43,9 @@ def fit(run: TaskRun, points: Sequence[int]) -> dict[int, Trained]:
     return {i: results[name_of(run.points, i)] for i in points}
 
 
-def search(run: TaskRun, trained: Sequence[Trained], chosen: Sequence[Trained], floor: int) -> None:
+def search(
+    run: TaskRun, trained: Sequence[Trained], chosen: Sequence[Trained], floor: Value
+) -> None:
     """Searches the thresholds of the candidates side by side.
 
     Raises:
@@ -88,7 +91,7 @@ def _fit(run: TaskRun, i: int) -> Trained:
     return run.fit(i)
 
 
-def _search(run: TaskRun, t: Trained, floor: int) -> Pruning | None:
+def _search(run: TaskRun, t: Trained, floor: Value) -> Pruning | None:
     run.take(t)
     run.search(t, floor)
     return t.pruning

@@ -17,14 +17,15 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 def retiring(method: Method) -> Method:
     """Makes the parameters that a method of a module replaces say so to an optimizer that still
-    holds them.
+    holds them. The new ones can be trained even if it is called within `torch.inference_mode`.
     """
 
     @functools.wraps(method)
     def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         before = list(self.parameters())
         try:
-            return method(self, *args, **kwargs)
+            with torch.inference_mode(False):
+                return method(self, *args, **kwargs)
         finally:
             now = {id(parameter) for parameter in self.parameters()}
             for parameter in before:

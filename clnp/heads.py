@@ -108,9 +108,8 @@ class Head(nn.Module):
 
 def _uniform(tensor: Tensor, bound: float, generator: torch.Generator | None) -> None:
     """Fills in place from a CPU stream, so that the numbers do not depend on the device."""
-    draw = torch.empty(tensor.shape, dtype=torch.float32).uniform_(
-        -bound, bound, generator=generator
-    )
+    draw = torch.empty(tensor.shape, dtype=torch.float32, device="cpu")
+    draw.uniform_(-bound, bound, generator=generator)
     tensor.copy_(draw)
 
 

@@ -18,17 +18,19 @@ from clnp import checkpoint
 from clnp.batches import accuracy, first_inputs, seed_for, seeded
 from clnp.callbacks import check_callbacks, notify
 from clnp.certificate import Certificate, Verdict
-from clnp.checks import check_device, check_scores, check_task
+from clnp.checks import check_device, check_task
 from clnp.data.task import Split, Task
 from clnp.distributed import SharedProgress, agree_on_network, agree_on_task, begin, world
 from clnp.errors import CapacityWarning, CheckpointError, ConfigError
 from clnp.fanout import Workers
 from clnp.forgetting import GridPoint, grid_points
+from clnp.margin import check_margin
 from clnp.memory import memory_needed
 from clnp.model import Model
 from clnp.ranks import ALONE, Ranks, refuse_sharded, sharing
 from clnp.restore import dtype_of, restored
-from clnp.saving import contents, splits_to_test
+from clnp.saving import contents, saved_score, splits_to_test
+from clnp.score import check_sendable, given_again
 from clnp.settings import Settings
 from clnp.task_inference import Inferred, inferred_accuracies
 from clnp.task_report import TaskReport, capacity_of, reuse_of
@@ -96,12 +98,14 @@ class Learner:
         self.callbacks = list(callbacks)
         check_callbacks(self.callbacks)
         self.workers = workers if isinstance(workers, Workers) else Workers(workers)
+        check_sendable(self.settings.score, self.workers.count)
         self._share(world() if distributed else ALONE)
         self._use_folder(checkpoint_dir, None)
         self.reports: list[TaskReport] = []
         self.certificate = Certificate()
         self._tests: list[Split | None] = []
         self._seconds: dict[str, float] = {}
+        self._warned: set[str] = set()
 
     def _share(self, ranks: Ranks) -> None:
         begin(ranks, self.model, self.settings, self.workers.count)
@@ -146,7 +150,7 @@ class Learner:
         Arguments:
             task: what it was trained on; the train split serves to measure activity, the validation
                 split to hold the margin.
-            margin: how much validation accuracy pruning may cost; default: the setting.
+            margin: how much of the validation score pruning may cost; default: the setting.
             prune: False freezes all channels as they are, with the very weights of the network;
                 channels for later tasks then have to be added with `expand`.
 
@@ -164,12 +168,17 @@ class Learner:
                 "first_growth: an adopted network is taken as it is, with all channels"
             )
         margin = self.settings.margin if margin is None else margin
-        if isinstance(margin, bool) or not 0 <= margin < 1:
-            raise ConfigError(f"margin={margin!r}: expected 0 <= margin < 1")
+        check_margin(margin, self.settings.score)
         return self._run(task, Plan(margin, adopt=True, prune=prune))
 
     def _run(self, task: Task, plan: Plan) -> TaskReport:
         with self.ranks.together("checking the task"):
+            if len(self.model.tasks) != len(self.reports):
+                raise ConfigError(
+                    f"model: the network has learned {len(self.model.tasks)} task(s), this learner "
+                    f"{len(self.reports)}: a state was loaded, or it was trained elsewhere; go on "
+                    "with the file that goes with it, by Learner.load"
+                )
             classes = check_task(self.model, task)
             if plan.adopt and classes != self.model.head.classes:
                 raise ConfigError(
@@ -207,7 +216,7 @@ class Learner:
     def _undo(self, before: dict[str, Any], index: int) -> None:
         """Leaves everything as it was before task `index`."""
         self.model.zero_grad(set_to_none=True)
-        self.model.load_state_dict(before)
+        self.model.load_state_dict(before, unlearn=True)
         del self.certificate.entries[index:], self.certificate.probes[index:]
         del self._tests[index:]
         self.model.eval()
@@ -226,6 +235,7 @@ class Learner:
             self._call,
             head_only=full,
             workers=self.workers,
+            warned=self._warned,
         )
         self._call("on_task_begin", index, task.name, run.epochs)
         if full:
@@ -250,12 +260,10 @@ class Learner:
         with self._timed("search"):
             chosen = run.prune(trained)
         assert chosen.pruning is not None
-        if not full:
-            check_scores(model, chosen.pruning.scores)
-        best = max(t.correct for t in trained)
+        best = max(t.score for t in trained)
         chosen.pruning.apply(model)
         with self._timed("fine_tune"):
-            correct = run.fine_tune(chosen, best)
+            validation, fine_tuned = run.fine_tune(chosen, best)
         reuse = reuse_of(model, chosen.pruning.scores, chosen.pruning.thresholds)
         model.consolidate(name=task.name)
         model.eval()
@@ -270,9 +278,9 @@ class Learner:
             epochs=0 if plan.adopt else settings.epochs,
             lr=chosen.point.lr,
             l1=chosen.point.l1,
-            best_validation=best / run.total,
-            validation_before=chosen.correct / run.total,
-            validation=correct / run.total,
+            best_validation=float(best),
+            validation_before=float(chosen.score),
+            validation=float(validation),
             test=row[-1],
             row=row,
             capacity=capacity_of(model, reuse),
@@ -282,6 +290,8 @@ class Learner:
             grid=run.grid_rows(trained, chosen),
             transfer_only=full,
             inferred=inferred,
+            score=run.validation.score.name,
+            fine_tuned=fine_tuned,
         )
 
     def _points(self) -> list[GridPoint]:
@@ -348,6 +358,7 @@ class Learner:
         callbacks: Iterable[Any] = (),
         workers: int | Workers = 1,
         distributed: bool = False,
+        score: Any = None,
     ) -> Learner:
         """A learner as it was saved.
 
@@ -356,9 +367,11 @@ class Learner:
             tasks: the learned tasks (or the whole stream), whose test splits later rows of the
                 accuracy matrix need; without them those entries are NaN.
             device, checkpoint_dir, callbacks, workers, distributed: as for a new learner.
+            score: the learner's, where that is a function: a file holds its name only.
 
         Raises:
             CheckpointError: no such file, damaged, or not a learner's.
+            ConfigError: `score` is not the learner's.
             DataError: `tasks` are not the tasks that were learned.
         """
         path, device = Path(path), check_device(device)
@@ -367,11 +380,12 @@ class Learner:
         with ranks.together("reading the checkpoint"):
             read = checkpoint.read(path, KIND) if ranks.main else None
         tensors, data = ranks.tell(read)
+        score = given_again(saved_score(data), score)
         prefix = "model."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
             model = restored(data["structure"], dtype_of(data["dtype"]), state)
-            settings = data["settings"]
+            settings = {**data["settings"], "score": score}
             learner = cls(
                 model.eval(), device=device, callbacks=callbacks, workers=workers, **settings
             )

@@ -6,276 +6,56 @@ computes something else would be worse than none.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from clnp.errors import ConvertError
 from clnp.graph import OPS, WITH_WEIGHTS, Attrs, Graph, Node
-from clnp.trace import DROPOUTS, Traced, argument, is_stochastic_depth, place_of, read
-
-HELP = (
-    "Supported are Linear, Conv2d (dense or depthwise), BatchNorm, activations, pooling, Dropout, "
-    "Flatten, sums and products of hidden values, and modules built of them."
+from clnp.mutation import make_functional
+from clnp.reasons import ALONG_AXIS, HELP, reason_for
+from clnp.recognised import (
+    BINARY,
+    CALLS,
+    EXPANDS,
+    HARMLESS,
+    MEANS,
+    MODULES,
+    RESHAPES,
+    SYMMETRIC,
+    UNARY,
 )
-MIXES = "it computes on several channels at once, so earlier tasks would feel the channels of later"
-REASONS = {
-    "LayerNorm": MIXES,
-    "layer_norm": MIXES,
-    "GroupNorm": MIXES,
-    "group_norm": MIXES,
-    "LocalResponseNorm": MIXES,
-    "MultiheadAttention": MIXES,
-    "scaled_dot_product_attention": MIXES,
-    "softmax": MIXES,
-    "Softmax": MIXES,
-    "cat": "concatenated channels belong to several layers at once, which pruning can't follow",
-    "chunk": "parts of a layer's channels can't be pruned apart from the others",
-    "split": "parts of a layer's channels can't be pruned apart from the others",
-    "PReLU": "its slopes are weights that all tasks would share; use LeakyReLU",
-    "SyncBatchNorm": "use BatchNorm2d",
-}
+from clnp.trace import DROPOUTS, Traced, argument, is_stochastic_depth, place_of
 
 
-def one(value: Any) -> list[int]:
-    """A number, or two of them, as a list of two."""
-    return [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)] * 2
-
-
-def _conv(m: nn.Conv2d) -> Attrs:
-    padding = m.padding if isinstance(m.padding, str) else one(m.padding)
-    attrs: Attrs = {"in_channels": m.in_channels, "out_channels": m.out_channels}
-    attrs |= {name: one(getattr(m, name)) for name in ("kernel_size", "stride", "dilation")}
-    return attrs | {"padding": padding, "groups": m.groups, "bias": m.bias is not None}
-
-
-def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d) -> Attrs:
-    return {
-        "num_features": m.num_features,
-        "eps": float(m.eps),
-        "momentum": None if m.momentum is None else float(m.momentum),
-        "affine": m.affine,
-    }
-
-
-def _max_pool(m: Any) -> Attrs:
-    size = one(m.kernel_size)
-    return {
-        "kernel_size": size,
-        "stride": one(m.stride) if m.stride else size,
-        "padding": one(m.padding),
-        "dilation": one(m.dilation),
-        "ceil_mode": bool(m.ceil_mode),
-    }
-
-
-def _avg_pool(m: Any) -> Attrs:
-    size = one(m.kernel_size)
-    return {
-        "kernel_size": size,
-        "stride": one(m.stride) if m.stride else size,
-        "padding": one(m.padding),
-        "ceil_mode": bool(m.ceil_mode),
-        "count_include_pad": bool(m.count_include_pad),
-        "divisor_override": m.divisor_override,
-    }
-
-
-def _output_size(size: Any) -> Attrs:
-    if isinstance(size, list | tuple):
-        return {"output_size": [None if s is None else int(s) for s in size]}
-    return {"output_size": [int(size)] * 2}
-
-
-def _none(m: nn.Module) -> Attrs:
-    return {}
-
-
-# module type -> (operation, attributes)
-MODULES: dict[type[nn.Module], tuple[str, Callable[[Any], Attrs]]] = {
-    nn.Linear: (
-        "linear",
-        lambda m: {
-            "in_features": m.in_features,
-            "out_features": m.out_features,
-            "bias": m.bias is not None,
-        },
-    ),
-    nn.Conv2d: ("conv2d", _conv),
-    nn.BatchNorm1d: ("batch_norm1d", _norm),
-    nn.BatchNorm2d: ("batch_norm2d", _norm),
-    nn.ReLU: ("relu", _none),
-    nn.ReLU6: ("relu6", _none),
-    nn.LeakyReLU: ("leaky_relu", lambda m: {"negative_slope": float(m.negative_slope)}),
-    nn.ELU: ("elu", lambda m: {"alpha": float(m.alpha)}),
-    nn.SELU: ("selu", _none),
-    nn.SiLU: ("silu", _none),
-    nn.Mish: ("mish", _none),
-    nn.GELU: ("gelu", lambda m: {"approximate": m.approximate}),
-    nn.Hardswish: ("hardswish", _none),
-    nn.Hardsigmoid: ("hardsigmoid", _none),
-    nn.Hardtanh: (
-        "hardtanh",
-        lambda m: {"min_val": float(m.min_val), "max_val": float(m.max_val)},
-    ),
-    nn.Softplus: (
-        "softplus",
-        lambda m: {"beta": float(m.beta), "threshold": float(m.threshold)},
-    ),
-    nn.Tanh: ("tanh", _none),
-    nn.Sigmoid: ("sigmoid", _none),
-    nn.Identity: ("identity", _none),
-    nn.Dropout: ("dropout", lambda m: {"p": float(m.p)}),
-    nn.Dropout2d: ("dropout2d", lambda m: {"p": float(m.p)}),
-    nn.MaxPool2d: ("max_pool2d", _max_pool),
-    nn.AvgPool2d: ("avg_pool2d", _avg_pool),
-    nn.AdaptiveAvgPool2d: ("adaptive_avg_pool2d", lambda m: _output_size(m.output_size)),
-    nn.AdaptiveMaxPool2d: ("adaptive_max_pool2d", lambda m: _output_size(m.output_size)),
-    nn.ZeroPad2d: ("zero_pad2d", lambda m: {"padding": [int(p) for p in m.padding]}),
-    nn.Upsample: (
-        "upsample",
-        lambda m: {"size": m.size, "scale_factor": m.scale_factor, "mode": m.mode},
-    ),
-    nn.Flatten: ("flatten", _none),
-    nn.LogSoftmax: ("log_softmax", lambda m: {"dim": -1 if m.dim is None else m.dim}),
-}
-
-# function or method name -> operation, where the tensor is the only argument (bar `inplace`)
-UNARY: dict[Any, str] = {
-    F.relu: "relu",
-    F.relu_: "relu",
-    torch.relu: "relu",
-    torch.relu_: "relu",
-    "relu": "relu",
-    "relu_": "relu",
-    F.relu6: "relu6",
-    F.selu: "selu",
-    torch.selu: "selu",
-    F.silu: "silu",
-    F.mish: "mish",
-    F.hardswish: "hardswish",
-    F.hardsigmoid: "hardsigmoid",
-    torch.tanh: "tanh",
-    F.tanh: "tanh",
-    "tanh": "tanh",
-    torch.sigmoid: "sigmoid",
-    F.sigmoid: "sigmoid",
-    "sigmoid": "sigmoid",
-    "contiguous": "identity",
-}
-
-BINARY: dict[Any, str] = {
-    operator.add: "add",
-    operator.iadd: "add",
-    torch.add: "add",
-    "add": "add",
-    "add_": "add",
-    operator.sub: "sub",
-    torch.sub: "sub",
-    "sub": "sub",
-    operator.mul: "mul",
-    operator.imul: "mul",
-    torch.mul: "mul",
-    "mul": "mul",
-    "mul_": "mul",
-    operator.truediv: "div",
-    torch.div: "div",
-    "div": "div",
-}
-SYMMETRIC = ("add", "mul")
-
-RESHAPES: tuple[Any, ...] = (
-    torch.flatten,
-    torch.reshape,
-    torch.squeeze,
-    torch.unsqueeze,
-    "flatten",
-    "view",
-    "reshape",
-    "squeeze",
-    "unsqueeze",
-)
-EXPANDS = ("expand", "expand_as")
-MEANS: tuple[Any, ...] = (torch.mean, "mean")
-
-
-class _Arguments:
-    """The arguments of a functional call, as attributes like those of the module."""
-
-    def __init__(self, node: fx.Node, names: str, **defaults: Any) -> None:
-        for position, name in enumerate(names.split(), start=1):
-            setattr(self, name, argument(node, position, name, defaults.get(name)))
-
-
-def _max_pool_call(node: fx.Node) -> Attrs:
-    names = "kernel_size stride padding dilation ceil_mode"
-    return _max_pool(_Arguments(node, names, padding=0, dilation=1, ceil_mode=False))
-
-
-def _avg_pool_call(node: fx.Node) -> Attrs:
-    names = "kernel_size stride padding ceil_mode count_include_pad divisor_override"
-    defaults = {"padding": 0, "ceil_mode": False, "count_include_pad": True}
-    return _avg_pool(_Arguments(node, names, **defaults))
-
-
-# function -> (operation, attributes of a call)
-CALLS: dict[Any, tuple[str, Callable[[fx.Node], Attrs]]] = {
-    F.gelu: ("gelu", lambda n: {"approximate": n.kwargs.get("approximate", "none")}),
-    F.leaky_relu: (
-        "leaky_relu",
-        lambda n: {"negative_slope": float(argument(n, 1, "negative_slope", 0.01))},
-    ),
-    F.elu: ("elu", lambda n: {"alpha": float(argument(n, 1, "alpha", 1.0))}),
-    F.hardtanh: (
-        "hardtanh",
-        lambda n: {
-            "min_val": float(argument(n, 1, "min_val", -1.0)),
-            "max_val": float(argument(n, 2, "max_val", 1.0)),
-        },
-    ),
-    F.max_pool2d: ("max_pool2d", _max_pool_call),
-    torch.max_pool2d: ("max_pool2d", _max_pool_call),
-    F.avg_pool2d: ("avg_pool2d", _avg_pool_call),
-    F.adaptive_avg_pool2d: (
-        "adaptive_avg_pool2d",
-        lambda n: _output_size(argument(n, 1, "output_size", 1)),
-    ),
-    F.adaptive_max_pool2d: (
-        "adaptive_max_pool2d",
-        lambda n: _output_size(argument(n, 1, "output_size", 1)),
-    ),
-}
-
-
-def lower(net: nn.Module, example_input: Tensor) -> Graph:
-    """Lowers `net`, which is not changed, to a graph.
+def lower(net: nn.Module, traced: Traced) -> Graph:
+    """Lowers a network to a graph.
 
     Arguments:
-        net: the module.
-        example_input: a batch [B, ...] that it accepts.
+        net: the network, which is not changed.
+        traced: what was read from it; operations in place become ordinary ones in its trace.
 
     Raises:
         ConvertError: naming the first thing that can't be converted exactly, and why.
     """
-    return _Lowering(net, read(net, example_input)).run(tuple(example_input.shape))
+    return _Lowering(net, traced).run()
 
 
 class _Lowering:
     """Turns the nodes of one fx trace into `Node`s, as far as the output depends on them."""
 
     def __init__(self, net: nn.Module, traced: Traced) -> None:
-        self.traced, self.shapes, self.off = traced.module, traced.shapes, traced.off
+        self.traced, self.off = traced.module, traced.off
+        self.shapes = dict(traced.run.shapes)
+        self.input_shape = tuple(traced.x.shape)
         self.modules = dict(net.named_modules(remove_duplicate=False))
+        make_functional(traced.module, traced.run, self.modules)
         self.names: dict[fx.Node, str] = {}
         self.taken: set[str] = set()
         self.seen: set[int] = set()
         self.nodes: list[Node] = []
 
-    def run(self, input_shape: tuple[int, ...]) -> Graph:
+    def run(self) -> Graph:
         output = next(n for n in self.traced.graph.nodes if n.op == "output")
         result = output.args[0]
         if not isinstance(result, fx.Node):
@@ -291,7 +71,13 @@ class _Lowering:
             base = "input" if node.op == "placeholder" else node.name
             if node not in self.names:
                 self.names[node] = self._unique(base)
-            self.nodes.append(self._lower(node, input_shape))
+            self.nodes.append(self._lower(node))
+        shape = self.shapes[result.name]
+        if len(shape) != 2 or shape[0] != self.input_shape[0]:
+            raise ConvertError(
+                f"the network gives a result of shape {list(shape)} for an input of shape "
+                f"{list(self.input_shape)}; logits [B, classes] are wanted"
+            )
         return Graph(tuple(self.nodes), self.names[result])
 
     def _needed(self, result: fx.Node) -> list[fx.Node]:
@@ -303,7 +89,7 @@ class _Lowering:
             if node in found:
                 continue
             if node.op not in ("placeholder", "get_attr") and node.name not in self.shapes:
-                raise self._refusal(node, "it returns something other than one tensor")
+                raise self._refusal(node, self._not_one_tensor(node))
             found.add(node)
             stack.extend(self._tensor_inputs(node))
         order = [n for n in self.traced.graph.nodes if n in found or n.op == "placeholder"]
@@ -311,10 +97,17 @@ class _Lowering:
             raise ConvertError("the network's output does not depend on its input")
         return order
 
+    def _not_one_tensor(self, node: fx.Node) -> str | None:
+        _, kind = self._where(node)
+        known = kind in ALONG_AXIS
+        return None if known else "it returns something other than one tensor"
+
     def _tensor_inputs(self, node: fx.Node) -> list[fx.Node]:
         if node.target in RESHAPES or node.target in EXPANDS:
             first = node.args[0] if node.args else node.kwargs.get("input")
             return [first] if isinstance(first, fx.Node) else []
+        if node.target in BINARY:  # of y * y both
+            return [arg for arg in node.args if isinstance(arg, fx.Node)]
         return list(node.all_input_nodes)
 
     def _unique(self, base: str) -> str:
@@ -324,15 +117,34 @@ class _Lowering:
         self.taken.add(name)
         return name
 
-    def _lower(self, node: fx.Node, input_shape: tuple[int, ...]) -> Node:
+    def _lower(self, node: fx.Node) -> Node:
         name = self.names[node]
         if node.op == "placeholder":
-            return Node(name, "input", attrs={"shape": list(input_shape)})
+            return Node(name, "input", attrs={"shape": list(self.input_shape)})
+        if "refusal" in node.meta:
+            raise self._refusal(node, node.meta["refusal"])
         if node.op == "get_attr":
-            raise ConvertError(f"the parameter {node.target!r} is used directly in forward. {HELP}")
+            raise self._direct_use(str(node.target))
         inputs = tuple(self.names[n] for n in self._tensor_inputs(node))
-        op, attrs = self._module(node) if node.op == "call_module" else self._function(node)
+        try:
+            op, attrs = self._module(node) if node.op == "call_module" else self._function(node)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, ConvertError):
+                raise
+            raise self._refusal(node, f"its arguments are not plain numbers ({error})") from error
         return Node(name, op, inputs, attrs)
+
+    def _direct_use(self, name: str) -> ConvertError:
+        """The refusal of a tensor that is not computed from the input."""
+        if name.startswith("_tensor_constant"):
+            made = (
+                "a tensor that forward makes, or that a module holds as a plain attribute, is used"
+            )
+            return ConvertError(f"{made} in forward; only numbers can be. {HELP}")
+        path, _, key = name.rpartition(".")
+        parameters = self.modules[path]._parameters if path in self.modules else {}
+        kind = "parameter" if key in parameters else "buffer"
+        return ConvertError(f"the {kind} {name!r} is used directly in forward. {HELP}")
 
     def _where(self, node: fx.Node) -> tuple[str, str]:
         """How a node is called in messages, with the module that it is in, and its kind."""
@@ -344,7 +156,9 @@ class _Lowering:
 
     def _refusal(self, node: fx.Node, reason: str | None = None) -> ConvertError:
         where, kind = self._where(node)
-        reason = REASONS.get(kind, reason)
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
+        shapes = [self.shapes.get(n.name) for n in node.all_input_nodes[:1]]
+        reason = reason or reason_for(node, kind, module, shapes[0] if shapes else None)
         return ConvertError(f"{where} can't be converted{f': {reason}' if reason else ''}. {HELP}")
 
     # Modules
@@ -414,14 +228,14 @@ class _Lowering:
             return self._mean(node)
         if target in DROPOUTS or is_stochastic_depth(node):
             return self._dropout(node)
-        if target in UNARY:
+        if target in UNARY and set(node.kwargs) <= HARMLESS:
             return UNARY[target], {}
         if target in CALLS and not node.kwargs.get("return_indices"):
             op, attrs = CALLS[target]
             return op, attrs(node)
         if target in (F.log_softmax, torch.log_softmax, "log_softmax"):
             dim = argument(node, 1, "dim", -1)
-            if dim in (1, -1):
+            if dim in (1, -1) and not node.kwargs.get("dtype"):
                 return "log_softmax", {"dim": dim}
         if target in BINARY:
             found = self._binary(node, BINARY[target])
@@ -466,7 +280,8 @@ class _Lowering:
         shape = self.shapes[self._tensor_inputs(node)[0].name]
         dims = argument(node, 1, "dim", None)
         dims = [dims] if isinstance(dims, int) else list(dims or ())
-        if len(shape) != 4 or {int(d) % 4 for d in dims} != {2, 3}:
+        plain = len(node.args) <= 3 and set(node.kwargs) <= {"input", "dim", "keepdim"}
+        if len(shape) != 4 or {int(d) % 4 for d in dims} != {2, 3} or not plain:
             raise self._refusal(node, "only the mean over both axes of an image is")
         if argument(node, 2, "keepdim", False):
             return "adaptive_avg_pool2d", {"output_size": [1, 1]}
@@ -502,6 +317,12 @@ class _Lowering:
 
 
 def _kind_of_conv(module: nn.Conv2d, where: str) -> str:
+    reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    if module.padding == "same" and any(r % 2 for r in reach):
+        raise ConvertError(
+            f"{where}: padding='same' pads one side more than the other for an even kernel; put "
+            "nn.ZeroPad2d before it, and padding=0"
+        )
     if module.padding_mode != "zeros":
         raise ConvertError(
             f"{where}: padding_mode={module.padding_mode!r}; only zeros are supported"

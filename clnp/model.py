@@ -8,27 +8,24 @@ left and gives the dropped channels back as free capacity.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from clnp.errors import CheckpointError, ConfigError
-from clnp.graph import OPS, Graph, Node
+from clnp.errors import ConfigError
 from clnp.guards import check_parameters, refuse_backward, retiring
 from clnp.heads import HEADS
-from clnp.learned import LearnedTask, check_shapes
+from clnp.learned import LearnedTask
 from clnp.narrow import pruned_layers
-from clnp.network import MaskedLayer, Network
+from clnp.network import MaskedLayer
 from clnp.pruning import Keep, check_keep, free_inputs, head_columns, keep_first, rows
 from clnp.ranks import refuse_sharded
+from clnp.structure import Structured
 from clnp_kernels.nn import PartialBatchNorm2d
 
 
-class Model(Network):
+class Model(Structured):
     """A network of masked layers; made by `clnp.convert`.
 
     Arguments:
@@ -67,11 +64,6 @@ class Model(Network):
                 "tasks; use head='multi'"
             )
         self._swap_head(kind)
-
-    def _swap_head(self, kind: str) -> None:
-        old = self.head
-        bias = None if old.free_bias is None else old.free_bias.detach()
-        self.net.set_submodule(self.groups.head, HEADS[kind](old.free_weight.detach(), bias))
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         logits = super().forward(x, task)
@@ -138,15 +130,6 @@ class Model(Network):
     def _place_head(self, classes: int) -> None:
         name = self.groups.head
         self.head.place(classes, self.frozen_inputs(name), self.inputs(name))
-
-    def _skip_active(self) -> None:
-        """A single head does not look at earlier tasks' channels; where nothing else does, they are
-        not computed.
-        """
-        skip = self.head.kind == "single" and self.groups.only_feeds_head()
-        last, masked = self.groups.last, self.masked
-        for name in (*last.producers, *last.carriers):
-            masked[name].skip_active = skip
 
     @retiring
     def compact(self, keep: Keep) -> None:
@@ -298,87 +281,11 @@ class Model(Network):
         refuse_sharded(self)
         check_parameters({**self.masked, self.groups.head: self.head}, what)
 
-    # State
-
-    @retiring
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """As `torch.nn.Module.load_state_dict`, also from a state with other boundaries; tensors
-        that contradict the saved structure are refused.
-
-        Raises:
-            CheckpointError: the state belongs to another network, or its shapes do not fit
-                together.
-        """
-        result = super().load_state_dict(state_dict, strict, assign)
-        check_shapes(self)
-        return result
-
-    def structure(self) -> dict[str, Any]:
-        """Everything but the numbers, as JSON-able data: graph, sizes, head kind, learned tasks."""
-        return {
-            "graph": self.graph.to_json(),
-            "sizes": dict(self.sizes),
-            "head": self.head.kind,
-            "in_task": self.in_task,
-            "tasks": [asdict(task) for task in self.tasks],
-        }
-
-    @classmethod
-    def from_structure(cls, data: Mapping[str, Any]) -> Model:
-        """A network with the given structure; its numbers come from `load_state_dict`.
-
-        Raises:
-            CheckpointError: the data does not describe a network.
-        """
-        try:
-            graph = Graph.from_json(data["graph"])
-            model = cls(graph, {node.name: _dense(node) for node in graph.weighted})
-            model._set_structure(data)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise CheckpointError(f"this does not describe a network: {error}") from error
-        return model
-
-    def _set_structure(self, data: Mapping[str, Any]) -> None:
-        if data["graph"] != json.loads(json.dumps(self.graph.to_json())):
-            raise CheckpointError("the saved state belongs to a network with other layers")
-        self.sizes = {str(name): int(size) for name, size in data["sizes"].items()}
-        if data["head"] != self.head.kind:
-            self._swap_head(data["head"])
-        self.in_task = bool(data["in_task"])
-        self.tasks = [LearnedTask.from_json(task) for task in data["tasks"]]
-        self._skip_active()
-        self._forget_narrow()
-
-    def get_extra_state(self) -> Tensor:
-        """The structure as bytes in a tensor, so that a state dict holds tensors only."""
-        text = json.dumps(self.structure()).encode()
-        return torch.frombuffer(bytearray(text), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self._set_structure(json.loads(bytes(state.cpu().tolist())))
-
-    def _forget_narrow(self) -> None:
-        self._narrow.clear()
-        self._union.clear()
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Model:
-        self._forget_narrow()
-        return super()._apply(fn, recurse)
-
     def extra_repr(self) -> str:
         sizes = ", ".join(
             f"{g.name} {self.active(g)}/{self.sizes[g.name]}" for g in self.groups.prunable
         )
         return f"{len(self.tasks)} tasks learned, {self.head.kind} head, active channels: {sizes}"
-
-
-def _dense(node: Node) -> nn.Module:
-    """A freshly initialised dense module for a node with weights."""
-    op = OPS[node.op]
-    assert op.make is not None
-    return op.make(**{name: node.attrs[name] for name in op.attrs})
 
 
 def _freeze_all(module: MaskedLayer | PartialBatchNorm2d) -> None:

@@ -32,6 +32,26 @@ def task_layers(model: Network, task: int) -> dict[str, nn.Module]:
     return layers
 
 
+def frozen_tensors(model: Network, task: int) -> dict[str, list[Tensor]]:
+    """The tensors of a learned task's network by name, copied from the frozen buffers. A weight of
+    the final hidden layer is followed by what was frozen beside it, if anything was.
+    """
+    found = {
+        f"{name}.{key}": [value]
+        for name, layer in task_layers(model, task).items()
+        for key, value in layer.state_dict().items()
+        if key != "num_batches_tracked"
+    }
+    if task and model.head.kind == "single" and model.groups.only_feeds_head():
+        # From the task's channels to those of earlier tasks: zeros, which `union_layers` reads.
+        bounds, before = model.tasks[task].active, model.tasks[task - 1].active
+        for name in model.groups.last.producers:
+            added = slice(model.width(name, before), model.width(name, bounds))
+            weight = model.masked_layers[name].active_weight
+            found[f"{name}.weight"].append(weight[: before[model.groups.last.name], added])
+    return found
+
+
 def union_layers(model: Network) -> dict[str, nn.Module]:
     """The modules of one network that holds all learned tasks; its head gives their logits, one
     after the other. Channels of later tasks enter earlier ones with weight zero.

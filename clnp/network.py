@@ -151,14 +151,14 @@ class Network(nn.Module):
     # Calling
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
-        self._check_input(x)
+        self.check_input(x)
         if task is None:
             if self.in_task or not self.tasks:
                 return self.net(x)
             task = len(self.tasks) - 1
         return self.subnetwork(task)(x)
 
-    def _check_input(self, x: Tensor) -> None:
+    def check_input(self, x: Tensor) -> None:
         """Raises DataError unless x [B, ...] has the shape, dtype and device of this network."""
         if not isinstance(x, Tensor):
             raise DataError(f"x: expected a tensor, got {type(x).__name__}")
@@ -231,7 +231,7 @@ class Network(nn.Module):
             DataError: x does not fit the network.
             ConfigError: no task has been learned.
         """
-        self._check_input(x)
+        self.check_input(x)
         self.check_task(-1)
         if not self._union:
             self._union.append(self._build(union_layers(self), self.groups.head))

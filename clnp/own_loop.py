@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from clnp.batches import count, count_correct
 from clnp.checks import check_task
 from clnp.data.task import Split, Task
 from clnp.errors import CapacityWarning, ConfigError, TrainingError
-from clnp.forgetting import floor_of, per_layer
+from clnp.forgetting import per_layer
 from clnp.learned import LearnedTask
+from clnp.margin import check_margin
 from clnp.model import Model
+from clnp.score import Validation
 from clnp.settings import CHECKS
 from clnp.sparsifiers import sparsifier as ranking
 from clnp.sparsify import Pruning, find_pruning
@@ -101,7 +102,7 @@ def prune(
         sparsifier: likewise; it only ranks the channels, how they are trained is the loop's.
 
     Returns:
-        what was kept, the thresholds, and the validation examples that are still right.
+        what was kept, the thresholds, and the validation score afterwards.
 
     Raises:
         ConfigError: no task has begun; a setting out of range.
@@ -110,7 +111,6 @@ def prune(
     """
     _check_trained(model, "prune")
     given = {
-        "margin": margin,
         "search": search,
         "granularity": granularity,
         "sparsifier": sparsifier,
@@ -120,17 +120,19 @@ def prune(
         wanted, holds = CHECKS[name]
         if not holds(value):
             raise ConfigError(f"{name}={value!r}: expected {wanted}")
+    check_margin(margin, "accuracy")
     task = Task("in training", train, validation, validation, model.head.classes)
     check_task(model, task)
-    correct = count_correct(model, task.validation, model.device)
+    scored = Validation(task.validation, "accuracy", model.device)
+    best = scored(model)
     if model.is_full:
-        pruning = Pruning.nothing_kept(model, correct)
+        pruning = Pruning.nothing_kept(model, float(best))
     else:
         pruning = find_pruning(
             model,
             task.train,
-            task.validation,
-            floor_of(correct, margin, count(task.validation)),
+            scored,
+            scored.floor(best, margin),
             rank=ranking(sparsifier).scores,
             search=search,
             granularity=granularity,

@@ -36,8 +36,10 @@ class StochasticDepth(nn.Module):
         return f"p={self.p}, mode={self.mode!r}"
 
 
+@torch.inference_mode(False)
 def plain_module(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor | None]) -> Any:
     """A module with weights that owns contiguous copies of the given tensors, in evaluation mode.
+    Gradients can go through it even if it is made within `torch.inference_mode`.
 
     Arguments:
         op: "linear", "conv2d", "depthwise_conv2d", "batch_norm1d" or "batch_norm2d".

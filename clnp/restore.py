@@ -10,12 +10,12 @@ from torch import Tensor
 
 from clnp.errors import CheckpointError
 from clnp.model import Model
+from clnp.structure import EXTRA
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 }
-EXTRA = "_extra_state"  # the structure within a state dict; a checkpoint holds it as JSON
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -30,6 +30,7 @@ def dtype_of(name: Any) -> torch.dtype:
     return DTYPES[name]
 
 
+@torch.inference_mode(False)
 def restored(
     structure: Mapping[str, Any], dtype: torch.dtype, state: Mapping[str, Tensor]
 ) -> Model:

@@ -31,6 +31,12 @@ def contents(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, data
 
 
+def saved_score(data: Any) -> Any:
+    """The name of a learner's score in its file's data; files without one are older than scores."""
+    settings = data.get("settings") if isinstance(data, dict) else None
+    return settings.get("score", "accuracy") if isinstance(settings, dict) else "accuracy"
+
+
 def splits_to_test(
     reports: Sequence[TaskReport], tasks: Sequence[Task] | None
 ) -> list[Split | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ import torch
 from clnp.errors import ConfigError
 from clnp.forgetting import per_layer
 from clnp.heads import HEADS
+from clnp.margin import check_margin
+from clnp.score import WANTED, is_score, name_of
 from clnp.train import SCHEDULES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -45,7 +48,12 @@ class Settings:
 
     Attributes:
         head: "single" or "multi" (paper, Fig. 2).
-        margin: validation accuracy given up for sparsity.
+        margin: how much of the validation split's score is given up for sparsity; of accuracies a
+            fraction, of a function whatever it returns.
+        score: what the margin is held on: "accuracy", "balanced accuracy" (the mean of the recalls
+            of the classes that occur in the validation split: rare classes count as much as others)
+            or a function (logits [N, C], labels [N]) -> number, higher is better. It is called with
+            the whole validation split at once, on the CPU, for every network that is evaluated.
         l1: alpha of the L1 penalty alpha * sum |w|: one number, one per layer (the head last), or
             {layer: alpha}.
         lr, epochs, batch_size, schedule: of training with Adam; schedule is "constant", "step" or
@@ -85,6 +93,7 @@ class Settings:
 
     head: str = "multi"
     margin: float = 0.0005
+    score: Any = "accuracy"
     l1: Any = 0.0
     lr: float = 1e-3
     epochs: int = 10
@@ -111,6 +120,7 @@ class Settings:
             value = getattr(self, name)
             if not holds(value):
                 raise ConfigError(f"{name}={value!r}: expected {wanted}")
+        check_margin(self.margin, self.score)
         tune = self.fine_tune
         if isinstance(tune, dict):
             unknown = set(tune) - {f.name for f in dataclasses.fields(FineTune)}
@@ -171,8 +181,12 @@ class Settings:
         return dict(growth)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, the inverse of `Settings(**data)`."""
-        return dataclasses.asdict(self)
+        """Plain data, the inverse of `Settings(**data)`. A function as score becomes its name
+        (`clnp.score.given_again`).
+        """
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        tune = None if self.fine_tune is None else dataclasses.asdict(self.fine_tune)
+        return copy.deepcopy({**data, "fine_tune": tune, "score": name_of(self.score)})
 
 
 def _whole(value: Any) -> bool:
@@ -190,7 +204,7 @@ def _one_of(names: Any) -> tuple[str, Callable[[Any], bool]]:
 # setting -> (what is expected, check)
 CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "head": _one_of(HEADS),
-    "margin": ("a fraction in [0, 1)", lambda v: _number(v) and 0 <= v < 1),
+    "score": (WANTED, is_score),
     "lr": ("a positive number", lambda v: _number(v) and v > 0),
     "epochs": ("an integer >= 1", lambda v: _whole(v) and v >= 1),
     "batch_size": ("an integer >= 1", lambda v: _whole(v) and v >= 1),

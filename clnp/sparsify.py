@@ -1,4 +1,4 @@
-"""Which channels a task keeps: the highest thresholds that accuracy allows (paper, Sec. 2.2)."""
+"""Which channels a task keeps: the highest thresholds that the margin allows (paper, Sec. 2.2)."""
 
 from __future__ import annotations
 
@@ -6,34 +6,30 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from clnp.activity import read_means
-from clnp.batches import (
-    batches,
-    correct_of,
-    count,
-    count_correct,
-    evaluating,
-    evaluation_batch,
-    first_inputs,
-)
+from clnp.batches import batches, evaluating, evaluation_batch, first_inputs
+from clnp.checks import check_scores
 from clnp.data.task import Split
-from clnp.graph import Graph, Node, build
+from clnp.graph import build
 from clnp.groups import Group
+from clnp.line_search import Sliced, cut, features
 from clnp.model import Model
 from clnp.narrow import pruned_layers
-from clnp.pruning import compensate, compensated, mean_outputs, read_columns, trained_bias
-from clnp.ranks import Ranks, current
+from clnp.pruning import compensate, compensated, read_columns, trained_bias
+from clnp.ranks import current
+from clnp.score import Validation, Value
 
 FEATURE_BYTES = 1 << 30
-SHARES = (1.0, 0.5, 0.2)
+SHARES = (Fraction(1), Fraction(1, 2), Fraction(1, 5))
 SHARED_GROUPS = 3
 JOINT_GROUPS = 8
+HEADROOM = 1.01  # of a threshold above a group of which no channel is kept
 
 
 @dataclass(frozen=True)
@@ -42,8 +38,8 @@ class Pruning:
 
     Attributes:
         keep: group name -> ascending indices of the free channels that stay.
-        thresholds: group name -> theta; kept channels have E|a| > theta.
-        correct: correctly classified validation examples afterwards.
+        thresholds: group name -> theta, as `threshold_between` says; kept channels score more.
+        validation: score of the validation split afterwards.
         cost: what the search minimises: over the groups, the sum of the squared fractions of free
             channels that are kept.
         scores: group name -> [channels] float64, what its channels were ranked by; NaN for those
@@ -53,20 +49,20 @@ class Pruning:
 
     keep: dict[str, Tensor]
     thresholds: dict[str, float]
-    correct: int
+    validation: float
     cost: float
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     means: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def nothing_kept(cls, model: Model, correct: int, cost: float = 0.0) -> Pruning:
+    def nothing_kept(cls, model: Model, validation: float, cost: float = 0.0) -> Pruning:
         """Of a task that trained its head alone: no free channel has a way to it."""
         keep, scores = {}, {}
         for group in model.groups.prunable:
             channels = model.active(group) + model.free(group)
             keep[group.name] = torch.empty(0, dtype=torch.int64)
             scores[group.name] = torch.full((channels,), torch.nan, dtype=torch.float64)
-        return cls(keep, dict.fromkeys(keep, 0.0), correct, cost, scores)
+        return cls(keep, dict.fromkeys(keep, 0.0), validation, cost, scores)
 
     @property
     def kept(self) -> int:
@@ -82,8 +78,8 @@ class Pruning:
 def find_pruning(
     model: Model,
     train: Split,
-    validation: Split,
-    floor: int,
+    validation: Validation,
+    floor: Value,
     *,
     rank: Callable[[Model, Split, torch.device], dict[str, Tensor]],
     search: str = "auto",
@@ -96,30 +92,52 @@ def find_pruning(
     Arguments:
         model: trained; it stays as it is.
         train: what channels are ranked and means measured on.
-        validation: split on which accuracy is counted.
-        floor: the least number of correctly classified validation examples.
+        validation: what networks are scored on.
+        floor: the least score.
         rank: (model, split, device) -> group -> scores [channels], of a `Sparsifier`.
         search, granularity, compensate: as of `clnp.Settings`.
         on_evaluation: called with the number of networks evaluated so far.
+
+    Raises:
+        TrainingError: a channel's score is not finite.
     """
-    device = model.device
-    scores = rank(model, train, device)
-    means = read_means(model, train, device) if compensate else None
-    found = ThresholdSearch(
-        model, scores, validation, floor, device, granularity, on_evaluation, means
-    )
+    scores = rank(model, train, model.device)
+    check_scores(model, scores)
+    means = read_means(model, train, model.device) if compensate else None
+    found = ThresholdSearch(model, scores, validation, floor, granularity, on_evaluation, means)
     return found.run(search)
 
 
+def threshold_between(ranked: Tensor, kept: int) -> float:
+    """The threshold theta of a group: half-way between the lowest score that is kept and the
+    highest that is not. Scores that are measured again in other arithmetic (dtype, threads) then
+    make the same choice by `score > theta`.
+
+    Where the two are equal, theta is their score: of the channels that share it, the first in order
+    were kept. Where all channels are kept it is 0, where none is a little above the highest score.
+
+    Arguments:
+        ranked: scores of the free channels [channels] float64, descending.
+        kept: how many are kept, the first.
+    """
+    if kept == len(ranked):
+        return 0.0
+    dropped = float(ranked[kept])
+    if kept == 0:
+        return dropped * HEADROOM
+    lowest = float(ranked[kept - 1])
+    middle = dropped + (lowest - dropped) / 2
+    return middle if middle < lowest else dropped  # neighbours have no number between them
+
+
 class ThresholdSearch:
-    """Finds high thresholds under an accuracy floor by bisection over the sorted activities.
+    """Finds high thresholds above a floor of the score by bisection over the sorted activities.
 
     Arguments:
         model: in a task, trained.
         activity: from `measure_activity`.
-        validation: split on which accuracy is counted.
-        floor: the least number of correctly classified validation examples.
-        device: where to evaluate.
+        validation: what networks are scored on.
+        floor: the least score.
         granularity: active channels of a group are rounded up to a multiple of this.
         means: from `read_means`: what is cut is compensated by its mean (`pruning.compensate`).
             None: it is cut.
@@ -130,14 +148,13 @@ class ThresholdSearch:
         self,
         model: Model,
         activity: Mapping[str, Tensor],
-        validation: Split,
-        floor: int,
-        device: torch.device,
+        validation: Validation,
+        floor: Value,
         granularity: int = 1,
         on_evaluation: Callable[[int], None] = lambda done: None,
         means: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.model, self.validation, self.floor, self.device = model, validation, floor, device
+        self.model, self.validation, self.floor = model, validation, floor
         self.activity = activity
         self.evaluations, self.on_evaluation = 0, on_evaluation
         self.granularity, self.means = granularity, means or {}
@@ -157,8 +174,8 @@ class ThresholdSearch:
             alive = max(int((free > 0).sum()), self.least[group.name])
             self.most[group.name] = self._rounded(group, alive)
             self.least[group.name] = self._rounded(group, self.least[group.name])
-        self.known: dict[tuple[int, ...], int] = {}
-        self.lines: dict[tuple[Any, ...], Callable[[int, int], int]] = {}
+        self.known: dict[tuple[int, ...], Value] = {}
+        self.lines: dict[tuple[Any, ...], Callable[[int, Value], Value]] = {}
 
     def _rounded(self, group: Group, kept: int) -> int:
         total = self.model.active(group) + kept
@@ -177,14 +194,14 @@ class ThresholdSearch:
         """
         return sum((n / max(self.order[name].numel(), 1)) ** 2 for name, n in counts.items())
 
-    def correct(self, counts: Mapping[str, int]) -> int:
-        """Correct validation examples of the network pruned to `counts`."""
+    def score(self, counts: Mapping[str, int]) -> Value:
+        """Score of the network pruned to `counts`."""
         key = tuple(counts[group.name] for group in self.groups)
         if key not in self.known:
             keep = self.keep(counts)
             with compensated(self.model, keep, self.means):
                 network = self.model.pruned_network(keep)
-            self.known[key] = count_correct(network, self.validation, self.device)
+            self.known[key] = self.validation(network)
             self._evaluated()
         return self.known[key]
 
@@ -230,7 +247,7 @@ class ThresholdSearch:
         low, high = -1, len(levels) - 1  # low holds the floor
         while low < high:
             middle = (low + high + 1) // 2
-            if self.correct(counts(middle)) >= self.floor:
+            if self.score(counts(middle)) >= self.floor:
                 low = middle
             else:
                 high = middle - 1
@@ -238,7 +255,7 @@ class ThresholdSearch:
 
     def layerwise(self) -> Pruning:
         """One group after the other, the last first, each as far as the whole margin allows."""
-        return self._result(self._descend(list(reversed(self.groups)), 1.0))
+        return self._result(self._descend(list(reversed(self.groups)), SHARES[0]))
 
     def joint(self) -> Pruning:
         """The cheapest of several ways to divide the margin among the groups, then improved group
@@ -251,14 +268,14 @@ class ThresholdSearch:
         """
         order = list(reversed(self.groups))
         if len(order) == 1:
-            best = self._descend(order, 1.0)
+            best = self._descend(order, SHARES[0])
         elif len(order) <= SHARED_GROUPS:
             ways = itertools.product((order, order[::-1]), SHARES)
             best = min((self._descend(*way) for way in ways), key=self.cost)
         else:
-            best = self._descend(order, 1.0, self._common(), bisect=True)
+            best = self._descend(order, SHARES[0], self._common(), bisect=True)
         while True:
-            improved = self._descend(order, 1.0, best)
+            improved = self._descend(order, SHARES[0], best)
             if self.cost(improved) >= self.cost(best):
                 return self._result(best)
             best = improved
@@ -266,7 +283,7 @@ class ThresholdSearch:
     def _descend(
         self,
         order: list[Group],
-        share: float,
+        share: Fraction,
         start: Mapping[str, int] | None = None,
         bisect: bool | None = None,
     ) -> dict[str, int]:
@@ -276,17 +293,16 @@ class ThresholdSearch:
         bisect = start is None if bisect is None else bisect
         counts = dict(start or self.most)
         for position, group in enumerate(order):
-            here = self.correct(counts)
+            here = self.score(counts)
             last = position == len(order) - 1
-            floor = self.floor if last else math.ceil(here - share * (here - self.floor))
+            floor = self.floor if last else here - share * (here - self.floor)
             counts[group.name] = self._fewest(group, counts, floor, bisect)
         return counts
 
-    def _fewest(self, group: Group, counts: Mapping[str, int], floor: int, bisect: bool) -> int:
-        """The fewest channels of one group that keep `floor` examples right, the other groups'
-        counts being fixed.
+    def _fewest(self, group: Group, counts: Mapping[str, int], floor: Value, bisect: bool) -> int:
+        """The fewest channels of one group that hold a floor, the other groups' counts being fixed.
 
-        Accuracy is not quite monotone in the threshold: after the bisection (or instead of it),
+        The score is not quite monotone in the threshold: after the bisection (or instead of it),
             lower counts are probed too.
         """
         evaluate = self._line(group, counts)
@@ -313,16 +329,16 @@ class ThresholdSearch:
                     break
         return self._confirmed(group, counts, high, floor)
 
-    def _confirmed(self, group: Group, counts: Mapping[str, int], n: int, floor: int) -> int:
+    def _confirmed(self, group: Group, counts: Mapping[str, int], n: int, floor: Value) -> int:
         """Line searches may round differently from the whole network in the last bit: the whole
         network decides.
         """
-        while n < counts[group.name] and self.correct({**counts, group.name: n}) < floor:
+        while n < counts[group.name] and self.score({**counts, group.name: n}) < floor:
             n = min(self._rounded(group, n + max(1, n // 50)), counts[group.name])
         return n
 
-    def _line(self, group: Group, counts: Mapping[str, int]) -> Callable[[int, int], int]:
-        """An evaluator (count, floor) -> correct examples, exact down to the floor, for one group.
+    def _line(self, group: Group, counts: Mapping[str, int]) -> Callable[[int, Value], Value]:
+        """An evaluator (count, floor) -> score, exact down to the floor, for one group.
         In a chain of layers, everything before the group is computed once, with its channels sorted
         by activity, so that a count is a slice."""
         key = (group.name, *(counts[g.name] for g in self.groups))
@@ -330,33 +346,32 @@ class ThresholdSearch:
             self.lines = {key: self._new_line(group, dict(counts))}
         return self.lines[key]
 
-    def _new_line(self, group: Group, counts: dict[str, int]) -> Callable[[int, int], int]:
-        cut = _cut(self.model.narrow_graph, group)
-        if cut is None:
-            return lambda n, floor: self.correct({**counts, group.name: n})
-        front, back = cut
+    def _new_line(self, group: Group, counts: dict[str, int]) -> Callable[[int, Value], Value]:
+        parts = cut(self.model.narrow_graph, group)
+        if parts is None:
+            return lambda n, floor: self.score({**counts, group.name: n})
+        front, back = parts
         keep = self.keep(counts)
         keep[group.name] = self.order[group.name][: counts[group.name]]
         with compensated(self.model, keep, self.means):
             layers = pruned_layers(self.model, keep)
-        first, total = build(front, layers), count(self.validation)
+        first, split, device = build(front, layers), self.validation.split, self.model.device
         with evaluating(first):
-            example = first(first_inputs(self.validation, 1).to(self.device))
-        if total * example.numel() * example.element_size() > FEATURE_BYTES:
-            return lambda n, floor: self.correct({**counts, group.name: n})
-        ranks = current()
-        features, labels = _features(first, self.validation, self.device, ranks)
+            example = first(first_inputs(split, 1).to(device))
+        if self.validation.total * example.numel() * example.element_size() > FEATURE_BYTES:
+            return lambda n, floor: self.score({**counts, group.name: n})
+        values, labels = features(first, split, device, current())
         reader = group.consumers[0]
-        layers[reader] = _Sliced(layers[reader], self._means_of_line(reader, keep))
+        layers[reader] = Sliced(layers[reader], self._means_of_line(reader, keep))
         net = build(back, layers)
         positions = self.model.groups.positions[reader]
-        frozen = features.shape[1] - counts[group.name] * positions
+        frozen = values.shape[1] - counts[group.name] * positions
 
-        def evaluate(n: int, floor: int) -> int:
+        def evaluate(n: int, floor: Value) -> Value:
             self._evaluated()
-            own = features[:, : frozen + n * positions], labels
-            pieces = batches(own, evaluation_batch(own), self.device)
-            return ranks.total(correct_of(net, pieces, total - floor))
+            own = values[:, : frozen + n * positions], labels
+            pieces = batches(own, evaluation_batch(own), device)
+            return self.validation.of(net, pieces, floor)
 
         return evaluate
 
@@ -365,62 +380,9 @@ class ThresholdSearch:
         if reader not in self.means or trained_bias(self.model, reader) is None:
             return None
         columns = read_columns(self.model, reader, keep)
-        return self.means[reader].to(self.device)[columns]
+        return self.means[reader].to(self.model.device)[columns]
 
     def _result(self, counts: Mapping[str, int]) -> Pruning:
-        thresholds = {}
-        for name, n in counts.items():
-            values = self.sorted[name]
-            thresholds[name] = float(values[n]) if n < values.numel() else 0.0
-        correct, cost = self.correct(counts), self.cost(counts)
-        return Pruning(self.keep(counts), thresholds, correct, cost, self.activity, self.means)
-
-
-def _cut(graph: Graph, group: Group) -> tuple[Graph, Graph] | None:
-    """Splits a chain of operations before the layer that reads `group`; None where the graph is no
-    chain.
-    """
-    if len(group.consumers) != 1 or any(
-        node.inputs != (before.name,)
-        for before, node in zip(graph.nodes, graph.nodes[1:], strict=False)
-    ):
-        return None
-    at = [node.name for node in graph.nodes].index(group.consumers[0])
-    border = graph.nodes[at - 1].name
-    start = Node(border, "input", attrs={"shape": []})
-    return Graph(graph.nodes[:at], border), Graph((start, *graph.nodes[at:]), graph.output)
-
-
-class _Sliced(nn.Module):
-    """A linear or convolutional layer that reads as many inputs as it is given, the first ones.
-
-    Arguments:
-        layer: reads all of them.
-        means: of all inputs, [I]; those of the inputs that are not given go into the bias.
-    """
-
-    def __init__(self, layer: nn.Module, means: Tensor | None) -> None:
-        super().__init__()
-        assert isinstance(layer, nn.Linear | nn.Conv2d)
-        self.layer, self.means = layer, means
-
-    def forward(self, x: Tensor) -> Tensor:
-        layer, n = self.layer, x.shape[1]
-        weight, bias = layer.weight[:, :n], layer.bias
-        if self.means is not None and bias is not None:
-            bias = bias + mean_outputs(layer.weight[:, n:], self.means[n:])
-        if isinstance(layer, nn.Linear):
-            return F.linear(x, weight, bias)
-        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
-
-
-def _features(
-    net: nn.Module, split: Split, device: torch.device, ranks: Ranks
-) -> tuple[Tensor, Tensor]:
-    """A network's outputs over this rank's piece of a split, in evaluation mode, and the labels."""
-    values, labels = [], []
-    with evaluating(net):
-        for x, y in batches(split, evaluation_batch(split), device, ranks=ranks):
-            values.append(net(x))
-            labels.append(y)
-    return torch.cat(values), torch.cat(labels)
+        thresholds = {name: threshold_between(self.sorted[name], n) for name, n in counts.items()}
+        validation, cost = float(self.score(counts)), self.cost(counts)
+        return Pruning(self.keep(counts), thresholds, validation, cost, self.activity, self.means)

@@ -21,7 +21,7 @@ class TaskReport:
     Attributes:
         task, name: index (from 0) and name.
         epochs, lr, l1: of the chosen grid point; l1 is layer -> alpha.
-        best_validation: best validation accuracy over the grid (paper, Sec. 2.2: the margin counts
+        best_validation: best validation score over the grid (paper, Sec. 2.2: the margin counts
             from here).
         validation_before, validation: of the chosen network before and after pruning (and
             fine-tuning).
@@ -43,6 +43,10 @@ class TaskReport:
             ("entropy", "energy") -> "task" (the task is right), "class_incremental" (task and
             class) and "domain_incremental" (the class, whichever the task); see
             `clnp.task_inference`. Empty where it was not measured.
+        score: what `best_validation`, `validation_before`, `validation` and the grid's `validation`
+            are, and the margin was held on: the name of `Settings.score`.
+        fine_tuned: for each round of fine-tuning "kept", or "rolled back" where the validation
+            score was higher before it; joined by ", ", "" without fine-tuning.
     """
 
     task: int
@@ -63,6 +67,8 @@ class TaskReport:
     transfer_only: bool
     seconds: dict[str, float] = field(default_factory=dict)
     inferred: Inferred = field(default_factory=dict)
+    score: str = "accuracy"
+    fine_tuned: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `TaskReport(**data)`."""

@@ -8,20 +8,24 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clnp import grid_trials
-from clnp.batches import count, count_correct, seed_for
+from clnp.batches import seed_for
+from clnp.checks import check_scores
 from clnp.data.task import Task
 from clnp.distributed import current
 from clnp.fanout import Workers
-from clnp.forgetting import GridPoint, candidates, floor_of, per_layer, sparsest
+from clnp.forgetting import GridPoint, candidates, per_layer, sparsest
+from clnp.margin import warn_of_classes, warn_of_noise
 from clnp.model import Model
 from clnp.progress import Progress, fingerprint
 from clnp.pruning import keep_everything
+from clnp.score import Validation, Value
 from clnp.settings import DTYPES, FineTune, Settings
 from clnp.sparsifiers import sparsifier
 from clnp.sparsify import Pruning, find_pruning
@@ -29,6 +33,7 @@ from clnp.stacked import StackedFit, stackable
 from clnp.train import Fit, FitSettings, FitState, moving
 
 ALONE = Workers(1)
+STACK = 6  # frames from a warning here to the caller of `Learner.learn` or `adopt`
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Plan:
     """How one task is learned.
 
     Attributes:
-        margin: validation accuracy given up for sparsity.
+        margin: how much of the validation score is given up for sparsity.
         adopt: take the network as it is instead of training it.
         prune: search thresholds; otherwise all channels stay.
     """
@@ -54,14 +59,14 @@ class Trained:
         point: what it was trained with.
         tensors: copies of what training moves.
         history: one record per epoch.
-        correct: correct validation examples before pruning.
+        score: of the validation split, before pruning.
         pruning: outcome of the threshold search.
     """
 
     point: GridPoint
     tensors: list[Tensor]
     history: list[dict[str, float]]
-    correct: int
+    score: Value = 0
     pruning: Pruning | None = None
 
 
@@ -76,6 +81,7 @@ class TaskRun:
         call: (event, *arguments) tells the callbacks.
         head_only: train nothing but the head (the final hidden group is full).
         workers: for the grid points and the searches of the candidates, where there are several.
+        warned: what the learner was warned of once; "noise" is added.
 
     It can be pickled: what arrives in another process tells its events to this one.
     """
@@ -93,19 +99,20 @@ class TaskRun:
         *,
         head_only: bool,
         workers: Workers = ALONE,
+        warned: set[str] | None = None,
     ) -> None:
         self.model, self.task, self.index = model, task, index
         self.settings, self.plan, self.points = settings, plan, points
         self.progress, self.call, self.head_only = progress, call, head_only
-        self.workers = workers
+        self.workers, self.warned = workers, set() if warned is None else warned
         self.sparsifier = sparsifier(settings.sparsifier)
-        self.total = count(task.validation)
+        self.validation = Validation(task.validation, settings.score, model.device)
         self.done: Counter[int] = Counter()  # grid point -> epochs behind it
 
     def __getstate__(self) -> dict[str, Any]:
         task = copy.copy(self.task)
         object.__setattr__(task, "test", task.validation)  # it need not travel
-        here = ("call", "workers", "sparsifier")
+        here = ("call", "workers", "sparsifier", "validation")
         state = {name: value for name, value in self.__dict__.items() if name not in here}
         return {**state, "task": self.workers.shared(task)}
 
@@ -113,6 +120,8 @@ class TaskRun:
         self.__dict__.update(state)
         self.call, self.workers = grid_trials.told, ALONE
         self.sparsifier = sparsifier(self.settings.sparsifier)
+        device = self.model.device
+        self.validation = Validation(self.task.validation, self.settings.score, device)
 
     @property
     def tune(self) -> FineTune | None:
@@ -128,12 +137,28 @@ class TaskRun:
         return self.settings.epochs * len(self.points) + tuned
 
     def train(self) -> list[Trained]:
-        """Trains every grid point from the same weights, in the same order of examples."""
+        """Trains every grid point from the same weights, in the same order of examples, and scores
+        them.
+        """
+        self.validation.check(self.model.net)
+        if self.plan.prune and not self.head_only:
+            self._warn()
+        trained = self._trained_points()
+        for t in trained:
+            t.score = self._score(t)
+        return trained
+
+    def _warn(self) -> None:
+        name, margin = self.task.name, self.plan.margin
+        warn_of_classes(name, self.task.train, self.validation, margin, STACK)
+        if "noise" not in self.warned and warn_of_noise(name, self.validation, margin, STACK):
+            self.warned.add("noise")
+
+    def _trained_points(self) -> list[Trained]:
         tensors = moving(self.model, self.head_only)
         start = [t.detach().clone() for t in tensors]
         if self.plan.adopt:
-            correct = count_correct(self.model.net, self.task.validation, self.model.device)
-            return [Trained(self.points[0], start, [], correct)]
+            return [Trained(self.points[0], start, [])]
         trained = self._saved(tensors)
         if len(trained) < len(self.points) and self._stacks():
             return self._fit_together()
@@ -147,6 +172,13 @@ class TaskRun:
                 trained[i] = self.fit(i)
         return [trained[i] for i in range(len(self.points))]
 
+    def _score(self, t: Trained) -> Value:
+        if t.history and self.settings.score == "accuracy":  # the last epoch has counted
+            total = self.validation.total
+            return Fraction(round(t.history[-1]["validation_accuracy"] * total), total)
+        self.take(t)
+        return self.validation(self.model.net)
+
     def _saved(self, tensors: Sequence[Tensor]) -> dict[int, Trained]:
         """The grid points that were trained before a run was killed."""
         found = {}
@@ -157,7 +189,7 @@ class TaskRun:
             if state is not None and state.epoch == self.settings.epochs:
                 shapes = [tensor.shape for tensor in state.parameters]
                 if shapes == [tensor.shape for tensor in tensors]:
-                    found[i] = self._trained(i, state.history, state.parameters)
+                    found[i] = Trained(self.points[i], state.parameters, state.history)
         return found
 
     def _fans_out(self, trials: Sequence[Any]) -> bool:
@@ -190,8 +222,8 @@ class TaskRun:
 
         states = fit.run_all(after_epoch)
         return [
-            self._trained(i, states[i].history, [t.detach().clone() for t in fit.views[i]])
-            for i in numbers
+            Trained(point, [t.detach().clone() for t in views], state.history)
+            for point, views, state in zip(self.points, fit.views, states, strict=True)
         ]
 
     def epoch_end(self, record: dict[str, Any]) -> None:
@@ -217,14 +249,10 @@ class TaskRun:
 
         history = fit.run(after_epoch).history
         tensors = moving(self.model, self.head_only)
-        return self._trained(i, history, [t.detach().clone() for t in tensors])
+        return Trained(point, [t.detach().clone() for t in tensors], history)
 
     def _record(self, i: int, record: dict[str, float]) -> dict[str, Any]:
         return {**record, "point": i, "points": len(self.points)}
-
-    def _trained(self, i: int, history: list[dict[str, float]], tensors: list[Tensor]) -> Trained:
-        correct = round(history[-1]["validation_accuracy"] * self.total)
-        return Trained(self.points[i], tensors, history, correct)
 
     def _stamp(self) -> dict[str, Any]:
         """What tells saved fits of this task from those of another run."""
@@ -263,10 +291,9 @@ class TaskRun:
         """Searches the thresholds of every candidate; returns the sparsest, its weights in the
         model.
         """
-        best = max(t.correct for t in trained)
-        floor = floor_of(best, self.plan.margin, self.total)
-        right = [t.correct for t in trained]
-        chosen = [trained[i] for i in candidates(right, self.plan.margin, self.total)]
+        scores = [t.score for t in trained]
+        floor = self.floor(max(scores))
+        chosen = [trained[i] for i in candidates(scores, floor)]
         if self._fans_out(chosen):
             grid_trials.search(self, trained, chosen, floor)
         else:
@@ -277,28 +304,33 @@ class TaskRun:
         self.take(winner)
         return winner
 
+    def floor(self, best: Value) -> Value:
+        """The least score within the margin of the best."""
+        return self.validation.floor(best, self.plan.margin)
+
     def take(self, t: Trained) -> None:
         """Puts the numbers of a trained grid point into the model."""
         restore(moving(self.model, self.head_only), t.tensors)
 
-    def search(self, t: Trained, floor: int) -> None:
+    def search(self, t: Trained, floor: Value) -> None:
         """Searches the thresholds of the network in the model, a trained grid point."""
         model, settings = self.model, self.settings
         if self.head_only:
-            # Nothing is claimed, so the most accurate head is the best one.
-            t.pruning = Pruning.nothing_kept(model, t.correct, cost=-t.correct)
+            # Nothing is claimed, so the head that scores most is the best one.
+            t.pruning = Pruning.nothing_kept(model, float(t.score), cost=-float(t.score))
             return
         # A resumed run gets here without having trained: the generator must not depend on that.
         torch.manual_seed(seed_for(settings.seed, self.index, "prune"))
         if not self.plan.prune:
             keep = keep_everything(model)
             scores = self.sparsifier.scores(model, self.task.train, model.device)
-            t.pruning = Pruning(keep, dict.fromkeys(keep, 0.0), t.correct, 0.0, scores)
+            check_scores(model, scores)
+            t.pruning = Pruning(keep, dict.fromkeys(keep, 0.0), float(t.score), 0.0, scores)
             return
         t.pruning = find_pruning(
             model,
             self.task.train,
-            self.task.validation,
+            self.validation,
             floor,
             rank=self.sparsifier.scores,
             search=settings.search,
@@ -307,42 +339,61 @@ class TaskRun:
             on_evaluation=lambda done: self.call("on_search", done, 0),
         )
 
-    def fine_tune(self, chosen: Trained, best: int) -> int:
-        """Trains what survived, if asked to; returns correct validation examples.
+    def fine_tune(self, chosen: Trained, best: Value) -> tuple[Value, str]:
+        """Trains what survived, if asked to. A round that ends with a lower score than it began
+        with is taken back.
 
         Arguments:
             chosen: its pruning was cut.
-            best: correct validation examples that the margin counts from, where there are more
-                rounds of pruning and fine-tuning.
+            best: score that the margin counts from, where there are more rounds of pruning and
+                fine-tuning.
+
+        Returns:
+            the score of the network as it is now, and what became of the rounds: "kept" or "rolled
+            back" for each, joined by commas; "" where there are none.
         """
-        tune = self.tune
+        tune, score = self.tune, self._score_now()
+        outcomes = []
         for number in range(tune.rounds if tune else 0):
             assert tune is not None
             if number and not self.head_only:
-                self.search(chosen, floor_of(best, self.plan.margin, self.total))
+                self.search(chosen, self.floor(best))
                 assert chosen.pruning is not None
                 chosen.pruning.apply(self.model)
-            l1 = chosen.point.l1 if tune.l1 is None else per_layer(tune.l1, self.model.layer_names)
-            settings = self._fit_settings(tune.epochs, tune.lr, l1, tune.schedule)
-            what = f"fine-tune {number}" if number else "fine-tune"
-            told = {"fine_tune": True, "round": number}
-            Fit(*self._fit_arguments(settings, what)).run(
-                lambda state, _, told=told: self.call(  # type: ignore[misc]
-                    "on_epoch_end", {**state.history[-1], **told}
-                )
-            )
-        network = self.model.pruned_network(keep_everything(self.model))
-        return count_correct(network, self.task.validation, self.model.device)
+                score = self._score_now()
+            before = [t.detach().clone() for t in moving(self.model, self.head_only)]
+            self._tune(chosen.point, tune, number)
+            tuned = self._score_now()
+            worse = tuned < score
+            if worse:
+                restore(moving(self.model, self.head_only), before)
+            outcomes.append("rolled back" if worse else "kept")
+            score = max(score, tuned)
+        return score, ", ".join(outcomes)
+
+    def _tune(self, point: GridPoint, tune: FineTune, number: int) -> None:
+        """Trains what survived, in round `number` from 0."""
+        l1 = point.l1 if tune.l1 is None else per_layer(tune.l1, self.model.layer_names)
+        settings = self._fit_settings(tune.epochs, tune.lr, l1, tune.schedule)
+        what = f"fine-tune {number}" if number else "fine-tune"
+        told = {"fine_tune": True, "round": number}
+        Fit(*self._fit_arguments(settings, what)).run(
+            lambda state, _: self.call("on_epoch_end", {**state.history[-1], **told})
+        )
+
+    def _score_now(self) -> Value:
+        """Score of the network with the free channels that it has."""
+        return self.validation(self.model.pruned_network(keep_everything(self.model)))
 
     def grid_rows(self, trained: list[Trained], chosen: Trained) -> list[dict[str, Any]]:
         """What a report says of every grid point."""
-        floor = floor_of(max(t.correct for t in trained), self.plan.margin, self.total)
+        floor = self.floor(max(t.score for t in trained))
         return [
             {
                 "l1": t.point.l1,
                 "lr": t.point.lr,
-                "validation": t.correct / self.total,
-                "candidate": t.correct >= floor,
+                "validation": float(t.score),
+                "candidate": t.score >= floor,
                 "chosen": t is chosen,
                 "kept": -1 if t.pruning is None else t.pruning.kept,
             }

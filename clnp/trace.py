@@ -1,18 +1,26 @@
-"""Reading a user's forward with torch.fx, in both modes, and every tensor's shape."""
+"""Reading a user's forward with torch.fx, in both modes."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
 from clnp.errors import ConvertError
+from clnp.recorder import Recorder, Run
 
+WRITES: tuple[Callable[..., Any], ...] = (
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv),
+    *(operator.imod, operator.ipow, operator.imatmul, operator.iand, operator.ior, operator.ixor),
+    *(operator.ilshift, operator.irshift),
+)
 DROPOUTS = {F.dropout: "dropout", F.dropout2d: "dropout2d"}
 
 
@@ -21,112 +29,159 @@ class Traced:
     """What was read from a forward.
 
     Attributes:
-        module: the trace in training mode.
-        shapes: fx node name -> shape of its tensor.
+        module: the trace in evaluation mode.
+        run: one run of it, on `x`.
+        x: random numbers of the example's shape [B, ...].
         off: names of the functional dropouts that are off in training mode too.
     """
 
     module: fx.GraphModule
-    shapes: dict[str, tuple[int, ...]]
+    run: Run
+    x: Tensor
     off: frozenset[str]
 
 
-def read(net: nn.Module, example_input: Tensor) -> Traced:
-    """Traces `net`, which is not changed.
+def read(net: nn.Module, x: Tensor) -> Traced:
+    """Traces `net`, whose tensors are not changed.
 
     Arguments:
         net: the module.
-        example_input: a batch [B, ...] that it accepts.
+        x: a batch [B, ...] that it accepts.
 
     Raises:
         ConvertError: what can't be read exactly, and why.
     """
-    _refuse_hidden_state(net)
-    training, shapes = _symbolic(net, example_input, train=True)
-    evaluating, _ = _symbolic(net, example_input, train=False)
-    return Traced(training, shapes, _compare_modes(training, evaluating))
+    training = _symbolic(net, train=True)
+    evaluating = _symbolic(net, train=False)
+    off = _compare_modes(training, evaluating)
+    return Traced(evaluating, _run(net, evaluating, x), x, off)
 
 
-def _refuse_hidden_state(net: nn.Module) -> None:
-    for name, module in net.named_modules():
-        where = f"{name or 'the network'} ({type(module).__name__})"
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        if any(getattr(module, kind) for kind in hooks):
-            raise ConvertError(f"{where} has hooks, which conversion would lose; remove them first")
-        if parametrize.is_parametrized(module):
-            raise ConvertError(
-                f"{where} is parametrized; call "
-                "torch.nn.utils.parametrize.remove_parametrizations first"
-            )
-    if any(
-        isinstance(m, (nn.DataParallel, nn.parallel.DistributedDataParallel)) for m in net.modules()
-    ):
-        raise ConvertError(
-            "the network is wrapped for parallel training; pass the inner module (.module)"
-        )
+class _Writes:
+    """What a proxy of torch.fx lacks: `x += y` in place, which it takes for `x = x + y`, and what
+    it would lose or refuse, `x.data = y` and `x[i] = y`.
+    """
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        args = (self, index, value)
+        self.tracer.create_proxy("call_function", operator.setitem, args, {})  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "_node", "root", "attr"):
+            raise TypeError(f"the attribute {name!r} of a tensor is set")
+        super().__setattr__(name, value)
+
+
+def _write(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _function in WRITES:
+    setattr(_Writes, f"__{_function.__name__}__", _write(_function))
+
+
+class _Proxy(_Writes, fx.Proxy):
+    def __getattr__(self, name: str) -> Any:
+        return _Attribute(self, name)
+
+
+class _Attribute(_Writes, fx.proxy.Attribute):
+    pass
 
 
 class _Tracer(fx.Tracer):
     """Looks into every module but torch's own, and knows which module it was in when it stopped."""
 
-    where: str = ""
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.where = ""
+        self.autocast = _autocast()
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         self.where = f"{self.path_of_module(m)!r} ({type(m).__name__})"
         return super().call_module(m, forward, args, kwargs)
 
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            node.meta["refusal"] = "it runs under torch.no_grad(), which conversion would lose"
+        elif _autocast() != self.autocast:
+            node.meta["refusal"] = (
+                "it runs under torch.autocast, which conversion would lose; put autocast around "
+                "the calls of the network"
+            )
+        return node
 
-def _symbolic(
-    net: nn.Module, example: Tensor, train: bool
-) -> tuple[fx.GraphModule, dict[str, tuple[int, ...]]]:
-    """Traces in one mode and runs the trace in evaluation mode to learn every tensor's shape."""
-    modes = {name: module.training for name, module in net.named_modules()}
-    tracer = _Tracer()
+
+def _autocast() -> list[bool]:
+    return [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")]
+
+
+@contextlib.contextmanager
+def _undisturbed(net: nn.Module) -> Iterator[None]:
+    """Puts the attributes of all modules back: modes, and what a forward stores in `self`. Numbers
+    stay, so that what counts its calls shows it in the next one.
+    """
+    saved = []
+    for module in net.modules():
+        state = dict(vars(module))
+        state |= {key: state[key].copy() for key in ("_parameters", "_buffers", "_modules")}
+        saved.append((module, state))
     try:
-        net.train(train)
-        traced = fx.GraphModule(net, tracer.trace(net))
-    except Exception as error:
-        inside = f", in {tracer.where}" if tracer.where else ""
-        raise ConvertError(
-            f"{type(net).__name__} can't be traced with torch.fx{inside}: {first_line(error)}. "
-            "Control flow that depends on the data, and inputs other than one tensor, can't be "
-            "converted"
-        ) from error
+        yield
     finally:
-        for name, module in net.named_modules():
-            module.training = modes[name]
+        for module, state in saved:
+            numbers = {k: v for k, v in vars(module).items() if type(v) in (int, float)}
+            vars(module).clear()
+            vars(module).update(state | numbers)
+
+
+def _symbolic(net: nn.Module, train: bool) -> fx.GraphModule:
+    """Traces in one mode."""
+    tensors = dict([*net.named_parameters(), *net.named_buffers()])
+    versions = {name: tensor._version for name, tensor in tensors.items()}
+    tracer = _Tracer()
+    with _undisturbed(net):
+        net.train(train)
+        try:
+            traced = fx.GraphModule(net, tracer.trace(net))
+        except Exception as error:
+            inside = f", in {tracer.where}" if tracer.where else ""
+            raise ConvertError(
+                f"{type(net).__name__} can't be traced with torch.fx{inside}: {first_line(error)}. "
+                "Control flow that depends on the data, and inputs other than one tensor, can't be "
+                "converted"
+            ) from error
+    for name, tensor in tensors.items():
+        if tensor._version != versions[name]:
+            raise ConvertError(
+                f"forward changes {name!r}; a network whose own tensors change with every call "
+                "can't be converted"
+            )
     if sum(node.op == "placeholder" for node in traced.graph.nodes) != 1:
         raise ConvertError(f"{type(net).__name__} takes more than one input; one tensor is wanted")
-    traced.eval()
-    recorder = _Recorder(traced)
-    with torch.no_grad():
+    return traced
+
+
+def _run(net: nn.Module, traced: fx.GraphModule, x: Tensor) -> Run:
+    """Runs a trace in evaluation mode."""
+    with _undisturbed(net), torch.no_grad():
+        traced.eval()
+        recorder = Recorder(traced)
         try:
-            recorder.run(example)
+            recorder.run(x.clone())
         except Exception as error:
             raise ConvertError(
-                f"{type(net).__name__} does not accept example_input of shape "
-                f"{list(example.shape)}, {example.dtype}, at {recorder.at}: {first_line(error)}"
+                f"{type(net).__name__} does not accept example_input of shape {list(x.shape)}, "
+                f"{x.dtype}, at {recorder.at}: {first_line(error)}"
             ) from error
-        finally:
-            for name, module in net.named_modules():
-                module.training = modes[name]
-    return traced, recorder.shapes
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a trace and notes the shape of every tensor."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.at = "its input"
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.at = repr(str(n.target) if n.op == "call_module" else n.name)
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.shapes[n.name] = tuple(value.shape)
-        return value
+    return recorder.seen
 
 
 def first_line(error: Exception) -> str:
@@ -167,7 +222,8 @@ def _compare_modes(training: fx.GraphModule, evaluating: fx.GraphModule) -> froz
     """The two traces may differ in `F.dropout(training=...)` only; returns the dropouts that are
     off in both.
     """
-    first, second = list(training.graph.nodes), list(evaluating.graph.nodes)
+    first, second = (_numbered(traced) for traced in (training, evaluating))
+    off = set()
     for a, b in itertools.zip_longest(first, second):
         if a is None or b is None or (a.op, str(a.target)) != (b.op, str(b.target)):
             at = " and ".join(place_of(n) for n in (a, b) if n is not None)
@@ -175,9 +231,12 @@ def _compare_modes(training: fx.GraphModule, evaluating: fx.GraphModule) -> froz
                 "the network's forward takes another path in training than in evaluation mode: "
                 f"they part at {at}"
             )
-    off = set()
-    for a, b in zip(first, second, strict=True):
         switch = _switch(a)
+        if _arguments(a, first, switch) != _arguments(b, second, switch):
+            raise ConvertError(
+                f"{place_of(a)} has other arguments in training than in evaluation mode, or in "
+                "every call of forward"
+            )
         if switch is None:
             continue
         position, default = switch
@@ -187,5 +246,18 @@ def _compare_modes(training: fx.GraphModule, evaluating: fx.GraphModule) -> froz
                 "mode too; pass training=self.training, or use nn.Dropout"
             )
         if not argument(a, position, "training", default):
-            off.add(a.name)
+            off.add(b.name)
     return frozenset(off)
+
+
+def _numbered(traced: fx.GraphModule) -> dict[fx.Node, str]:
+    return {node: f"%{i}" for i, node in enumerate(traced.graph.nodes)}
+
+
+def _arguments(node: fx.Node, names: dict[fx.Node, str], switch: tuple[int, bool] | None) -> str:
+    """The arguments of a call as text, without the mode of a functional dropout."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: names[n])
+    if switch:
+        args = (*args[: switch[0]], *args[switch[0] + 1 :])
+        kwargs = {key: value for key, value in kwargs.items() if key != "training"}
+    return repr((args, sorted(kwargs.items())))

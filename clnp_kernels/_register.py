@@ -11,10 +11,11 @@ silently; ``CLNP_STRICT=1`` makes the reference, or what serves instead of the i
 was chosen, an error; ``CLNP_GPU`` prefers an implementation on CUDA, see ``chooser``.
 """
 
+import multiprocessing
 import os
 import warnings
 from collections.abc import Callable
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,8 @@ from . import chooser
 from .errors import MissingImplementationError, ReferenceWarning
 
 NAMESPACE = "clnp_kernels"
-# device type -> (dispatch key, owner, pattern of the library's file in this folder)
+FOLDER = Path(__file__).parent
+# device type -> (dispatch key, owner, pattern of the library's file in FOLDER)
 LIBRARIES = {"cpu": ("CPU", "C++ (csrc/cpu)", "_cpu*.so"), "cuda": ("CUDA", "CUDA", "_cuda*.so")}
 # what `owner` calls the implementations on CUDA
 CUDA_NAMES = {
@@ -157,16 +159,42 @@ def _load(pattern: str) -> str:
     """Load one library; the reason why not, or an empty string."""
     if reference_forced():
         return "CLNP_REFERENCE is set"
-    files = sorted(Path(__file__).parent.glob(pattern))
+    files = sorted(FOLDER.glob(pattern))
     if not files:
-        return (
-            "not built (no compiler when this was installed?)" if "cpu" in pattern else "not built"
-        )
+        return "not built in this source tree" if in_source_tree() else "not built"
     try:
         torch.ops.load_library(str(files[0]))
     except OSError as error:
         return f"{files[0].name} does not load: {error}"
     return ""
+
+
+def in_source_tree() -> bool:
+    """Whether this package is imported from a source tree instead of an installation."""
+    return (FOLDER.parent / "csrc").is_dir() and (FOLDER.parent / "setup.py").is_file()
+
+
+def build_advice() -> str:
+    """The way to the compiled CPU library, for this copy of the package."""
+    if not in_source_tree():
+        return "install a C++17 compiler and reinstall clnp"
+    advice = f"run `make build` or `pip install --no-build-isolation -e .` in {FOLDER.parent}"
+    if _installed_library():
+        advice += (
+            ", or start Python in another folder: the compiled clnp that is installed is hidden "
+            "by the source tree in the current folder"
+        )
+    return advice
+
+
+def _installed_library() -> bool:
+    """Whether an installed clnp outside of this source tree has a compiled CPU library."""
+    pattern = LIBRARIES["cpu"][2]
+    for distribution in metadata.distributions(name="clnp"):
+        folder = Path(str(distribution.locate_file("clnp_kernels")))
+        if folder.is_dir() and not folder.samefile(FOLDER) and any(folder.glob(pattern)):
+            return True
+    return False
 
 
 def _cuda_server(name: str) -> Callable[..., Any]:
@@ -230,16 +258,17 @@ def _note_fallback(name: str, device: str, reason: str = "") -> None:
     if reference_forced() or device not in LIBRARIES:
         return
     reason = reason or owner(name, device)[1]
+    way_out = "unset CLNP_GPU" if device == "cuda" else build_advice()
     if strict():
-        way_out = "unset CLNP_GPU" if device == "cuda" else "Reinstall with a compiler"
         raise MissingImplementationError(
-            f"{NAMESPACE}::{name} has only its reference on {device}: {reason}. {way_out}, or "
+            f"{NAMESPACE}::{name} has only its reference on {device}: {reason}; {way_out}, or "
             "unset CLNP_STRICT to accept the slower reference"
         )
-    if device not in _warned:
+    # A worker's parent has said so already.
+    if device not in _warned and multiprocessing.parent_process() is None:
         _warned.add(device)
         warnings.warn(
-            f"clnp_kernels: the slower reference serves on {device}: {reason}. "
+            f"clnp_kernels: the slower reference serves on {device}: {reason}; {way_out}. "
             "`python -m clnp_kernels.info` shows all operators; CLNP_REFERENCE=1 silences this",
             ReferenceWarning,
             stacklevel=2,

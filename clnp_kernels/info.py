@@ -33,6 +33,8 @@ def versions() -> dict[str, str]:
         "cuda devices": str(torch.cuda.device_count()),
         "cuda of torch": str(torch.version.cuda),
         "triton": _triton(),
+        "imported from": "a source tree" if _register.in_source_tree() else "an installation",
+        "cpu library": _register.library_state("cpu"),
         "cuda library": _register.library_state("cuda"),
     }
 

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 
-def pytest_configure() -> None:
-    """Side by side (pytest-xdist), the processes of the tests share the threads of one."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Side by side (pytest-xdist), the processes of the tests share the threads of one. The splits
+    of tests are small on purpose; those of the documentation are not (test_readme.py).
+    """
+    config.addinivalue_line("filterwarnings", "ignore::clnp.errors.MarginWarning")
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         threads = max(1, torch.get_num_threads() // workers)

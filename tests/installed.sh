@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tests of the operators and modules, and the demo, against the installed package instead of this
-# tree. Usage: tests/installed.sh [PYTHON]; it needs pytest and hypothesis.
+# Tests of the operators, modules and Triton kernels, and the demo, against the installed package instead
+# of this tree. Usage: tests/installed.sh [PYTHON]; it needs pytest and hypothesis.
 set -euo pipefail
 python=${1:-python}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -19,6 +19,6 @@ CHECK
 "$python" -m clnp info
 # It looks for the sources; a test that runs the tests again leaves it out too.
 export PYTEST_ADDOPTS="--deselect tests/ops/test_register.py::test_every_operator_has_all_its_parts"
-"$python" -m pytest -q tests/ops tests/nn
+"$python" -m pytest -q tests/ops tests/nn tests/triton
 "$python" -m clnp run permuted-digits --tasks 5 --out demo
 "$python" -m clnp verify demo

@@ -108,21 +108,35 @@ def load(path: Path) -> Any:
     return yaml.load(path.read_text(), yaml.BaseLoader)
 
 
+def workflow(name: str) -> Any:
+    return load(GITHUB / "workflows" / f"{name}.yml")
+
+
 @pytest.mark.parametrize("name", ["tests", "wheels"])
-def test_workflows(name: str) -> None:
-    """They name Pythons that are classified, the oldest torch that is required, and scripts that
-    are there.
-    """
-    workflow = load(GITHUB / "workflows" / f"{name}.yml")
-    oldest = re.findall(r'"torch>=([\d.]+)"', PYPROJECT)[0]
-    matrices = [job["strategy"]["matrix"] for job in workflow["jobs"].values() if "strategy" in job]
-    assert matrices
-    for matrix in matrices:
-        assert matrix["python"] == [CLASSIFIED[0], CLASSIFIED[-1]]
-        assert matrix["torch"] == [f"=={oldest}.0", f">={oldest}"]
-    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+def test_scripts_of_workflows_are_there(name: str) -> None:
+    steps = [step for job in workflow(name)["jobs"].values() for step in job["steps"]]
     for script in re.findall(r"bash (\S+)", " ".join(step.get("run", "") for step in steps)):
         assert (ROOT / script).is_file(), script
+
+
+def test_wheels_are_tried_at_both_ends() -> None:
+    """Under the oldest and the newest Python and torch."""
+    oldest = re.findall(r'"torch>=([\d.]+)"', PYPROJECT)[0]
+    matrix = workflow("wheels")["jobs"]["try"]["strategy"]["matrix"]
+    assert matrix["python"] == [CLASSIFIED[0], CLASSIFIED[-1]]
+    assert matrix["torch"] == [f"=={oldest}.0", f">={oldest}"]
+
+
+def test_the_matrix_of_versions() -> None:
+    """The workflow and the script have the same rows, from the oldest versions to the newest."""
+    script = (ROOT / "tests" / "versions.sh").read_text()
+    table = re.findall(r'^ROWS="\n(.*?)^"', script, re.MULTILINE | re.DOTALL)[0]
+    rows = [tuple(line.split()[:2]) for line in table.splitlines()]
+    included = workflow("tests")["jobs"]["versions"]["strategy"]["matrix"]["include"]
+    assert [(row["torch"], row["python"]) for row in included] == rows
+    assert rows[0][0] == re.findall(r'"torch>=([\d.]+)"', PYPROJECT)[0]
+    assert rows[-1][0] == "newest"
+    assert {python for _, python in rows} == set(CLASSIFIED)
 
 
 def test_forms_have_what_forms_need() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.clnp.commands import run_clnp
 
+pytestmark = pytest.mark.filterwarnings("error::clnp.errors.MarginWarning")
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import served
 from benchmarks.reproduce.capacity import CAPACITY, FRONTIER, REUSE
 from benchmarks.reproduce.cifar import FIG_4, FIG_5
 from benchmarks.reproduce.experiment import (
@@ -61,6 +62,7 @@ def parser() -> OnceParser:
     made.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="run folders")
     made.add_argument("--results", type=Path, help="CSV files and plots")
     made.add_argument("--write", action="store_true", help="only write results of what has run")
+    made.add_argument("--reference", action="store_true", help="time it, where no library is")
     return made
 
 
@@ -71,6 +73,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = sorted(set(given.only) - set(experiment.contenders))
     if unknown:
         parser().error(f"--only: got {unknown}, wanted some of {list(experiment.contenders)}")
+    options = options_of(given)
+    out = given.out / "quick" if given.quick else given.out
+    folder = given.results or (out / "results" if given.quick else RESULTS)
+    if not given.write:
+        served.require(given.reference)
+    problems = [] if given.write else carry_out(experiment, out, options, make_console())
+    write(experiment, out, folder / experiment.name)
+    return 3 if problems else 0
+
+
+def options_of(given: argparse.Namespace) -> Options:
+    """What the command line asks for."""
     words = [
         word
         for name in HANDED_ON
@@ -78,12 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for word in (f"--{name}", value)
     ]
     seeds = range(given.first_seed, given.first_seed + given.seeds)
-    options = Options(seeds, given.quick, tuple(given.only), tuple(words))
-    out = given.out / "quick" if given.quick else given.out
-    folder = given.results or (out / "results" if given.quick else RESULTS)
-    problems = [] if given.write else carry_out(experiment, out, options, make_console())
-    write(experiment, out, folder / experiment.name)
-    return 3 if problems else 0
+    return Options(seeds, given.quick, tuple(given.only), tuple(words))
 
 
 def write(experiment: Experiment, out: Path, folder: Path) -> None:

@@ -91,7 +91,9 @@ def settings(
         given = {key: value for key, value in given.items() if key not in CLNP_ONLY}
     _check_some(base["stream"], given, options.paths)
     chosen = _set(options.set, name, lenient=method is not None)
-    given["options"] = tuple(sorted((dict(base.get("options", ())) | chosen).items()))
+    # Another method than that of the resumed run is refused later, and has none of its options.
+    before = base.get("options", ()) if base.get("method", name) == name else ()
+    given["options"] = tuple(sorted((dict(before) | chosen).items()))
     if "net" in given:
         given["net"] = NETS.get(base["stream"], {}).get(given["net"], given["net"])
     config = Config(**{**base, **given, "method": name})

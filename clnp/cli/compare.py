@@ -18,6 +18,7 @@ from clnp.cli.config import Config, differences
 from clnp.cli.runs import Places
 from clnp.diagnostics import mean_std
 from clnp.errors import ClnpError, ConfigError, TrialError
+from clnp.memory import out_of_memory
 from clnp.methods import METHODS
 
 FORMAT = "clnp-compare"
@@ -172,7 +173,9 @@ def _one_by_one(trials: Trials, console: Console) -> tuple[dict[str, Any], dict[
         torch.set_num_threads(config.threads)
         try:
             done[name] = experiment.run_alone(folder, config, places, console)
-        except ClnpError as error:
+        except Exception as error:
+            if not isinstance(error, ClnpError) and not out_of_memory(error):
+                raise
             failed[name] = " ".join(str(error).split())
             report.show_line(console, f"method {name} stopped: {failed[name]}")
     return done, failed

@@ -14,6 +14,7 @@ from clnp.cli.defaults import DEFAULTS, SPLITS
 from clnp.errors import ConfigError
 from clnp.heads import HEADS
 from clnp.models.networks import INITS
+from clnp.score import SCORES
 from clnp.settings import DTYPES, SEARCHES, SPARSIFIERS
 from clnp.train import SCHEDULES
 
@@ -89,6 +90,7 @@ class Config:
     examples: int | None = None
     init: str | None = None
     image_range: Numbers = ()
+    score: str = "accuracy"
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON has them: lists for tuples."""
@@ -131,7 +133,15 @@ class Config:
             "rounds": self.fine_tune_rounds,
             "l1": _one_or_list(self.fine_tune_l1) if self.fine_tune_l1 else None,
         }
-        own = ["margin", "search", "reinit_scale", "granularity", "grid_first_only", "compensate"]
+        own = [
+            "margin",
+            "score",
+            "search",
+            "reinit_scale",
+            "granularity",
+            "grid_first_only",
+            "compensate",
+        ]
         # Settings without a sparsifier know none but activity.
         if self.sparsifier != "activity":
             own.append("sparsifier")
@@ -224,6 +234,7 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("init", _maybe(_one_of(*INITS))),
     ("head", _one_of(*HEADS)),
     ("margin", (lambda v: _real(0, 1)[0](v) and v < 1, "a fraction from 0 to below 1")),
+    ("score", _one_of(*SCORES)),
     ("search", _one_of(*SEARCHES)),
     ("grid_l1", _each(_each(L1, least=1))),
     ("grid_lr", _each(LR)),

@@ -10,6 +10,7 @@ from clnp.cli.defaults import SPLITS
 from clnp.fanout import EXECUTORS
 from clnp.heads import HEADS
 from clnp.models.networks import INITS
+from clnp.score import SCORES
 from clnp.settings import DTYPES, SEARCHES, SPARSIFIERS
 from clnp.train import SCHEDULES
 
@@ -147,6 +148,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "type": float,
             "metavar": "M",
             "help": "validation accuracy that pruning may cost (0.0005 = 0.05 %%)",
+        },
+        "score": {
+            "type": lambda text: text.replace("-", " "),
+            "choices": tuple(SCORES),
+            "help": "what the margin is held on; balanced-accuracy is the mean of the classes' "
+            "recalls, for tasks with rare classes",
         },
         "search": {
             "choices": SEARCHES,

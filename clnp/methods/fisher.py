@@ -47,6 +47,8 @@ def diagonal_fisher(
     """
     if labels not in LABELS:
         raise ConfigError(f"fisher={labels!r}: expected one of {list(LABELS)}")
+    if not parameters:
+        return {}
     total = count(split)
     if 0 < examples < total:
         split = chosen(split, torch.arange(examples) * total // examples)

@@ -132,7 +132,8 @@ class Method:
 
     def optimizer_over(self, named: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer that the settings ask for."""
-        s, parameters = self.settings, list(named.values())
+        # As a group, for it may be empty.
+        s, parameters = self.settings, [{"params": list(named.values())}]
         if s.optimizer == "sgd":
             return SGDL1(parameters, lr=s.lr, momentum=s.momentum)
         return AdamL1(parameters, lr=s.lr)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from clnp.data.task import Task
-from clnp.methods.method import Method
+from clnp.errors import CapacityError, CapacityWarning
+from clnp.methods.method import Batch, Method
 from clnp.methods.network import ForTask
 from clnp.methods.options import Options, number, whole
 
@@ -23,6 +27,12 @@ class PackNet(Method):
     weights after pruning, so that the budget of epochs is that of the other methods. Biases and
     normalisation belong to the first task and are frozen after it, as in the paper. A head that
     belongs to one task is not pruned.
+
+    What is frozen is put back after every step, so no optimizer moves it: neither moments that are
+    carried on from the task before (`reset_optimizer=False`) nor weight decay.
+
+    Raises:
+        CapacityError: (in `learn`) a task would get no weights and has no head of its own.
     """
 
     name = "packnet"
@@ -32,19 +42,34 @@ class PackNet(Method):
         "retrain": number(0.3, "share of the epochs that come after pruning", 0, 1),
     }
 
+    def check(self, learned: int) -> None:
+        """Refuses a task that would get no weights; one with a head of its own is warned about."""
+        weights = self._weights()
+        if not weights or any(self._share(name, learned) for name in weights):
+            return
+        free = sum(int((self._owner(name) == 0).sum()) for name in weights)
+        told = f"tasks={self.o['tasks']}, keep={self.o['keep']:g}"
+        text = (
+            f"method 'packnet', {told}: task {learned} would get none of the {free} weights that "
+            f"are free, as {learned} tasks have been learned"
+        )
+        way_out = "make the learner with more tasks, a smaller keep, or a wider network"
+        if self.net.kind == "single":
+            raise CapacityError(f"{text}; {way_out}")
+        text += ": it is learned by its head alone"
+        warnings.warn(f"{text}; for more, {way_out}", CapacityWarning, stacklevel=3)
+
     def begin(self, task: Task) -> None:
-        for name, p in self._weights().items():
-            # owner: 0 free, k + 1 claimed by task k
-            self.memory.setdefault(f"owner.{name}", torch.zeros_like(p, dtype=torch.int16))
         with torch.no_grad():
             for name, p in self._weights().items():
+                owner = self.memory.setdefault(f"owner.{name}", self._owner(name))
                 if self.task:
-                    fresh = torch.randn_like(p) * p.std() * 0.5
-                    p.copy_(torch.where(self._owner(name) == 0, fresh, p))
+                    fresh = torch.randn_like(p) * p.std(correction=min(1, p.numel() - 1)) * 0.5
+                    p.copy_(torch.where(owner == 0, fresh, p))
 
     def start_epoch(self, task: Task, epoch: int) -> None:
         for module in self.net.modules():
-            if self.task and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if self.task and isinstance(module, nn.modules.batchnorm._NormBase):
                 module.eval()
         pruned_at = max(1, round((1 - self.o["retrain"]) * self.settings.epochs))
         if epoch == pruned_at and epoch < self.settings.epochs:
@@ -54,53 +79,82 @@ class PackNet(Method):
         if not self._pruned():
             self._prune()
 
+    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        with self._frozen():
+            return super().step(batch)
+
     def adjust(self) -> None:
-        """No gradient for what is not this task's: Adam's moments then stay 0 and nothing moves."""
-        owners = self._weights()
-        pruned = self._pruned()
+        """No gradient for what is not this task's."""
+        for p, mine in self._mine():
+            if p.grad is not None:
+                p.grad.masked_fill_(~mine, 0)
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """Afterwards all that is not this task's is as it was before, bit for bit."""
+        held = [(p.detach(), p.detach().clone(), mine) for p, mine in self._mine()]
+        if self.task:
+            held += [(b, b.clone(), b.new_zeros((), dtype=torch.bool)) for b in self.net.buffers()]
+        yield
+        for now, before, mine in held:
+            now.copy_(torch.where(mine, now, before))
+
+    def _mine(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Shared parameters, and which of their entries this task trains: bool of the same shape,
+        or [] for all alike.
+        """
+        weights, pruned = self._weights(), self._pruned()
         for name, p in self.net.shared_parameters().items():
-            if p.grad is None:
-                continue
-            if name not in owners:
-                if self.task:
-                    p.grad.zero_()
-                continue
-            owner = self._owner(name)
-            mine = owner == self.task + 1
-            p.grad.mul_(mine if pruned else mine | (owner == 0))
+            if name in weights:
+                owner = self._owner(name)
+                mine = owner == self.task + 1
+                yield p, mine if pruned else mine | (owner == 0)
+            else:
+                yield p, torch.tensor(not self.task, device=p.device)
 
     @torch.no_grad()
     def _prune(self) -> None:
-        keep = self.o["keep"] or 1.0 / max(self.o["tasks"] - self.task, 1)
         for name, p in self._weights().items():
             owner = self._owner(name)
             free = (owner == 0).flatten().nonzero().squeeze(1)
-            kept = round(keep * free.numel())
             size = p.flatten()[free].abs()
-            best = free[size.topk(kept).indices]
+            best = free[size.topk(self._share(name, self.task)).indices]
             owner.view(-1)[best] = self.task + 1
-            p.mul_(owner > 0)
-            # What was dropped must not move on through old moments.
+            p.masked_fill_(owner == 0, 0)
+            # The next task draws what was dropped anew and must not start on old moments.
             for value in self.optimizer.state.get(p, {}).values():
                 if isinstance(value, Tensor) and value.shape == p.shape:
-                    value.mul_(owner == self.task + 1)
+                    value.masked_fill_(owner != self.task + 1, 0)
+        self.memory["pruned"] = torch.tensor(self.task)
+
+    def _share(self, name: str, task: int) -> int:
+        """How many weights of a tensor a task keeps of those that are free before it."""
+        keep = self.o["keep"] or 1.0 / max(self.o["tasks"] - task, 1)
+        return round(keep * int((self._owner(name) == 0).sum()))
 
     def _pruned(self) -> bool:
-        return any(bool((self._owner(n) == self.task + 1).any()) for n in self._weights())
+        """Whether the task that is being learned has chosen its weights."""
+        return int(self.memory.get("pruned", -1)) == self.task
 
     def _weights(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.net.shared_parameters().items() if p.dim() > 1}
 
     def _owner(self, name: str) -> Tensor:
-        return self.memory[f"owner.{name}"]
+        """Shaped as the weight, int16: 0 free, k + 1 claimed by task k. What the user had frozen
+        before the first task belongs to it.
+        """
+        owner = self.memory.get(f"owner.{name}")
+        if owner is not None:
+            return owner
+        weight = self.net.get_parameter(name)
+        return torch.full_like(weight, not weight.requires_grad, dtype=torch.int16)
 
     def predictor(self, task: int) -> nn.Module:
         if task == self.task and not self._pruned():
             return ForTask(self.net, task)
         net = copy.deepcopy(self.net)
-        parameters = dict(net.named_parameters())
         with torch.no_grad():
             for name in self._weights():
                 owner = self._owner(name)
-                parameters[name].mul_((owner > 0) & (owner <= task + 1))
+                net.get_parameter(name).masked_fill_((owner == 0) | (owner > task + 1), 0)
         return ForTask(net, task)

@@ -24,6 +24,7 @@ class Scratch(Method):
     def begin(self, task: Task) -> None:
         if self.task:
             self.net.restart()
+            self.optimizer = self.make_optimizer()  # a fresh network has no moments
 
     def end(self, task: Task) -> None:
         for name, tensor in self.net.state_dict().items():

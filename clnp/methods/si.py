@@ -44,6 +44,8 @@ class SI(Method):
         self.start = {name: p.detach().clone() for name, p in shared.items()}
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if not self.path:  # nothing but heads
+            return super().step(batch)
         loss, logits = self.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

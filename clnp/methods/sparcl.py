@@ -50,10 +50,9 @@ class DynamicMask:
     @torch.no_grad()
     def apply(self, weights: Mapping[str, nn.Parameter]) -> None:
         """Sets masked weights to 0."""
-        names = [n for n in weights if n in self.masks]
-        if names:
-            masks = [self.masks[n].to(weights[n].dtype) for n in names]
-            torch._foreach_mul_([weights[n].detach() for n in names], masks)
+        for name, w in weights.items():
+            if name in self.masks:
+                w.masked_fill_(~self.masks[name], 0)
 
 
 class GradientMask:
@@ -183,8 +182,9 @@ class SparCL(Replay):
         return loss, logits
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """The weights that are masked."""
-        return {n: p for n, p in self.net.shared_parameters().items() if p.dim() > 1}
+        """The weights that are masked: those that tasks share and the user has not frozen."""
+        shared = self.net.shared_parameters().items()
+        return {n: p for n, p in shared if p.dim() > 1 and p.requires_grad}
 
     def density(self) -> float:
         sizes = {n: m.numel() for n, m in self.weights_mask.masks.items()}

@@ -51,15 +51,19 @@ class Masked(nn.Module):
         self.register_parameter("free_bias", free_bias)
         self.reset_free_parameters()
 
+    @torch.no_grad()
     def _copy(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Take over the weights [O, I, ...] of a dense layer; interference is dropped."""
+        """Take over the weights [O, I, ...] of a dense layer, and which of them are trained;
+        interference is dropped.
+        """
         rows, columns = self.active_weight.shape[:2]
         lies = format_of(weight)
         self.active_weight = weight[:rows, :columns].clone(memory_format=lies)
-        self.free_weight = nn.Parameter(weight[rows:].clone(memory_format=lies))
+        free = weight[rows:].clone(memory_format=lies)
+        self.free_weight = nn.Parameter(free, requires_grad=weight.requires_grad)
         if bias is not None:
-            self.active_bias = bias.detach()[:rows].clone()
-            self.free_bias = nn.Parameter(bias.detach()[rows:].clone())
+            self.active_bias = bias[:rows].clone()
+            self.free_bias = nn.Parameter(bias[rows:].clone(), requires_grad=bias.requires_grad)
 
     def _dense(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the dense layer: all weights copied, interference zero."""
@@ -245,7 +249,10 @@ class Masked(nn.Module):
 
 
 def check_boundary(name: str, value: int, size_name: str, size: int) -> None:
-    """Raise ValueError unless ``value`` is a boundary within ``size`` channels."""
+    """Raise TypeError or ValueError unless ``value`` is a boundary within ``size`` channels."""
+    for what, number in ((size_name, size), (name, value)):
+        if not hasattr(number, "__index__"):
+            raise TypeError(message(what, repr(number), "a whole number"))
     if size < 0:
         raise ValueError(message(size_name, size, "a number of channels, at least 0"))
     if not 0 <= value <= size:

@@ -43,6 +43,7 @@ class MaskedConv2d(Masked):
             layer then takes the last Cf channels of ``x``, which may be all there are.
 
     Raises:
+        TypeError: a size is not a whole number.
         ValueError: a size or boundary is out of range, the activation is unknown, or ``groups`` is
             neither 1 nor the number of channels.
     """
@@ -112,7 +113,7 @@ class MaskedConv2d(Masked):
         Raises:
             ValueError: as the constructor; or padding that is not of zeros or not symmetric.
         """
-        weight, bias = conv.weight.detach(), conv.bias
+        weight, bias = conv.weight, conv.bias
         options: dict[str, Any] = {"active_in": active_in, "active_out": active_out}
         layer = cls(
             conv.in_channels,

@@ -31,6 +31,7 @@ class MaskedLinear(Masked):
         skip_active: if set, ``forward`` computes and returns the free outputs only, [..., Of].
 
     Raises:
+        TypeError: a size is not a whole number.
         ValueError: a size is negative, a boundary exceeds its size, or the activation is unknown.
     """
 
@@ -86,7 +87,7 @@ class MaskedLinear(Masked):
             activation=activation,
             device="meta",
         )
-        layer._copy(linear.weight.detach(), linear.bias)
+        layer._copy(linear.weight, linear.bias)
         return layer.train(linear.training)
 
     def to_dense(self) -> nn.Linear:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._checks import check_choice
+from .._checks import check_choice, check_number, check_tensor
 from ..errors import message
 from ..ops.masked_linear import ACTIVATIONS
 from ._masked import check_boundary, check_index
@@ -50,7 +50,9 @@ class PartialBatchNorm2d(nn.Module):
             the statistics of the batches of all its processes, as ``torch.nn.SyncBatchNorm`` does.
 
     Raises:
-        ValueError: a size is negative, the boundary exceeds it, or the activation is unknown.
+        TypeError: a size is not a whole number.
+        ValueError: a size is negative, the boundary exceeds it, momentum or eps is out of range, or
+            the activation is unknown.
     """
 
     dense: ClassVar[Any] = nn.BatchNorm2d
@@ -81,6 +83,11 @@ class PartialBatchNorm2d(nn.Module):
         super().__init__()
         check_choice("activation", activation, ACTIVATIONS)
         check_boundary("active", active, "num_features", num_features)
+        check_number("eps", eps)
+        if momentum is not None:
+            check_number("momentum", momentum)
+            if momentum > 1:
+                raise ValueError(message("momentum", momentum, "a number from 0 to 1, or None"))
         self.eps, self.momentum = eps, momentum
         self.activation, self.full_input_grad, self.skip_active = activation, full_input_grad, False
         self.process_group: Any = None
@@ -139,7 +146,8 @@ class PartialBatchNorm2d(nn.Module):
             for kind, values in zip(_FRESH, kinds, strict=True):
                 if values is not None:
                     getattr(layer, f"active_{kind}").copy_(values[:active])
-                    getattr(layer, f"free_{kind}").copy_(values[active:])
+                    free = getattr(layer, f"free_{kind}").copy_(values[active:])
+                    free.requires_grad_(values.requires_grad)
             if norm.num_batches_tracked is not None:
                 layer.num_batches_tracked.copy_(norm.num_batches_tracked)
         return layer.train(norm.training)
@@ -179,10 +187,8 @@ class PartialBatchNorm2d(nn.Module):
 
     def _call(self, x: Tensor, activity: bool) -> Tensor | tuple[Tensor, Tensor]:
         momentum = 0.0 if self.momentum is None else self.momentum
-        if self.training:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked)
+        if self.training and self.momentum is None:
+            momentum = 1.0 / (float(self.num_batches_tracked) + 1.0)
         active = [self.active_mean, self.active_var, self.active_weight, self.active_bias]
         if self.skip_active:
             # what came before may have skipped its active channels too
@@ -195,7 +201,7 @@ class PartialBatchNorm2d(nn.Module):
         if training and self.process_group is not None and len(free_mean):
             x, free_mean, free_var = self._shared_statistics(x, momentum)
             training = False
-        return ops.partial_batch_norm(
+        result = ops.partial_batch_norm(
             x,
             mean,
             var,
@@ -212,6 +218,9 @@ class PartialBatchNorm2d(nn.Module):
             activity=activity,
             full_input_grad=self.full_input_grad,
         )
+        if self.training:  # a batch that was refused does not count
+            self.num_batches_tracked.add_(1)
+        return result
 
     def _shared_statistics(self, x: Tensor, momentum: float) -> tuple[Tensor, Tensor, Tensor]:
         """x and the free channels' mean and variance over all processes, towards which the running
@@ -319,6 +328,7 @@ class PartialBatchNorm1d(PartialBatchNorm2d):
     dense: ClassVar[Any] = nn.BatchNorm1d
 
     def _call(self, x: Tensor, activity: bool) -> Tensor | tuple[Tensor, Tensor]:
+        check_tensor("x", x)
         if x.ndim != 2:
             raise ValueError(message("x.shape", list(x.shape), "[B, C]"))
         result = super()._call(x[:, :, None, None], activity)

@@ -1,22 +1,108 @@
-"""What the optimizers share: checks of options and the way through a group's tensors."""
+"""What the optimizers share: checks of options and states, and the way through the parameters."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._checks import check_number
+from .._checks import check_number, check_tensor
 from ..errors import message
 
 
 def check_rate(lr: float | Tensor) -> None:
-    """Raise unless ``lr`` is a finite number, at least 0, or a tensor of one element."""
+    """Raise unless ``lr`` is a finite number, at least 0, or a floating-point tensor of one
+    element.
+    """
     if isinstance(lr, Tensor):
+        check_tensor("lr", lr)
         if lr.numel() != 1:
             raise ValueError(message("lr.shape", list(lr.shape), "one element"))
+        if lr.device.type == "cpu":
+            check_number("lr", float(lr))
     else:
         check_number("lr", lr)
+
+
+class CoupledL1(torch.optim.Optimizer):
+    """Base of the optimizers: what is loaded is completed and checked before it is taken over.
+
+    Attributes:
+        entries: names of the tensors that ``state`` holds for a parameter, once it has a state.
+    """
+
+    entries: frozenset[str]
+    # torch.amp.GradScaler then hands over scale and found_inf instead of touching the gradients.
+    # An attribute of the class is there in a copy, too.
+    _step_supports_amp_scaling = True
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what ``load_state_dict``, ``pickle`` or ``copy`` hands over.
+
+        A group takes the options that it lacks from the group in its place, so a state of
+        ``torch.optim.Adam`` or ``torch.optim.SGD`` keeps this optimizer's ``l1``.
+
+        Raises:
+            TypeError, ValueError: an option or a state that does not fit; nothing is changed.
+        """
+        defaults = state.get("defaults") or self.defaults
+        own = getattr(self, "param_groups", None) or [defaults] * len(state["param_groups"])
+        for i, (group, present) in enumerate(zip(state["param_groups"], own, strict=True)):
+            for name in defaults:
+                group.setdefault(name, present[name])
+            check_variant(f"param_groups[{i}]", group)
+            self.check_options(group)
+        params = [param for group in state["param_groups"] for param in group["params"]]
+        for i, param in enumerate(params):
+            if param in state["state"]:
+                check_state(f"state[{i}]", param, state["state"][param], self.entries)
+        super().__setstate__(state)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its options are checked.
+
+        Raises:
+            TypeError, ValueError: an option is out of its range.
+        """
+        self.check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise unless the options of a group are possible."""
+        check_rate(options["lr"])
+        for name in ("l1", "weight_decay"):
+            check_number(name, options[name])
+
+
+def check_variant(name: str, group: Mapping[str, Any]) -> None:
+    """Raise if a group asks for a variant of its optimizer that we do not have."""
+    way_out = "start with a fresh state"
+    if group.get("amsgrad"):
+        raise ValueError(message(f"{name}['amsgrad']", True, "False", way_out))
+    if group.get("decoupled_weight_decay") and group["weight_decay"]:
+        got = f"True with weight_decay={group['weight_decay']}"
+        wanted = "False, as weight decay is coupled here"
+        raise ValueError(message(f"{name}['decoupled_weight_decay']", got, wanted, way_out))
+
+
+def check_state(name: str, param: Tensor, values: dict[str, Any], entries: Collection[str]) -> None:
+    """Raise unless ``values`` are a state of the parameter; numbers of steps become tensors."""
+    for entry in [entry for entry, value in values.items() if value is None]:
+        del values[entry]  # torch.optim.SGD without momentum
+    if values and set(values) != set(entries):
+        way_out = "the state is another optimizer's: start with a fresh one"
+        raise ValueError(message(name, sorted(values), f"{sorted(entries)} or nothing", way_out))
+    if "step" in values:
+        values["step"] = torch.as_tensor(values["step"], dtype=torch.float32).squeeze()
+    for entry, value in values.items():
+        shape = [] if entry == "step" else list(param.shape)
+        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if got != shape:
+            way_out = (
+                "a boundary between frozen and free channels has moved since the state was saved, "
+                "or it is another model's: start with a fresh one"
+            )
+            raise ValueError(message(f"{name}['{entry}'].shape", got, f"{shape}", way_out))
 
 
 def run_closure(closure: Callable[[], Any] | None) -> Any:

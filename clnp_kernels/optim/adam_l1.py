@@ -1,6 +1,6 @@
 """``AdamL1``: Adam with a coupled L1 term."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from ..errors import message
 from . import _common
 
 
-class AdamL1(torch.optim.Optimizer):
+class AdamL1(_common.CoupledL1):
     """Adam (Kingma & Ba 2015) on the loss plus ``l1 * sum |w|``, the sparsity term of CLNP.
 
     The subgradient ``l1 * sign(w)`` enters Adam like any other gradient (coupled; Golkar et al.
     2019, Sec. 2.2), computed within the step's single pass over memory. With ``l1 = 0`` it is
     ``torch.optim.Adam``, to rounding. Closures, schedulers, ``state_dict`` and
-    ``torch.amp.GradScaler`` work as with ``torch.optim``.
+    ``torch.amp.GradScaler`` work as with ``torch.optim``. A state of ``torch.optim.Adam`` can be
+    loaded: groups then keep the ``l1`` that they have here.
 
     On a GPU the numbers of steps lie there and nothing waits for it, so a CUDA graph can hold a
     step once the state exists (after the first step). A captured step takes the rate of the moment
@@ -35,8 +36,11 @@ class AdamL1(torch.optim.Optimizer):
 
     Raises:
         ValueError: a number is out of its range.
+        ValueError: (in ``load_state_dict``) a state of another optimizer or of other shapes.
         TypeError: (in ``step``) a gradient is sparse.
     """
+
+    entries = frozenset({"step", "exp_avg", "exp_avg_sq"})
 
     def __init__(
         self,
@@ -58,24 +62,16 @@ class AdamL1(torch.optim.Optimizer):
             "maximize": maximize,
         }
         super().__init__(params, defaults)
-        # torch.amp.GradScaler then hands over scale and found_inf instead of touching the gradients
-        self._step_supports_amp_scaling = True
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its options are checked.
-
-        Raises:
-            ValueError: a number is out of its range.
-        """
-        options = {**self.defaults, **param_group}
-        _common.check_rate(options["lr"])
-        if len(options["betas"]) != 2:
-            raise ValueError(message("betas", options["betas"], "two numbers"))
-        for i, beta in enumerate(options["betas"]):
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise unless the options of a group are possible."""
+        super().check_options(options)
+        betas = options["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(message("betas", betas, "two numbers"))
+        for i, beta in enumerate(betas):
             check_number(f"betas[{i}]", beta, below=1.0)
-        for name in ("eps", "l1", "weight_decay"):
-            check_number(name, options[name])
-        super().add_param_group(param_group)
+        check_number("eps", options["eps"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -1,6 +1,7 @@
 """``SGDL1``: SGD with a coupled L1 term."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from ..errors import message
 from . import _common
 
 
-class SGDL1(torch.optim.Optimizer):
+class SGDL1(_common.CoupledL1):
     """SGD on the loss plus ``l1 * sum |w|``, the term of CLNP (Golkar et al. 2019, Sec. 2.2).
 
     With ``l1 = 0`` it is ``torch.optim.SGD``, to rounding. Closures, schedulers, ``state_dict`` and
-    ``torch.amp.GradScaler`` work as with ``torch.optim``.
+    ``torch.amp.GradScaler`` work as with ``torch.optim``. A state of ``torch.optim.SGD`` can be
+    loaded: groups then keep the ``l1`` that they have here.
 
     Arguments:
         params: parameters or groups of them; ``l1`` is an option of a group.
@@ -28,8 +30,11 @@ class SGDL1(torch.optim.Optimizer):
 
     Raises:
         ValueError: a number is out of its range, or Nesterov without momentum or with dampening.
+        ValueError: (in ``load_state_dict``) a state of another optimizer or of other shapes.
         TypeError: (in ``step``) a gradient is sparse.
     """
+
+    entries = frozenset({"momentum_buffer"})
 
     def __init__(
         self,
@@ -53,24 +58,15 @@ class SGDL1(torch.optim.Optimizer):
             "maximize": maximize,
         }
         super().__init__(params, defaults)
-        # torch.amp.GradScaler then hands over scale and found_inf instead of touching the gradients
-        self._step_supports_amp_scaling = True
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its options are checked.
-
-        Raises:
-            ValueError: a number is out of its range, or Nesterov without momentum or with
-            dampening.
-        """
-        options = {**self.defaults, **param_group}
-        _common.check_rate(options["lr"])
-        for name in ("momentum", "l1", "weight_decay"):
-            check_number(name, options[name])
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise unless the options of a group are possible."""
+        super().check_options(options)
+        check_number("momentum", options["momentum"])
+        check_number("dampening", options["dampening"], low=-math.inf)
         if options["nesterov"] and (not options["momentum"] or options["dampening"]):
             got = f"momentum={options['momentum']}, dampening={options['dampening']}"
             raise ValueError(message("nesterov=True", got, "momentum > 0 and dampening = 0"))
-        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

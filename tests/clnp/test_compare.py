@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from clnp.cli import chosen, compare, configurations, results
 from clnp.cli.arguments import parse
 from clnp.cli.config import SHARED
 from clnp.cli.defaults import DEFAULTS
+from clnp.cli.environment import environment
 from clnp.errors import CapacityError
 from clnp.learner import Learner
 from clnp.methods import METHODS, MethodLearner, MethodSettings
@@ -191,7 +191,7 @@ def test_every_run_has_its_configuration_beside_the_table(comparison):
     assert (si["settings"]["optimizer"], si["settings"]["width"]) == ("adam", 12)
     assert "margin" not in si["settings"]
     assert clnp_runs["settings"]["margin"] == 0.05
-    assert si["environment"]["packages"]["torch"] == torch.__version__
+    assert si["environment"]["packages"] == environment()["packages"]
     # Of each run's folder too, of one seed and of several.
     for folder, seeds in ((comparison / "si", [0, 1]), (comparison / "si" / "seed-1", [1])):
         (own,) = json.loads((folder / "configurations.json").read_text())["methods"]["si"]
@@ -211,7 +211,7 @@ def test_a_seed_that_fails_leaves_the_others_in_the_table(tmp_path, capsys, monk
     learn = MethodLearner.learn
 
     def stops(learner, task):
-        if learner.settings.seed == 1:
+        if learner.settings["seed"] == 1:
             raise CapacityError("no room")
         return learn(learner, task)
 

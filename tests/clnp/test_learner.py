@@ -589,3 +589,21 @@ def test_what_a_task_needed_is_freed_without_the_garbage_collector(
         gc.enable()
     assert not left
     assert not any(ref() is not None for ref in inputs)
+
+
+def test_a_network_whose_tasks_are_not_the_learners_is_refused() -> None:
+    """Its certificate would be of other tasks."""
+    lt = clnp.Learner(convert(mlp([20])), epochs=1)
+    before = {name: value.clone() for name, value in lt.model.state_dict().items()}
+    lt.learn(blobs(0))
+    with pytest.raises(CheckpointError, match="unlearn=True"):
+        lt.model.load_state_dict(before)
+    assert all(v.identical for v in lt.verify())
+    lt.model.load_state_dict(before, unlearn=True)
+    assert not lt.verify()[0].identical
+    with pytest.raises(ConfigError, match=r"learned 0 task\(s\), this learner 1"):
+        lt.learn(blobs(1))
+    lt = clnp.Learner(convert(mlp([20])), epochs=1)
+    lt.learn(blobs(0))
+    with pytest.raises(ConfigError, match=r"learned 1 task\(s\), this learner 0"):
+        clnp.Learner(lt.model, epochs=1).learn(blobs(1))

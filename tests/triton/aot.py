@@ -17,20 +17,39 @@ from triton.compiler import ASTSource
 
 from clnp_kernels.triton_kernels import _launch
 
+# Bytes a thread may keep in local memory (spilled registers, stack) in a kernel of products: what
+# stays in the first-level cache. Compilers of different versions differ by a register or two.
+LOCAL = 64
+REPORT: list["Binary"] = []  # everything that was compiled; conftest.py writes it
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # architecture -> multiprocessors and bytes of shared memory of A100, H200 and B200
 DEVICES = {80: (108, 166912), 90: (132, 232448), 100: (148, 232448)}
 
 
 class Binary(NamedTuple):
-    """What the compiler made of one launch."""
+    """Output of the compiler for one launch."""
 
+    architecture: int
     name: str
+    types: str  # of the pointers, in the order of the arguments
+    tile: str  # rows x columns x depth, or empty
+    warps: int
     ttir: str
     ptx: str
-    registers: int
-    local: int  # bytes of spilled registers and stack
-    shared: int  # bytes
+    registers: int  # of a thread
+    local: int  # bytes of spilled registers and stack, of a thread
+    shared: int  # bytes, of a program
+
+    @property
+    def widest(self) -> str:
+        """The widest access to global memory: "tma", or bytes of a thread at a time."""
+        if "cp.async.bulk" in self.ptx:
+            return "tma"
+        copies = re.findall(r"cp\.async\.c[ag]\.shared\.global.*?\], (0x[0-9a-f]+|\d+)", self.ptx)
+        loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.[bfu](\d+)", self.ptx)
+        sizes = [int(size, 0) for size in copies]
+        sizes += [int(count or 1) * int(bits) // 8 for count, bits in loads]
+        return str(max(sizes, default=0))
 
 
 def compile_launches(architecture: int, call: Callable[[], Any]) -> list[Binary]:
@@ -42,7 +61,9 @@ def compile_launches(architecture: int, call: Callable[[], Any]) -> list[Binary]
         patch.setattr(_launch, "launch", lambda *given: launches.append((given[0], given[3])))
         call()
     assert launches
-    return [_compile(architecture, *one) for one in launches]
+    binaries = [_compile(architecture, *one) for one in launches]
+    REPORT.extend(binaries)
+    return binaries
 
 
 def _compile(architecture: int, kernel: Any, arguments: dict[str, Any]) -> Binary:
@@ -69,8 +90,36 @@ def _compile(architecture: int, kernel: Any, arguments: dict[str, Any]) -> Binar
     compiled = triton.compile(source, target=target, options=options)
     cubin = compiled.asm["cubin"]
     registers, local = _resources(cubin)
-    texts = compiled.asm["ttir"], compiled.asm["ptx"]
-    return Binary(kernel.fn.__name__, *texts, registers, local, compiled.metadata.shared)
+    tile = "x".join(str(arguments[name]) for name in ("BM", "BN", "BK") if name in arguments)
+    pointers = [kind[1:] for kind in signature.values() if kind.startswith("*")]
+    return Binary(
+        architecture,
+        kernel.fn.__name__,
+        " ".join(pointers),
+        tile,
+        compiled.metadata.num_warps,
+        compiled.asm["ttir"],
+        compiled.asm["ptx"],
+        registers,
+        local,
+        compiled.metadata.shared,
+    )
+
+
+def check_launchable(binary: Binary) -> None:
+    """Asserts that the architecture can start the kernel: registers and shared memory suffice."""
+    assert binary.registers * 32 * binary.warps <= 65536
+    assert binary.shared <= DEVICES[binary.architecture][1]
+
+
+def check_offsets(binary: Binary) -> None:
+    """Asserts that pointers move by 64-bit offsets and no stride is multiplied in 32 bits."""
+    moves = re.findall(r"tt\.addptr .* : (.*?)(?: loc.*)?$", binary.ttir, re.MULTILINE)
+    assert moves
+    for types in moves:
+        assert types.endswith(("i64", "xi64>")), types
+    for line in re.findall(r"arith\.muli .*", binary.ttir):
+        assert "stride" not in line or "i64" in line, line
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

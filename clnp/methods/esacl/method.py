@@ -143,9 +143,9 @@ class EsaCL(Method):
         super().end(task)
 
     def prunable(self) -> dict[str, Tensor]:
-        """Weights that are pruned: those that later tasks use too."""
+        """Weights that are pruned: those that later tasks use too and the user has not frozen."""
         shared = self.net.shared_parameters()
-        return {n: p.detach() for n, p in shared.items() if p.dim() > 1}
+        return {n: p.detach() for n, p in shared.items() if p.dim() > 1 and p.requires_grad}
 
     def state(self) -> dict[str, Tensor]:
         named = self.named_parameters()

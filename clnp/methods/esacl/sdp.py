@@ -59,18 +59,16 @@ def perturbed(parameters: Sequence[Tensor], rho: float) -> Iterator[Tensor]:
 
 @contextlib.contextmanager
 def still_statistics(net: nn.Module) -> Iterator[None]:
-    """Batch normalisation keeps its running statistics: a second pass over a batch must not count
-    twice.
+    """Normalisations keep their running statistics and their count of batches: a second pass over
+    a batch must not count twice.
     """
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [m.momentum for m in norms]
+    norms = [m for m in net.modules() if hasattr(m, "num_batches_tracked")]
+    kept = [(b, b.clone()) for m in norms for b in m.buffers(recurse=False)]
     try:
-        for m in norms:
-            m.momentum = 0.0
         yield
     finally:
-        for m, momentum in zip(norms, before, strict=True):
-            m.momentum = momentum
+        for now, before in kept:
+            now.copy_(before)
 
 
 class FrankWolfe(torch.optim.Optimizer):
@@ -168,7 +166,7 @@ def prune_to(weights: Sequence[Tensor], sparsity: float, scope: str = "layer") -
     Returns:
         a bool mask per tensor, True where the weight stays.
     """
-    if scope == "global":
+    if scope == "global" and weights:
         sizes = [w.numel() for w in weights]
         together = torch.cat([w.abs().flatten() for w in weights])
         masks = [
@@ -178,7 +176,7 @@ def prune_to(weights: Sequence[Tensor], sparsity: float, scope: str = "layer") -
     else:
         masks = [largest(w.abs().flatten(), sparsity).reshape(w.shape) for w in weights]
     for w, mask in zip(weights, masks, strict=True):
-        w.mul_(mask)
+        w.masked_fill_(~mask, 0)
     return masks
 
 

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clnp.batches import count
 from clnp.data.task import Split
 from clnp.errors import ConfigError
-from clnp.forgetting import floor_of
 from clnp.groups import Group
 from clnp.methods.esacl.sdp import FrankWolfe, perturbed, still_statistics
 from clnp.model import Model
+from clnp.score import Validation
 from clnp.sparsify import ThresholdSearch
 from clnp.train import Fit, FitSettings, FitState
 from clnp_kernels.optim import AdamL1
@@ -221,13 +220,12 @@ def structured_sdp(
     model.eval()
     scores = channel_scores(model)
     if share is None:
-        total = count(validation)
-        correct = round(fit.state.history[-1]["validation_accuracy"] * total)
-        floor = floor_of(correct, margin, total)
-        return ThresholdSearch(model, scores, validation, floor, fit.device).joint().keep
+        scored = Validation(validation, "accuracy", fit.device)
+        floor = scored.floor(fit.state.history[-1]["validation_accuracy"], margin)
+        return ThresholdSearch(model, scores, scored, floor).joint().keep
     keep = {}
     for group in model.groups.prunable:
         free = scores[group.name][model.active(group) :]
         kept = min(len(free), max(1, round(share * len(free))))
-        keep[group.name] = free.topk(kept).indices.sort().values
+        keep[group.name] = free.argsort(descending=True, stable=True)[:kept].sort().values
     return keep

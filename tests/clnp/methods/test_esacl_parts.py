@@ -29,7 +29,9 @@ from clnp.methods.esacl import (
     support_examples,
     vertex,
 )
+from clnp.methods.esacl.sdp import still_statistics
 from clnp.methods.network import TaskNet
+from clnp_kernels.nn import PartialBatchNorm2d
 from tests.clnp.cases import mlp
 
 VECTORS = st.lists(st.integers(-20, 20), min_size=1, max_size=6)
@@ -311,3 +313,34 @@ def test_distillation_is_least_where_nothing_moved() -> None:
     assert z.grad is not None
     # cross entropy of a distribution with itself has no gradient
     assert z.grad.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm2d(3),
+        nn.BatchNorm2d(3, momentum=None),
+        nn.InstanceNorm2d(3, track_running_stats=True),
+        PartialBatchNorm2d(3, active=1),
+        PartialBatchNorm2d(3, momentum=None),
+    ],
+    ids=str,
+)
+def test_a_second_pass_does_not_count_twice(norm: nn.Module) -> None:
+    net = nn.Sequential(norm).train()
+    net(torch.randn(4, 3, 2, 2))
+    before = {n: b.clone() for n, b in net.named_buffers()}
+    with still_statistics(net):
+        net(torch.randn(4, 3, 2, 2))
+        assert any(not torch.equal(b, before[n]) for n, b in net.named_buffers())
+    assert all(torch.equal(b, before[n]) for n, b in net.named_buffers())
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_what_is_pruned_is_zero_whatever_it_was(scope: str) -> None:
+    assert prune_to([], 0.5, scope) == []
+    weights = [torch.tensor([[-0.0, 3.0], [-1.0, torch.inf]])]
+    (mask,) = prune_to(weights, 0.5, scope)
+    assert mask.tolist() == [[False, True], [False, True]]
+    assert weights[0].tolist() == [[0.0, 3.0], [0.0, torch.inf]]
+    assert not weights[0].signbit().any()

@@ -155,3 +155,36 @@ def test_packnet_packs() -> None:
     owner = lt.method.memory["owner.net.0.weight"]
     shares = [float((owner == k).float().mean()) for k in range(4)]
     assert shares == pytest.approx([0.25] * 4, abs=0.01)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_masked_weights_are_zero_after_every_step(optimizer: str) -> None:
+    """Moments of masked weights are not 0; weights that the user froze are not masked."""
+    torch.manual_seed(0)
+    net = mlp([20, 10])
+    net[2].requires_grad_(False)
+    frozen = net[2].weight.clone()
+    lt = methods.make(
+        "sparcl",
+        net,
+        torch.zeros(1, 12),
+        **{"epochs": 3, "batch_size": 16, "sparsity": 0.7, "update": 1, "buffer": 20},
+        optimizer=optimizer,
+        momentum=0.9,
+        reset_optimizer=False,
+    )
+    method, steps = lt.method, []
+    step = method.step
+
+    def watched(batch):  # type: ignore[no-untyped-def]
+        result = step(batch)
+        for name, mask in method.weights_mask.masks.items():  # type: ignore[attr-defined]
+            assert not lt.net.get_parameter(name)[~mask].any()
+            steps.append(name)
+        return result
+
+    method.step = watched  # type: ignore[method-assign]
+    for k in range(2):
+        lt.learn(blobs(k))
+    assert set(steps) == {"net.0.weight"}
+    assert torch.equal(lt.net.get_parameter("net.2.weight"), frozen)
