@@ -114,7 +114,7 @@ def _agree(net: nn.Module, graph: Graph, x: Tensor) -> bool:
 
 def _computed(graph: Graph, net: nn.Module, x: Tensor) -> Tensor:
     """The output of a graph, in training mode, with the layers of `net`."""
-    values = {}
+    values: dict[str, Tensor] = {}
     for node in graph.nodes:
         op = OPS[node.op]
         inputs = [values[name] for name in node.inputs]
