@@ -28,11 +28,13 @@ def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False)
 
     Raises:
         ConfigError: a package for ONNX is missing.
+        ExportError: the format can't express the network.
         CheckpointError: the file can't be written.
     """
     narrow = extract(learner.model, task, fold_batch_norm=fold_batch_norm).eval()
     probe = learner.certificate.probes[task].to(next(narrow.parameters()).device)
-    export(narrow, path, probe)
+    names = getattr(learner.reports[task], "class_names", None)
+    export(narrow, path, probe, class_names=names or None)
     layers = [m for m in narrow.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     widths = [str(layer.weight.shape[0]) for layer in layers]
     if len(widths) > 8:
