@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,10 @@ def _way_out(suffix: str) -> str:
 
 
 def _short(error: Exception) -> str:
-    """The first lines of what an exporter says, which may be pages."""
-    return " ".join(str(error).split())[:300]
+    """The beginning of what lies behind an exporter's error, which may be pages in colours."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:300]
 
 
 def _example(network: nn.Module, example: Any) -> tuple[Tensor, int]:

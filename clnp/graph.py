@@ -70,8 +70,9 @@ AVG_POOL = (
 
 def _upsample(size: Any, scale_factor: Any, mode: str) -> nn.Upsample:
     """torch wants tuples, of which JSON makes lists."""
-    pair = (tuple(v) if isinstance(v, list) else v for v in (size, scale_factor))
-    return nn.Upsample(*pair, mode=mode)
+    size = tuple(size) if isinstance(size, list) else size
+    factor = tuple(scale_factor) if isinstance(scale_factor, list) else scale_factor
+    return nn.Upsample(size, factor, mode)
 
 
 OPS: dict[str, Op] = {

