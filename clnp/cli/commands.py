@@ -29,6 +29,7 @@ from clnp.errors import (
     ConfigError,
     ConvertError,
     DataError,
+    ExportError,
     SaveError,
 )
 from clnp.learner import Learner
@@ -258,7 +259,7 @@ def _complain(error: Exception) -> int:
     if os.environ.get("CLNP_DEBUG"):
         traceback.print_exception(error)
     usage = isinstance(
-        error, (ConfigError, DataError, ConvertError, CheckpointError, runs.RunError)
+        error, (ConfigError, DataError, ConvertError, CheckpointError, ExportError, runs.RunError)
     )
     refused = out_of_memory(error)
     ours = refused or isinstance(error, (ClnpError, OSError))
