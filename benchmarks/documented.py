@@ -54,7 +54,8 @@ def _lines(block: str) -> list[str]:
 
 def comparison() -> dict[str, dict[str, Any]]:
     """Method -> all settings and the seeds of its runs, by the command in docs/methods.md."""
-    (words,) = (w for w in commands(METHODS.read_text()) if w[:2] == ["clnp", "compare"])
+    every = commands(METHODS.read_text())
+    (words,) = (w for w in every if w[:2] == ["clnp", "compare"] and "--methods" in w)
     options = parse(words[1:])
     result = {}
     for name in compare.method_names(options.methods, options.set):
