@@ -15,6 +15,7 @@ from clnp.errors import (
     ConfigError,
     ConvertError,
     DataError,
+    DataWarning,
     MarginWarning,
     SaveError,
     TrainingError,
@@ -29,6 +30,7 @@ from clnp.network_file import load_network
 from clnp.own_loop import begin_task, consolidate, parameter_groups, prune
 from clnp.settings import FineTune, Settings
 from clnp.task_report import TaskReport
+from clnp_kernels import __version__
 
 __all__ = [
     "CapacityError",
@@ -39,6 +41,7 @@ __all__ = [
     "ConfigError",
     "ConvertError",
     "DataError",
+    "DataWarning",
     "FineTune",
     "Footprint",
     "Learner",
@@ -50,6 +53,7 @@ __all__ = [
     "TrainingError",
     "TrialError",
     "Workers",
+    "__version__",
     "begin_task",
     "consolidate",
     "convert",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from clnp.capture import fits
 from clnp.data.images import ImageSet
+from clnp.data.items import Items
 from clnp.data.task import Split
 from clnp.errors import TrainingError
 from clnp.ranks import ALONE, Ranks, current
@@ -55,19 +57,25 @@ def batches(
         chunks = [ranks.part(rows) for rows in whole]
         # A data set can't be asked for no examples: it is asked for one, which is dropped.
         asked = [own if len(own) else rows[:1] for own, rows in zip(chunks, whole, strict=True)]
-    for rows, (x, y) in zip(chunks, _taken(split, asked), strict=True):
+    taken = _taken(split, asked, anew=generator is not None)
+    for rows, (x, y) in zip(chunks, taken, strict=True):
         told = torch.as_tensor(y, dtype=torch.int64)
         yield placed(x[: len(rows)], device), told[: len(rows)].to(device)
 
 
-def _taken(split: Split, chunks: Sequence[Tensor]) -> Iterable[tuple[Tensor, Any]]:
-    """The examples of each chunk of rows."""
+def _taken(
+    split: Split, chunks: Sequence[Tensor], *, anew: bool = False
+) -> Iterable[tuple[Tensor, Any]]:
+    """The examples of each chunk of rows. Data sets that draw at random draw other examples where
+    `anew` is asked for, seeded by torch's global generator, and the same ones in every pass else.
+    """
     if isinstance(split, tuple):
         x, y = split
         return ((x[rows.to(x.device)], y[rows.to(y.device)]) for rows in chunks)
     if isinstance(split, ImageSet):
         return (split.batch(rows) for rows in chunks)
-    return DataLoader(split, batch_sampler=[rows.tolist() for rows in chunks])
+    seed = int(torch.empty((), dtype=torch.int64).random_()) if anew else 0
+    return Items.of(split).batches([rows.tolist() for rows in chunks], seed)
 
 
 def batch_sizes(total: int, batch_size: int) -> list[int]:
@@ -103,22 +111,10 @@ def count(split: Split) -> int:
     return len(split[1]) if isinstance(split, tuple) else len(split)  # type: ignore[arg-type]
 
 
-def labels(split: Split) -> Tensor | None:
-    """All labels [N] of a split; None where it is a data set that does not tell them (attribute
-    `targets`).
-    """
-    if isinstance(split, tuple):
-        return split[1]
-    try:
-        told = torch.as_tensor(getattr(split, "targets", None))
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    return told if told.shape == (count(split),) and not told.is_floating_point() else None
-
-
 def evaluation_batch(split: Split) -> int:
     """Examples in a batch where no gradients are kept: 1000, fewer where examples are large."""
-    values = max(first_inputs(split, 1).numel(), 1)
+    sample = split.sample[0] if isinstance(split, Items) else first_inputs(split, 1).shape[1:]
+    values = max(math.prod(sample), 1)
     return max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // values))
 
 
@@ -199,5 +195,5 @@ def first_inputs(split: Split | Dataset[Any], rows: int) -> Tensor:
     """The first inputs of a split, x [rows, ...]."""
     if isinstance(split, tuple):
         return split[0][:rows]
-    chosen: Sequence[int] = range(min(rows, count(split)))
-    return torch.stack([split[i][0] for i in chosen])
+    chosen = torch.arange(min(rows, count(split)))
+    return next(iter(_taken(split, [chosen])))[0]

@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from clnp.batches import labels
+from clnp.batches import evaluating
+from clnp.data.check import check_is_task, ready, task_data, warn_unseen
 from clnp.data.task import Task
 from clnp.errors import ConfigError, DataError, TrainingError
 from clnp.model import Model
 
 
-def check_task(model: Model, task: Task) -> int:
-    """Refuses a task that does not fit, before any work; returns its number of classes."""
-    if not isinstance(task, Task):
-        raise DataError(f"task: expected a clnp.data.Task, got {type(task).__name__}")
+def check_task(model: Model, task: Task) -> tuple[Task, int]:
+    """Refuses a task that does not fit, before any work.
+
+    Returns:
+        the task with its Datasets in memory where they fit (`clnp.data.check.ready`), and its
+        number of classes.
+
+    Raises:
+        DataError: no `Task`; shape, dtype or labels that the network was not made for; an item that
+            is no good.
+    """
+    check_is_task(task)
     outputs = model.graph[model.groups.head].attrs["out_features"]
     shape = tuple(model.graph.nodes[0].attrs["shape"][1:])
     if task.sample_shape != shape:
@@ -31,17 +40,47 @@ def check_task(model: Model, task: Task) -> int:
             f"task {task.name!r}: inputs are {task.dtype}, the network is {dtype}; convert "
             "one of them"
         )
-    single = model.head.kind == "single"
-    classes = outputs if single or task.classes is None else task.classes
-    for split in ("train", "validation", "test"):
-        told = labels(task.split(split))
-        if told is not None and int(told.max()) >= classes:
-            raise DataError(
-                f"task {task.name!r}, {split}: label {int(told.max())} is outside the "
-                f"head's {classes} classes" + ("" if single else "; pass Task(..., classes=...)")
-            )
     model.check_capacity()
+    made = ready(task)
+    return made, classes_of(made, outputs, single=model.head.kind == "single")
+
+
+def classes_of(task: Task, outputs: int, *, single: bool) -> int:
+    """Number of outputs that a task is learned with: all of a single head's, else `task.classes`,
+    or what the network has where the task does not say.
+
+    Raises:
+        DataError: a label that has no output.
+    """
+    classes = outputs if single or task.classes is None else task.classes
+    for split, data in task_data(task).splits.items():
+        if data.top >= classes:
+            raise DataError(
+                f"task {task.name!r}, {split}: label {data.top} is outside the head's {classes} "
+                "classes" + ("" if single else "; pass Task(..., classes=...)")
+            )
+    warn_unseen(task)
     return classes
+
+
+def check_logits(net: nn.Module, example: Tensor) -> None:
+    """Refuses a network whose outputs are not one row of logits for each example.
+
+    Arguments:
+        net: a dense network, or one from `clnp.convert`.
+        example: a batch that it takes, where its weights are.
+
+    Raises:
+        ConfigError: outputs of another shape.
+    """
+    with evaluating(net):
+        logits = net(example)
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or len(shape) != 2 or shape[0] != len(example):
+        raise ConfigError(
+            f"net: its outputs are {shape} for {len(example)} example(s), expected logits [B, C]; "
+            "pool or flatten what it computes before its last layer"
+        )
 
 
 def check_scores(model: Model, scores: Mapping[str, Tensor]) -> None:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from clnp.batches import count
 from clnp.checkpoint import tensor_bytes
+from clnp.data.check import task_data
 from clnp.data.task import Task
 from clnp.errors import ConfigError, DataError
 from clnp.model import Model
-from clnp.progress import Progress, fingerprint
+from clnp.progress import Progress
 from clnp.ranks import ALONE, Ranks, current, sharing
 from clnp.restore import EXTRA
 from clnp.settings import Settings
@@ -109,8 +110,7 @@ def agree_on_task(ranks: Ranks, model: Model, task: Task, index: int) -> None:
     if ranks.size == 1:
         return
     splits = {name: task.split(name) for name in ("train", "validation", "test")}
-    prints = [fingerprint(split) for split in splits.values()]
-    ranks.agree(f"task {index}", json.dumps([index, task.name, *prints]))
+    ranks.agree(f"task {index}", json.dumps([index, task.name, task_data(task).to_json()]))
     agree_on_network(ranks, model)
     for name in ("train", "validation"):
         if count(splits[name]) < ranks.size:

@@ -22,6 +22,10 @@ class DataError(ClnpError, ValueError):
     """A data set has the wrong type, shape, range or labels, or is not where it was looked for."""
 
 
+class DataWarning(UserWarning):
+    """Data that can be worked with, but hardly as it was meant."""
+
+
 class ConvertError(ClnpError, TypeError):
     """A network holds something that can't be turned into masked layers exactly."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,19 @@ from torch import Tensor, nn
 
 from clnp.atomic import replacing
 from clnp.errors import ConfigError, SaveError
-from clnp.network_file import write_network
+from clnp.network_file import CLASS_NAMES, write_network
 
 SUFFIXES = (".pt2", ".onnx", ".safetensors")
 ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
-def export(network: nn.Module, path: str | Path, example: Tensor) -> Path:
+def export(
+    network: nn.Module,
+    path: str | Path,
+    example: Tensor,
+    *,
+    class_names: Sequence[str] | None = None,
+) -> Path:
     """Writes a network for any batch size, whole or not at all.
 
     Arguments:
@@ -28,6 +36,8 @@ def export(network: nn.Module, path: str | Path, example: Tensor) -> Path:
             `.safetensors`, read by `clnp.load_network(path)`, the one that may safely be read
             from strangers (of a network from `clnp.extract`).
         example: a batch [B, ...] that the network takes, on its device; its numbers do not matter.
+        class_names: of the outputs, to be written too: JSON under "class_names" in the metadata of
+            ONNX and among the extra files of `.pt2`; `load_network(path).meta["class_names"]`.
 
     Returns:
         the path.
@@ -42,7 +52,7 @@ def export(network: nn.Module, path: str | Path, example: Tensor) -> Path:
             f"path={str(path)!r}: expected a file that ends in {' or '.join(SUFFIXES)}"
         )
     if path.suffix == ".safetensors":
-        write_network(path, network)
+        write_network(path, network, class_names)
         return path
     # A batch of 1 would be taken for a constant.
     example = example[:1].repeat(4, *[1] * (example.dim() - 1))
@@ -51,7 +61,7 @@ def export(network: nn.Module, path: str | Path, example: Tensor) -> Path:
     try:
         with replacing(path) as temporary:
             write = _write_onnx if path.suffix == ".onnx" else _write_pt2
-            write(network, temporary, example)
+            write(network, temporary, example, class_names)
     except OSError as error:
         raise SaveError(
             f"{path}: can't be written ({error}); make room, or name another"
@@ -61,15 +71,19 @@ def export(network: nn.Module, path: str | Path, example: Tensor) -> Path:
     return path
 
 
-def _write_pt2(network: nn.Module, path: Path, example: Tensor) -> None:
+def _write_pt2(
+    network: nn.Module, path: Path, example: Tensor, names: Sequence[str] | None
+) -> None:
     dynamic = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(network, (example,), dynamic_shapes=dynamic)
     # A file, because torch insists on the ending of a path.
     with open(path, "wb") as file:
-        torch.export.save(program, file)
+        torch.export.save(program, file, extra_files=_named(names))
 
 
-def _write_onnx(network: nn.Module, path: Path, example: Tensor) -> None:
+def _write_onnx(
+    network: nn.Module, path: Path, example: Tensor, names: Sequence[str] | None
+) -> None:
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"ONNX files need {' and '.join(missing)}: pip install 'clnp[onnx]'")
@@ -83,4 +97,11 @@ def _write_onnx(network: nn.Module, path: Path, example: Tensor) -> None:
         **options,
     )
     assert program is not None
-    path.write_bytes(program.model_proto.SerializeToString())
+    written = program.model_proto
+    for key, value in _named(names).items():
+        written.metadata_props.add(key=key, value=value)
+    path.write_bytes(written.SerializeToString())
+
+
+def _named(names: Sequence[str] | None) -> dict[str, Any]:
+    return {} if names is None else {CLASS_NAMES: json.dumps(list(names))}

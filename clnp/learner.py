@@ -13,27 +13,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clnp import checkpoint
-from clnp.batches import accuracy, first_inputs, seed_for, seeded
+from clnp.batches import first_inputs, seed_for, seeded
 from clnp.callbacks import check_callbacks, notify
 from clnp.certificate import Certificate, Verdict
-from clnp.checks import check_device, check_task
-from clnp.data.task import Split, Task
+from clnp.checks import check_device, check_logits, check_task
+from clnp.data.check import task_data
+from clnp.data.task import Task
 from clnp.distributed import SharedProgress, agree_on_network, agree_on_task, begin, world
 from clnp.errors import CapacityWarning, CheckpointError, ConfigError
 from clnp.fanout import Workers
 from clnp.forgetting import GridPoint, grid_points
+from clnp.learned_data import Tests, check_new, learned_tasks, test_split
 from clnp.margin import check_margin
 from clnp.memory import memory_needed
 from clnp.model import Model
 from clnp.ranks import ALONE, Ranks, refuse_sharded, sharing
-from clnp.restore import dtype_of, restored
-from clnp.saving import contents, saved_score, splits_to_test
+from clnp.saving import contents, model_of, saved_score, take_over
 from clnp.score import check_sendable, given_again
 from clnp.settings import Settings
-from clnp.task_inference import Inferred, inferred_accuracies
-from clnp.task_report import TaskReport, capacity_of, reuse_of
+from clnp.task_inference import Inferred, Prediction, inferred_accuracies, predicted
+from clnp.task_report import TaskReport, capacity_of, matrix_of, reuse_of
 from clnp.task_run import Plan, TaskRun
 
 KIND = "learner"
@@ -95,6 +97,9 @@ class Learner:
         self.model = model.to(self.device)
         if model.is_convolutional:
             model.to(memory_format=torch.channels_last)
+        shape = model.graph.nodes[0].attrs["shape"]
+        dtype = model.head.free_weight.dtype
+        check_logits(self.model, torch.zeros(1, *shape[1:], dtype=dtype, device=self.device))
         self.callbacks = list(callbacks)
         check_callbacks(self.callbacks)
         self.workers = workers if isinstance(workers, Workers) else Workers(workers)
@@ -103,7 +108,7 @@ class Learner:
         self._use_folder(checkpoint_dir, None)
         self.reports: list[TaskReport] = []
         self.certificate = Certificate()
-        self._tests: list[Split | None] = []
+        self._tests = Tests()
         self._seconds: dict[str, float] = {}
         self._warned: set[str] = set()
 
@@ -134,7 +139,8 @@ class Learner:
         If anything goes wrong the learner is left as it was before the call.
 
         Raises:
-            DataError: the task does not fit the network (shape, dtype, labels).
+            DataError: the task does not fit the network (shape, dtype, labels); an item that is no
+                good, with its split and index; a task of that name was learned before.
             CapacityError: single head and no free channel in the final hidden layer. With several
                 heads the task is learned by a new head alone: a CapacityWarning, and the report's
                 `transfer_only`, say so.
@@ -172,6 +178,7 @@ class Learner:
         return self._run(task, Plan(margin, adopt=True, prune=prune))
 
     def _run(self, task: Task, plan: Plan) -> TaskReport:
+        given = task
         with self.ranks.together("checking the task"):
             if len(self.model.tasks) != len(self.reports):
                 raise ConfigError(
@@ -179,7 +186,8 @@ class Learner:
                     f"{len(self.reports)}: a state was loaded, or it was trained elsewhere; go on "
                     "with the file that goes with it, by Learner.load"
                 )
-            classes = check_task(self.model, task)
+            check_new(self.reports, task)
+            task, classes = check_task(self.model, task)
             if plan.adopt and classes != self.model.head.classes:
                 raise ConfigError(
                     f"task {task.name!r} has {classes} classes, the network "
@@ -205,6 +213,7 @@ class Learner:
         except BaseException:
             self._undo(before, index)
             raise
+        self._tests.keep(index, given, task)
         self.reports.append(report)
         if self.checkpoint_dir is not None:
             with self.ranks.together("writing the checkpoint"):
@@ -218,7 +227,7 @@ class Learner:
         self.model.zero_grad(set_to_none=True)
         self.model.load_state_dict(before, unlearn=True)
         del self.certificate.entries[index:], self.certificate.probes[index:]
-        del self._tests[index:]
+        self._tests.cut(index)
         self.model.eval()
 
     def _learn(self, task: Task, index: int, classes: int, plan: Plan) -> TaskReport:
@@ -268,9 +277,12 @@ class Learner:
         model.consolidate(name=task.name)
         model.eval()
         with self._timed("evaluate"):
-            self._tests.append(task.test)
+            self._tests.splits.append(task.test)
             self.certificate.record(model, first_inputs(task.test, 64))
-            row = [self._test(j) for j in range(index + 1)]
+            row = [
+                self._tests.accuracy(j, model.subnetwork(j, fresh=True), self.device)
+                for j in range(index + 1)
+            ]
             inferred = self._inferred()
         return TaskReport(
             task=index,
@@ -290,6 +302,8 @@ class Learner:
             grid=run.grid_rows(trained, chosen),
             transfer_only=full,
             inferred=inferred,
+            class_names=task.class_names,
+            data=task_data(task),
             score=run.validation.score.name,
             fine_tuned=fine_tuned,
         )
@@ -301,16 +315,10 @@ class Learner:
             return [GridPoint(trained[0].l1, trained[0].lr)]
         return self.points
 
-    def _test(self, task: int) -> float:
-        split = self._tests[task]
-        if split is None:
-            return float("nan")
-        return accuracy(self.model.subnetwork(task), split, self.device)
-
     def _inferred(self) -> Inferred:
         if not self.settings.infer_tasks:
             return {}
-        return inferred_accuracies(self.model, self._tests, self.device)
+        return inferred_accuracies(self.model, self._tests.splits, self.device)
 
     def expand(self, layer: str, channels: int) -> None:
         """Adds free channels to a hidden layer between tasks; see `Model.expand`."""
@@ -318,16 +326,38 @@ class Learner:
 
     # Results
 
+    def predict(self, x: Tensor, task: int | None = None, *, rule: str = "entropy") -> Prediction:
+        """Task, class and class name of examples.
+
+        Arguments:
+            x: [B, ...].
+            task: index of the learned task that they are of, from the end if negative; None takes
+                the task whose network is surest.
+            rule: how that is decided, "entropy" or "energy".
+
+        Returns:
+            `task` [B], `label` [B] (the class within the task) and `names`, a list of B class
+            names, None where the task was learned without names.
+
+        Raises:
+            DataError: x does not fit the network.
+            ConfigError: the task has not been learned; an unknown rule.
+        """
+        x = x.to(self.device)
+        with torch.no_grad():
+            if task is None:
+                found, label = self.model.predict(x, rule)
+            else:
+                label = self.model(x, task=task).argmax(dim=-1)
+                found = torch.full_like(label, self.model.check_task(task))
+        return predicted(found, label, [report.class_names for report in self.reports])
+
     @property
     def accuracy_matrix(self) -> np.ndarray:
         """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above
         the diagonal.
         """
-        learned = len(self.reports)
-        matrix = np.full((learned, learned), np.nan)
-        for i, report in enumerate(self.reports):
-            matrix[i, : i + 1] = report.row
-        return matrix
+        return matrix_of(self.reports)
 
     def verify(self) -> list[Verdict]:
         """Recomputes every learned task's logits on its probe batch and compares them bit by
@@ -365,14 +395,16 @@ class Learner:
         Arguments:
             path: the file, or the folder that holds `checkpoint.safetensors`.
             tasks: the learned tasks (or the whole stream), whose test splits later rows of the
-                accuracy matrix need; without them those entries are NaN.
+                accuracy matrix need; without them those entries are NaN. All their splits are read
+                and compared with the fingerprints of what was learned.
             device, checkpoint_dir, callbacks, workers, distributed: as for a new learner.
             score: the learner's, where that is a function: a file holds its name only.
 
         Raises:
             CheckpointError: no such file, damaged, or not a learner's.
             ConfigError: `score` is not the learner's.
-            DataError: `tasks` are not the tasks that were learned.
+            DataError: `tasks` are not the tasks that were learned: other inputs, labels, sizes,
+                order or class names.
         """
         path, device = Path(path), check_device(device)
         path = path / CHECKPOINT if path.is_dir() else path
@@ -381,22 +413,19 @@ class Learner:
             read = checkpoint.read(path, KIND) if ranks.main else None
         tensors, data = ranks.tell(read)
         score = given_again(saved_score(data), score)
-        prefix = "model."
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
-            model = restored(data["structure"], dtype_of(data["dtype"]), state)
-            settings = {**data["settings"], "score": score}
-            learner = cls(
-                model.eval(), device=device, callbacks=callbacks, workers=workers, **settings
-            )
-            learner.reports = [TaskReport(**report) for report in data["reports"]]
-            probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
-            learner.certificate = Certificate.from_json(data["certificate"], probes)
+            model, settings = model_of(tensors, data), {**data["settings"], "score": score}
+            learner = cls(model, device=device, callbacks=callbacks, workers=workers, **settings)
+            take_over(learner, tensors, data)
         except Exception as error:  # anybody can have written anything
             raise CheckpointError(f"{path} does not hold a complete learner: {error}") from error
         learner._share(ranks)
         learner._use_folder(checkpoint_dir, path)
-        learner._tests = splits_to_test(learner.reports, tasks)
+        learner._tests.splits = [None] * len(learner.reports)
+        if tasks is not None:
+            with ranks.together("comparing the tasks"):
+                again = learned_tasks(learner.reports, tasks)
+            learner._tests.splits = [test_split(task) for task in again]
         return learner
 
     # Helpers

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clnp.batches import labels
+from clnp.data.check import known_labels
 from clnp.data.task import Split
 from clnp.errors import ConfigError, MarginWarning
 from clnp.score import Validation
@@ -48,7 +48,7 @@ def warn_of_classes(
         stacklevel: as for `warnings.warn`, from here.
     """
     sizes = validation.class_sizes
-    told = labels(train)
+    told = known_labels(train)
     missing = [] if told is None else sorted(set(told.unique().tolist()) - _present(sizes))
     if missing:
         _warn(

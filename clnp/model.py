@@ -215,11 +215,13 @@ class Model(Structured):
     @retiring
     def cancel_task(self) -> None:
         """Leaves a task unlearned; its weights are dropped (those of the first task stay as they
-        are now, but are drawn anew where channels of it were cut).
+        are now, but are drawn anew where channels of it were cut or a number is not finite).
         """
         self._require_task("cancel_task")
         whole = all(self.free(group) == self.sizes[group.name] for group in self.groups.prunable)
-        if self.tasks or not whole:
+        numbers = [*self.parameters(), *self.running_statistics()]
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in numbers)
+        if self.tasks or not (whole and finite):
             for name, module in self.masked.items():
                 self._restore_size(name, module)
             self._drop_weights()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,12 +16,13 @@ from clnp.plain import plain_module
 from clnp.restore import dtype_name, dtype_of
 
 KIND = "network"
+CLASS_NAMES = "class_names"
 GRAPH = "clnp_graph"  # where `clnp.extract` leaves the graph, in a GraphModule's `meta`
 LAYER = {"weight": "weight", "bias": "bias"}
 NORM = {**LAYER, "mean": "running_mean", "var": "running_var"}
 
 
-def write_network(path: Path, network: nn.Module) -> None:
+def write_network(path: Path, network: nn.Module, class_names: Sequence[str] | None = None) -> None:
     """Writes a network from `clnp.extract`, as `clnp.export` does for `.safetensors`.
 
     Raises:
@@ -33,7 +35,10 @@ def write_network(path: Path, network: nn.Module) -> None:
             "network: a .safetensors file takes what clnp.extract returned, got "
             f"{type(network).__name__}; other modules go into .pt2 or .onnx"
         )
-    checkpoint.write(path, KIND, network.state_dict(), {"graph": graph.to_json()})
+    data = {"graph": graph.to_json()}
+    if class_names is not None:
+        data[CLASS_NAMES] = list(class_names)
+    checkpoint.write(path, KIND, network.state_dict(), data)
 
 
 def load_network(path: str | Path) -> fx.GraphModule:
@@ -44,7 +49,8 @@ def load_network(path: str | Path) -> fx.GraphModule:
 
     Returns:
         plain `torch.nn` layers in evaluation mode, as `clnp.extract` gave them; x [B, ...] ->
-        logits [B, C], the same bits.
+        logits [B, C], the same bits. `meta["class_names"]` names the outputs where the file
+        does.
 
     Raises:
         CheckpointError: no such file, damaged, not a network's, or tensors that do not fit.
@@ -60,10 +66,23 @@ def load_network(path: str | Path) -> fx.GraphModule:
         network = build(graph, layers).eval()
         network.load_state_dict(tensors)
         _check_fits(network, graph)
+        names = _names(data)
     except Exception as error:  # anybody can have written anything
         raise CheckpointError(f"{path} does not hold a network: {error}") from error
     network.meta[GRAPH] = graph
+    if names is not None:
+        network.meta[CLASS_NAMES] = names
     return network
+
+
+def _names(data: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The class names in a file; raises TypeError for what are none."""
+    names = data.get(CLASS_NAMES)
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{CLASS_NAMES} is no list of strings")
+    return tuple(names)
 
 
 def _own(node: Node, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | None]:

@@ -121,8 +121,9 @@ def prune(
         if not holds(value):
             raise ConfigError(f"{name}={value!r}: expected {wanted}")
     check_margin(margin, "accuracy")
-    task = Task("in training", train, validation, validation, model.head.classes)
-    check_task(model, task)
+    # Training is over: another reading to see whether the items change would not pay.
+    task = Task("in training", train, validation, validation, model.head.classes, fixed_items=False)
+    task, _ = check_task(model, task)
     scored = Validation(task.validation, "accuracy", model.device)
     best = scored(model)
     if model.is_full:

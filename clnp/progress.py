@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -12,24 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from clnp import checkpoint
-from clnp.batches import count, labels
-from clnp.data.task import Split
 from clnp.errors import CheckpointError
 from clnp.train import FitState
 
 KIND = "progress"
-
-
-def fingerprint(split: Split) -> str:
-    """Tells data sets apart: sizes, labels, and every so many-th input."""
-    sha = hashlib.sha256(str(count(split)).encode())
-    told = labels(split)
-    if told is not None:
-        sha.update(checkpoint.tensor_bytes(told))
-    if isinstance(split, tuple):
-        x = split[0]
-        sha.update(checkpoint.tensor_bytes(x[:: max(1, len(x) // 64)]))
-    return sha.hexdigest()
 
 
 class Progress:

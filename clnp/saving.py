@@ -1,19 +1,19 @@
-"""What a learner's file holds, and what it has to be given again."""
+"""What a learner's file holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from clnp.data.task import Split, Task
-from clnp.errors import DataError
-from clnp.restore import EXTRA, dtype_name
+from clnp.certificate import Certificate
+from clnp.restore import EXTRA, dtype_name, dtype_of, restored
 from clnp.task_report import TaskReport
 
 if TYPE_CHECKING:
     from clnp.learner import Learner
+    from clnp.model import Model
 
 
 def contents(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -37,23 +37,17 @@ def saved_score(data: Any) -> Any:
     return settings.get("score", "accuracy") if isinstance(settings, dict) else "accuracy"
 
 
-def splits_to_test(
-    reports: Sequence[TaskReport], tasks: Sequence[Task] | None
-) -> list[Split | None]:
-    """The test split of every learned task; None where the tasks are not at hand.
-
-    Raises:
-        DataError: `tasks` are not the tasks that were learned.
+def model_of(tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> Model:
+    """The network in what `contents` made, in evaluation mode. Raises whatever foreign data lead
+    to.
     """
-    if tasks is None:
-        return [None] * len(reports)
-    if len(tasks) < len(reports):
-        raise DataError(
-            f"tasks: {len(reports)} tasks have been learned, but only {len(tasks)} were given"
-        )
-    for k, report in enumerate(reports):
-        if tasks[k].name != report.name:
-            raise DataError(
-                f"tasks[{k}] is {tasks[k].name!r}; the task learned there was {report.name!r}"
-            )
-    return [tasks[k].test for k in range(len(reports))]
+    prefix = "model."
+    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return restored(data["structure"], dtype_of(data["dtype"]), state).eval()
+
+
+def take_over(learner: Learner, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+    """Gives a learner with that network the reports and the certificate. Raises as `model_of`."""
+    learner.reports = [TaskReport(**report) for report in data["reports"]]
+    probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
+    learner.certificate = Certificate.from_json(data["certificate"], probes)

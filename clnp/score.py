@@ -23,8 +23,8 @@ from clnp.batches import (
     count,
     evaluating,
     evaluation_batch,
-    labels,
 )
+from clnp.data.check import known_labels
 from clnp.data.task import Split
 from clnp.errors import ConfigError, DataError
 from clnp.forgetting import floor_of
@@ -275,7 +275,7 @@ class Validation:
         """Examples of each class [classes] int64; a data set that does not tell its labels is read
         for them.
         """
-        known = labels(self.split)
+        known = known_labels(self.split)
         if known is None:
             pieces = batches(self.split, evaluation_batch(self.split), torch.device("cpu"))
             known = torch.cat([y for _, y in pieces])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,35 @@ from clnp.ranks import current
 
 # rule -> measure -> its value on each learned task's test split [T]
 Inferred: TypeAlias = "dict[str, dict[str, list[float]]]"
+
+
+class Prediction(NamedTuple):
+    """What a learner takes examples for.
+
+    Attributes:
+        task: [B] int64, the task's index.
+        label: [B] int64, the class within the task.
+        names: of the classes; None where a task was learned without class names.
+    """
+
+    task: Tensor
+    label: Tensor
+    names: list[str | None]
+
+
+def predicted(
+    task: Tensor, label: Tensor, class_names: Sequence[Sequence[str] | None]
+) -> Prediction:
+    """Tasks [B] and classes [B] with the names that they have.
+
+    Arguments:
+        class_names: per task, in the order of the classes, or None.
+    """
+    names = []
+    for k, c in zip(task.tolist(), label.tolist(), strict=True):
+        told = class_names[k]
+        names.append(told[c] if told is not None and c < len(told) else None)
+    return Prediction(task, label, names)
 
 
 def _certainty(logits: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from clnp.data.fingerprint import TaskData
 from clnp.model import Model
 from clnp.task_inference import Inferred
 
@@ -43,6 +45,8 @@ class TaskReport:
             ("entropy", "energy") -> "task" (the task is right), "class_incremental" (task and
             class) and "domain_incremental" (the class, whichever the task); see
             `clnp.task_inference`. Empty where it was not measured.
+        class_names: of its classes, in the order of the outputs, where they are known.
+        data: fingerprints of its splits; what is given as this task later has to be the same.
         score: what `best_validation`, `validation_before`, `validation` and the grid's `validation`
             are, and the margin was held on: the name of `Settings.score`.
         fine_tuned: for each round of fine-tuning "kept", or "rolled back" where the validation
@@ -67,12 +71,31 @@ class TaskReport:
     transfer_only: bool
     seconds: dict[str, float] = field(default_factory=dict)
     inferred: Inferred = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+    data: TaskData | None = None
     score: str = "accuracy"
     fine_tuned: str = ""
+
+    def __post_init__(self) -> None:
+        # JSON knows neither tuples nor classes.
+        if self.class_names is not None:
+            self.class_names = tuple(map(str, self.class_names))
+        if isinstance(self.data, Mapping):
+            self.data = TaskData.from_json(self.data)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `TaskReport(**data)`."""
         return dataclasses.asdict(self)
+
+
+def matrix_of(reports: Sequence[TaskReport]) -> np.ndarray:
+    """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above the
+    diagonal.
+    """
+    matrix = np.full((len(reports), len(reports)), np.nan)
+    for i, report in enumerate(reports):
+        matrix[i, : i + 1] = report.row
+    return matrix
 
 
 def reuse_of(

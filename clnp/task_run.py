@@ -17,13 +17,14 @@ from torch import Tensor
 from clnp import grid_trials
 from clnp.batches import seed_for
 from clnp.checks import check_scores
+from clnp.data.check import task_data
 from clnp.data.task import Task
 from clnp.distributed import current
 from clnp.fanout import Workers
 from clnp.forgetting import GridPoint, candidates, per_layer, sparsest
 from clnp.margin import warn_of_classes, warn_of_noise
 from clnp.model import Model
-from clnp.progress import Progress, fingerprint
+from clnp.progress import Progress
 from clnp.pruning import keep_everything
 from clnp.score import Validation, Value
 from clnp.settings import DTYPES, FineTune, Settings
@@ -260,7 +261,7 @@ class TaskRun:
             "settings": self.settings.to_json(),
             "task": self.index,
             "name": self.task.name,
-            "data": fingerprint(self.task.train),
+            "data": task_data(self.task).to_json(),
         }
 
     def _fit_settings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from clnp.data.images import Constants, Images, channel_constants, constants_for, held_out
+from clnp.data.inputs import check_finite
+from clnp.data.labels import as_labels, check_numbering
 from clnp.data.layout import SPLITS
 from clnp.data.names import listed, shown, task_names
 from clnp.data.streams import Stream
-from clnp.data.task import Task
+from clnp.data.task import Split, Task
 from clnp.errors import DataError
 
 # Names of the inputs and labels of a split, in the ways in which people write them, in any case;
@@ -82,21 +84,38 @@ class ArrayFiles(Stream):
             x, y = splits["train"]
             kept, aside = held_out(y, self.validation, (self.seed, index))
             splits["train"], splits["validation"] = (x[kept], y[kept]), (x[aside], y[aside])
-        classes = 1 + max(int(y.max()) for _, y in splits.values())
-        classes = classes if class_names is None else len(class_names)
+        labels = {split: y for split, (_, y) in splits.items()}
+        classes = (
+            check_numbering(labels, shown(self.paths[index]), "numpy", keep=False)
+            if class_names is None
+            else len(class_names)
+        )
         if train.dtype != torch.uint8:
-            return Task(name, **splits, classes=classes, class_names=class_names)
+            return self._task(name, splits, classes, class_names)
         images = {
             split: Images(x, y, constants, augment=self.augment and split == "train")
             for split, (x, y) in splits.items()
         }
-        return Task(name, **images, classes=classes, class_names=class_names)
+        return self._task(name, images, classes, class_names)
+
+    @staticmethod
+    def _task(
+        name: str, splits: Mapping[str, Split], classes: int, names: tuple[str, ...] | None
+    ) -> Task:
+        train, validation, test = (splits[split] for split in ("train", "validation", "test"))
+        return Task(name, train, validation, test, classes, names)
 
     def _image_constants(self, images: Tensor) -> Constants:
         if self.normalise != "constants":
             return constants_for(self.normalise, "cifar10", images)
         if self._constants is None:
-            self._constants = channel_constants(read_splits(self.paths[0])["train"][0])
+            first = read_splits(self.paths[0])["train"][0]
+            if first.dtype != torch.uint8:
+                raise DataError(
+                    f"{shown(self.paths[0])}: holds no images (uint8), but a later task of the "
+                    "stream does; wanted all tasks of one kind"
+                )
+            self._constants = channel_constants(first)
         return self._constants
 
 
@@ -222,17 +241,19 @@ def _reading(file: Path, name: str = "") -> Iterator[None]:
 
 
 def _checked(x: np.ndarray, y: np.ndarray, where: str) -> tuple[Tensor, Tensor]:
-    if x.ndim < 2 or y.shape != (len(x),) or not len(x):
+    if x.ndim < 2 or y.shape[:1] != (len(x),) or not len(x):
         raise DataError(
             f"{where}: x is {list(x.shape)} and y {list(y.shape)}, wanted [N, ...] and [N]"
         )
-    if y.dtype.kind not in "iu" or int(y.min()) < 0:
-        raise DataError(f"{where}: labels are {y.dtype}, wanted integers from 0")
-    labels = torch.from_numpy(y.astype(np.int64))
+    labels = as_labels(y, f"{where} y")
     if x.dtype != np.uint8:
         if x.dtype.kind not in "fiu":
             raise DataError(f"{where}: x is {x.dtype}, wanted numbers")
-        return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)), labels
+        with np.errstate(over="ignore"):
+            numbers = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+        # Here, where rows still have the numbers that they have in the file.
+        check_finite(numbers, f"{where} x (as float32)")
+        return numbers, labels
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] in (1, 3):

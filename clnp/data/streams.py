@@ -5,6 +5,7 @@ A list of `Task`s is a stream too; the classes here only save memory and writing
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -83,9 +84,7 @@ class Limited(Stream):
             train = (x[chosen], y[chosen])
         else:
             train = Subset(task.train, chosen.tolist())
-        return Task(
-            task.name, train, task.validation, task.test, task.num_classes, task.class_names
-        )
+        return dataclasses.replace(task, train=train, classes=task.num_classes)
 
 
 class Permuted(Stream):

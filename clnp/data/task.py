@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from clnp.data.inputs import as_input, check_finite, name_of
+from clnp.data.items import Items, Sample
+from clnp.data.labels import as_labels, check_numbering
 from clnp.errors import DataError
+
+if TYPE_CHECKING:
+    from clnp.data.fingerprint import TaskData
 
 Split: TypeAlias = "tuple[Tensor, Tensor] | Dataset[Any]"
 
 SPLITS = ("train", "validation", "test")
-FLOATS = (torch.float32, torch.float64, torch.bfloat16)
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# Rows of the finiteness check are taken in pieces of about this many elements, so that it needs no
-# second copy of x.
-PIECE = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,17 +30,29 @@ class Task:
     Arguments:
         name: what tables and plots call the task.
         train, validation, test: either `(x, y)` or a `torch.utils.data.Dataset` with a length whose
-            items are `(x, y)`. x is [B, ...] float32, float64 or bfloat16, finite, the same sample
-            shape and dtype in every split; y is [B], integer class labels from 0. Tensors and numpy
-            arrays are taken without a copy (labels become int64); a `TensorDataset` is unwrapped.
-        classes: number of classes; None takes the largest label + 1.
-        class_names: one for every class, in the order of the labels.
+            items are `(x, y)`. x is [N, ...] float32, float64 or bfloat16, finite, the same sample
+            shape and dtype in every split; y is [N], integer class labels from 0 without gaps.
+            Tensors and numpy arrays are taken without a copy (labels become int64); a
+            `TensorDataset` is unwrapped.
+        classes: number of classes; labels may then have gaps. None takes the number of
+            `class_names`, or else the number of classes that the labels show.
+        class_names: one for every class, in the order of the labels. None takes those that the
+            data sets tell (attribute `classes`), if their items agree with them.
+        num_workers: processes that read the items of Datasets ahead. Results are the same with any
+            number. (An `ImageSet` makes its batches itself.)
+        cache_bytes: items of Datasets are kept in memory while a task is learned where they fit
+            into so many bytes: validation first, then test, then train.
+        fixed_items: whether the training items of a Dataset are the same in every reading. None
+            reads them twice to find out. Validation and test items are meant to be: they are drawn
+            once where they are kept.
 
     A list of tasks is a stream: whatever takes a stream takes `[Task(...), Task(...)]`.
 
+    The items of Datasets are checked, all of them, before anything is trained on the task.
+
     Raises:
         DataError: a split that is empty or of the wrong rank, length, dtype or label range, or with
-            NaN or Inf in x.
+            NaN or Inf in x; class names that are no distinct strings, or of another number.
     """
 
     name: str
@@ -50,19 +61,41 @@ class Task:
     test: Split
     classes: int | None = None
     class_names: tuple[str, ...] | None = None
+    num_workers: int = 0
+    cache_bytes: int = 1 << 30
+    fixed_items: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise DataError(f"name: got {self.name!r}, wanted a non-empty string")
-        if self.classes is not None and not _is_count(self.classes):
+        if self.classes is not None and not _is_count(self.classes, 1):
             raise DataError(f"classes: got {self.classes!r}, wanted a positive int or None")
+        self._check_names()
+        for name in ("num_workers", "cache_bytes"):
+            value = getattr(self, name)
+            if not _is_count(value, 0):
+                raise DataError(f"{name}: got {value!r}, wanted an int of at least 0")
+        if self.fixed_items not in (None, True, False):
+            raise DataError(f"fixed_items: got {self.fixed_items!r}, wanted True, False or None")
+        self._samples: dict[str, Sample]
+        self._data: TaskData | None
+        self._unseen: dict[str, list[int]]
+        object.__setattr__(self, "_samples", {})
+        object.__setattr__(self, "_data", None)
+        object.__setattr__(self, "_unseen", {})
+        given = [_labels_of(getattr(self, split)) for split in SPLITS]
         for split in SPLITS:
-            where = f"task {self.name!r}, {split}"
-            object.__setattr__(self, split, _checked_split(getattr(self, split), where))
-        self._check_agreement()
+            data, sample = _checked_split(getattr(self, split), self.where(split))
+            object.__setattr__(self, split, data)
+            self._samples[split] = sample
+        self._check_agreement(given)
+
+    def where(self, split: str) -> str:
+        """What errors call a split."""
+        return f"task {self.name!r}, {split}"
 
     def tensors(self, split: str) -> tuple[Tensor, Tensor] | None:
-        """(x [B, ...], y [B] int64) of a split, or None where the split is a Dataset that makes its
+        """(x [N, ...], y [N] int64) of a split, or None where the split is a Dataset that makes its
         items when asked.
 
         Raises:
@@ -81,99 +114,131 @@ class Task:
     def size(self, split: str) -> int:
         """Number of samples in a split."""
         data = self.split(split)
-        return len(data[1]) if isinstance(data, tuple) else _length(data)
+        return len(data[1]) if isinstance(data, tuple) else len(data)  # type: ignore[arg-type]
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one x, without the batch."""
-        return _first(self.train)[0]
+        return self._samples["train"][0]
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of x."""
-        return _first(self.train)[1]
+        return self._samples["train"][1]
 
     @property
     def num_classes(self) -> int:
-        """`classes`, or else the largest label of all splits + 1.
+        """`classes`, or else the number of `class_names`, or else of the classes that the labels of
+        all splits show. Datasets are read for that, once.
 
         Raises:
-            DataError: a split is a Dataset that doesn't tell its labels (attribute `classes` or
-                `targets`).
+            DataError: an item of a Dataset is no good; labels do not start at 0, or have gaps.
         """
         if self.classes is not None:
             return self.classes
-        return max(_count_classes(getattr(self, s), f"task {self.name!r}, {s}") for s in SPLITS)
+        from clnp.data.check import task_data  # it is made of tasks itself
 
-    def _check_agreement(self) -> None:
-        shape, dtype = _first(self.train)
+        return task_data(self).classes
+
+    def items(self, split: str) -> Items:
+        """A Dataset split as data that is checked when it is read, with the task's workers."""
+        data = self.split(split)
+        assert not isinstance(data, tuple)
+        if isinstance(data, Items):
+            return data
+        return Items(data, self.where(split), self.num_workers, self._samples[split])
+
+    def _check_names(self) -> None:
+        names = self.class_names
+        if names is None:
+            return
+        if (
+            isinstance(names, str)
+            or not isinstance(names, Sequence)
+            or not names
+            or not all(isinstance(name, str) and name for name in names)
+            or len(set(names)) < len(names)
+        ):
+            raise DataError(f"class_names: got {names!r}, wanted distinct non-empty strings")
+        if self.classes is not None and self.classes != len(names):
+            raise DataError(
+                f"class_names: got {len(names)} names for classes={self.classes}, wanted one each"
+            )
+        object.__setattr__(self, "class_names", tuple(names))
+        object.__setattr__(self, "classes", len(names))
+
+    def _check_agreement(self, given: Sequence[Any]) -> None:
+        shape, dtype = self._samples["train"]
         for split in SPLITS[1:]:
-            got = _first(getattr(self, split))
+            got = self._samples[split]
             if got != (shape, dtype):
                 raise DataError(
-                    f"task {self.name!r}, {split}: samples are {list(got[0])} {_name(got[1])}, "
-                    "wanted "
-                    f"{list(shape)} {_name(dtype)} as in the train split"
+                    f"{self.where(split)}: samples are {list(got[0])} {name_of(got[1])}, wanted "
+                    f"{list(shape)} {name_of(dtype)} as in the train split"
                 )
-        if self.classes is None:
-            return
-        for split in SPLITS:
-            data = getattr(self, split)
-            if isinstance(data, tuple) and int(data[1].max()) >= self.classes:
-                raise DataError(
-                    f"task {self.name!r}, {split}: label {int(data[1].max())} is outside "
-                    f"classes={self.classes}; "
-                    f"labels go from 0 to {self.classes - 1}"
-                )
+        labels = {
+            split: data[1] for split in SPLITS if isinstance(data := self.split(split), tuple)
+        }
+        if self.classes is not None:
+            for split, y in labels.items():
+                self.check_range(split, y)
+        elif len(labels) == len(SPLITS):
+            code = "torch" if all(isinstance(y, Tensor) for y in given) else "numpy"
+            check_numbering(labels, f"task {self.name!r}", code)
+
+    def check_range(self, split: str, y: Tensor) -> None:
+        """Raises DataError where a label of y [N] is not one of the task's `classes`."""
+        if self.classes is not None and int(y.max()) >= self.classes:
+            first = int((y >= self.classes).nonzero()[0])
+            raise DataError(
+                f"{self.where(split)}: label {int(y[first])} is outside classes={self.classes} "
+                f"(index {first}); labels go from 0 to {self.classes - 1}"
+            )
 
 
-def _checked_split(data: Any, where: str) -> Split:
+def _labels_of(data: Any) -> Any:
+    """The y of an (x, y) as it came."""
+    return data[1] if isinstance(data, (tuple, list)) and len(data) == 2 else None
+
+
+def _checked_split(data: Any, where: str) -> tuple[Split, Sample]:
     if isinstance(data, TensorDataset):
         data = data.tensors
     if isinstance(data, (tuple, list)):
         if len(data) != 2:
             raise DataError(f"{where}: got {len(data)} arrays, wanted two, (x, y)")
-        return _checked_tensors(data[0], data[1], where)
+        x, y = _checked_tensors(data[0], data[1], where)
+        return (x, y), (tuple(x.shape[1:]), x.dtype)
     if isinstance(data, Dataset):
-        return _checked_dataset(data, where)
+        return data, _first_item(data, where)
     raise DataError(f"{where}: got {type(data).__name__}, wanted (x, y) or a torch Dataset")
 
 
 def _checked_tensors(x: Any, y: Any, where: str) -> tuple[Tensor, Tensor]:
-    x, y = _tensor(x, f"{where} x"), _tensor(y, f"{where} y")
-    _check_dtype(x, f"{where} x")
+    x = as_input(x, f"{where} x")
     if x.ndim < 2:
         raise DataError(
             f"{where} x: got shape {list(x.shape)}, wanted [B, ...] with at least 2 dimensions"
         )
-    if y.ndim != 1:
+    if x.numel() == 0:
+        raise DataError(f"{where} x: is empty, shape {list(x.shape)}; wanted at least one sample")
+    device = getattr(y, "device", x.device)
+    if x.device != device and isinstance(y, Tensor):
         raise DataError(
-            f"{where} y: got shape {list(y.shape)}, wanted [B] class labels; one-hot rows: "
-            "y.argmax(1)"
+            f"{where}: x is on {x.device} and y on {device}, wanted one device; move with "
+            "y.to(x.device)"
         )
-    if y.dtype not in INTEGERS:
-        raise DataError(
-            f"{where} y: got {_name(y.dtype)}, wanted integer labels (int64); convert with y.long()"
-        )
+    y = as_labels(y, f"{where} y")
     if len(x) != len(y):
         raise DataError(
             f"{where}: x has {len(x)} samples and y has {len(y)}, wanted the same number"
         )
-    if x.device != y.device:
-        raise DataError(
-            f"{where}: x is on {x.device} and y on {y.device}, wanted one device; move with "
-            "y.to(x.device)"
-        )
-    if x.numel() == 0:
-        raise DataError(f"{where} x: is empty, shape {list(x.shape)}; wanted at least one sample")
-    if int(y.min()) < 0:
-        first = int((y < 0).nonzero()[0])
-        raise DataError(f"{where} y: label {int(y[first])} at index {first}, wanted labels from 0")
-    _check_finite(x, f"{where} x")
-    return x, y.long()
+    check_finite(x, f"{where} x")
+    return x, y
 
 
-def _checked_dataset(data: Dataset[Any], where: str) -> Dataset[Any]:
+def _first_item(data: Dataset[Any], where: str) -> Sample:
+    """Shape and dtype of the first x, checked; the other items are read later."""
     if not isinstance(data, Sized):
         raise DataError(
             f"{where}: {type(data).__name__} has no length; wanted a Dataset with __len__ and "
@@ -181,107 +246,11 @@ def _checked_dataset(data: Dataset[Any], where: str) -> Dataset[Any]:
         )
     if len(data) == 0:
         raise DataError(f"{where}: {type(data).__name__} is empty; wanted at least one sample")
-    item = data[0]
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
-        raise DataError(f"{where}: item 0 is a {type(item).__name__}, wanted (x, y)")
-    x, y = item
-    if not isinstance(x, (Tensor, np.ndarray)):
-        raise DataError(
-            f"{where}: x of item 0 is a {type(x).__name__}, wanted a tensor; give the Dataset a "
-            "transform such as "
-            "torchvision.transforms.ToTensor()"
-        )
-    x = _tensor(x, f"{where} x of item 0")
-    _check_dtype(x, f"{where} x of item 0")
-    _check_finite(x[None], f"{where} x of item 0")
-    if _label(y) is None:
-        raise DataError(f"{where}: y of item 0 is {y!r}, wanted one integer class label from 0")
-    return data
+    x, _ = next(Items(data, where).batches([[0]]))
+    if not x.numel():
+        raise DataError(f"{where}: x of item 0 is empty, shape {list(x.shape)}")
+    return tuple(x.shape[1:]), x.dtype
 
 
-def _tensor(array: Any, where: str) -> Tensor:
-    if isinstance(array, Tensor):
-        return array.detach()
-    if not isinstance(array, np.ndarray):
-        raise DataError(
-            f"{where}: got {type(array).__name__}, wanted a torch tensor or a numpy array"
-        )
-    # torch refuses negative strides and foreign byte order; only such arrays are copied.
-    if any(stride < 0 for stride in array.strides) or not array.dtype.isnative:
-        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    try:
-        with warnings.catch_warnings():
-            # Read-only arrays (memory maps, npz) are fine: nothing here writes to the data.
-            warnings.filterwarnings("ignore", message=".*not writable.*")
-            return torch.from_numpy(array)
-    except TypeError:
-        raise DataError(
-            f"{where}: got numpy dtype {array.dtype}, wanted float32, float64 or integers"
-        ) from None
-
-
-def _check_dtype(x: Tensor, where: str) -> None:
-    if x.dtype in FLOATS:
-        return
-    way_out = (
-        "x.float() / 255 turns images into pixels in [0, 1]"
-        if x.dtype == torch.uint8
-        else "convert with x.float()"
-    )
-    raise DataError(
-        f"{where}: got {_name(x.dtype)}, wanted {', '.join(map(_name, FLOATS))}; {way_out}"
-    )
-
-
-def _check_finite(x: Tensor, where: str) -> None:
-    rows = max(1, PIECE // max(1, x[0].numel()))
-    for start in range(0, len(x), rows):
-        finite = torch.isfinite(x[start : start + rows])
-        if not bool(finite.all()):
-            index = (~finite).nonzero()[0].tolist()
-            index[0] += start
-            raise DataError(
-                f"{where}: {float(x[tuple(index)])} at index {index}, wanted finite numbers"
-            )
-
-
-def _first(data: Split) -> tuple[tuple[int, ...], torch.dtype]:
-    """Sample shape and dtype of a split that was checked before."""
-    x = data[0][0] if isinstance(data, tuple) else _tensor(data[0][0], "x of item 0")
-    return tuple(x.shape), x.dtype
-
-
-def _count_classes(data: Split, where: str) -> int:
-    if isinstance(data, tuple):
-        return int(data[1].max()) + 1
-    names = getattr(data, "classes", None)
-    if isinstance(names, Sized) and len(names):
-        return len(names)
-    targets = getattr(data, "targets", None)
-    if targets is not None and len(targets):
-        return int(torch.as_tensor(targets).max()) + 1
-    raise DataError(
-        f"{where}: {type(data).__name__} doesn't tell its labels; give Task the argument classes="
-    )
-
-
-def _label(y: Any) -> int | None:
-    if isinstance(y, bool) or (
-        isinstance(y, (Tensor, np.ndarray)) and (y.ndim != 0 or "int" not in str(y.dtype))
-    ):
-        return None
-    if not isinstance(y, (int, np.integer, Tensor, np.ndarray)) or int(y) < 0:
-        return None
-    return int(y)
-
-
-def _length(data: Dataset[Any]) -> int:
-    return len(data)  # type: ignore[arg-type]
-
-
-def _is_count(n: object) -> bool:
-    return isinstance(n, int) and not isinstance(n, bool) and n > 0
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _is_count(n: object, least: int) -> bool:
+    return isinstance(n, int) and not isinstance(n, bool) and n >= least

@@ -4,46 +4,65 @@ plugins and metrics; an experience is a task.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from clnp.certificate import Certificate
+from clnp.data.items import Items
+from clnp.data.scan import scan_items
 from clnp.errors import ConfigError, DataError
+from clnp.integrations.own_classes import OwnClasses
 from clnp.model import Model
 from clnp.own_loop import begin_task, consolidate, prune
+from clnp.settings import CHECKS
+from clnp.task_inference import check_rule, choose
+from clnp_kernels.nn import PartialBatchNorm1d
 
 try:
     from avalanche.benchmarks import OnlineCLExperience
     from avalanche.core import BasePlugin
     from avalanche.training.plugins.evaluation import EvaluationPlugin, default_evaluator
     from avalanche.training.templates import SupervisedTemplate
+
+    from clnp.integrations.inferred_tasks import InferredTasks
 except ImportError as error:
     raise ImportError(
         f'clnp.integrations.avalanche needs avalanche-lib: pip install "clnp[avalanche]" ({error})'
     ) from error
 
 ABSENT = -1000.0  # logit of a class that the task does not have, as in Avalanche's own heads
+TASK_LABELS = ("stream", "experience")
 
 
 class CLNP(SupervisedTemplate):
     """Continual Learning via Neural Pruning (Golkar et al. 2019) on Avalanche's benchmarks.
 
     Every training experience becomes a task: its free channels are trained by the template's loop
-    with the given optimizer, pruned within the margin, and frozen. Evaluation runs the task's own
-    network: by task label where every experience had its own, else by the experience's number. What
-    has not been learned yet is answered by the network learned last.
+    with the given optimizer, pruned within the margin, and frozen.
+
+    Evaluation runs the network of an example's task. Its task label tells the task where no other
+    experience had the same. Where several had, as in a stream without task labels, the task is
+    inferred among these, as `model.predict` does: the accuracies are class-incremental. The metric
+    Task_Inferred_Stream is the fraction of examples of which this was so. Examples with a label
+    that no experience had are answered by the network learned last.
 
     A multi-head network gets an output for each class of the experience; the logits of the other
     classes are -1000. A single head (`model.set_head("single")`, before the optimizer is built)
-    needs an output for every class of the benchmark.
+    needs an output for every class of the benchmark. The criterion sees the classes of the task
+    only, numbered from 0; class weights are given for all classes of the benchmark.
+
+    Training that was interrupted or has failed goes on with the next call of `train`: the unlearned
+    task is dropped, with a warning.
 
     Arguments:
-        model: from `clnp.convert`.
+        model: from `clnp.convert`, without learned tasks.
         optimizer: any, over the model's parameters, `AdamL1(clnp.parameter_groups(model, l1))` for
             the paper's penalty. For every task it is pointed at the free parameters and its state
             is cleared; rates, groups and schedulers stay.
@@ -51,16 +70,24 @@ class CLNP(SupervisedTemplate):
         validation: fraction of every experience's examples that is held out of training, to hold
             the margin on.
         search, granularity: of pruning, as of `clnp.Settings`.
+        task_labels: what tells the task in evaluation. "stream": the task labels of the stream.
+            "experience": the number of the experience that is evaluated. On a stream without task
+            labels that is an oracle: it makes the accuracies task-incremental, not to be compared
+            with those of strategies that are not told the task.
+        rule: how tasks are inferred, see `clnp.task_inference.choose`.
         criterion, train_mb_size, train_epochs, eval_mb_size, device, plugins, evaluator,
             eval_every, peval_mode: as of Avalanche's templates.
 
     Attributes:
         certificate: `certificate.verify(model)` recomputes the logits of every learned experience
             and compares them bit by bit.
+        inferred: examples of the minibatch evaluated last whose task was inferred.
 
     Raises:
-        ConfigError: `model` or `optimizer` is not that; a fraction out of range.
-        DataError: (in `train`) an experience does not fit the network.
+        ConfigError: `model` or `optimizer` is not that; a setting out of range; (in `train`) the
+            criterion or the size of minibatches does not fit.
+        DataError: (in `train`) an experience does not fit the network, or an example is no good;
+            before it is trained on.
         CapacityError: (in `train`) no channels are left for another task.
     """
 
@@ -73,6 +100,8 @@ class CLNP(SupervisedTemplate):
         validation: float = 0.1,
         search: str = "auto",
         granularity: int = 1,
+        task_labels: str = "stream",
+        rule: str = "entropy",
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         train_mb_size: int = 1,
         train_epochs: int = 1,
@@ -87,25 +116,39 @@ class CLNP(SupervisedTemplate):
             raise ConfigError(
                 f"model: expected the result of clnp.convert, got {type(model).__name__}"
             )
-        for name, value in (("margin", margin), ("validation", validation)):
-            if not 0 <= value < 1 or (name == "validation" and value == 0):
-                raise ConfigError(f"{name}={value!r}: expected a fraction between 0 and 1")
-        self._groups = _names(model, optimizer)
+        if model.tasks:
+            raise ConfigError(
+                f"model: has learned {len(model.tasks)} task(s), whose classes and task labels "
+                "this strategy does not know; convert a new network, or go on with a strategy that "
+                "avalanche's save_checkpoint saved"
+            )
         self._pruning: dict[str, Any] = {
             "margin": margin,
             "search": search,
             "granularity": granularity,
         }
+        _check_settings(validation, task_labels, rule, self._pruning)
+        self._groups = _names(model, optimizer)
         self._validation_share = validation
+        self._by_experience, self._rule = task_labels == "experience", rule
         self._held_out: Any = None
-        self._labels: list[int] = []  # task label of every experience begun
+        self._validation: tuple[Tensor, Tensor] | None = None  # what is held out, in memory
+        self._labels: list[set[int]] = []  # task labels of every experience begun
         self._numbers: dict[int, int] = {}  # experience's number -> task
         self._classes: list[list[int]] = []  # what the outputs of every task stand for
+        self._answering = torch.empty(0, dtype=torch.int64)  # task of each example evaluated
+        self.inferred = 0
         self.certificate = Certificate()
+        criterion = nn.CrossEntropyLoss() if criterion is None else criterion
+        if not callable(criterion):
+            raise ConfigError(
+                f"criterion: expected a function of logits and targets, got {criterion!r}"
+            )
+        self._loss_of = OwnClasses(criterion, ABSENT)
         super().__init__(
             model=model,
             optimizer=optimizer,
-            criterion=nn.CrossEntropyLoss() if criterion is None else criterion,
+            criterion=criterion,
             train_mb_size=train_mb_size,
             train_epochs=train_epochs,
             eval_mb_size=eval_mb_size,
@@ -115,6 +158,8 @@ class CLNP(SupervisedTemplate):
             eval_every=eval_every,
             peval_mode=peval_mode,
         )
+        if not any(isinstance(metric, InferredTasks) for metric in self.evaluator.metrics):
+            self.evaluator.metrics.append(InferredTasks())
 
     adapted_dataset: Any  # what is trained on, as the template calls it
 
@@ -129,9 +174,16 @@ class CLNP(SupervisedTemplate):
             )
         super().train_dataset_adaptation(**kwargs)
         data = self.adapted_dataset
+        norms = self.model.norms.values()
+        if self.train_mb_size == 1 and any(isinstance(n, PartialBatchNorm1d) for n in norms):
+            raise ConfigError(
+                "train_mb_size=1: a batch norm needs more than one example; take a larger minibatch"
+            )
         generator = torch.Generator().manual_seed(self.experience.current_experience)
         order = torch.randperm(len(data), generator=generator)
         held_out = max(1, round(self._validation_share * len(data)))
+        if norms and (len(data) - held_out) % self.train_mb_size == 1 < self.train_mb_size:
+            held_out += 1  # a last minibatch of a single example has no variance to normalise by
         if held_out >= len(data):
             raise DataError(
                 f"experience {self.experience.current_experience} has {len(data)} example(s): too "
@@ -142,11 +194,17 @@ class CLNP(SupervisedTemplate):
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """Begins the task."""
-        index = len(self.model.tasks)
+        index, number = len(self.model.tasks), self.experience.current_experience
+        if self.model.in_task:
+            warnings.warn(
+                f"experience {number}: the task that was begun before was not learned, as training "
+                "was interrupted or failed; it is dropped, and this one begins",
+                stacklevel=2,
+            )
+            self.model.cancel_task()
         # What was begun and never learned has left its records.
         del self._labels[index:], self._classes[index:]
-        number = self.experience.current_experience
-        classes = sorted({int(y) for y in self.experience.dataset.targets})
+        classes = _classes(self.experience)
         outputs = self.model.head.classes
         if self.model.head.kind == "single":
             if classes[-1] >= outputs:
@@ -155,11 +213,30 @@ class CLNP(SupervisedTemplate):
                     f"has {outputs}; convert a network with more"
                 )
             classes = list(range(outputs))
+        self._check_items(classes)
+        self._loss_of.check(classes, self.model.head.free_weight)
         begin_task(self.model, len(classes))
-        self._labels.append(int(self.experience.dataset.targets_task_labels[0]))
+        self._labels.append(_task_labels(self.experience.dataset) or {0})
         self._numbers[number] = index
         self._classes.append(classes)
         self.make_optimizer()
+
+    def _check_items(self, classes: Sequence[int]) -> None:
+        """Reads every example of the experience once, before anything trains on it; those that are
+        held out are kept, for pruning reads them many times.
+        """
+        places = {label: place for place, label in enumerate(classes)}
+        where = f"experience {self.experience.current_experience}"
+        train = Items(_Pairs(self.adapted_dataset, places), where)
+        wanted = tuple(self.model.graph.nodes[0].attrs["shape"][1:])
+        if train.sample[0] != wanted:
+            raise DataError(
+                f"{where}: examples have shape {list(train.sample[0])}, but the network was "
+                f"converted for {list(wanted)}"
+            )
+        scan_items(train, 0, fixed=True)
+        held_out = Items(_Pairs(self._held_out, places), f"{where}, held out", sample=train.sample)
+        self._validation = scan_items(held_out, sys.maxsize, fixed=True).kept
 
     def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
         """The network as it is; `begin_task` has adapted it."""
@@ -179,22 +256,36 @@ class CLNP(SupervisedTemplate):
         """The logits [B, classes] of the minibatch."""
         if self.is_training:
             return self._placed(self.model(self.mb_x), len(self.model.tasks))
-        tasks = self._tasks_of_minibatch()
-        logits: Tensor | None = None
-        for task in sorted(set(tasks)):
-            rows = torch.tensor([k == task for k in tasks], device=self.mb_x.device)
-            part = self._placed(self._network_of(task)(self.mb_x[rows]), task)
-            if logits is None:
-                logits = part.new_empty(len(tasks), part.shape[1])
-            logits[rows] = part
-        assert logits is not None
-        return logits
+        rows_of: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for row, tasks in enumerate(self._tasks_of_minibatch()):
+            rows_of[tasks].append(row)
+        answers = [(rows, *self._answer(self.mb_x[rows], tasks)) for tasks, rows in rows_of.items()]
+        self.inferred = sum(len(rows) for tasks, rows in rows_of.items() if len(tasks) > 1)
+        order = torch.tensor([row for rows, *_ in answers for row in rows]).argsort()
+        self._answering = torch.cat([tasks for _, tasks, _ in answers])[order]
+        return torch.cat([logits for *_, logits in answers])[order.to(self.mb_x.device)]
+
+    def criterion(self) -> Tensor:
+        """The loss of the minibatch, each example's over the classes of the task that answers."""
+        if self.is_training:
+            classes = self._classes[len(self.model.tasks)]
+            return self._loss_of.trained(self.mb_output, self.mb_y, classes)
+        loss = self.mb_output.new_zeros(())
+        for task in self._answering.unique().tolist():
+            rows = (self._answering == task).to(self.mb_y.device)
+            part = self._loss_of.evaluated(
+                self.mb_output[rows], self.mb_y[rows], self._classes_of(task)
+            )
+            share = 1.0 if self._loss_of.sums else int(rows.sum()) / len(rows)
+            loss = loss + share * part
+        return loss
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         """Prunes and freezes, before plugins evaluate."""
         index = len(self.model.tasks)
         places = {label: place for place, label in enumerate(self._classes[index])}
-        validation = _tensors(_Pairs(self._held_out, places), self.eval_mb_size)
+        validation = self._validation
+        assert validation is not None
         train = _Pairs(self.adapted_dataset.eval(), places)
         prune(self.model, train, validation, **self._pruning)
         consolidate(self.model, name=f"experience {self.experience.current_experience}")
@@ -204,14 +295,36 @@ class CLNP(SupervisedTemplate):
 
     # Which network answers, and for which classes
 
-    def _tasks_of_minibatch(self) -> list[int]:
-        """Index of the task of each example; the latest one where it is not known."""
-        latest = max(len(self._labels) - 1, 0)
-        if len(set(self._labels)) == len(self._labels):
-            known = {label: task for task, label in enumerate(self._labels)}
-            return [known.get(label, latest) for label in self.mb_task_id.tolist()]
-        number = self.experience.current_experience
-        return [self._numbers.get(number, latest)] * len(self.mb_x)
+    def _tasks_of_minibatch(self) -> list[tuple[int, ...]]:
+        """The tasks among which that of each example is inferred; one where it is given, the latest
+        where its label or experience is not known.
+        """
+        latest, examples = max(len(self._labels) - 1, 0), len(self.mb_x)
+        if self._by_experience:
+            return [(self._numbers.get(self.experience.current_experience, latest),)] * examples
+        labelled = _task_labels(self.adapted_dataset) is not None
+        told = self.mb_task_id.tolist() if labelled else [0] * examples
+        known: dict[int, tuple[int, ...]] = defaultdict(tuple)
+        for task, labels in enumerate(self._labels):
+            for label in labels:
+                known[label] += (task,)
+        return [known.get(label, (latest,)) for label in told]
+
+    def _answer(self, x: Tensor, tasks: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The task [B] that answers examples x [B, ...], one of `tasks`, and its logits at the
+        places of their classes [B, classes].
+        """
+        if len(tasks) == 1:
+            answering = torch.full((len(x),), tasks[0])
+            return answering, self._placed(self._network_of(tasks[0])(x), tasks[0])
+        every = self.model.all_tasks(x)
+        if self.model.in_task:
+            every.append(self.model(x))
+        logits = [every[task] for task in tasks]
+        chosen, _ = choose(logits, self._rule)
+        placed = torch.stack([self._placed(*pair) for pair in zip(logits, tasks, strict=True)])
+        rows = torch.arange(len(x), device=x.device)
+        return torch.tensor(tasks)[chosen.cpu()], placed[chosen, rows]
 
     def _network_of(self, task: int) -> Callable[[Tensor], Tensor]:
         """A learned task's network; the one in training for the task that is not learned yet."""
@@ -219,7 +332,7 @@ class CLNP(SupervisedTemplate):
 
     def _placed(self, logits: Tensor, task: int) -> Tensor:
         """Logits [B, outputs] of a task at the places of their classes: [B, classes]."""
-        classes = self._classes[task] if self._classes else list(range(logits.shape[1]))
+        classes = self._classes_of(task)
         last = max(c[-1] for c in [classes, *self._classes])
         width = max(last, int(self.mb_y.max())) + 1
         if classes == list(range(width)):
@@ -227,6 +340,10 @@ class CLNP(SupervisedTemplate):
         placed = logits.new_full((len(logits), width), ABSENT)
         placed[:, classes] = logits
         return placed
+
+    def _classes_of(self, task: int) -> list[int]:
+        """What the outputs of a task stand for; before the first one, the first classes."""
+        return self._classes[task] if self._classes else list(range(self.model.head.classes))
 
 
 class _Pairs(Dataset[tuple[Tensor, int]]):
@@ -243,14 +360,12 @@ class _Pairs(Dataset[tuple[Tensor, int]]):
         return x, self.places[int(y)]
 
 
-def _tensors(data: Dataset[Any], batch_size: int) -> tuple[Tensor, Tensor]:
-    """All of a data set, which the threshold search reads many times: x [N, ...], y [N]."""
-    xs, ys = zip(*DataLoader(data, batch_size), strict=True)
-    return torch.cat(xs), torch.cat(ys)
-
-
 def _names(model: Model, optimizer: torch.optim.Optimizer) -> list[list[str]]:
     """The names of the parameters in every group of an optimizer."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(
+            f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [[names.get(id(p), "") for p in group["params"]] for group in optimizer.param_groups]
     missing = set(names.values()) - {name for group in groups for name in group}
@@ -260,3 +375,41 @@ def _names(model: Model, optimizer: torch.optim.Optimizer) -> list[list[str]]:
             "AdamL1(clnp.parameter_groups(model, l1=1e-4)); build it after model.set_head()"
         )
     return groups
+
+
+def _check_settings(
+    validation: Any, task_labels: Any, rule: Any, pruning: Mapping[str, Any]
+) -> None:
+    """Raises ConfigError for a setting out of range."""
+    for name, value in (("margin", pruning["margin"]), ("validation", validation)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 <= value < 1 or (name == "validation" and value == 0):
+            raise ConfigError(f"{name}={value!r}: expected a fraction between 0 and 1")
+    for name in ("search", "granularity"):
+        wanted, holds = CHECKS[name]
+        if not holds(pruning[name]):
+            raise ConfigError(f"{name}={pruning[name]!r}: expected {wanted}")
+    if task_labels not in TASK_LABELS:
+        raise ConfigError(f"task_labels={task_labels!r}: expected one of {list(TASK_LABELS)}")
+    check_rule(rule)
+
+
+def _task_labels(data: Any) -> set[int] | None:
+    """The task labels that occur in an Avalanche data set; None where it has none."""
+    told = getattr(data, "targets_task_labels", None)
+    return None if told is None else {int(label) for label in told.uniques}
+
+
+def _classes(experience: Any) -> list[int]:
+    """The classes of an experience, ascending. Raises DataError where its targets are none."""
+    number = experience.current_experience
+    try:
+        found = sorted({int(y) for y in experience.dataset.targets})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"experience {number}: expected targets of one integer class per example ({error}); "
+            "as_classification_dataset makes such a data set"
+        ) from error
+    if found[0] < 0:
+        raise DataError(f"experience {number}: got class {found[0]}, expected classes from 0")
+    return found

@@ -15,14 +15,16 @@ from clnp import checkpoint
 from clnp.batches import accuracy, seed_for, seeded
 from clnp.callbacks import check_callbacks, notify
 from clnp.checks import check_device
+from clnp.data.check import task_data
 from clnp.data.task import Split, Task
 from clnp.errors import CheckpointError, ConfigError
+from clnp.learned_data import check_new, kept_test, learned_tasks, test_split
 from clnp.learner import CHECKPOINT
 from clnp.memory import memory_needed
 from clnp.methods.loop import Cost, Meter, run_epoch
 from clnp.methods.method import Method
 from clnp.methods.network import Heads, TaskNet
-from clnp.methods.saving import check_network, check_same, check_task, graph_of
+from clnp.methods.saving import check_network, check_task, graph_of
 from clnp.methods.settings import MethodSettings
 from clnp.methods.state import (
     as_tensor,
@@ -32,8 +34,9 @@ from clnp.methods.state import (
     prefixed,
     without,
 )
-from clnp.progress import Progress, fingerprint
-from clnp.task_report import TaskReport
+from clnp.progress import Progress
+from clnp.task_inference import Prediction, predicted
+from clnp.task_report import TaskReport, matrix_of
 from clnp.train import SCHEDULES, FitState, record
 
 KIND = "method"
@@ -136,10 +139,12 @@ class MethodLearner:
         If anything goes wrong the learner is left as it was before the call.
 
         Raises:
-            DataError: the task does not fit the network (shape, dtype, labels).
+            DataError: the task does not fit the network (shape, dtype, labels); an item that is no
+                good, with its split and index; a task of that name was learned before.
             TrainingError: the loss became NaN or infinite; memory ran out.
         """
-        classes = check_task(self.net, self.example, task)
+        check_new(self.reports, task)
+        given, (task, classes) = task, check_task(self.net, self.example, task)
         self.method.check(len(self.reports))
         check_callbacks(self.callbacks)
         index = len(self.reports)
@@ -155,6 +160,7 @@ class MethodLearner:
             self._restore(before, layout)
             del self._tests[index:]
             raise
+        self._tests[index] = kept_test(given, task, self._tests[:index])
         self.reports.append(report)
         self.cost.append(cost.to_json())
         if self.checkpoint_dir is not None:
@@ -202,6 +208,8 @@ class MethodLearner:
             grid=[],
             transfer_only=False,
             seconds=seconds,
+            class_names=task.class_names,
+            data=task_data(task),
         )
         return report, meter.cost
 
@@ -227,7 +235,7 @@ class MethodLearner:
             "settings": self.settings,
             "task": index,
             "name": task.name,
-            "data": fingerprint(task.train),
+            "data": task_data(task).to_json(),
         }
         history: list[dict[str, float]] = []
         saved = self._progress.load(0, stamp)
@@ -278,9 +286,13 @@ class MethodLearner:
             raise ConfigError(f"task={task!r}: expected the index of a learned task ({known})")
         return self.method.predictor(task % learned)
 
-    def predict(self, x: Tensor, task: int = -1) -> Tensor:
-        """Labels [B] int64 of x [B, ...] as a task (by default the last one)."""
-        return self.model(x.to(self.device), task).argmax(dim=-1)
+    def predict(self, x: Tensor, task: int = -1) -> Prediction:
+        """Task, class and class name of x [B, ...] as examples of a task (by default the last
+        one); see `clnp.Learner.predict`.
+        """
+        label = self.model(x.to(self.device), task).argmax(dim=-1)
+        found = torch.full_like(label, task % len(self.reports))
+        return predicted(found, label, [report.class_names for report in self.reports])
 
     def evaluate(self, split: Split, task: int = -1) -> float:
         """Fraction of a split that is classified correctly as a task (by default the last one)."""
@@ -295,11 +307,7 @@ class MethodLearner:
         """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above
         the diagonal.
         """
-        learned = len(self.reports)
-        matrix = np.full((learned, learned), np.nan)
-        for i, report in enumerate(self.reports):
-            matrix[i, : i + 1] = report.row
-        return matrix
+        return matrix_of(self.reports)
 
     def verify(self) -> list[Any]:
         """Nothing: only CLNP certifies that earlier tasks did not move."""
@@ -382,10 +390,8 @@ class MethodLearner:
         self._tests = [None] * len(self.reports)
         if tasks is None:
             return
-        check_same(tasks, [report.name for report in self.reports])
-        for k in range(len(self.reports)):
-            task = tasks[k]
-            self._tests[k] = task.test
+        for k, task in enumerate(learned_tasks(self.reports, tasks)):
+            self._tests[k] = test_split(task)
             self.method.remember(task)
 
     def _call(self, event: str, *args: Any) -> None:

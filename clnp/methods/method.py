@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from clnp.batches import batches, count
+from clnp.data.items import Items
 from clnp.data.task import Split, Task
 from clnp.methods.network import ForTask, TaskNet
 from clnp.methods.options import Options, checked
@@ -188,26 +188,12 @@ class Method:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
 
-class _Indexed(Dataset[Any]):
-    """A data set whose labels are [2]: the label and the item's index."""
-
-    def __init__(self, data: Dataset[Any]) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)  # type: ignore[arg-type]
-
-    def __getitem__(self, i: int) -> tuple[Any, Tensor]:
-        x, y = self.data[i]
-        return x, torch.tensor([int(y), i])
-
-
 def indexed(split: Split) -> Split:
     """The split with labels [N, 2] int64: the label and the example's place in it."""
     if isinstance(split, tuple):
         x, y = split
         return x, torch.stack([y, torch.arange(len(y), device=y.device)], dim=1)
-    return _Indexed(split)
+    return Items.of(split).with_numbers()
 
 
 def chosen(split: Split, index: Tensor) -> Split:

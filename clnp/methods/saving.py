@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clnp.checks import check_logits, classes_of
 from clnp.convert import convert
+from clnp.data.check import check_is_task, ready
 from clnp.data.task import Task
 from clnp.errors import CheckpointError, ConfigError, ConvertError, DataError
 from clnp.graph import OPS, Graph, build
@@ -31,32 +33,29 @@ def check_network(net: Any, example: Any) -> None:
     if not isinstance(example, Tensor) or example.dim() < 2 or not len(example):
         got = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise ConfigError(f"example_input: expected a batch [B, ...] with B >= 1, got {got}")
+    check_logits(net, example)
 
 
-def check_task(net: TaskNet, example: Tensor, task: Any) -> int:
-    """Refuses a task that does not fit, before any work; returns its number of classes.
+def check_task(net: TaskNet, example: Tensor, task: Task) -> tuple[Task, int]:
+    """Refuses a task that does not fit, before any work.
+
+    Returns:
+        the task with its Datasets in memory where they fit (`clnp.data.check.ready`), and its
+        number of classes.
 
     Raises:
-        DataError: no `Task`, or shape, dtype or labels that the network was not made for.
+        DataError: no `Task`; shape, dtype or labels that the network was not made for; an item that
+            is no good.
     """
-    if not isinstance(task, Task):
-        raise DataError(f"task: expected a clnp.data.Task, got {type(task).__name__}")
+    check_is_task(task)
     shape, dtype = tuple(example.shape[1:]), example.dtype
     if task.sample_shape != shape or task.dtype != dtype:
         raise DataError(
             f"task {task.name!r}: examples are {list(task.sample_shape)} {task.dtype}, but the "
             f"network was made for {list(shape)} {dtype}"
         )
-    single = net.kind == "single"
-    classes = net.classes if single or task.classes is None else task.classes
-    for split in ("train", "validation", "test"):
-        tensors = task.tensors(split)
-        if tensors is not None and int(tensors[1].max()) >= classes:
-            raise DataError(
-                f"task {task.name!r}, {split}: label {int(tensors[1].max())} is outside the "
-                f"head's {classes} classes" + ("" if single else "; pass Task(..., classes=...)")
-            )
-    return classes
+    made = ready(task)
+    return made, classes_of(made, net.classes, single=net.kind == "single")
 
 
 def graph_of(net: nn.Module, example: Tensor) -> Graph | None:
@@ -107,14 +106,3 @@ def example_of(data: Mapping[str, Any]) -> Tensor:
     if not 0 < math.prod(shape) <= MOST_VALUES:
         raise CheckpointError(f"its examples have shape {shape}")
     return torch.zeros(shape, dtype=dtype_of(data["dtype"]))
-
-
-def check_same(tasks: Sequence[Task], learned: Sequence[str]) -> None:
-    """Raises DataError unless `tasks` begin with the tasks of these names."""
-    if len(tasks) < len(learned):
-        raise DataError(
-            f"tasks: {len(learned)} tasks have been learned, but only {len(tasks)} were given"
-        )
-    for k, name in enumerate(learned):
-        if tasks[k].name != name:
-            raise DataError(f"tasks[{k}] is {tasks[k].name!r}; the task learned there was {name!r}")

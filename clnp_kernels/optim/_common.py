@@ -48,8 +48,9 @@ class CoupledL1(torch.optim.Optimizer):
         defaults = state.get("defaults") or self.defaults
         own = getattr(self, "param_groups", None) or [defaults] * len(state["param_groups"])
         for i, (group, present) in enumerate(zip(state["param_groups"], own, strict=True)):
-            for name in defaults:
-                group.setdefault(name, present[name])
+            for name, default in defaults.items():
+                # torch adds defaults of its own when it loads a state, but not to the groups.
+                group.setdefault(name, present.get(name, default))
             check_variant(f"param_groups[{i}]", group)
             self.check_options(group)
         params = [param for group in state["param_groups"] for param in group["params"]]

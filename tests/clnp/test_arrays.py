@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from clnp.data import ArrayFiles, Images
+from clnp.data.check import check_tasks
 from clnp.data.files import read_splits
 from clnp.data.images import channel_constants
 from clnp.errors import DataError
@@ -91,8 +92,14 @@ def test_what_is_refused(tmp_path):
             "has no test split, wanted test_images and test_labels, x_test and",
         ),
         ({"y_test": data["y_test"][1:]}, r"x is \[8, 5\] and y \[7\]"),
-        ({"y_train": data["y_train"] - 1}, "wanted integers from 0"),
-        ({"y_train": data["y_train"] * 1.5}, "labels are float64"),
+        ({"y_train": data["y_train"] - 1}, "label -1 at index 0, wanted labels from 0"),
+        ({"y_train": data["y_train"] * 1.5}, "got float64, wanted integer labels"),
+        ({"y_train": data["y_train"][:, None]}, r"convert with y.squeeze\(1\)"),
+        (
+            {"y_train": data["y_train"] * 2, "y_test": data["y_test"] * 2},
+            r"labels are 0, 2, 4, 6, wanted 0 to 3 without gaps",
+        ),
+        ({"x_train": data["x_train"].astype(float) * 1e300}, r"inf at index \[0, 0\]"),
         ({"x_train": data["x_train"].astype(str)}, "wanted numbers"),
         ({"x_train": np.zeros((20, 5), np.uint8)}, r"wanted images \[N, H, W\]"),
     ):
@@ -151,3 +158,22 @@ def test_objects_are_refused_only_where_they_are_asked_for(tmp_path):
     np.savez(tmp_path / "a.npz", **{**good(), "x_test": extra})
     with pytest.raises(DataError, match="x_test: can't be read as arrays"):
         ArrayFiles([tmp_path / "a.npz"])[0]
+
+
+def test_bad_rows_have_the_numbers_of_the_file(tmp_path):
+    """Not those that they get when some are set aside for validation."""
+    data = good()
+    data["x_train"][17, 2] = np.nan
+    np.savez(tmp_path / "a.npz", **data)
+    with pytest.raises(DataError, match=r"a.npz, train x.*nan at index \[17, 2\]"):
+        ArrayFiles([tmp_path / "a.npz"], validation=0.4)[0]
+
+
+@pytest.mark.parametrize("order", ["vectors first", "images first"])
+def test_streams_of_two_kinds_are_refused(tmp_path, order):
+    np.savez(tmp_path / "vectors.npz", **good())
+    np.savez(tmp_path / "images.npz", **good((3, 6, 7), np.uint8))
+    paths = [tmp_path / "vectors.npz", tmp_path / "images.npz"]
+    stream = ArrayFiles(paths if order == "vectors first" else paths[::-1])
+    with pytest.raises(DataError, match=r"holds no images|sample_shape"):
+        check_tasks(stream)

@@ -5,19 +5,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
 
-import clnp
 from clnp.errors import CapacityError, ConfigError, DataError
-from clnp.model import Model
 from clnp_kernels.optim import AdamL1
 
 pytest.importorskip("avalanche", reason="avalanche-lib is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Avalanche itself warns of
 
-from avalanche.benchmarks import nc_benchmark, split_online_stream  # noqa: E402
+from avalanche.benchmarks import split_online_stream  # noqa: E402
 from avalanche.core import SupervisedPlugin  # noqa: E402
-from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics  # noqa: E402
+from avalanche.evaluation.metrics import accuracy_metrics  # noqa: E402
 from avalanche.training.plugins import (  # noqa: E402
     EarlyStoppingPlugin,
     EvaluationPlugin,
@@ -25,78 +22,32 @@ from avalanche.training.plugins import (  # noqa: E402
 )
 
 from clnp.integrations.avalanche import ABSENT, CLNP  # noqa: E402
-
-
-class Labelled(TensorDataset):
-    """Tensors with the attribute that Avalanche looks for."""
-
-    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        super().__init__(x, y)
-        self.targets = y.tolist()
-
-
-def split_digits(task_labels: bool, experiences: int = 5, **options: Any) -> Any:
-    """As SplitMNIST: two classes of the digits in every experience."""
-    task = clnp.data.PermutedDigits(tasks=1)[0]
-    train, test = (Labelled(*task.tensors(split)) for split in ("train", "test"))
-    return nc_benchmark(train, test, experiences, task_labels, seed=0, **options)
-
-
-def permuted_digits(task_labels: bool, experiences: int = 3) -> Any:
-    """As PermutedMNIST: all classes in every experience."""
-    tasks = clnp.data.PermutedDigits(tasks=experiences)
-    train, test = (
-        [Labelled(*task.tensors(split)) for task in tasks] for split in ("train", "test")
-    )
-    return nc_benchmark(
-        train,
-        test,
-        experiences,
-        task_labels,
-        shuffle=False,
-        class_ids_from_zero_in_each_exp=True,
-        one_dataset_per_exp=True,
-    )
-
-
-def network(head: str = "multi", width: int = 200) -> Model:
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
-    )
-    model = clnp.convert(net, torch.zeros(1, 64), verbose=False)
-    model.set_head(head)
-    return model
-
-
-def strategy(head: str = "multi", width: int = 200, **options: Any) -> CLNP:
-    model = network(head, width)
-    evaluator = EvaluationPlugin(
-        accuracy_metrics(experience=True, stream=True),
-        forgetting_metrics(experience=True, stream=True),
-    )
-    settings = {"train_mb_size": 64, "eval_mb_size": 500, "train_epochs": 10, **options}
-    optimizer = AdamL1(clnp.parameter_groups(model, 1e-4), lr=5e-3)
-    return CLNP(model=model, optimizer=optimizer, evaluator=evaluator, **settings)
-
-
-def metric(results: dict[str, Any], name: str) -> list[float]:
-    return [value for key, value in results.items() if key.startswith(name)]
+from tests.integrations.avalanche_cases import (  # noqa: E402
+    metric,
+    network,
+    permuted_digits,
+    split_digits,
+    strategy,
+)
 
 
 @pytest.mark.parametrize(
-    ("stream", "head"),
+    ("stream", "head", "told"),
     [
-        (lambda: split_digits(task_labels=True), "multi"),
-        (lambda: split_digits(task_labels=False), "multi"),
-        (lambda: split_digits(task_labels=True, class_ids_from_zero_in_each_exp=True), "multi"),
-        (lambda: permuted_digits(task_labels=True), "multi"),
-        (lambda: permuted_digits(task_labels=False), "single"),
+        (lambda: split_digits(task_labels=True), "multi", "stream"),
+        (lambda: split_digits(task_labels=False), "multi", "experience"),
+        (
+            lambda: split_digits(task_labels=True, class_ids_from_zero_in_each_exp=True),
+            "multi",
+            "stream",
+        ),
+        (lambda: permuted_digits(task_labels=True), "multi", "stream"),
+        (lambda: permuted_digits(task_labels=False), "single", "experience"),
     ],
-    ids=["split", "split without labels", "split from zero", "permuted", "permuted without labels"],
+    ids=["split", "split by experience", "split from zero", "permuted", "permuted by experience"],
 )
-def test_benchmarks_are_learned_without_forgetting(stream: Any, head: str) -> None:
-    bench, learner = stream(), strategy(head)
+def test_benchmarks_are_learned_without_forgetting(stream: Any, head: str, told: str) -> None:
+    bench, learner = stream(), strategy(head, task_labels=told)
     rows = []
     for experience in bench.train_stream:
         learner.train(experience)
@@ -104,6 +55,7 @@ def test_benchmarks_are_learned_without_forgetting(stream: Any, head: str) -> No
         rows.append(metric(results, "Top1_Acc_Exp"))
         assert all(value == 0.0 for value in metric(results, "ExperienceForgetting"))
         assert metric(results, "StreamForgetting") == [0.0]
+        assert metric(results, "Task_Inferred_Stream") == [0.0]
     learned = len(bench.train_stream)
     assert len(learner.model.tasks) == learned
     assert len(rows[-1]) == learned

@@ -102,8 +102,10 @@ def test_two_tasks_are_learned(name: str, head: str) -> None:
         assert cost["peak_memory"] > 0
         assert cost["seconds"] > 0
     x, y = blobs(0).test
-    assert lt.evaluate((x, y), task=0) == R[1, 0] == (lt.predict(x, task=0) == y).float().mean()
-    assert torch.equal(lt.model(x, task=0).argmax(1), lt.predict(x, 0))
+    assert (
+        lt.evaluate((x, y), task=0) == R[1, 0] == (lt.predict(x, task=0).label == y).float().mean()
+    )
+    assert torch.equal(lt.model(x, task=0).argmax(1), lt.predict(x, 0).label)
     assert lt.verify() == []
 
 

@@ -1,0 +1,87 @@
+"""What x may be: tensors or numpy arrays of finite floats."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clnp.errors import DataError
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16)
+# Rows are taken in pieces of about this many elements, so that a check needs no second copy of x.
+PIECE = 1 << 20
+
+
+def as_tensor(array: Any, where: str) -> Tensor:
+    """A tensor or numpy array as a tensor, without a copy where torch allows.
+
+    Raises:
+        DataError: something else, or a dtype that torch does not know.
+    """
+    if isinstance(array, Tensor):
+        return array.detach()
+    if not isinstance(array, np.ndarray):
+        raise DataError(
+            f"{where}: got {type(array).__name__}, wanted a torch tensor or a numpy array"
+        )
+    # torch refuses negative strides and foreign byte order; only such arrays are copied.
+    if any(stride < 0 for stride in array.strides) or not array.dtype.isnative:
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    try:
+        with warnings.catch_warnings():
+            # Read-only arrays (memory maps, npz) are fine: nothing here writes to the data.
+            warnings.filterwarnings("ignore", message=".*not writable.*")
+            return torch.from_numpy(array)
+    except TypeError:
+        raise DataError(
+            f"{where}: got numpy dtype {array.dtype}, wanted float32, float64 or integers"
+        ) from None
+
+
+def as_input(x: Any, where: str) -> Tensor:
+    """x as a tensor of floats.
+
+    Raises:
+        DataError: something else; the way out is an expression in x.
+    """
+    tensor = as_tensor(x, where)
+    if tensor.dtype in FLOATS:
+        return tensor
+    floats = "x.float()" if isinstance(x, Tensor) else 'x.astype("float32")'
+    way_out = (
+        f"{floats} / 255 turns images into pixels in [0, 1]"
+        if tensor.dtype == torch.uint8
+        else f"convert with {floats}"
+    )
+    raise DataError(
+        f"{where}: got {name_of(tensor.dtype)}, wanted {', '.join(map(name_of, FLOATS))}; {way_out}"
+    )
+
+
+def first_bad(x: Tensor) -> list[int] | None:
+    """Index of the first number that is not finite, or None. x: [B, ...]."""
+    rows = max(1, PIECE // max(1, x[0].numel()))
+    for start in range(0, len(x), rows):
+        finite = torch.isfinite(x[start : start + rows])
+        if not bool(finite.all()):
+            index: list[int] = (~finite).nonzero()[0].tolist()
+            return [index[0] + start, *index[1:]]
+    return None
+
+
+def check_finite(x: Tensor, where: str) -> None:
+    """Raises DataError where x [B, ...] holds NaN or Inf, with the index."""
+    index = first_bad(x)
+    if index is not None:
+        raise DataError(
+            f"{where}: {float(x[tuple(index)])} at index {index}, wanted finite numbers"
+        )
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """ "float32" of torch.float32."""
+    return str(dtype).removeprefix("torch.")
