@@ -87,6 +87,7 @@ def _differences(entry: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     there, asked = _flat(meaning(entry["settings"])), _flat(meaning(wanted))
     # A field with a default came later: the default is what was done before it.
     later = {f.name: f.default for f in dataclasses.fields(Config)}
+    later = {key: list(v) if isinstance(v, tuple) else v for key, v in later.items()}
     return [
         f"{key} {there.get(key)}, by the command {asked.get(key)}"
         for key in sorted({*there, *asked})
