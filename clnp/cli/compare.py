@@ -314,7 +314,9 @@ def show(folder: Path, console: Console) -> None:
         report.show_line(console, "no method has finished")
         return
     lines = summarise(rows)
-    table = report.new_table(f"Methods, {spread_of([line['seeds'] for line in lines])}")
+    table = report.new_table(
+        f"Methods, the task given, {spread_of([line['seeds'] for line in lines])}"
+    )
     for column in ("method", "seeds", *(title for title, _, _ in COLUMNS)):
         table.add_column(column, justify="left" if column == "method" else "right")
     for line in lines:
