@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from clnp.certificate import Certificate
 from clnp.data.items import Items
 from clnp.data.scan import scan_items
 from clnp.errors import ConfigError, DataError
-from clnp.integrations.experiences import Pairs, classes_of, task_labels_of, tensors_of
+from clnp.integrations.experiences import Pairs, classes_of, task_labels_of
 from clnp.integrations.own_classes import OwnClasses
 from clnp.margin import check_margin
 from clnp.model import Model
