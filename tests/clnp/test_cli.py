@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +14,10 @@ from rich.console import Console
 
 from clnp import cli
 from clnp.cli import results, runs, streams
+from clnp.cli.commands import one_line_warnings
 from clnp.cli.config import Config, defaults, differences, validate
 from clnp.cli.console import Reporter, claimed
-from clnp.errors import ConfigError
+from clnp.errors import ConfigError, MarginWarning
 from clnp.learner import Learner
 from clnp.settings import FineTune, Settings
 from tests.clnp.commands import TINY, clnp, finished_run, tiny
@@ -319,3 +321,13 @@ def test_many_layers_are_one_number():
     assert claimed({"a": counts, "b": counts}) == "channels used a 4/10 (+1), b 4/10 (+1)"
     many = {str(k): counts for k in range(9)}
     assert claimed(many) == "channels used 36/90 (+9) in 9 layers"
+
+
+def test_warnings_of_ours_are_one_line() -> None:
+    """Without the file and the source line that warned; other packages' keep theirs."""
+    with one_line_warnings():
+        ours = warnings.formatwarning("too small", MarginWarning, "file.py", 7, "code()")
+        other = warnings.formatwarning("old", DeprecationWarning, "file.py", 7, "code()")
+    assert ours == "clnp: warning: too small\n"
+    assert "file.py:7" in other
+    assert "file.py" in warnings.formatwarning("small", MarginWarning, "file.py", 7, "x")
