@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from clnp.errors import ConfigError
 from clnp_kernels.nn import retire
+
+if TYPE_CHECKING:
+    from clnp.network import Network
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -65,3 +69,39 @@ def check_parameters(modules: Mapping[str, nn.Module], what: str) -> None:
                     "in place first, as torch.nn.utils.parametrize.remove_parametrizations(layer, "
                     f"{key!r}) does"
                 )
+
+
+def check_begin(
+    model: Network, classes: Any, generator: Any, reinit_scale: Any, most_new: Any
+) -> None:
+    """Raises ConfigError where a task can't begin with these arguments of `Model.begin_task`."""
+    if classes is not None and not _whole(classes):
+        raise ConfigError(f"classes={classes!r}: expected an integer >= 1, or None")
+    on_cpu = isinstance(generator, torch.Generator) and generator.device.type == "cpu"
+    if generator is not None and not on_cpu:
+        raise ConfigError(
+            f"generator={generator!r}: expected a torch.Generator on the CPU, or None"
+        )
+    number = isinstance(reinit_scale, (int, float)) and not isinstance(reinit_scale, bool)
+    if not number or not 0 < reinit_scale < math.inf:
+        raise ConfigError(f"reinit_scale={reinit_scale!r}: expected a number > 0")
+    if most_new is None:
+        return
+    groups = [group.name for group in model.groups.prunable]
+    if not isinstance(most_new, Mapping):
+        raise ConfigError(f"most_new={most_new!r}: expected {{group: number of channels}}, or None")
+    for group, most in most_new.items():
+        if group not in groups:
+            raise ConfigError(f"most_new: no group named {group!r}; there are {groups}")
+        if not _whole(most):
+            raise ConfigError(f"most_new of {group!r}: got {most!r}, expected an integer >= 1")
+
+
+def check_name(name: Any) -> None:
+    """Raises ConfigError for a task's name that is no text."""
+    if name is not None and not isinstance(name, str):
+        raise ConfigError(f"name={name!r}: expected a string, or None for 'task k'")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

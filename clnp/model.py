@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from clnp.errors import ConfigError
-from clnp.guards import check_parameters, refuse_backward, retiring
+from clnp.guards import check_begin, check_name, check_parameters, refuse_backward, retiring
 from clnp.heads import HEADS
 from clnp.learned import LearnedTask
 from clnp.narrow import pruned_layers
@@ -96,7 +96,8 @@ class Model(Structured):
 
         Raises:
             CapacityError: single head and no free channel left in the final hidden group.
-            ConfigError: a task has begun already, or `classes` does not fit the head.
+            ConfigError: a task has begun already, an argument is out of range, or `classes` does
+                not fit the head.
         """
         head = self.head
         if self.in_task:
@@ -104,6 +105,7 @@ class Model(Structured):
                 "a task has already begun; end it with consolidate() or cancel_task()"
             )
         self._require_parameters("begin_task")
+        check_begin(self, classes, generator, reinit_scale, most_new)
         wanted = self.graph[self.groups.head].attrs["out_features"]
         classes = wanted if classes is None else classes
         if head.kind == "single":
@@ -173,6 +175,7 @@ class Model(Structured):
             name: the task's name; default "task k".
         """
         self._require_task("consolidate")
+        check_name(name)
         if keep is not None:
             self.compact(keep)
         active = {}

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 
 from clnp.checks import check_task
+from clnp.conditions import fixed
 from clnp.data.task import Split, Task
 from clnp.errors import CapacityWarning, ConfigError, TrainingError
 from clnp.forgetting import per_layer
 from clnp.learned import LearnedTask
 from clnp.margin import check_margin
 from clnp.model import Model
-from clnp.score import Validation
+from clnp.own_splits import check_split, of_targets, unlabelled
+from clnp.score import Validation, make
 from clnp.settings import CHECKS
 from clnp.sparsifiers import sparsifier as ranking
 from clnp.sparsify import Pruning, find_pruning
@@ -33,8 +35,8 @@ def begin_task(
     most_new: Mapping[str, int] | None = None,
 ) -> None:
     """Makes a network ready to be trained on one more task: `model.parameters()` are then what the
-    task may change, so build the optimizer after this. The first task starts from the weights that
-    the network was converted with.
+    task may change, so build the optimizer after this; gradients that were accumulated before are
+    gone. The first task starts from the weights that the network was converted with.
 
     Arguments:
         model: from `clnp.convert`.
@@ -43,12 +45,13 @@ def begin_task(
     Raises:
         CapacityError: single head and no free channel left in the final hidden group. With several
             heads only the new head can learn: a CapacityWarning.
-        ConfigError: a task has begun already; `classes` does not fit the head; free weights are
-            computed from other parameters.
+        ConfigError: a task has begun already; an argument is out of range; `classes` does not fit
+            the head; free weights are computed from other parameters.
     """
     _check_model(model).begin_task(
         classes, generator=generator, reinit_scale=reinit_scale, most_new=most_new
     )
+    model.zero_grad(set_to_none=True)
     if model.is_full:
         _warn_full(model, "only the new head can be trained, on what earlier tasks learned")
 
@@ -82,6 +85,7 @@ def prune(
     validation: Split,
     *,
     margin: float = 0.0005,
+    score: Any = "accuracy",
     search: str = "auto",
     granularity: int = 1,
     sparsifier: str = "activity",
@@ -90,14 +94,19 @@ def prune(
     """Cuts the channels that the task in training can do without: those of the lowest mean activity
     on the training examples, as many as the margin allows (paper, Sec. 2.2).
 
-    It replaces the parameters: for fine-tuning of what is left, build a new optimizer.
+    It replaces the parameters: for fine-tuning of what is left, build a new optimizer. It computes
+    in evaluation mode and the network's own dtype, whatever the mode and the autocast around it.
 
     Arguments:
         model: trained, in a task.
-        train: examples that the activity is measured on: (x [B, ...], y [B]) or a data set of
-            (x, y).
-        validation: examples that the accuracy is counted on, likewise.
-        margin: how much validation accuracy may be lost, a fraction.
+        train: examples that the activity is measured on: (x [N, ...], y [N, ...]) or a data set of
+            (x, y), which is read several times.
+        validation: examples that are scored, likewise.
+        margin: how much of the validation score may be lost; of an accuracy a fraction.
+        score: "accuracy", "balanced accuracy", or a function (outputs [N, C], targets [N, ...]) ->
+            number, higher is better, of the whole validation split, on the CPU. The targets y are
+            class labels from 0 for the former, whatever the function understands for the latter: of
+            a regression, for example, lambda outputs, y: -F.mse_loss(outputs, y).
         search, granularity, compensate: as of `clnp.Settings`.
         sparsifier: likewise; it only ranks the channels, how they are trained is the loop's.
 
@@ -105,11 +114,12 @@ def prune(
         what was kept, the thresholds, and the validation score afterwards.
 
     Raises:
-        ConfigError: no task has begun; a setting out of range.
+        ConfigError: no task has begun; a setting out of range; the score fails.
         DataError: the examples do not fit the network.
         TrainingError: a parameter is not finite.
     """
     _check_trained(model, "prune")
+    make(score)
     given = {
         "search": search,
         "granularity": granularity,
@@ -120,26 +130,33 @@ def prune(
         wanted, holds = CHECKS[name]
         if not holds(value):
             raise ConfigError(f"{name}={value!r}: expected {wanted}")
-    check_margin(margin, "accuracy")
-    # Training is over: another reading to see whether the items change would not pay.
-    task = Task("in training", train, validation, validation, model.head.classes, fixed_items=False)
-    task, _ = check_task(model, task)
-    scored = Validation(task.validation, "accuracy", model.device)
-    best = scored(model)
-    if model.is_full:
-        pruning = Pruning.nothing_kept(model, float(best))
-    else:
-        pruning = find_pruning(
-            model,
-            task.train,
-            scored,
-            scored.floor(best, margin),
-            rank=ranking(sparsifier).scores,
-            search=search,
-            granularity=granularity,
-            compensate=compensate,
-        )
-    pruning.apply(model)
+    check_margin(margin, score)
+    for name, split in (("train", train), ("validation", validation)):
+        check_split(split, name)
+    with torch.inference_mode(False), fixed(model.device):
+        if callable(score):
+            score = of_targets(score, validation)
+            train, validation = unlabelled(train), unlabelled(validation)
+        # Training is over: another reading to see whether the items change would not pay.
+        classes = model.head.classes
+        task = Task("in training", train, validation, validation, classes, fixed_items=False)
+        task, _ = check_task(model, task)
+        scored = Validation(task.validation, score, model.device)
+        best = scored(model)
+        if model.is_full:
+            pruning = Pruning.nothing_kept(model, float(best))
+        else:
+            pruning = find_pruning(
+                model,
+                task.train,
+                scored,
+                scored.floor(best, margin),
+                rank=ranking(sparsifier).scores,
+                search=search,
+                granularity=granularity,
+                compensate=compensate,
+            )
+        pruning.apply(model)
     return pruning
 
 

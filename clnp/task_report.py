@@ -27,8 +27,8 @@ class TaskReport:
             from here).
         validation_before, validation: of the chosen network before and after pruning (and
             fine-tuning).
-        test: test accuracy of the task's network; `row`: test accuracy on tasks 0..task (NaN where
-            a task's test data is not at hand).
+        test: test accuracy of the task's network; `row`: test accuracy on tasks 0..task, each by
+            its own network, so with the task given (NaN where its test data is not at hand).
         capacity: group -> {"size", "used", "new", "reused", "free"} channels after the task;
             "reused" are earlier tasks' channels whose mean activity on this task exceeds the
             threshold.

@@ -28,6 +28,7 @@ def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False)
 
     Raises:
         ConfigError: a package for ONNX is missing.
+        ExportError: the format can't express the network.
         CheckpointError: the file can't be written.
     """
     narrow = extract(learner.model, task, fold_batch_norm=fold_batch_norm).eval()

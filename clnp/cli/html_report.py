@@ -80,7 +80,7 @@ def seeds_page(folder: Path, *, linked: bool) -> str:
     every = [results.read(path) for _, path in folders]
     summary = results.summarise(every)
     facts = [
-        _fact("mean accuracy", _percent_spread(summary["acc"])),
+        _fact("mean accuracy, task given", _percent_spread(summary["acc"])),
         _fact("mean forgetting", report.number(summary["forgetting"]["mean"])),
         _fact("seeds", str(len(every))),
         *_certificate(summary["certificate"]),
@@ -139,7 +139,7 @@ def comparison_page(folder: Path, *, linked: bool) -> str:
         title=f"{stream}: {len(names)} methods",
         subtitle=folder.resolve().name,
         facts=facts,
-        heading="Methods, mean ± standard deviation over seeds",
+        heading="Methods, the task given, mean ± standard deviation over seeds",
         table=html_tables.Table(columns, cells),
         links=_links(folder, names, linked),
         pictures=pictures,
@@ -192,7 +192,7 @@ def _facts(
     metrics: Mapping[str, Any], seconds: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     facts = [
-        _fact("mean accuracy", f"{percent(metrics['acc'])} %"),
+        _fact("mean accuracy, task given", f"{percent(metrics['acc'])} %"),
         _fact("mean forgetting", report.number(metrics["forgetting"])),
         _fact("tasks learned", str(metrics["tasks_learned"])),
         *_certificate(metrics["certificate"]),

@@ -68,7 +68,7 @@ def show_line(console: Console, text: str) -> None:
 def accuracy_table(metrics: Mapping[str, Any]) -> Table:
     """R in per cent; only the last row where there are too many tasks for a screen."""
     R = metrics["accuracy_matrix"]
-    table = new_table("Test accuracy (%) on each task, after learning each task")
+    table = new_table("Test accuracy (%) on each task, which is given, after learning each task")
     if len(R) > MOST_COLUMNS:
         table.add_column("task")
         table.add_column("when learned", justify="right")

@@ -7,6 +7,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,6 +23,9 @@ FILES = {
 FOLDERS = (".", "MNIST/raw", "raw")
 
 
+PIECE = 1 << 20
+
+
 def read_idx(path: Path) -> np.ndarray:
     """The array of one idx file of unsigned bytes, plain or gzip.
 
@@ -34,27 +38,38 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         DataError: the file can't be read, is no idx file of unsigned bytes, or is cut short.
     """
+    opened: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+        with opened(path, "rb") as file:
+            return _read(file, path)
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
         raise DataError(f"{path}: can't be read ({error})") from error
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
+
+
+def _read(file: IO[bytes], path: Path) -> np.ndarray:
+    start = file.read(4)
+    if len(start) < 4 or start[:3] != b"\x00\x00\x08":
         raise DataError(
-            f"{path}: starts with {raw[:4].hex()!r}, wanted 000008: an idx file of unsigned bytes"
+            f"{path}: starts with {start.hex()!r}, wanted 000008: an idx file of unsigned bytes"
         )
-    rank = raw[3]
-    start = 4 + 4 * rank
-    if len(raw) < start:
+    rank = start[3]
+    sizes = file.read(4 * rank)
+    if len(sizes) < 4 * rank:
         raise DataError(f"{path}: is cut short inside its header")
-    shape = struct.unpack(f">{rank}I", raw[4:start])
+    shape = struct.unpack(f">{rank}I", sizes)
     # Of numbers without bounds: a product that overflows could be any size.
     size = math.prod(shape)
-    if len(raw) != start + size:
+    # No more than the header promises, whatever a compressed file grows to, and no memory for what
+    # a header promises alone.
+    raw = bytearray()
+    while len(raw) <= size and (piece := file.read(min(size + 1 - len(raw), PIECE))):
+        raw += piece
+    if len(raw) != size:
+        held = f"more than {size}" if len(raw) > size else f"{len(raw)}"
         raise DataError(
-            f"{path}: holds {len(raw) - start} bytes after the header, wanted {size} for shape "
-            f"{list(shape)}"
+            f"{path}: holds {held} bytes after the header, wanted {size} for shape {list(shape)}"
         )
-    return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(raw, dtype=np.uint8).reshape(shape)
 
 
 def find_idx_files(root: Path) -> dict[tuple[str, str], Path]:

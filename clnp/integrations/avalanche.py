@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from clnp.certificate import Certificate
 from clnp.data.items import Items
 from clnp.data.scan import scan_items
 from clnp.errors import ConfigError, DataError
+from clnp.integrations.experiences import Pairs, classes_of, task_labels_of
 from clnp.integrations.own_classes import OwnClasses
+from clnp.margin import check_margin
 from clnp.model import Model
 from clnp.own_loop import begin_task, consolidate, prune
 from clnp.settings import CHECKS
@@ -66,10 +67,11 @@ class CLNP(SupervisedTemplate):
         optimizer: any, over the model's parameters, `AdamL1(clnp.parameter_groups(model, l1))` for
             the paper's penalty. For every task it is pointed at the free parameters and its state
             is cleared; rates, groups and schedulers stay.
-        margin: validation accuracy that pruning may cost, a fraction.
+        margin: how much of the validation score pruning may cost, of an accuracy a fraction.
         validation: fraction of every experience's examples that is held out of training, to hold
             the margin on.
-        search, granularity: of pruning, as of `clnp.Settings`.
+        score, search, granularity: of pruning, as of `clnp.Settings`; a function gets the logits of
+            the experience's classes, and targets numbered among these.
         task_labels: what tells the task in evaluation. "stream": the task labels of the stream.
             "experience": the number of the experience that is evaluated. On a stream without task
             labels that is an oracle: it makes the accuracies task-incremental, not to be compared
@@ -98,6 +100,7 @@ class CLNP(SupervisedTemplate):
         optimizer: torch.optim.Optimizer,
         margin: float = 0.01,
         validation: float = 0.1,
+        score: Any = "accuracy",
         search: str = "auto",
         granularity: int = 1,
         task_labels: str = "stream",
@@ -124,6 +127,7 @@ class CLNP(SupervisedTemplate):
             )
         self._pruning: dict[str, Any] = {
             "margin": margin,
+            "score": score,
             "search": search,
             "granularity": granularity,
         }
@@ -204,7 +208,7 @@ class CLNP(SupervisedTemplate):
             self.model.cancel_task()
         # What was begun and never learned has left its records.
         del self._labels[index:], self._classes[index:]
-        classes = _classes(self.experience)
+        classes = classes_of(self.experience)
         outputs = self.model.head.classes
         if self.model.head.kind == "single":
             if classes[-1] >= outputs:
@@ -216,7 +220,7 @@ class CLNP(SupervisedTemplate):
         self._check_items(classes)
         self._loss_of.check(classes, self.model.head.free_weight)
         begin_task(self.model, len(classes))
-        self._labels.append(_task_labels(self.experience.dataset) or {0})
+        self._labels.append(task_labels_of(self.experience.dataset) or {0})
         self._numbers[number] = index
         self._classes.append(classes)
         self.make_optimizer()
@@ -227,7 +231,7 @@ class CLNP(SupervisedTemplate):
         """
         places = {label: place for place, label in enumerate(classes)}
         where = f"experience {self.experience.current_experience}"
-        train = Items(_Pairs(self.adapted_dataset, places), where)
+        train = Items(Pairs(self.adapted_dataset, places), where)
         wanted = tuple(self.model.graph.nodes[0].attrs["shape"][1:])
         if train.sample[0] != wanted:
             raise DataError(
@@ -235,7 +239,7 @@ class CLNP(SupervisedTemplate):
                 f"converted for {list(wanted)}"
             )
         scan_items(train, 0, fixed=True)
-        held_out = Items(_Pairs(self._held_out, places), f"{where}, held out", sample=train.sample)
+        held_out = Items(Pairs(self._held_out, places), f"{where}, held out", sample=train.sample)
         self._validation = scan_items(held_out, sys.maxsize, fixed=True).kept
 
     def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
@@ -286,7 +290,7 @@ class CLNP(SupervisedTemplate):
         places = {label: place for place, label in enumerate(self._classes[index])}
         validation = self._validation
         assert validation is not None
-        train = _Pairs(self.adapted_dataset.eval(), places)
+        train = Pairs(self.adapted_dataset.eval(), places)
         prune(self.model, train, validation, **self._pruning)
         consolidate(self.model, name=f"experience {self.experience.current_experience}")
         self.certificate.record(self.model, validation[0])
@@ -302,7 +306,7 @@ class CLNP(SupervisedTemplate):
         latest, examples = max(len(self._labels) - 1, 0), len(self.mb_x)
         if self._by_experience:
             return [(self._numbers.get(self.experience.current_experience, latest),)] * examples
-        labelled = _task_labels(self.adapted_dataset) is not None
+        labelled = task_labels_of(self.adapted_dataset) is not None
         told = self.mb_task_id.tolist() if labelled else [0] * examples
         known: dict[int, tuple[int, ...]] = defaultdict(tuple)
         for task, labels in enumerate(self._labels):
@@ -346,20 +350,6 @@ class CLNP(SupervisedTemplate):
         return self._classes[task] if self._classes else list(range(self.model.head.classes))
 
 
-class _Pairs(Dataset[tuple[Tensor, int]]):
-    """The (x, y) of an Avalanche data set, y as the place of the class among the outputs."""
-
-    def __init__(self, data: Any, places: Mapping[int, int]) -> None:
-        self.data, self.places = data, places
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        x, y, *_ = self.data[index]
-        return x, self.places[int(y)]
-
-
 def _names(model: Model, optimizer: torch.optim.Optimizer) -> list[list[str]]:
     """The names of the parameters in every group of an optimizer."""
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -381,35 +371,14 @@ def _check_settings(
     validation: Any, task_labels: Any, rule: Any, pruning: Mapping[str, Any]
 ) -> None:
     """Raises ConfigError for a setting out of range."""
-    for name, value in (("margin", pruning["margin"]), ("validation", validation)):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 <= value < 1 or (name == "validation" and value == 0):
-            raise ConfigError(f"{name}={value!r}: expected a fraction between 0 and 1")
-    for name in ("search", "granularity"):
+    number = isinstance(validation, (int, float)) and not isinstance(validation, bool)
+    if not number or not 0 < validation < 1:
+        raise ConfigError(f"validation={validation!r}: expected a fraction between 0 and 1")
+    for name in ("score", "search", "granularity"):
         wanted, holds = CHECKS[name]
         if not holds(pruning[name]):
             raise ConfigError(f"{name}={pruning[name]!r}: expected {wanted}")
+    check_margin(pruning["margin"], pruning["score"])
     if task_labels not in TASK_LABELS:
         raise ConfigError(f"task_labels={task_labels!r}: expected one of {list(TASK_LABELS)}")
     check_rule(rule)
-
-
-def _task_labels(data: Any) -> set[int] | None:
-    """The task labels that occur in an Avalanche data set; None where it has none."""
-    told = getattr(data, "targets_task_labels", None)
-    return None if told is None else {int(label) for label in told.uniques}
-
-
-def _classes(experience: Any) -> list[int]:
-    """The classes of an experience, ascending. Raises DataError where its targets are none."""
-    number = experience.current_experience
-    try:
-        found = sorted({int(y) for y in experience.dataset.targets})
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DataError(
-            f"experience {number}: expected targets of one integer class per example ({error}); "
-            "as_classification_dataset makes such a data set"
-        ) from error
-    if found[0] < 0:
-        raise DataError(f"experience {number}: got class {found[0]}, expected classes from 0")
-    return found

@@ -126,7 +126,8 @@ def partial_batch_norm_fwd(
     values = x.shape[0] * x.shape[2] * x.shape[3]
     if training and free_mean.numel() and values == 1:
         wanted = "more than one value per free channel in training"
-        raise ValueError(message("x.shape", list(x.shape), wanted, "use a larger batch"))
+        way_out = "use a larger batch; drop_last=True of a DataLoader leaves a last one of one out"
+        raise ValueError(message("x.shape", list(x.shape), wanted, way_out))
     arguments = (x, *vectors, *affine, training, eps, activation, activity, full_input_grad)
     result = call("partial_batch_norm_fwd", *arguments)
     return cast(tuple[Tensor, Tensor, Tensor, Tensor], result)

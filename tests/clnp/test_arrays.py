@@ -8,6 +8,7 @@ import torch
 
 from clnp.data import ArrayFiles, Images
 from clnp.data.check import check_tasks
+from clnp.data.files import read_splits
 from clnp.data.images import channel_constants
 from clnp.errors import DataError
 
@@ -112,6 +113,51 @@ def test_what_is_refused(tmp_path):
             path.write_bytes(content)
         with pytest.raises(DataError, match="can't be read as arrays"):
             ArrayFiles([path])[0]
+
+
+def test_layouts_that_could_be_two_things_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", **good((3, 6, 3), np.uint8))
+    with pytest.raises(DataError, match=r"could be \[N, C, H, W\] or \[N, H, W, C\]"):
+        ArrayFiles([tmp_path / "a.npz"])[0]
+
+
+@pytest.mark.parametrize("word", ["VAL", "valid", "Validation", "dev"])
+def test_words_for_splits_in_any_case(tmp_path, word):
+    data = good()
+    np.savez(
+        tmp_path / "a.npz", **data, **{f"X_{word}": data["x_test"], f"y_{word}": data["y_test"]}
+    )
+    splits = read_splits(tmp_path / "a.npz")
+    np.testing.assert_array_equal(splits["validation"][0].numpy(), data["x_test"])
+
+
+def test_names_of_tasks(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / "data.npz", **good())
+    np.savez(tmp_path / "more.npz", **good())
+    paths = [tmp_path / "one" / "data.npz", tmp_path / "two" / "data.npz", tmp_path / "more.npz"]
+    assert [task.name for task in ArrayFiles(paths)] == ["one/data", "two/data", "more"]
+    with pytest.raises(DataError, match="is there twice"):
+        ArrayFiles([paths[0], tmp_path / "one" / ".." / "one" / "data.npz"])
+
+
+def test_class_names(tmp_path):
+    names = np.array([b"a", b"caf\xe9", b"c", b"d", b"e"])
+    np.savez(tmp_path / "a.npz", **good(), class_names=names)
+    task = ArrayFiles([tmp_path / "a.npz"])[0]
+    assert task.class_names == ("a", r"caf\xe9", "c", "d", "e")
+    assert task.num_classes == 5
+
+
+def test_objects_are_refused_only_where_they_are_asked_for(tmp_path):
+    """Nothing else in a file is read."""
+    extra = np.array([{}], dtype=object)
+    np.savez(tmp_path / "a.npz", **good(), extra=extra)
+    assert ArrayFiles([tmp_path / "a.npz"])[0].num_classes == 4
+    np.savez(tmp_path / "a.npz", **{**good(), "x_test": extra})
+    with pytest.raises(DataError, match="x_test: can't be read as arrays"):
+        ArrayFiles([tmp_path / "a.npz"])[0]
 
 
 def test_bad_rows_have_the_numbers_of_the_file(tmp_path):

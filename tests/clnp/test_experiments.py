@@ -18,7 +18,13 @@ from tests.clnp.commands import clnp, run_clnp
 
 Image = pytest.importorskip("PIL.Image")
 
-SHORT = ["--threads", "1", "--epochs", "2", "--batch-size", "16", "--margin", "0.2"]
+
+def short(epochs: int = 2, margin: float = 0.2) -> list[object]:
+    """Options of a run that takes little time."""
+    return ["--threads", 1, "--epochs", epochs, "--batch-size", 16, "--margin", margin]
+
+
+SHORT = short()
 
 
 def coloured(classes: int, number: int, seed: int):
@@ -134,7 +140,8 @@ def test_words_may_stand_anywhere(folders, tmp_path):
         assert (options.stream, options.paths) == ("folder", (a, b))
 
 
-FOLDER = ["--image-size", 16, "--net", "narrow", "--net-scale", 0.125, *SHORT]
+NARROW = ["--image-size", 16, "--net", "narrow", "--net-scale", 0.125]
+FOLDER = [*NARROW, *SHORT]
 
 
 def test_folders_of_images(folders, tmp_path, capsys):
@@ -166,8 +173,8 @@ def trained(folder, classes=3):
 def test_adopt_a_trained_network(folders, tmp_path, capsys):
     net = trained(folders[0])
     torch.save(net.state_dict(), tmp_path / "net.pt")
-    words = ["run", "folder", *folders, *FOLDER, "--pretrained", tmp_path / "net.pt", "--adopt"]
-    words += ["--dropout", 0, "--no-augment", "--margin", 0]
+    words = ["run", "folder", *folders, *NARROW, "--pretrained", tmp_path / "net.pt", "--adopt"]
+    words += ["--dropout", 0, "--no-augment", *short(margin=0)]
     code, _, _ = clnp(capsys, *words, "--out", tmp_path / "a")
     assert code == 0
     metrics = results.read(tmp_path / "a")
@@ -211,8 +218,9 @@ def test_arrays(tmp_path, capsys, images):
         x, y = coloured(3, 20, seed)
         x = x[:, ::4, ::4] if images else x.mean((1, 2), dtype=np.float32) / 255
         np.savez(tmp_path / f"{name}.npz", x_train=x[:40], y_train=y[:40], x_test=x, y_test=y)
-    words = ["run", "arrays", tmp_path / "a.npz", tmp_path / "b.npz", "--width", 24, *SHORT]
-    code, out, _ = clnp(capsys, *words, "--out", tmp_path / "run", "--epochs", 15, "--lr", 0.01)
+    words = ["run", "arrays", tmp_path / "a.npz", tmp_path / "b.npz", "--width", 24]
+    words += [*short(epochs=15), "--lr", 0.01]
+    code, out, _ = clnp(capsys, *words, "--out", tmp_path / "run")
     assert code == 0
     assert "certificate: 2/2" in out
     assert results.read(tmp_path / "run")["reports"][0]["test"] > 0.6

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import os
+import pickle
 import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import clnp
 from clnp import checkpoint, methods
-from clnp.errors import CheckpointError, ClnpError, ConfigError
+from clnp.data.cifar import read_cifar
+from clnp.data.idx import read_idx
+from clnp.errors import CheckpointError, ClnpError, ConfigError, DataError
 from tests.clnp.cases import blobs, convert, mlp
 from tests.fuzz.mutations import mutated
 
@@ -124,6 +130,49 @@ def test_any_header(good: dict[str, Any], tmp_path: Path) -> None:
             checkpoint.read(path, kind)
         except CheckpointError:
             return
+
+    changed()
+
+
+def data_files(folder: Path) -> dict[str, Path]:
+    """Files of data that are whole: how they are read -> where."""
+    y = np.arange(12) % 3
+    x = np.arange(12 * 5, dtype=np.float32).reshape(12, 5)
+    arrays = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
+    np.savez(folder / "a.npz", **arrays)
+    np.savez_compressed(folder / "b.npz", **arrays, class_names=np.array(["a", "b", "c"]))
+    (folder / "npy").mkdir()
+    for name, array in arrays.items():
+        np.save(folder / "npy" / f"{name}.npy", array)
+    idx = bytes((0, 0, 8, 1)) + struct.pack(">I", 12) + bytes(12)
+    (folder / "idx").write_bytes(idx)
+    (folder / "idx.gz").write_bytes(gzip.compress(idx))
+    images = np.zeros((20, 3072), np.uint8)
+    pickled = {"data": images, "fine_labels": list(range(20))}
+    for name in ("train", "test"):
+        (folder / name).write_bytes(pickle.dumps(pickled, protocol=2))
+    return {name: folder / name for name in ("a.npz", "b.npz", "npy", "idx", "idx.gz", "train")}
+
+
+@pytest.mark.parametrize("name", ["a.npz", "b.npz", "npy", "idx", "idx.gz", "train"])
+def test_any_bytes_of_data(name: str, tmp_path: Path) -> None:
+    """Bytes changed, cut out or put in: read all the same, or refused; never anything else."""
+    place = data_files(tmp_path)[name]
+    path = place / "x_train.npy" if place.is_dir() else place
+    content = path.read_bytes()
+
+    @given(st.integers(0, len(content)), st.integers(0, 40), st.binary(max_size=8))
+    @FUZZ
+    @example(0, len(content), b"")
+    def changed(start: int, gone: int, new: bytes) -> None:
+        path.write_bytes(content[:start] + new + content[start + gone :])
+        with contextlib.suppress(DataError):
+            if name.startswith("idx"):
+                read_idx(path)
+            elif name == "train":
+                read_cifar(tmp_path, "cifar100")
+            else:
+                clnp.data.ArrayFiles([place])[0]
 
     changed()
 

@@ -64,7 +64,7 @@ def test_without_task_labels_the_task_is_inferred(
     results = learner.eval(bench.test_stream)
     assert metric(results, "Task_Inferred_Stream") == [1.0]
     accuracies = []
-    for k, experience in enumerate(bench.test_stream):
+    for experience in bench.test_stream:
         x, y = examples(experience)
         task, place = learner.model.predict(x, rule)
         found = torch.tensor(

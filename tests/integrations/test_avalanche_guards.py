@@ -140,6 +140,7 @@ def learned() -> clnp.Model:
         ({"margin": True}, "margin=True: expected a fraction"),
         ({"validation": 0}, "validation=0: expected a fraction"),
         ({"validation": None}, "validation=None: expected a fraction"),
+        ({"score": "f1"}, "score='f1': expected one of"),
         ({"search": "best"}, "search='best': expected one of"),
         ({"granularity": 0}, "granularity=0: expected an integer >= 1"),
         ({"task_labels": True}, "task_labels=True: expected one of"),
@@ -178,7 +179,7 @@ def datasets(y: Any, x: torch.Tensor | None = None) -> Any:
         (lambda: datasets([-1, 0, 1, 0]), "experience 0: got class -1"),
         (lambda: datasets([[0, 1], [1, 0], [1, 1]]), "one integer class per example"),
         (lambda: datasets([0]), r"1 example\(s\): too few"),
-        (lambda: datasets([0, 1] * 9, torch.randn(18, 32)), r"expected shape \[B, 64\]"),
+        (lambda: datasets([0, 1] * 9, torch.randn(18, 32)), r"have shape \[32\].*\[64\]"),
     ],
     ids=["negative", "several labels", "one example", "other inputs"],
 )
