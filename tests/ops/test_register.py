@@ -89,6 +89,13 @@ print(seen[0].message)
 """
 
 
+ONLY_THERE = """
+from importlib import metadata
+everywhere = metadata.distributions
+metadata.distributions = lambda name: everywhere(name=name, path=[{!r}])
+"""
+
+
 def copy_of_the_package(folder: Path, *, source_tree: bool) -> Path:
     """A copy of clnp_kernels without compiled libraries, in a source tree or as if installed."""
     hide = shutil.ignore_patterns("*.so", "__pycache__")
@@ -115,10 +122,10 @@ def test_a_compiled_installation_that_is_hidden_is_named(tmp_path: Path) -> None
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: clnp\nVersion: 0.0.0\n")
     hidden = "the compiled clnp that is installed is hidden"
-    elsewhere = str(installed)
-    assert hidden not in python(REASON, cwd=tree, PYTHONPATH=elsewhere).stdout
+    code = f"{ONLY_THERE.format(str(installed))}\n{REASON}"  # not the one of this environment
+    assert hidden not in python(code, cwd=tree).stdout
     (installed / "clnp_kernels" / "_cpu.abi3.so").touch()
-    assert hidden in python(REASON, cwd=tree, PYTHONPATH=elsewhere).stdout
+    assert hidden in python(code, cwd=tree).stdout
 
 
 def test_an_installation_without_library_names_the_compiler(tmp_path: Path) -> None:
