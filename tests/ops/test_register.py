@@ -92,7 +92,7 @@ print(seen[0].message)
 ONLY_THERE = """
 from importlib import metadata
 everywhere = metadata.distributions
-metadata.distributions = lambda name: everywhere(name=name, path=[{!r}])
+metadata.distributions = lambda **about: everywhere(**{{**about, "path": [{!r}]}})
 """
 
 
