@@ -1,6 +1,5 @@
 """Narrow networks that stand alone."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -85,27 +84,3 @@ def test_extracted_networks_compile() -> None:
     compiled = torch.compile(narrow, backend="aot_eager", fullgraph=True)
     x = torch.randn(6, 12)
     torch.testing.assert_close(compiled(x), narrow(x))
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt2", ".onnx"])
-def test_class_names_are_written_with_the_network(suffix: str, tmp_path: Path) -> None:
-    names, example = ("cat", "dog", "bird"), torch.zeros(2, 12)
-    narrow = clnp.extract(learned(mlp([20]), "multi", tasks=1), task=0)
-    path = tmp_path / f"network{suffix}"
-    if suffix == ".onnx":
-        onnx = pytest.importorskip("onnx")
-        pytest.importorskip("onnxscript")
-        clnp.export(narrow, path, example, class_names=names)
-        found = {p.key: p.value for p in onnx.load(path).metadata_props}["class_names"]
-    elif suffix == ".pt2":
-        clnp.export(narrow, path, example, class_names=names)
-        extra = {"class_names": ""}
-        torch.export.load(path, extra_files=extra)
-        found = extra["class_names"]
-    else:
-        clnp.export(narrow, path, example, class_names=names)
-        assert clnp.load_network(path).meta["class_names"] == names
-        clnp.export(narrow, path, example)
-        assert "class_names" not in clnp.load_network(path).meta
-        return
-    assert json.loads(found) == list(names)
