@@ -99,8 +99,12 @@ def attempt(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome
     try:
         return Result(function(*arguments))
     except Exception as error:
-        # Settings and data that the package refuses will be refused again.
-        refused = isinstance(error, ClnpError) and isinstance(error, ValueError | TypeError)
+        # Settings and data that the package refuses will be refused again; a disk may recover.
+        refused = (
+            isinstance(error, ClnpError)
+            and isinstance(error, ValueError | TypeError)
+            and not isinstance(error.__cause__, OSError)
+        )
         return Failure(_one_line(error), traceback.format_exc(), refused)
 
 

@@ -152,7 +152,7 @@ class Unlucky(torch.utils.data.Dataset[Any]):
 def test_what_is_trained_is_kept_when_other_points_fail(two: clnp.Workers, tmp_path: Path) -> None:
     task = blobs(0)
     data = Unlucky(task, tmp_path)
-    whole = Task(task.name, data, task.validation, task.test, classes=3)
+    whole = Task(task.name, data, task.validation, task.test, classes=3, cache_bytes=0)
     heard = Heard()
     many = learner(workers=two, checkpoint_dir=tmp_path / "run", callbacks=[heard])
     (tmp_path / "broken").touch()
@@ -210,7 +210,8 @@ def test_data_that_can_not_be_sent_is_refused(two: clnp.Workers) -> None:
         pass
 
     task = blobs(0)
-    local = Task("local", Local(task, Path("nowhere")), task.validation, task.test, classes=3)
+    data = Local(task, Path("nowhere"))
+    local = Task("local", data, task.validation, task.test, classes=3, cache_bytes=0)
     many = learner(workers=two)
     with pytest.raises(ConfigError, match="can't be sent to a worker process"):
         many.learn(local)

@@ -25,9 +25,13 @@ QUICK: dict[str, Any] = {
 }
 
 
-def learner(net: torch.nn.Module, **settings: Any) -> clnp.Learner:
+def learner(net: list[int] | type[torch.nn.Module], **settings: Any) -> clnp.Learner:
+    """Of a network whose first weights are the same in every call: layers of given widths, or what
+    a class makes.
+    """
     torch.manual_seed(0)
-    return clnp.Learner(convert(net), **{**QUICK, **settings})
+    made = mlp(net) if isinstance(net, list) else net()
+    return clnp.Learner(convert(made), **{**QUICK, **settings})
 
 
 def news(lt: clnp.Learner) -> list[list[int]]:
@@ -37,7 +41,7 @@ def news(lt: clnp.Learner) -> list[list[int]]:
 
 @pytest.mark.parametrize("growth", [[2, 5], 5, {"2": 5}])
 def test_later_tasks_claim_no_more_than_growth(growth: Any) -> None:
-    lt = learner(mlp([40, 30]), growth=growth, margin=0.0, l1=0.0)
+    lt = learner([40, 30], growth=growth, margin=0.0, l1=0.0)
     for k in range(3):
         lt.learn(blobs(k))
     most = {"[2, 5]": [2, 5], "5": [5, 5]}.get(str(growth), [40, 5])
@@ -51,7 +55,7 @@ def test_later_tasks_claim_no_more_than_growth(growth: Any) -> None:
 
 
 def test_weights_of_a_limited_task_are_drawn_for_the_inputs_that_it_has() -> None:
-    lt = learner(mlp([40, 30]))
+    lt = learner([40, 30])
     lt.learn(blobs(0))
     model = lt.model
     generator = torch.Generator().manual_seed(0)
@@ -67,7 +71,7 @@ def test_weights_of_a_limited_task_are_drawn_for_the_inputs_that_it_has() -> Non
 
 @pytest.mark.parametrize("first", [[6, 4], 4, {"2": 4}])
 def test_the_first_task_claims_no_more_than_its_own_limit(first: Any) -> None:
-    lt = learner(mlp([40, 30]), first_growth=first, growth=[2, 5], margin=0.0, l1=0.0)
+    lt = learner([40, 30], first_growth=first, growth=[2, 5], margin=0.0, l1=0.0)
     sizes: list[tuple[int, int]] = []
     lt.callbacks.append(Sizes(sizes))
     for k in range(3):
@@ -100,6 +104,7 @@ def test_a_limited_first_task_starts_from_the_weights_of_the_network() -> None:
 
 def test_a_limited_first_task_that_is_cancelled_gives_all_channels_back() -> None:
     for head in ("single", "multi"):
+        torch.manual_seed(0)
         model = convert(mlp([40, 30]))
         model.set_head(head)
         model.begin_task(most_new={"0": 6, "2": 4})
@@ -111,7 +116,7 @@ def test_a_limited_first_task_that_is_cancelled_gives_all_channels_back() -> Non
         assert model.head.free_weight.shape[1] == 30
         assert model.head.free_weight.std() > 0.01
         model.cancel_task()
-        lt = clnp.Learner(model, **{**QUICK, "head": head, "first_growth": 8})
+        lt = clnp.Learner(model, **{**QUICK, "head": head, "first_growth": 8, "epochs": 8})
         lt.learn(blobs(0))
         assert lt.reports[0].test > 0.8
 
@@ -151,8 +156,8 @@ class Interrupted(clnp.callbacks.Callback):
 def test_limited_tasks_go_on_in_the_middle(task: int, stack: str, tmp_path: Path) -> None:
     limits: dict[str, Any] = {"first_growth": [6, 4], "growth": [2, 5], "stack": stack}
     limits["grid"] = {"lr": [0.01, 0.02]}
-    whole = learner(mlp([40, 30]), **limits)
-    cut = learner(mlp([40, 30]), **limits, checkpoint_dir=tmp_path)
+    whole = learner([40, 30], **limits)
+    cut = learner([40, 30], **limits, checkpoint_dir=tmp_path)
     cut.callbacks.append(Interrupted(task))
     if task:
         cut.learn(blobs(0))
@@ -162,7 +167,7 @@ def test_limited_tasks_go_on_in_the_middle(task: int, stack: str, tmp_path: Path
     if path:
         again = clnp.Learner.load(path, [blobs(k) for k in range(task)], checkpoint_dir=path)
     else:
-        again = learner(mlp([40, 30]), **limits, checkpoint_dir=tmp_path)
+        again = learner([40, 30], **limits, checkpoint_dir=tmp_path)
     for k in range(2):
         whole.learn(blobs(k))
         if k >= len(again.reports):
@@ -173,7 +178,7 @@ def test_limited_tasks_go_on_in_the_middle(task: int, stack: str, tmp_path: Path
 
 
 def test_an_adopted_network_can_not_be_limited() -> None:
-    lt = learner(mlp([40, 30]), first_growth=8)
+    lt = learner([40, 30], first_growth=8)
     with pytest.raises(ConfigError, match="first_growth"):
         lt.adopt(blobs(0))
     lt.learn(blobs(0))
@@ -183,7 +188,7 @@ def test_wrong_limits_are_refused() -> None:
     for growth in ([1], [1, 2, 3], 0, 1.5, "2", {"4": 1}, {"0": 0}, [True, 2]):
         for name in ("growth", "first_growth"):
             with pytest.raises(ConfigError, match=f"^{name}"):
-                learner(mlp([40, 30]), **{name: growth})
+                learner([40, 30], **{name: growth})
 
 
 @pytest.mark.parametrize("sparsifier", ["activity", "contribution"])
@@ -193,7 +198,7 @@ def test_rounds_of_pruning_and_fine_tuning(sparsifier: str, compensate: bool) ->
     for rounds in (1, 3):
         tune = {"epochs": 3, "lr": 1e-3, "schedule": "cosine", "rounds": rounds}
         lt = learner(
-            Residual(), fine_tune=tune, sparsifier=sparsifier, compensate=compensate, head="multi"
+            Residual, fine_tune=tune, sparsifier=sparsifier, compensate=compensate, head="multi"
         )
         for k in range(2):
             lt.learn(blobs(k))
@@ -206,4 +211,4 @@ def test_rounds_of_pruning_and_fine_tuning(sparsifier: str, compensate: bool) ->
 
 def test_wrong_rounds_are_refused() -> None:
     with pytest.raises(ConfigError, match="fine_tune rounds=0"):
-        learner(mlp([8]), fine_tune={"rounds": 0})
+        learner([8], fine_tune={"rounds": 0})

@@ -121,9 +121,9 @@ class Items(Dataset[Any]):
         return self.x[i], int(self.y[i])
 
 
-def learner(net: torch.nn.Module | None = None, **given: Any) -> clnp.Learner:
+def learner(classes: int = 3, **given: Any) -> clnp.Learner:
     torch.manual_seed(0)
-    return clnp.Learner(convert(net or mlp([16, 12])), **{**QUICK, **given})
+    return clnp.Learner(convert(mlp([16, 12], classes=classes)), **{**QUICK, **given})
 
 
 @pytest.mark.parametrize("read", [False, True], ids=["tensors", "data set"])
@@ -136,7 +136,7 @@ def test_a_task_warns_of_its_classes_where_learn_was_called(read: bool) -> None:
         with pytest.warns(MarginWarning, match=f"'rare {k}'.*class 1, which has 10 of 300") as seen:
             lt.learn(task)
         assert [w.filename for w in seen] == [__file__]
-    adopting = learner(mlp([16, 12], classes=2), margin=0.025)
+    adopting = learner(classes=2, margin=0.025)
     with pytest.warns(MarginWarning, match="class 1") as seen:
         adopting.adopt(rare)
     assert [w.filename for w in seen] == [__file__]
@@ -205,7 +205,7 @@ def test_running_statistics_are_taken_back_too() -> None:
 def test_fine_tuning_that_helps_is_kept() -> None:
     task = blobs(0, classes=6, rows=720)
     lt, plain = (
-        learner(mlp([16, 12], classes=6), epochs=4, margin=0.3, fine_tune=tune)
+        learner(classes=6, epochs=4, margin=0.3, fine_tune=tune)
         for tune in ({"epochs": 5, "lr": 0.01}, None)
     )
     report, without = lt.learn(task), plain.learn(task)

@@ -39,6 +39,7 @@ def test_all_files_are_there(finished):
         "capacity.csv",
         "checkpoint.safetensors",
         "config.json",
+        "configurations.json",
         "cost.csv",
         "environment.json",
         "history.csv",
