@@ -101,7 +101,7 @@ class OwnClasses:
             return self.criterion
         own: Any = copy.copy(self.criterion)
         own._buffers = {**own._buffers, "weight": weight[list(classes)]}
-        return own  # type: ignore[no-any-return]
+        return own
 
 
 def _class_weights(criterion: Any) -> Tensor | None:
