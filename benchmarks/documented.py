@@ -2,13 +2,16 @@
 
     python -m benchmarks.documented FOLDER
 
-takes the results of `clnp compare` in FOLDER over into benchmarks/results/methods/compare, if the
-command in docs/methods.md is what made them, and writes the table in docs/methods.md anew.
+puts the results of `clnp compare` in FOLDER in the place of those that
+benchmarks/results/methods/compare has of the same methods, and writes the table in docs/methods.md
+anew. The exit status is 1 where the command there is not what made them.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import inspect
 import json
 import re
 import shlex
@@ -17,11 +20,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clnp.cli import chosen, compare
+from clnp.cli import chosen, compare, runs
 from clnp.cli.arguments import parse
 from clnp.cli.config import Config
-from clnp.cli.configurations import FILE, resolved
+from clnp.cli.configurations import FILE, of_runs, resolved
 from clnp.cli.once import OnceParser
+from clnp.data import PermutedMNIST
 
 ROOT = Path(__file__).parents[1]
 METHODS = ROOT / "docs" / "methods.md"
@@ -50,7 +54,8 @@ def _lines(block: str) -> list[str]:
 
 def comparison() -> dict[str, dict[str, Any]]:
     """Method -> all settings and the seeds of its runs, by the command in docs/methods.md."""
-    (words,) = (w for w in commands(METHODS.read_text()) if w[:2] == ["clnp", "compare"])
+    every = commands(METHODS.read_text())
+    (words,) = (w for w in every if w[:2] == ["clnp", "compare"] and "--methods" in w)
     options = parse(words[1:])
     result = {}
     for name in compare.method_names(options.methods, options.set):
@@ -79,9 +84,10 @@ def differences(folder: Path) -> list[str]:
 def _differences(entry: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     if entry["settings"] is None:
         return ["settings not recorded"]
-    there, asked = _flat(entry["settings"]), _flat(wanted)
+    there, asked = _flat(meaning(entry["settings"])), _flat(meaning(wanted))
     # A field with a default came later: the default is what was done before it.
     later = {f.name: f.default for f in dataclasses.fields(Config)}
+    later = {key: list(v) if isinstance(v, tuple) else v for key, v in later.items()}
     return [
         f"{key} {there.get(key)}, by the command {asked.get(key)}"
         for key in sorted({*there, *asked})
@@ -89,22 +95,70 @@ def _differences(entry: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     ]
 
 
+def meaning(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `resolved`, of which some can be written in two ways, in one."""
+    result = dict(settings)
+    if result["stream"] == "permuted-mnist" and result.get("validation") is None:
+        result["validation"] = inspect.signature(PermutedMNIST).parameters["validation"].default
+    if result.get("init") is None:
+        result["init"] = "default"
+    for name in ("growth", "first_growth"):
+        limits = result.get(name, ())
+        if result["width"] and all(limit >= result["width"] for limit in limits):
+            result.pop(name, None)
+    return result
+
+
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     own = {f"option {key}": value for key, value in settings.get("options", {}).items()}
     return {**{key: value for key, value in settings.items() if key != "options"}, **own}
 
 
+def unmarked(folder: Path) -> list[str]:
+    """The `differences` that the entries of configurations.json don't name under "differs"."""
+    every = json.loads((folder / FILE).read_text())["methods"]
+    marked = {
+        f"{name}: {line}"
+        for name, entries in every.items()
+        for entry in entries
+        for line in entry.get("differs", ())
+    }
+    there = differences(folder)
+    return [line for line in there if line not in marked] + [
+        f"{line}: not so, but marked" for line in sorted(marked - set(there))
+    ]
+
+
 def adopt(run: Path, target: Path = COMPARED) -> list[str]:
-    """Writes the numbers and configurations of a comparison into another folder; in what they
-    differ from the documented command. Raises RunError where `run` is no comparison.
+    """Puts the numbers and configurations of a comparison in the place of those that another folder
+    has of the same methods; its unmarked differences from the documented command. Raises RunError
+    where `run` is no comparison.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    compare.write_numbers(run, target)
-    return differences(target)
+    rows, found = compare.rows_of(run), of_runs(compare.learned_runs(run))
+    known = json.loads((target / FILE).read_text())["methods"]
+    order = [*comparison()]
+    rows += [row for row in _rows(target / "compare.csv") if row["method"] not in found["methods"]]
+    rows.sort(key=lambda row: (order.index(row["method"]), row["seed"]))
+    every = known | found["methods"]
+    compare.write_tables(target, rows)
+    runs.write_json(target / FILE, {**found, "methods": {name: every[name] for name in order}})
+    return unmarked(target)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a compare.csv, whose numbers are written again as they are."""
+    with path.open(newline="") as file:
+        return [
+            {
+                key: value if key == "method" else json.loads(value or "null")
+                for key, value in row.items()
+            }
+            for row in csv.DictReader(file)
+        ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 1 where the runs are not those of the documented command."""
+    """The command line; 1 where runs are not those of the documented command, and not marked."""
     from benchmarks.reproduce import page  # which imports this module
 
     parser = OnceParser(prog="python -m benchmarks.documented", description=__doc__)

@@ -18,6 +18,7 @@ done is not repeated. It stops by itself after ``--seconds``, with the rest left
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import json
@@ -32,8 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from clnp.cli.once import OnceParser
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 420.0
@@ -225,7 +224,6 @@ def captured(function: Callable[[], Any], dry: bool) -> Callable[[], Any]:
 def serving(dry: bool) -> Iterator[None]:
     """On the CPU, what would serve on a GPU."""
     if dry:
-        os.environ["TRITON_INTERPRET"] = "1"
         import tests.gpu_on_cpu  # noqa: F401
     yield
 
@@ -378,8 +376,10 @@ def facts() -> dict[str, Any]:
     return {**info.versions(), "gpu": name, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
-def parser() -> OnceParser:
-    """The command line."""
+def parser() -> argparse.ArgumentParser:
+    """The command line. Imports clnp."""
+    from clnp.cli.once import OnceParser
+
     made = OnceParser(prog="python -m benchmarks.gpu_suite")
     made.add_argument("stage", choices=STAGES)
     made.add_argument("--out", type=Path, required=True, help="folder of the results")
@@ -391,6 +391,9 @@ def parser() -> OnceParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 if the stage is through without an error."""
+    if "--dry-run" in (sys.argv[1:] if arguments is None else arguments):
+        # Read when Triton is imported, which the import of the parser can do.
+        os.environ["TRITON_INTERPRET"] = "1"
     args = parser().parse_args(arguments)
     done = args.out / f"{args.stage}.done"
     if done.exists():

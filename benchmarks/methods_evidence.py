@@ -21,10 +21,13 @@ import torch
 from torch import nn
 
 import clnp
+from benchmarks import machine
 from clnp import data, methods, models
 from clnp.activity import measure_activity
 from clnp.batches import accuracy, count
+from clnp.cli.environment import environment
 from clnp.cli.once import OnceParser
+from clnp.cli.runs import write_json
 from clnp.data import Stream, Task
 from clnp.methods.esacl import SDPSettings, StructuredFit, channel_scores, prune_to
 from clnp.score import Validation
@@ -225,11 +228,26 @@ def main() -> None:
         for row in QUESTIONS[question](setting, args.seeds):
             rows.append(row)
             print(*(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()))
-        args.out.mkdir(parents=True, exist_ok=True)
-        with open(args.out / f"{question}-{args.data}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write(args.out / f"{question}-{args.data}", setting, rows)
+
+
+def write(path: Path, setting: Setting, rows: list[Row]) -> None:
+    """Writes the CSV file of a question and, beside it, a JSON file of its settings; `path` has no
+    ending.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    settings = {name: value for name, value in vars(setting).items() if name != "root"}
+    about = {
+        "seeds": sorted({row["seed"] for row in rows}),
+        "settings": settings,
+        "environment": environment(),
+        "revision": machine.revision(),
+    }
+    write_json(path.with_suffix(".json"), about)
 
 
 if __name__ == "__main__":

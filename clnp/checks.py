@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clnp.batches import evaluating
 from clnp.data.check import check_is_task, ready, task_data, warn_unseen
 from clnp.data.task import Task
 from clnp.errors import ConfigError, DataError, TrainingError
@@ -61,26 +60,6 @@ def classes_of(task: Task, outputs: int, *, single: bool) -> int:
             )
     warn_unseen(task)
     return classes
-
-
-def check_logits(net: nn.Module, example: Tensor) -> None:
-    """Refuses a network whose outputs are not one row of logits for each example.
-
-    Arguments:
-        net: a dense network, or one from `clnp.convert`.
-        example: a batch that it takes, where its weights are.
-
-    Raises:
-        ConfigError: outputs of another shape.
-    """
-    with evaluating(net):
-        logits = net(example)
-    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if not isinstance(logits, Tensor) or len(shape) != 2 or shape[0] != len(example):
-        raise ConfigError(
-            f"net: its outputs are {shape} for {len(example)} example(s), expected logits [B, C]; "
-            "pool or flatten what it computes before its last layer"
-        )
 
 
 def check_scores(model: Model, scores: Mapping[str, Tensor]) -> None:

@@ -50,6 +50,10 @@ class SaveError(CheckpointError):
     """A file can't be written: no space, no permission. What was there before is whole."""
 
 
+class ExportError(ClnpError, RuntimeError):
+    """A format can't express a network, or its file computes something else."""
+
+
 class TrainingError(ClnpError, RuntimeError):
     """Training can't go on: the loss or a weight is no longer finite, or memory ran out."""
 

@@ -67,6 +67,14 @@ AVG_POOL = (
     "divisor_override",
 )
 
+
+def _upsample(size: Any, scale_factor: Any, mode: str) -> nn.Upsample:
+    """torch wants tuples, of which JSON makes lists."""
+    size = tuple(size) if isinstance(size, list) else size
+    factor = tuple(scale_factor) if isinstance(scale_factor, list) else scale_factor
+    return nn.Upsample(size, factor, mode)
+
+
 OPS: dict[str, Op] = {
     "input": Op("input", attrs=("shape",)),
     "linear": Op("layer", nn.Linear, attrs=("in_features", "out_features", "bias")),
@@ -97,7 +105,7 @@ OPS: dict[str, Op] = {
     "adaptive_avg_pool2d": Op("spatial", nn.AdaptiveAvgPool2d, attrs=("output_size",)),
     "adaptive_max_pool2d": Op("spatial", nn.AdaptiveMaxPool2d, attrs=("output_size",)),
     "zero_pad2d": Op("spatial", nn.ZeroPad2d, attrs=("padding",)),
-    "upsample": Op("spatial", nn.Upsample, attrs=("size", "scale_factor", "mode")),
+    "upsample": Op("spatial", _upsample, attrs=("size", "scale_factor", "mode")),
     "spatial_mean": Op("flatten", lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())),
     "unsqueeze": Op("unsqueeze", lambda: nn.Unflatten(1, (-1, 1, 1))),
     "flatten": Op("flatten", nn.Flatten, attrs=("start_dim", "end_dim")),

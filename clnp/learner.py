@@ -19,7 +19,7 @@ from clnp import checkpoint
 from clnp.batches import first_inputs, seed_for, seeded
 from clnp.callbacks import check_callbacks, notify
 from clnp.certificate import Certificate, Verdict
-from clnp.checks import check_device, check_logits, check_task
+from clnp.checks import check_device, check_task
 from clnp.data.check import task_data
 from clnp.data.task import Task
 from clnp.distributed import SharedProgress, agree_on_network, agree_on_task, begin, world
@@ -97,9 +97,6 @@ class Learner:
         self.model = model.to(self.device)
         if model.is_convolutional:
             model.to(memory_format=torch.channels_last)
-        shape = model.graph.nodes[0].attrs["shape"]
-        dtype = model.head.free_weight.dtype
-        check_logits(self.model, torch.zeros(1, *shape[1:], dtype=dtype, device=self.device))
         self.callbacks = list(callbacks)
         check_callbacks(self.callbacks)
         self.workers = workers if isinstance(workers, Workers) else Workers(workers)

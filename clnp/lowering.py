@@ -13,7 +13,7 @@ from torch import fx, nn
 from clnp.errors import ConvertError
 from clnp.graph import OPS, WITH_WEIGHTS, Attrs, Graph, Node
 from clnp.mutation import make_functional
-from clnp.reasons import ALONG_AXIS, HELP, reason_for
+from clnp.reasons import HELP, reason_for
 from clnp.recognised import (
     BINARY,
     CALLS,
@@ -89,18 +89,13 @@ class _Lowering:
             if node in found:
                 continue
             if node.op not in ("placeholder", "get_attr") and node.name not in self.shapes:
-                raise self._refusal(node, self._not_one_tensor(node))
+                raise self._refusal(node, "it returns something other than one tensor")
             found.add(node)
             stack.extend(self._tensor_inputs(node))
         order = [n for n in self.traced.graph.nodes if n in found or n.op == "placeholder"]
         if not any(n.op == "placeholder" and n in found for n in order):
             raise ConvertError("the network's output does not depend on its input")
         return order
-
-    def _not_one_tensor(self, node: fx.Node) -> str | None:
-        _, kind = self._where(node)
-        known = kind in ALONG_AXIS
-        return None if known else "it returns something other than one tensor"
 
     def _tensor_inputs(self, node: fx.Node) -> list[fx.Node]:
         if node.target in RESHAPES or node.target in EXPANDS:
@@ -158,7 +153,7 @@ class _Lowering:
         where, kind = self._where(node)
         module = self.modules[str(node.target)] if node.op == "call_module" else None
         shapes = [self.shapes.get(n.name) for n in node.all_input_nodes[:1]]
-        reason = reason or reason_for(node, kind, module, shapes[0] if shapes else None)
+        reason = reason_for(node, kind, module, shapes[0] if shapes else None) or reason
         return ConvertError(f"{where} can't be converted{f': {reason}' if reason else ''}. {HELP}")
 
     # Modules

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +92,10 @@ class _Memory:
         """The nodes whose values may be in a region."""
         return [node for root in region for node in self.members.get(root, ())]
 
+    def is_after(self, node: fx.Node) -> Callable[[fx.Node], bool]:
+        """Whether another node comes later than `node`."""
+        return lambda other: self.order[other] > self.order[node]
+
 
 def make_functional(traced: fx.GraphModule, run: Run, modules: Mapping[str, nn.Module]) -> None:
     """Makes what reads a changed value read the result of the change.
@@ -123,15 +127,10 @@ def make_functional(traced: fx.GraphModule, run: Run, modules: Mapping[str, nn.M
             if value is node:
                 continue
             if written and memory.same(value, written) and memory.same(node, written):
-                value.replace_all_uses_with(
-                    node, lambda user, node=node: _after(memory, user, node)
-                )
-            stale += [(node, value, user) for user in value.users if _after(memory, user, node)]
+                value.replace_all_uses_with(node, memory.is_after(node))
+            later = filter(memory.is_after(node), value.users)
+            stale += [(node, value, user) for user in later]
     _refuse_stale(traced, stale)
-
-
-def _after(memory: _Memory, user: fx.Node, node: fx.Node) -> bool:
-    return memory.order[user] > memory.order[node]
 
 
 def _refuse_stale(traced: fx.GraphModule, stale: list[tuple[fx.Node, fx.Node, fx.Node]]) -> None:

@@ -16,7 +16,7 @@ from clnp.plain import plain_module
 from clnp.restore import dtype_name, dtype_of
 
 KIND = "network"
-CLASS_NAMES = "class_names"
+CLASS_NAMES = "class_names"  # under which a file keeps them, and `load_network` in `meta`
 GRAPH = "clnp_graph"  # where `clnp.extract` leaves the graph, in a GraphModule's `meta`
 LAYER = {"weight": "weight", "bias": "bias"}
 NORM = {**LAYER, "mean": "running_mean", "var": "running_var"}
@@ -49,8 +49,7 @@ def load_network(path: str | Path) -> fx.GraphModule:
 
     Returns:
         plain `torch.nn` layers in evaluation mode, as `clnp.extract` gave them; x [B, ...] ->
-        logits [B, C], the same bits. `meta["class_names"]` names the outputs where the file
-        does.
+        logits [B, C], the same bits; `meta["class_names"]` holds C names if the file does.
 
     Raises:
         CheckpointError: no such file, damaged, not a network's, or tensors that do not fit.
@@ -65,8 +64,7 @@ def load_network(path: str | Path) -> fx.GraphModule:
         }
         network = build(graph, layers).eval()
         network.load_state_dict(tensors)
-        _check_fits(network, graph)
-        names = _names(data)
+        names = _class_names(data, _check_fits(network, graph))
     except Exception as error:  # anybody can have written anything
         raise CheckpointError(f"{path} does not hold a network: {error}") from error
     network.meta[GRAPH] = graph
@@ -75,14 +73,16 @@ def load_network(path: str | Path) -> fx.GraphModule:
     return network
 
 
-def _names(data: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The class names in a file; raises TypeError for what are none."""
+def _class_names(data: Mapping[str, Any], classes: int) -> list[str] | None:
+    """Raises ValueError unless a file has a name for each class, or no names."""
     names = data.get(CLASS_NAMES)
     if names is None:
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{CLASS_NAMES} is no list of strings")
-    return tuple(names)
+        raise ValueError(f"{CLASS_NAMES}: expected strings, got {str(names)[:80]}")
+    if len(names) != classes:
+        raise ValueError(f"{CLASS_NAMES}: expected {classes} names, got {len(names)}")
+    return names
 
 
 def _own(node: Node, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
@@ -97,10 +97,13 @@ def _own(node: Node, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
     return own
 
 
-def _check_fits(network: nn.Module, graph: Graph) -> None:
-    """Raises where the layers do not fit one another: a batch of shapes goes through them."""
+def _check_fits(network: nn.Module, graph: Graph) -> int:
+    """The number of outputs; raises where the layers do not fit one another: a batch of shapes
+    goes through them.
+    """
     shapes = {name: value.to("meta") for name, value in network.state_dict().items()}
     (dtype,) = {value.dtype for value in shapes.values() if value.dtype != torch.int64}
     dtype_of(dtype_name(dtype))
     batch = torch.empty(2, *graph.nodes[0].attrs["shape"][1:], dtype=dtype, device="meta")
-    torch.func.functional_call(network, shapes, (batch,))
+    logits: Tensor = torch.func.functional_call(network, shapes, (batch,))
+    return logits.shape[-1]

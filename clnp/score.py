@@ -159,16 +159,20 @@ class Custom(Score):
         return ranks.tell(value)
 
     def _called(self, outputs: Tensor, y: Tensor) -> float:
-        what = f"score {self.name!r} of logits {list(outputs.shape)} and labels {list(y.shape)}"
+        shapes = list(outputs.shape), list(y.shape)
         try:
             returned = self.function(outputs, y)
             value = math.nan if isinstance(returned, (str, bytes)) else float(returned)
         except Exception as error:
             raise ConfigError(
-                f"{what}: expected a number, got {type(error).__name__}: {error}"
+                f"score {self.name!r} of logits {shapes[0]} and labels {shapes[1]}: expected a "
+                f"number, got {type(error).__name__}: {error}"
             ) from error
         if not math.isfinite(value):
-            raise ConfigError(f"{what}: expected a finite number, got {returned!r}")
+            raise ConfigError(
+                f"score {self.name!r} of logits {shapes[0]} and labels {shapes[1]}: expected a "
+                f"finite number, got {returned!r}"
+            )
         return value
 
 
@@ -215,7 +219,7 @@ def given_again(name: Any, setting: Any = None) -> Any:
     got = "nothing" if setting is None else repr(name_of(setting))
     raise ConfigError(
         f"score: got {got}, expected {name!r}, the score that the learner in the file was made "
-        "with; a file holds no functions, so give the same one again: load(..., score=...)"
+        "with; a file holds no functions, so give the same one again: load(path, score=function)"
     )
 
 

@@ -1,10 +1,33 @@
 """Fixtures for all tests."""
 
 import os
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, register_random, settings
+
+
+class TorchRandom:
+    """Torch's global random numbers, for Hypothesis: each of its examples begins alike."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+TORCH_RANDOM = TorchRandom()  # Hypothesis holds no more than a weak reference
+register_random(TORCH_RANDOM)
+# The same examples in every run, and none that depends on how busy the machine is.
+settings.register_profile(
+    "clnp",
+    derandomize=not os.environ.get("CLNP_LONG_TESTS"),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("clnp")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -17,6 +40,23 @@ def pytest_configure(config: pytest.Config) -> None:
         threads = max(1, torch.get_num_threads() // workers)
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that tests start
+
+
+def seed(value: int) -> None:
+    """Global random numbers do not depend on what ran before."""
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    seed(1)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@
 # GB each; CLNP_VERSIONS_DIR names another folder), so a second call installs the new wheel only. Ends with
 # a table, and with a failure if any row failed.
 set -euo pipefail
+shopt -s inherit_errexit
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 folder=${CLNP_VERSIONS_DIR:-$root/build/versions}
 
@@ -30,6 +31,7 @@ environment() { # torch python numpy -> the environment's interpreter, made wher
     local place="$folder/torch-$1" pin="torch==$1.*"
     [ "$1" = newest ] && pin="torch"
     if [ ! -f "$place/complete" ]; then
+        "python$2" -c "" || { echo "versions.sh: python$2 is needed for torch $1" >&2; exit 2; }
         "python$2" -m venv --clear "$place" >&2
         "$place/bin/python" -m pip install --quiet --upgrade pip >&2
         "$place/bin/python" -m pip install --quiet "$pin" "$3" "setuptools>=77" wheel ninja pytest hypothesis >&2

@@ -89,7 +89,7 @@ def methods(folder: Path) -> str:
     ]
     head = ["", *(title for title, _, _ in compare.COLUMNS)]
     lines = [[f"`{row['method']}`", *compare.cells(row)] for row in rows]
-    spread = compare.spread_of([row["seeds"] for row in rows])
+    spread = compare.spread_of([float(row["seeds"] or 0) for row in rows])
     notes: dict[str, list[str]] = {}
     for line in differences(folder):
         name, _, note = line.partition(": ")

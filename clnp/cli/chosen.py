@@ -82,8 +82,9 @@ def settings(
     if places.pretrained is not None:
         given["pretrained"] = _digest(Path(places.pretrained))
     name = method or options.method or base.get("method", "clnp")
-    _check_fine_tuning(base, given)
-    if name != "clnp":
+    if name == "clnp":
+        _check_fine_tuning(base, given)
+    else:
         _check_name(name)
         if options.command == "compare":
             given = _same_epochs(base["stream"], given)

@@ -15,9 +15,10 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,6 +30,7 @@ from clnp.errors import (
     ConfigError,
     ConvertError,
     DataError,
+    ExportError,
     SaveError,
 )
 from clnp.learner import Learner
@@ -58,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with runs.reading(options.run) if options.command == "report" else nullcontext():
+        with (
+            one_line_warnings(),
+            runs.reading(options.run) if options.command == "report" else nullcontext(),
+        ):
             return COMMANDS[options.command](options)
     except KeyboardInterrupt:
         return _interrupted(options)
@@ -69,6 +74,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return STOPPED
     except Exception as error:
         return _complain(error)
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Prints warnings of ours as one line, without a place in the code."""
+    before = warnings.formatwarning
+
+    def formatted(message: Any, category: type[Warning], *place: Any, **more: Any) -> str:
+        if category.__module__.startswith("clnp"):
+            return f"clnp: warning: {message}\n"
+        return before(message, category, *place, **more)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def command_run(options: argparse.Namespace) -> int:
@@ -258,7 +280,7 @@ def _complain(error: Exception) -> int:
     if os.environ.get("CLNP_DEBUG"):
         traceback.print_exception(error)
     usage = isinstance(
-        error, (ConfigError, DataError, ConvertError, CheckpointError, runs.RunError)
+        error, (ConfigError, DataError, ConvertError, CheckpointError, ExportError, runs.RunError)
     )
     refused = out_of_memory(error)
     ours = refused or isinstance(error, (ClnpError, OSError))

@@ -266,18 +266,23 @@ def write(folder: Path) -> None:
     """Writes methods.csv (a row per method), compare.csv (per method and seed), configurations.json
     and the plots. Raises OSError.
     """
-    write_numbers(folder, folder)
+    write_tables(folder, rows_of(folder))
+    configurations.write(folder, learned_runs(folder))
     draw(folder)
 
 
-def write_numbers(folder: Path, target: Path) -> None:
-    """Writes the files of `write` but for the plots into another folder. Raises OSError."""
-    rows = rows_of(folder)
+def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes compare.csv, the rows of `rows_of`, and methods.csv, what they come to. Raises
+    OSError.
+    """
     fields = [f"{key}_{part}" for key in KEYS for part in ("mean", "std")]
-    results.write_csv(target / "compare.csv", ("method", "seed", *KEYS), rows)
-    results.write_csv(target / "methods.csv", ("method", "seeds", *fields), summarise(rows))
-    learned = [below for below, done in runs_of(folder).values() if done]
-    configurations.write(target, [(below, results.read(below)) for below in learned])
+    results.write_csv(folder / "compare.csv", ("method", "seed", *KEYS), rows)
+    results.write_csv(folder / "methods.csv", ("method", "seeds", *fields), summarise(rows))
+
+
+def learned_runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """(folder, metrics) of the runs that learned all their tasks. Raises RunError."""
+    return [(below, results.read(below)) for below, done in runs_of(folder).values() if done]
 
 
 def draw(folder: Path) -> None:

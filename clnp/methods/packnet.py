@@ -69,7 +69,7 @@ class PackNet(Method):
 
     def start_epoch(self, task: Task, epoch: int) -> None:
         for module in self.net.modules():
-            if self.task and isinstance(module, nn.modules.batchnorm._NormBase):
+            if self.task and hasattr(module, "num_batches_tracked"):
                 module.eval()
         pruned_at = max(1, round((1 - self.o["retrain"]) * self.settings.epochs))
         if epoch == pruned_at and epoch < self.settings.epochs:

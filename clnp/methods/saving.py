@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clnp.checks import check_logits, classes_of
+from clnp.batches import evaluating
+from clnp.checks import classes_of
 from clnp.convert import convert
 from clnp.data.check import check_is_task, ready
 from clnp.data.task import Task
@@ -33,7 +34,27 @@ def check_network(net: Any, example: Any) -> None:
     if not isinstance(example, Tensor) or example.dim() < 2 or not len(example):
         got = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise ConfigError(f"example_input: expected a batch [B, ...] with B >= 1, got {got}")
-    check_logits(net, example)
+    _check_logits(net, example)
+
+
+def _check_logits(net: nn.Module, example: Tensor) -> None:
+    """Refuses a network whose outputs are not one row of logits for each example.
+
+    Arguments:
+        net: a dense network.
+        example: a batch that it takes, where its weights are.
+
+    Raises:
+        ConfigError: outputs of another shape.
+    """
+    with evaluating(net):
+        logits = net(example)
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or len(shape) != 2 or shape[0] != len(example):
+        raise ConfigError(
+            f"net: its outputs are {shape} for {len(example)} example(s), expected logits [B, C]; "
+            "pool or flatten what it computes before its last layer"
+        )
 
 
 def check_task(net: TaskNet, example: Tensor, task: Task) -> tuple[Task, int]:

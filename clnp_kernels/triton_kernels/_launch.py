@@ -29,7 +29,7 @@ def describe(device: torch.device) -> Device:
     """The properties of a device; 0 is the architecture of the interpreter."""
     if INTERPRETED:
         return Device(0, 1, 1 << 30)
-    properties = torch.cuda.get_device_properties(device)
+    properties: Any = torch.cuda.get_device_properties(device)
     row = tiles.row_of(properties.major * 10 + properties.minor)
     return Device(row, properties.multi_processor_count, properties.shared_memory_per_block_optin)
 

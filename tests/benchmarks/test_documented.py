@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from clnp.cli import chosen, runs
 from clnp.cli.arguments import STREAMS, parse
 from clnp.cli.commands import COMMANDS
 from clnp.cli.configurations import resolved
-from clnp.data import PermutedMNIST
+from clnp.cli.environment import environment
+from clnp.methods import METHODS
+from tests.clnp.commands import run_clnp, tiny
 
 ROOT = documented.ROOT
 RESULTS = ROOT / "benchmarks" / "results"
@@ -78,7 +81,7 @@ def holds(value: Any, text: str) -> bool:
         return len(parts) == len(value) and all(map(holds, value, parts))
     if isinstance(value, (int, float)):
         return value == float(text)
-    return str(value) == text
+    return text in (str(value), str(value).replace(" ", "-"))  # a name's words may be joined
 
 
 @pytest.mark.parametrize(("program", "words"), ALL)
@@ -121,17 +124,8 @@ def test_a_lost_word_is_found() -> None:
 
 
 def meaning(config: dict[str, Any]) -> dict[str, Any]:
-    """All settings of a run, of which some can be written in two ways."""
-    settings = resolved(config)
-    if settings["stream"] == "permuted-mnist" and settings["validation"] is None:
-        settings["validation"] = inspect.signature(PermutedMNIST).parameters["validation"].default
-    if settings["init"] is None:
-        settings["init"] = "default"
-    for name in ("growth", "first_growth"):
-        limits = settings.get(name, [])
-        if settings["width"] and all(limit >= settings["width"] for limit in limits):
-            settings.pop(name, None)
-    return settings
+    """All settings of a run, in one way of writing them."""
+    return documented.meaning(resolved(config))
 
 
 RESULTS_COMMANDS = [*documented.commands((RESULTS / "README.md").read_text())]
@@ -184,8 +178,38 @@ def test_the_committed_run_has_the_settings_of_its_command() -> None:
 
 
 def test_compared_methods_have_the_settings_of_the_documented_command() -> None:
-    lines = documented.differences(documented.COMPARED)
+    """But for what is marked in configurations.json, and so told under the table."""
+    lines = documented.unmarked(documented.COMPARED)
     assert not lines, "\n".join(lines)
+
+
+def test_every_row_of_the_comparison_has_a_configuration() -> None:
+    every = json.loads((documented.COMPARED / "configurations.json").read_text())["methods"]
+    with (documented.COMPARED / "compare.csv").open(newline="") as file:
+        there = [(row["method"], int(row["seed"])) for row in csv.DictReader(file)]
+    assert there == [
+        (name, seed) for name, own in every.items() for entry in own for seed in entry["seeds"]
+    ]
+
+
+def test_a_comparison_takes_the_place_of_its_methods(tmp_path: Path) -> None:
+    """Other rows stay to the letter."""
+    words = ["compare", "permuted-digits", *tiny(tasks=1, epochs=1), "--methods", "si,ewc"]
+    assert run_clnp(*words, "--out", tmp_path / "run") == 0
+    target = tmp_path / "results"
+    shutil.copytree(documented.COMPARED, target)
+    lines = documented.adopt(tmp_path / "run", target)
+    assert "si: stream permuted-digits, by the command permuted-mnist" in lines
+    assert "ewc: seeds [0], by the command [0, 1, 2]" in lines
+    before = (documented.COMPARED / "compare.csv").read_text().splitlines()
+    after = (target / "compare.csv").read_text().splitlines()
+    others = [line for line in before if line.split(",")[0] not in ("si", "ewc")]
+    assert [line for line in after if line.split(",")[0] not in ("si", "ewc")] == others
+    assert [line.split(",")[0] for line in after[1:]].count("si") == 1
+    every = json.loads((target / "configurations.json").read_text())["methods"]
+    assert list(every) == list(documented.comparison())
+    assert every["si"][0]["settings"]["options"]["c"] == METHODS["si"].options["c"].default
+    assert "differs" not in every["si"][0]
 
 
 def test_differences_from_the_documented_command_are_told(tmp_path: Path) -> None:
@@ -200,6 +224,19 @@ def test_differences_from_the_documented_command_are_told(tmp_path: Path) -> Non
         return documented.differences(tmp_path)
 
     assert told() == []
+    every["derpp"][0]["settings"]["epochs"] = 1
+    assert documented.unmarked(tmp_path) == []
+    told()
+    assert documented.unmarked(tmp_path) == ["derpp: epochs 1, by the command 10"]
+    every["derpp"][0]["differs"] = ["epochs 1, by the command 10"]  # type: ignore[assignment]
+    assert told() == ["derpp: epochs 1, by the command 10"]
+    assert documented.unmarked(tmp_path) == []
+    every["derpp"][0]["settings"]["epochs"] = 10
+    assert told() == []
+    assert documented.unmarked(tmp_path) == [
+        "derpp: epochs 1, by the command 10: not so, but marked"
+    ]
+    del every["derpp"][0]["differs"]
     every["ewc"][0]["settings"]["options"] = {
         **every["ewc"][0]["settings"]["options"],
         "strength": 5000,
@@ -215,3 +252,26 @@ def test_differences_from_the_documented_command_are_told(tmp_path: Path) -> Non
         "scratch: seeds [], by the command [0, 1, 2]",
         "joint: settings not recorded",
     ]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((RESULTS / "methods").glob("*.csv")), ids=lambda path: path.stem
+)
+def test_evidence_has_its_settings_beside_it(path: Path) -> None:
+    about = json.loads(path.with_suffix(".json").read_text())
+    with path.open(newline="") as file:
+        assert about["seeds"] == sorted({int(row["seed"]) for row in csv.DictReader(file)})
+    known = ("settings", "environment", "revision")
+    assert all(about[key] is None for key in known) == ("unrecorded" in about)
+
+
+def test_evidence_is_written_with_its_settings(tmp_path: Path) -> None:
+    setting = methods_evidence.Setting("digits", True, "a/place", 50)
+    methods_evidence.write(tmp_path / "ids-digits", setting, [{"seed": 1, "accuracy": 0.5}])
+    about = json.loads((tmp_path / "ids-digits.json").read_text())
+    assert about["settings"] == {
+        "name": "digits", "examples": 50, "width": 200, "epochs": 3, "batch": 64
+    }  # fmt: skip
+    assert about["environment"] == environment()
+    assert "a/place" not in (tmp_path / "ids-digits.json").read_text()
+    assert (tmp_path / "ids-digits.csv").read_text().split() == ["seed,accuracy", "1,0.5"]

@@ -115,25 +115,6 @@ def test_what_is_refused(tmp_path):
             ArrayFiles([path])[0]
 
 
-def test_bad_rows_have_the_numbers_of_the_file(tmp_path):
-    """Not those that they get when some are set aside for validation."""
-    data = good()
-    data["x_train"][17, 2] = np.nan
-    np.savez(tmp_path / "a.npz", **data)
-    with pytest.raises(DataError, match=r"a.npz, train x.*nan at index \[17, 2\]"):
-        ArrayFiles([tmp_path / "a.npz"], validation=0.4)[0]
-
-
-@pytest.mark.parametrize("order", ["vectors first", "images first"])
-def test_streams_of_two_kinds_are_refused(tmp_path, order):
-    np.savez(tmp_path / "vectors.npz", **good())
-    np.savez(tmp_path / "images.npz", **good((3, 6, 7), np.uint8))
-    paths = [tmp_path / "vectors.npz", tmp_path / "images.npz"]
-    stream = ArrayFiles(paths if order == "vectors first" else paths[::-1])
-    with pytest.raises(DataError, match=r"holds no images|sample_shape"):
-        check_tasks(stream)
-
-
 def test_layouts_that_could_be_two_things_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", **good((3, 6, 3), np.uint8))
     with pytest.raises(DataError, match=r"could be \[N, C, H, W\] or \[N, H, W, C\]"):
@@ -177,3 +158,22 @@ def test_objects_are_refused_only_where_they_are_asked_for(tmp_path):
     np.savez(tmp_path / "a.npz", **{**good(), "x_test": extra})
     with pytest.raises(DataError, match="x_test: can't be read as arrays"):
         ArrayFiles([tmp_path / "a.npz"])[0]
+
+
+def test_bad_rows_have_the_numbers_of_the_file(tmp_path):
+    """Not those that they get when some are set aside for validation."""
+    data = good()
+    data["x_train"][17, 2] = np.nan
+    np.savez(tmp_path / "a.npz", **data)
+    with pytest.raises(DataError, match=r"a.npz, train x.*nan at index \[17, 2\]"):
+        ArrayFiles([tmp_path / "a.npz"], validation=0.4)[0]
+
+
+@pytest.mark.parametrize("order", ["vectors first", "images first"])
+def test_streams_of_two_kinds_are_refused(tmp_path, order):
+    np.savez(tmp_path / "vectors.npz", **good())
+    np.savez(tmp_path / "images.npz", **good((3, 6, 7), np.uint8))
+    paths = [tmp_path / "vectors.npz", tmp_path / "images.npz"]
+    stream = ArrayFiles(paths if order == "vectors first" else paths[::-1])
+    with pytest.raises(DataError, match=r"holds no images|sample_shape"):
+        check_tasks(stream)

@@ -101,6 +101,7 @@ def compared(method, *words):
         ((), 20 + 10),
         (("--epochs", "7"), 7 + 10),
         (("--fine-tune-epochs", "3"), 20 + 3),
+        (("--fine-tune-lr", "1e-3"), 20 + 10),
         (("--epochs", "7", "--fine-tune-epochs", "3"), 10),
         (("--epochs", "7", "--fine-tune-epochs", "0"), 7),
         (("--epochs", "7", "--fine-tune-epochs", "3", "--fine-tune-rounds", "4"), 19),

@@ -17,7 +17,7 @@ from clnp import batches, methods
 from clnp.data import Task
 from clnp.data.check import check_tasks, ready, task_data
 from clnp.data.items import Items
-from clnp.errors import ConfigError, DataError, DataWarning
+from clnp.errors import ConfigError, ConvertError, DataError, DataWarning
 from tests.clnp.cases import blobs, convert, mlp
 
 CPU = torch.device("cpu")
@@ -404,7 +404,7 @@ class Sequences(torch.nn.Module):
 
 def test_logits_of_another_rank_are_refused() -> None:
     x = torch.zeros(2, 5, 4)
-    with pytest.raises(ConfigError, match=r"expected logits \[B, C\]"):
-        clnp.Learner(clnp.convert(Sequences(), x, verbose=False))
+    with pytest.raises(ConvertError, match=r"logits \[B, classes\] are wanted"):
+        clnp.convert(Sequences(), x, verbose=False)
     with pytest.raises(ConfigError, match=r"expected logits \[B, C\]"):
         methods.make("finetune", Sequences(), x, head="multi")

@@ -1,21 +1,24 @@
 """Activity, thresholds and graceful forgetting against slow, direct definitions."""
 
+import copy
+import math
 from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clnp.activity import measure_activity, measure_contribution, read_means
 from clnp.batches import accuracy, count_correct
 from clnp.data import Task
-from clnp.errors import ConfigError
+from clnp.errors import ConfigError, TrainingError
 from clnp.forgetting import candidates, floor_of, grid_points, per_layer, sparsest
 from clnp.model import Model
 from clnp.pruning import check_keep, compensate, compensated, keep_first
 from clnp.score import Validation
-from clnp.sparsify import ThresholdSearch
+from clnp.sparsifiers import sparsifier
+from clnp.sparsify import ThresholdSearch, find_pruning, threshold_between
 from clnp.train import Fit, FitSettings
 from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep
 
@@ -197,6 +200,75 @@ def test_searches_hold_the_floor_and_their_thresholds_tell_what_is_kept(
         if granularity > 1 and kept.numel() < free.numel():
             assert (model.active(group) + kept.numel()) % granularity == 0 or kept.numel() == 0
     check_keep(model, pruning.keep)
+
+
+@given(
+    st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30, unique=True),
+    st.data(),
+)
+@settings(max_examples=200, deadline=None)
+def test_thresholds_choose_the_same_channels_from_perturbed_scores(
+    values: list[float], data: st.DataObject
+) -> None:
+    ranked = torch.tensor(sorted(values, reverse=True), dtype=torch.float64)
+    kept = data.draw(st.integers(0, len(values)))
+    theta = threshold_between(ranked, kept)
+    assert int((ranked > theta).sum()) == kept
+    # Whatever is smaller than half the gap changes nothing.
+    most = 0.009
+    if 0 < kept < len(values):
+        gap = float((ranked[kept - 1] - ranked[kept]) / ranked[kept - 1])
+        assume(gap > 1e-12)  # more than float64 rounds
+        most = min(0.49 * gap, most)
+    for factor in (1 - most, 1 + most):
+        assert torch.equal(ranked * factor > theta, ranked > theta)
+
+
+def test_thresholds_of_ties_and_neighbours() -> None:
+    def theta(values: list[float], kept: int) -> float:
+        return threshold_between(torch.tensor(values, dtype=torch.float64), kept)
+
+    assert theta([3.0, 2.0, 2.0, 1.0], 2) == 2.0  # the first of the equal ones was kept
+    above = math.nextafter(1.0, 2.0)
+    assert theta([above, 1.0], 1) == 1.0
+    assert theta([math.nextafter(above, 2.0), above], 1) == above
+    assert theta([1.0, 0.0], 1) == 0.5
+    assert theta([0.0, 0.0], 1) == 0.0
+    assert theta([1.0, 0.5], 2) == 0.0
+    assert theta([], 0) == 0.0
+    assert theta([1e308, 1e307], 1) == pytest.approx(5.5e307)
+
+
+@pytest.mark.parametrize("method", ["joint", "layerwise", "global"])
+@pytest.mark.parametrize("sparsifier_name", ["activity", "contribution", "sdp"])
+def test_thresholds_choose_the_same_channels_in_double(method: str, sparsifier_name: str) -> None:
+    task = blobs(3)
+    model = trained(mlp([40, 30]), task, "multi", 1)
+    scores = sparsifier(sparsifier_name).scores
+    floor = scored(task).floor(scored(task)(model), 0.02)
+    pruning = ThresholdSearch(model, scores(model, task.train, CPU), scored(task), floor).run(
+        method
+    )
+    wide = (task.train[0].double(), task.train[1])
+    again = scores(copy.deepcopy(model).double(), wide, CPU)
+    for group in model.groups.prunable:
+        free = again[group.name][model.active(group) :]
+        kept = (free > pruning.thresholds[group.name]).nonzero().flatten()
+        assert torch.equal(kept, pruning.keep[group.name])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_channels_are_not_ranked_by_what_is_no_number(value: float) -> None:
+    task = blobs(3)
+    model = trained(mlp([8, 6]), task)
+
+    def rank(model: Model, *_: object) -> dict[str, torch.Tensor]:
+        scores = measure_activity(model, task.train, CPU)
+        scores["2"][1] = value
+        return scores
+
+    with pytest.raises(TrainingError, match="activity of '2'"):
+        find_pruning(model, task.train, scored(task), 0, rank=rank)
 
 
 def test_joint_search_is_never_worse_than_layerwise() -> None:

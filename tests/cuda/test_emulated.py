@@ -44,7 +44,6 @@ def test_values(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
         check=False,
     )
     assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]

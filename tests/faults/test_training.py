@@ -163,8 +163,8 @@ def nan_item(x: Tensor) -> Tensor:
 def test_items_that_are_nan(split: str, disturbed: Any) -> None:
     parts: dict[str, Any] = dict.fromkeys(("train", "validation", "test"), Items(blobs(1)))
     parts[split] = Items(blobs(1), nan_item)
-    caught = disturbed(TrainingError, Task("odd", **parts, classes=3))
-    assert caught.match("NaN")
+    caught = disturbed(DataError, Task("odd", **parts, classes=3))
+    assert caught.match(rf"task 'odd', {split}: x of item 57: nan at index \[0\]")
 
 
 @pytest.mark.parametrize("value", [float("nan"), 3e38])
@@ -184,14 +184,16 @@ def test_activity_that_is_no_number(value: float) -> None:
 
 
 def test_a_data_set_that_raises(disturbed: Any) -> None:
-    """Its own error comes through, which knows best."""
+    """Its own error is the cause of ours, which names split and item."""
 
     def gone(x: Tensor) -> Tensor:
         raise FileNotFoundError("image-57.png")
 
     items = Items(blobs(1))
     task = Task("odd", Items(blobs(1), gone), items, items, classes=3)
-    assert disturbed(FileNotFoundError, task).match("image-57")
+    caught = disturbed(DataError, task)
+    assert caught.match("task 'odd', train: item 57 can't be read: FileNotFoundError: image-57")
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
 class FromWorker(Items):
@@ -215,7 +217,7 @@ class Killed(Dataset[Any]):
 def test_a_loader_whose_worker_dies(disturbed: Any) -> None:
     items = Items(blobs(1))
     task = Task("odd", FromWorker(blobs(1)), items, items, classes=3)
-    assert disturbed(RuntimeError, task).match("worker.*exited unexpectedly|killed by signal")
+    assert disturbed(DataError, task).match("item 57.*(exited unexpectedly|killed by signal)")
 
 
 def test_images_that_vanish(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ ALIAS: list[Callable[[Tensor], Tensor]] = [
     lambda a: a.contiguous(),
     lambda a: a.reshape(a.shape),
     lambda a: a.expand_as(a),
-    lambda a: torch.flatten(a, 1) if a.dim() == 2 else a,
+    lambda a: torch.flatten(a, 1, 1),
 ]
 # Returns its first argument, which it changes.
 INPLACE: list[Callable[[Tensor, Tensor], Tensor]] = [
@@ -96,7 +96,8 @@ HOSTILE: list[Callable[[Tensor, Tensor], Any]] = [
     lambda a, b: a.detach().relu_(),
     lambda a, b: a.data.mul_(2),
     lambda a, b: torch.add(a, b, out=a),
-    lambda a, b: a.t().tanh_() if a.dim() == 2 else a.transpose(2, 3).tanh_(),
+    lambda a, b: a.transpose(-1, 0).tanh_(),
+    lambda a, b: a.transpose(-1, 1).tanh_(),
     lambda a, b: torch.squeeze(a.unsqueeze(-1)).sigmoid_(),
 ]
 MODULES: list[Callable[[], nn.Module]] = [

@@ -28,8 +28,7 @@ FUZZ = settings(
     phases=(Phase.generate, Phase.shrink),
     suppress_health_check=list(HealthCheck),
 )
-# Our form, torch's own words for an argument of another type, and Python's for a missing one.
-CLEAR = re.compile(r"[\w\])]: got .*, wanted |Expected a value of type '.*' for argument '\w+'")
+OURS = re.compile(r"[\w\])]: got .*, wanted ")
 
 
 WHOLE = ("masked_linear", "masked_conv2d", "partial_batch_norm")
@@ -144,7 +143,7 @@ def test_values(op: str) -> None:
         if call.valid:
             check_values(call)
             return
-        with pytest.raises(ValueError, match=CLEAR):
+        with pytest.raises(ValueError, match=OURS):
             getattr(ops, call.op)(**call.args)
 
     equal_or_refused()
@@ -160,6 +159,8 @@ def test_arguments_out_of_order(op: str) -> None:
             getattr(ops, call.op)(**call.args)
         except (TypeError, ValueError, RuntimeError) as caught:
             error = caught
-        assert error is None or CLEAR.search(str(error)), repr(error)
+        if error is not None and not OURS.search(str(error)):
+            # The dispatcher refuses other types, in words of its own that name the argument.
+            assert any(re.search(rf"\b{name}\b", str(error)) for name in call.args), repr(error)
 
     taken_or_refused()

@@ -199,9 +199,9 @@ def test_nonsense_state_is_refused(name: str, shape: tuple[int, ...]) -> None:
 
 def test_missing_and_unexpected_keys() -> None:
     state = layer().state_dict()
-    with pytest.raises(RuntimeError, match=r"Missing key.*free_bias"):
+    with pytest.raises(RuntimeError, match="free_bias"):
         layer().load_state_dict({k: v for k, v in state.items() if k != "free_bias"})
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*active_bias"):
+    with pytest.raises(RuntimeError, match="active_bias"):
         layer(bias=False).load_state_dict(state)
 
 

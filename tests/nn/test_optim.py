@@ -426,3 +426,19 @@ def test_groups_that_differ_in_l1_only_are_one_call(monkeypatch: pytest.MonkeyPa
         alone.grad = torch.ones_like(alone)
         other.step()
         assert torch.equal(alone, parameter)
+
+
+@ours
+def test_a_state_is_loaded_again_and_again(kind: Any) -> None:
+    """torch adds to an optimizer's defaults what its groups do not have, when it loads a state."""
+    model = net()
+    optimizer = kind(model.parameters(), lr=0.01)
+    train(model, optimizer, 2)
+    for _ in range(3):
+        groups = optimizer.state_dict()["param_groups"]
+        plain = {**optimizer.state_dict(), "param_groups": [dict(group) for group in groups]}
+        for group in plain["param_groups"]:
+            group.pop("differentiable", None)
+            group.pop("l1")
+        optimizer.load_state_dict(plain)
+        train(model, optimizer, 1)

@@ -149,7 +149,7 @@ def test_nonsense_state_is_refused(name: str, shape: tuple[int, ...]) -> None:
 
 def test_missing_keys() -> None:
     state = layer().state_dict()
-    with pytest.raises(RuntimeError, match=r"Missing key.*free_var"):
+    with pytest.raises(RuntimeError, match="free_var"):
         layer().load_state_dict({k: v for k, v in state.items() if k != "free_var"})
 
 

@@ -25,5 +25,5 @@ def test_slices_pass_the_same_tests() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     command += ["-p", "tests.gpu_on_cpu", "-k", LEFT_OUT, *files]
     options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
-    result = subprocess.run(command, timeout=600, check=False, **options)
+    result = subprocess.run(command, check=False, **options)
     assert result.returncode == 0, result.stdout[-3000:]
