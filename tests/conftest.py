@@ -7,27 +7,30 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, register_random, settings
 
+try:
+    import hypothesis
+except ImportError:  # tests/gpu do without it
+    pass
+else:
 
-class TorchRandom:
-    """Torch's global random numbers, for Hypothesis: each of its examples begins alike."""
+    class TorchRandom:
+        """Torch's global random numbers, for Hypothesis: each of its examples begins alike."""
 
-    seed = staticmethod(torch.manual_seed)
-    getstate = staticmethod(torch.get_rng_state)
-    setstate = staticmethod(torch.set_rng_state)
+        seed = staticmethod(torch.manual_seed)
+        getstate = staticmethod(torch.get_rng_state)
+        setstate = staticmethod(torch.set_rng_state)
 
-
-TORCH_RANDOM = TorchRandom()  # Hypothesis holds no more than a weak reference
-register_random(TORCH_RANDOM)
-# The same examples in every run, and none that depends on how busy the machine is.
-settings.register_profile(
-    "clnp",
-    derandomize=not os.environ.get("CLNP_LONG_TESTS"),
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.load_profile("clnp")
+    TORCH_RANDOM = TorchRandom()  # Hypothesis holds no more than a weak reference
+    hypothesis.register_random(TORCH_RANDOM)
+    # The same examples in every run, and none that depends on how busy the machine is.
+    hypothesis.settings.register_profile(
+        "clnp",
+        derandomize=not os.environ.get("CLNP_LONG_TESTS"),
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("clnp")
 
 
 def pytest_configure(config: pytest.Config) -> None:
