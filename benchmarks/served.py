@@ -1,4 +1,4 @@
-"""Who serves our operators, and the refusal to time the reference unasked."""
+"""Implementations that serve the operators; the reference is not timed unless asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clnp_kernels import _register
 
 
 def implementation(device: str) -> str:
-    """What serves our operators on a device, as a word for the record."""
+    """The implementation that serves on a device, as a word for the record."""
     kind = torch.device(device).type
     if kind == "cpu":
         return "C++" if loaded() else "reference"

@@ -32,7 +32,7 @@ METADATA = ("size", "dim", "numel", "ndimension", "stride", "shape", "dtype", "d
 
 @dataclass
 class _Memory:
-    """What is known about who shares memory, of all nodes so far.
+    """The values that share memory, among the nodes so far.
 
     Attributes:
         run: one run of the trace.

@@ -49,7 +49,7 @@ ALONG_AXIS = {
 def reason_for(
     node: fx.Node, kind: str, module: nn.Module | None, shape: tuple[int, ...] | None
 ) -> str | None:
-    """What is known about an operation that is not supported.
+    """The reason why an operation is not supported.
 
     Arguments:
         node: its call.

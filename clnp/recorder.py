@@ -15,7 +15,7 @@ Place = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
 
 @dataclass
 class Run:
-    """What one run of a trace showed; keys are names of fx nodes.
+    """The record of one run of a trace; keys are names of fx nodes.
 
     Attributes:
         shapes: shape of every tensor.

@@ -1,4 +1,4 @@
-"""What a learner's file holds."""
+"""Contents of a learner checkpoint."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Score:
         return best - margin - SLACK
 
     def weights(self, sizes: Tensor) -> Tensor | None:
-        """How much of the score each class can cost, [classes] float64; None where that is unknown.
+        """The share of the score that each class can cost, [classes] float64; None if unknown.
 
         Arguments:
             sizes: examples of each class [classes] int64, none of them 0.
@@ -195,7 +195,7 @@ def is_score(setting: Any) -> bool:
 
 
 def name_of(setting: Any) -> str:
-    """What files and reports call a score: its name, or of a function "module.qualified name"."""
+    """The name of a score in files and reports; of a function "module.qualified name"."""
     if isinstance(setting, str):
         return setting
     named = setting if hasattr(setting, "__qualname__") else type(setting)

@@ -1,4 +1,4 @@
-"""Which channels a task keeps: the highest thresholds that the margin allows (paper, Sec. 2.2)."""
+"""The channels that a task keeps: the highest thresholds within the margin (paper, Sec. 2.2)."""
 
 from __future__ import annotations
 

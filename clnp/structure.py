@@ -24,7 +24,7 @@ EXTRA = "_extra_state"  # the structure within a state dict; a checkpoint holds 
 
 
 class Structured(Network):
-    """What `Model` needs to be written to a file and read again."""
+    """The part of `Model` that writes its structure to a file and reads it again."""
 
     @retiring
     def load_state_dict(

@@ -19,7 +19,7 @@ Inferred: TypeAlias = "dict[str, dict[str, list[float]]]"
 
 
 class Prediction(NamedTuple):
-    """What a learner takes examples for.
+    """Tasks and classes that a learner infers for examples.
 
     Attributes:
         task: [B] int64, the task's index.

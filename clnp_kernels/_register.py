@@ -151,8 +151,8 @@ def load_libraries() -> None:
 
 
 def library_state(device: str) -> str:
-    """Whether the compiled library of a device type is loaded, or why not."""
-    return _reasons.get(device) or "loaded"
+    """The word "loaded", or the reason why the compiled library of a device type is not."""
+    return (_reasons[device] or "loaded") if device in _reasons else "not loaded yet"
 
 
 def _load(pattern: str) -> str:

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def options_of(given: argparse.Namespace) -> Options:
-    """What the command line asks for."""
+    """The options of the command line."""
     words = [
         word
         for name in HANDED_ON

@@ -326,7 +326,7 @@ def show(folder: Path, console: Console) -> None:
 
 
 def spread_of(seeds: Sequence[float]) -> str:
-    """What the numbers of `cells` are, of methods with so many seeds each."""
+    """A caption for the numbers of `cells`, given the seeds of each method."""
     counts = sorted({round(n) for n in seeds})
     if counts[-1] == 1:
         return "one seed each, so no deviation"

@@ -51,7 +51,7 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_runs(done: Iterable[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
-    """What `write` writes of runs with one seed: (folder, its metrics) each.
+    """Configurations of finished runs as `write` writes them.
 
     Returns:
         {"format", "methods": {method: [{"seeds", "settings", "environment"}, ...]}}: one entry for

@@ -1,4 +1,4 @@
-"""What the tasks of a run hold, in lines for the console and the log."""
+"""A table of the classes and examples of every task, for the console and the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tells a task's data from other data: content, not names or sizes alone."""
+"""Fingerprints of a task's data: hashes of its content, not names or sizes alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODULUS = 1 << 256
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Of one split.
+    """The fingerprint of one split.
 
     Attributes:
         size: number of examples.
@@ -49,7 +49,7 @@ class Fingerprint:
         return cls(**{**fields, "shape": tuple(fields["shape"])})
 
     def difference(self, now: Fingerprint) -> str:
-        """What is different now, in words; "" where nothing is."""
+        """The difference from another fingerprint in words; "" where there is none."""
         if self.size != now.size:
             return f"{now.size} examples instead of {self.size}"
         if (self.shape, self.dtype) != (now.shape, now.dtype):
@@ -70,7 +70,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Of a task.
+    """The fingerprints of a task.
 
     Attributes:
         splits: "train", "validation", "test" -> its fingerprint.
@@ -97,7 +97,7 @@ class TaskData:
         )
 
     def differences(self, now: TaskData) -> list[str]:
-        """What is different now, a line each."""
+        """The differences from another task's data, a line each."""
         told = []
         before, names = self.class_names, now.class_names
         # Names that are told later only add to what is known.

@@ -1,4 +1,4 @@
-"""What x may be: tensors or numpy arrays of finite floats."""
+"""Checks of x: tensors or numpy arrays of finite floats."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ class Items(Dataset[Any]):
 
 
 class _Reader(Dataset[Any]):
-    """What workers run: a chunk -> its batch, or the text of a DataError."""
+    """The data set of the worker processes: a chunk -> its batch, or the text of a DataError."""
 
     def __init__(self, items: Items) -> None:
         self.items = items

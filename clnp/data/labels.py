@@ -1,4 +1,4 @@
-"""What y may be: integer class labels from 0 without gaps, and the way there from what is not."""
+"""Checks of y: integer class labels from 0 without gaps; errors say how to convert others."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ Item = tuple[Path, int]
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder of images holds.
+    """The contents of a folder of images.
 
     Attributes:
         classes: names of the classes' folders, in alphabetical order.

@@ -42,7 +42,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself.
+    """The header of an image file.
 
     Attributes:
         size: (width, height) as it is shown.

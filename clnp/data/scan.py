@@ -27,7 +27,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Scan:
-    """What a pass over a split found.
+    """The outcome of a pass over a split.
 
     Attributes:
         fingerprint: of the split.

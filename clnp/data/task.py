@@ -91,7 +91,7 @@ class Task:
         self._check_agreement(given)
 
     def where(self, split: str) -> str:
-        """What errors call a split."""
+        """The name of a split in errors."""
         return f"task {self.name!r}, {split}"
 
     def tensors(self, split: str) -> tuple[Tensor, Tensor] | None:

@@ -346,7 +346,7 @@ class CLNP(SupervisedTemplate):
         return placed
 
     def _classes_of(self, task: int) -> list[int]:
-        """What the outputs of a task stand for; before the first one, the first classes."""
+        """The classes of a task's outputs; before the first task, the first classes."""
         return self._classes[task] if self._classes else list(range(self.model.head.classes))
 
 

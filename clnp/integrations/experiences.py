@@ -1,4 +1,4 @@
-"""What is read from the experiences of Avalanche."""
+"""Examples, labels and task labels of Avalanche's experiences."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ class PackNet(Method):
         self.memory["pruned"] = torch.tensor(self.task)
 
     def _share(self, name: str, task: int) -> int:
-        """How many weights of a tensor a task keeps of those that are free before it."""
+        """The number of weights that a task keeps of those that are free before it."""
         keep = self.o["keep"] or 1.0 / max(self.o["tasks"] - task, 1)
         return round(keep * int((self._owner(name) == 0).sum()))
 

@@ -1,4 +1,4 @@
-"""What the optimizers share: checks of options and states, and the way through the parameters."""
+"""Shared by the optimizers: checks of options and states, and the loop over the parameters."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
