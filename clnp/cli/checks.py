@@ -32,6 +32,13 @@ def check_settings(config: Config, places: Places) -> None:
         arguments = config.learner_arguments()
         arguments.pop("device")
         Settings(**arguments)
+    options = dict(config.options)
+    expected = options.get("tasks", config.tasks)
+    if expected < config.tasks and not options.get("keep"):
+        raise ConfigError(
+            f"--set tasks={expected}: {config.method} divides its weights among so many tasks, but "
+            f"the run has {config.tasks}; leave it out, or set tasks={config.tasks} or more"
+        )
     Workers(places.workers, executor=places.executor, threads=config.threads).close()
     if places.pretrained is not None:
         read_weights(Path(places.pretrained))

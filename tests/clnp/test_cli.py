@@ -117,6 +117,10 @@ BAD_RUNS: dict[str, tuple[list[str], str | tuple[str, ...]]] = {
         "--fine-tune-lr: there is no fine-tuning in permuted-digits; ask for it with --fine-tune-e",
     ),
     "range of an option": (["--method", "si", "--set", "c=-1"], "c=-1: expected a number >= 0"),
+    "fewer tasks than the run has": (
+        ["--tasks", "5", "--method", "packnet", "--set", "tasks=2"],
+        "--set tasks=2: packnet divides its weights among so many tasks, but the run has 5",
+    ),
     "set of clnp": (["--set", "c=1"], "--set: got 'c=1', but clnp's settings have options"),
     "set of others": (["--method", "si", "--set", "ewc.c=1"], "wanted options of si"),
     "set without value": (["--method", "si", "--set", "c"], "wanted NAME=VALUE or METHOD.NAME"),
