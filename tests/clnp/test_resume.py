@@ -139,7 +139,8 @@ def attempt():
 
     def ask(folder: Path, *words: str, bare: bool = False, **when: object):
         settings = ["--resume"] if bare else [*RUN, *words]
-        order = {"words": ["run", "--out", str(folder), *settings], **when}
+        experiment = [] if bare else ["permuted-digits"]
+        order = {"words": ["run", *experiment, "--out", str(folder), *settings], **when}
         process.stdin.write(json.dumps(order) + "\n")
         process.stdin.flush()
         answer = process.stdout.readline()
