@@ -65,10 +65,7 @@ def settings(
     Raises:
         ConfigError: an option out of range, or one that doesn't go with the experiment or method.
     """
-    given = {k: v for k, v in vars(options).items() if k not in NOT_SETTINGS and v is not None}
-    given |= _seeds(options) | _grid(options.grid)
-    if options.stream is not None:
-        given["stream"] = options.stream
+    given = _given(options)
     places = Places.of(options)
     if options.resume and runs.is_run(folder):
         old, old_places = runs.read_config(folder)
@@ -102,6 +99,18 @@ def settings(
     if name != "clnp":
         _check_options(config)
     return config, places
+
+
+def names_a_run(options: argparse.Namespace) -> bool:
+    """Whether the options say anything of the run to make, beyond its folder and places."""
+    return bool(options.method or options.set or _given(options))
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Config` that are given, by name."""
+    given = {k: v for k, v in vars(options).items() if k not in NOT_SETTINGS and v is not None}
+    given |= _seeds(options) | _grid(options.grid)
+    return given if options.stream is None else {**given, "stream": options.stream}
 
 
 def _check_name(method: str) -> None:

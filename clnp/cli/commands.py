@@ -108,7 +108,7 @@ def command_run(options: argparse.Namespace) -> int:
         runs.check_free(folder, resume=options.resume, overwrite=options.overwrite)
         if options.resume and runs.is_run(folder):
             runs.check_same(folder, config)
-        elif options.resume and options.stream is None:
+        elif options.resume and not chosen.names_a_run(options):
             raise ConfigError(
                 f"--resume: {folder} holds no run; name another --out, or the experiment to begin"
             )

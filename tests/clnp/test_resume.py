@@ -139,8 +139,7 @@ def attempt():
 
     def ask(folder: Path, *words: str, bare: bool = False, **when: object):
         settings = ["--resume"] if bare else [*RUN, *words]
-        experiment = [] if bare else ["permuted-digits"]
-        order = {"words": ["run", *experiment, "--out", str(folder), *settings], **when}
+        order = {"words": ["run", "--out", str(folder), *settings], **when}
         process.stdin.write(json.dumps(order) + "\n")
         process.stdin.flush()
         answer = process.stdout.readline()
@@ -270,7 +269,7 @@ def test_too_small_a_disk(attempt, undisturbed, tmp_path):
 
 
 def test_several_seeds_resume(attempt, tmp_path):
-    words = ["--seeds", "2", "--tasks", "2"]
+    words = ["--seeds", "2"]
     code, files, *_ = attempt(tmp_path / "a", *words)
     assert code == 0
     assert attempt(tmp_path / "b", *words, replace=2 * files // 3, after=True) is None
