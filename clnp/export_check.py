@@ -32,7 +32,7 @@ def check_same(network: nn.Module, path: Path, suffix: str, example: Tensor) -> 
     Raises:
         ExportError: other logits, or nothing that can run the file.
     """
-    run = {".pt2": _run_pt2, ".onnx": _run_onnx, ".safetensors": _run_safetensors}[suffix](path)
+    run = runner(path, suffix)
     generator = torch.Generator("cpu").manual_seed(0)
     for batch in BATCHES:
         noise = torch.rand(batch, *example.shape[1:], generator=generator, device="cpu")
@@ -45,6 +45,16 @@ def check_same(network: nn.Module, path: Path, suffix: str, example: Tensor) -> 
                 f"network {list(expected.shape)}; use another format"
             )
         _compare(got.double(), expected.double(), torch.finfo(expected.dtype).eps, suffix)
+
+
+def runner(path: Path, suffix: str) -> Run:
+    """A function x [B, ...] -> logits [B, C] that runs a file which this process wrote.
+
+    Arguments:
+        path: the file, with any ending.
+        suffix: its format, ".pt2", ".onnx" or ".safetensors".
+    """
+    return {".pt2": _run_pt2, ".onnx": _run_onnx, ".safetensors": _run_safetensors}[suffix](path)
 
 
 def _compare(got: Tensor, expected: Tensor, eps: float, suffix: str) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from clnp.export import export
+from clnp.export_check import runner
 from clnp.extract import extract, footprint
-from clnp.network_file import load_network
 
 
 def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False) -> str:
@@ -54,9 +54,7 @@ def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False)
 def _difference(learner: Any, task: int, path: Path, probe: torch.Tensor) -> str:
     if path.suffix == ".onnx":
         return ""
-    # This process wrote the file, so it may be unpickled.
-    network = torch.export.load(path).module() if path.suffix == ".pt2" else load_network(path)
+    run = runner(path, path.suffix)
     with torch.inference_mode():
-        logits = network(probe)
-        difference = (logits - learner.model(probe, task=task)).abs().max()
+        difference = (run(probe) - learner.model(probe, task=task)).abs().max()
     return f"; logits differ by at most {float(difference):.2g} from the network's"
