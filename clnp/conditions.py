@@ -39,8 +39,8 @@ def fixed(device: torch.device) -> Iterator[None]:
 
 
 def conditions_of(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What the bits of a network's logits depend on beside its weights and inputs, JSON-able; what
-    `fixed` fixes is left out.
+    """Conditions that decide the bits of a network's logits, beside its weights and inputs, as
+    JSON-able data. Those that `fixed` fixes are left out.
     """
     backends: Any = torch.backends
     found = {

@@ -124,7 +124,7 @@ class Tests:
 
 
 def kept_test(task: Task, made: Task, held: Sequence[Split | None]) -> Split:
-    """What `Tests.keep` keeps, beside the splits that are `held` already."""
+    """The form in which a learned task's test split is kept, beside the splits already `held`."""
     given = task.split("test")
     if isinstance(given, (tuple, ImageSet)):
         return given

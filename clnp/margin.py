@@ -1,5 +1,5 @@
-"""What a margin can't see: classes that are smaller than it, and the noise of the validation
-split.
+"""Warnings of what a margin can't see: classes that are smaller than it, and the noise of the
+validation split.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ def read(net: nn.Module, x: Tensor) -> Traced:
 
 
 class _Writes:
-    """What a proxy of torch.fx lacks: `x += y` in place, which it takes for `x = x + y`, and what
-    it would lose or refuse, `x.data = y` and `x[i] = y`.
+    """Adds to a proxy of torch.fx: `x += y` in place, which it takes for `x = x + y`, and
+    `x.data = y` and `x[i] = y`, which it loses or refuses.
     """
 
     def __setitem__(self, index: Any, value: Any) -> None:

@@ -221,8 +221,8 @@ class Folders(Stream):
         return len(self.paths)
 
     def found(self, index: int) -> Found:
-        """What is in the folder of task `index`. It is looked into once only. Raises as
-        `folder_task` does.
+        """The images in the folder of task `index`, looked for once only. Raises as `folder_task`
+        does.
         """
         if index not in self._found:
             looks = ("channels", "convert", "workers")

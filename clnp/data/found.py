@@ -35,8 +35,8 @@ class Found:
 
 
 def look_into(root: Path, channels: int = 3, *, convert: bool = False, workers: int = 2) -> Found:
-    """What `find_images` finds, every file opened as far as its header. Raises as `folder_task`
-    does.
+    """The images of a folder as `find_images` finds them, with their headers read. Raises as
+    `folder_task` does.
     """
     layout = find_images(root)
     paths = [path for split in layout.items.values() for path, _ in split]

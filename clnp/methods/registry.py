@@ -113,8 +113,8 @@ def make(
 
 
 def resolve(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a learner of the named method takes: (the fields of `MethodSettings`, the method's own
-    options), those given and the defaults of the others.
+    """All settings of a method: (fields of `MethodSettings`, the method's own options), those given
+    and the defaults of the others.
 
     Raises:
         ConfigError: an unknown method or option, or a value out of range, naming what is possible.
