@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.sliced import HeldBatchNorm, SlicedBatchNorm, SlicedLayer
 from benchmarks.state import L1, LR, State, dense_network, frozen_rows, plain_network, skipped
-from clnp.frozen_cache import FrozenActivations
-from clnp.train import parameter_groups
+from clnp.training.fit import parameter_groups
+from clnp.training.frozen_cache import FrozenActivations
 from clnp_kernels.nn import PartialBatchNorm2d
 from clnp_kernels.optim import AdamL1
 

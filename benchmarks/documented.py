@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clnp.cli import chosen, compare, runs
+from clnp.cli import build_config, compare, run_folder
 from clnp.cli.arguments import parse
 from clnp.cli.config import Config
 from clnp.cli.configurations import FILE, of_runs, resolved
@@ -59,7 +59,7 @@ def comparison() -> dict[str, dict[str, Any]]:
     options = parse(words[1:])
     result = {}
     for name in compare.method_names(options.methods, options.set):
-        config, _ = chosen.settings(options, Path(name), name)
+        config, _ = build_config.settings(options, Path(name), name)
         result[name] = {"seeds": [*config.seeds], "settings": resolved(config.as_dict())}
     return result
 
@@ -141,7 +141,9 @@ def adopt(run: Path, target: Path = COMPARED) -> list[str]:
     rows.sort(key=lambda row: (order.index(row["method"]), row["seed"]))
     every = known | found["methods"]
     compare.write_tables(target, rows)
-    runs.write_json(target / FILE, {**found, "methods": {name: every[name] for name in order}})
+    run_folder.write_json(
+        target / FILE, {**found, "methods": {name: every[name] for name in order}}
+    )
     return unmarked(target)
 
 

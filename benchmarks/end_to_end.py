@@ -35,12 +35,12 @@ from benchmarks.harness import ContenderError, forks
 from benchmarks.memory import MIB
 from benchmarks.record import OURS, Row, Table
 from benchmarks.state import State, make_state
-from clnp.activity import measure_activity
 from clnp.cli.config import Config
 from clnp.data import PermutedMNIST
 from clnp.data.task import Split
-from clnp.pruning import keep_first
-from clnp.settings import Settings
+from clnp.learner.settings import Settings
+from clnp.network.keep import keep_first
+from clnp.pruning.activity import measure_activity
 
 # Whose settings and capacity are followed: those of the contender RECIPE with seed 0.
 RESULTS = Path(__file__).parent / "results" / "reproduce" / "table1"

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.cases import Case
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.state import LR, make_state
-from clnp.capture import StepGraph
+from clnp.training.step_graph import StepGraph
 from clnp_kernels import ops as _ops  # noqa: F401  (registers the operators)
 
 FRACTIONS = (0.0, 0.5, 0.75)

@@ -21,7 +21,7 @@ from benchmarks.checks import WrongResultError
 from benchmarks.harness import processes, race
 from benchmarks.record import Row, Table, rows_of
 from benchmarks.state import freeze
-from clnp.graph import build
+from clnp.graph.graph import build
 from clnp.models.networks import seeded_weights
 
 FILLED = 0.9  # of the channels of every group, after the last task

@@ -23,16 +23,16 @@ from torch import nn
 import clnp
 from benchmarks import machine
 from clnp import data, methods, models
-from clnp.activity import measure_activity
-from clnp.batches import accuracy, count
 from clnp.cli.environment import environment
 from clnp.cli.once import OnceParser
-from clnp.cli.runs import write_json
+from clnp.cli.run_folder import write_json
 from clnp.data import Stream, Task
+from clnp.data.batches import accuracy, count
 from clnp.methods.esacl import SDPSettings, StructuredFit, channel_scores, prune_to
-from clnp.score import Validation
-from clnp.sparsify import ThresholdSearch
-from clnp.train import Fit, FitSettings
+from clnp.pruning.activity import measure_activity
+from clnp.pruning.search import ThresholdSearch
+from clnp.training.fit import Fit, FitSettings
+from clnp.training.score import Validation
 
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).parent / "results" / "methods"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clnp.heads import Head
+from clnp.network.heads import Head
 from clnp_kernels.nn import MaskedConv2d, MaskedLinear, PartialBatchNorm2d
 
 

@@ -4,10 +4,13 @@ forget a bit.
 Golkar, Kagan, Cho: "Continual Learning via Neural Pruning", 2019.
 """
 
-from clnp import data, models
-from clnp.certificate import Certificate
-from clnp.convert import convert
-from clnp.errors import (
+from clnp_kernels import __version__
+
+from . import data, models
+from .deploy.exporting import export
+from .deploy.extraction import Footprint, extract, footprint
+from .deploy.network_file import load_network
+from .errors import (
     CapacityError,
     CapacityWarning,
     CheckpointError,
@@ -22,16 +25,14 @@ from clnp.errors import (
     TrainingError,
     TrialError,
 )
-from clnp.export import export
-from clnp.extract import Footprint, extract, footprint
-from clnp.fanout import Workers, fan_out
-from clnp.learner import Learner
-from clnp.model import Model
-from clnp.network_file import load_network
-from clnp.own_loop import begin_task, consolidate, parameter_groups, prune
-from clnp.settings import FineTune, Settings
-from clnp.task_report import TaskReport
-from clnp_kernels import __version__
+from .learner.learner import Learner
+from .learner.own_loop import begin_task, consolidate, parameter_groups, prune
+from .learner.report import TaskReport
+from .learner.settings import FineTune, Settings
+from .network.certificate import Certificate
+from .network.conversion import convert
+from .network.model import Model
+from .parallel import Workers, fan_out
 
 __all__ = [
     "CapacityError",

@@ -62,7 +62,7 @@ class TrialError(ClnpError, RuntimeError):
     """Some of several trials failed for good (see `clnp.fan_out`).
 
     Attributes:
-        failures: name -> `clnp.fanout.trial.Failure`, whose `text` is one line and whose
+        failures: name -> `clnp.parallel.trial.Failure`, whose `text` is one line and whose
             `traceback` is that of the worker.
         results: name -> result of those that did not fail.
     """

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
-from clnp.errors import TrainingError
-from clnp.trace import first_line
+from .errors import TrainingError
+from .graph.trace import first_line
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,6 +1,6 @@
 """A plugin of pytest: what would serve on a GPU serves on the CPU, as ``chooser`` decides.
 
-``python -m pytest -p tests.gpu_on_cpu tests/ops`` with ``CLNP_GPU=torch`` runs the operators' tests
+``python -m pytest -p tests.gpu_on_cpu tests/clnp_kernels/ops`` with ``CLNP_GPU=torch`` runs the operators' tests
 on the slices; the Triton kernels need ``TRITON_INTERPRET=1``.
 """
 

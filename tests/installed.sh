@@ -18,7 +18,7 @@ assert info.implementations()["adam_l1", "cpu"][0].startswith("C++"), info.descr
 CHECK
 "$python" -m clnp info
 # It looks for the sources; a test that runs the tests again leaves it out too.
-export PYTEST_ADDOPTS="--deselect tests/ops/test_register.py::test_every_operator_has_all_its_parts"
-"$python" -m pytest -q tests/ops tests/nn tests/triton
+export PYTEST_ADDOPTS="--deselect tests/clnp_kernels/ops/test_register.py::test_every_operator_has_all_its_parts"
+"$python" -m pytest -q tests/clnp_kernels/ops tests/clnp_kernels/nn tests/clnp_kernels/triton
 "$python" -m clnp run permuted-digits --tasks 5 --out demo
 "$python" -m clnp verify demo

@@ -28,5 +28,5 @@ assert Path(clnp_kernels.__file__).parent == Path('$scratch/clnp_kernels'), clnp
 assert library_state('cpu') == 'loaded', library_state('cpu')
 assert '__asan_init' in Path(next(Path('clnp_kernels').glob('_cpu*.so'))).read_bytes().decode('latin1')
 "
-if [ $# -eq 0 ]; then set -- tests/ops tests/nn tests/fuzz/test_ops.py; fi
+if [ $# -eq 0 ]; then set -- tests/clnp_kernels/ops tests/clnp_kernels/nn tests/fuzz/test_ops.py; fi
 PYTHONPATH=$scratch "$python" -m pytest -q -p no:cacheprovider "$@"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_suite
-from tests.ops.test_register import python
+from tests.clnp_kernels.ops.test_register import python
 
 
 def test_rows_are_not_made_twice(tmp_path: Path) -> None:

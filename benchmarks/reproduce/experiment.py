@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from benchmarks import machine
-from clnp.cli import chosen, results, runs
+from clnp.cli import build_config, results
 from clnp.cli import experiment as command
+from clnp.cli import run_folder as runs
 from clnp.cli.arguments import parse
 from clnp.cli.config import Config
-from clnp.cli.runs import Places
+from clnp.cli.run_folder import Places
 from clnp.errors import CapacityError, ClnpError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def settings_of(
     more = experiment.quick if options.quick else contender.data
     last = [*options.words, "--seed", str(seed), "--out", str(folder), "--resume"]
     parsed = overlaid(stream, contender.words, contender.changes, more, last)
-    return chosen.settings(parsed, folder, contender.method)
+    return build_config.settings(parsed, folder, contender.method)
 
 
 def overlaid(stream: str, *layers: str | Sequence[str]) -> argparse.Namespace:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.reproduce.tables import Row, groups_of, share
-from clnp.drawing import line_styles, line_with_band, new_figure, panels_of, ticks_for
+from clnp.plots.drawing import line_styles, line_with_band, new_figure, panels_of, ticks_for
 
 
 def by_run(tasks: Sequence[Row]) -> dict[str, list[list[Row]]]:

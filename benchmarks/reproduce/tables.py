@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.reproduce.experiment import Run
 from clnp.cli.results import write_csv
-from clnp.diagnostics import average_accuracy, mean_accuracies, mean_std
+from clnp.metrics import average_accuracy, mean_accuracies, mean_std
 
 Row = dict[str, Any]
 

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from clnp.errors import ConfigError
+from ..errors import ConfigError
 
 
 class Callback:

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clnp.atomic import write_text
-from clnp.callbacks.callback import Callback, epoch_of
-from clnp.csv_text import csv_text
-from clnp.diagnostics import inferred_means, known_mean
-from clnp.errors import ConfigError
+from ..errors import ConfigError
+from ..files.atomic import write_text
+from ..files.csv_text import csv_text
+from ..metrics import inferred_means, known_mean
+from .callback import Callback, epoch_of
 
 NUMBERS = ("loss", "train_accuracy", "validation_accuracy", "lr")
 FIELDS = ("task", "name", "phase", "point", "epoch", *NUMBERS)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clnp.callbacks.callback import Callback, epoch_of, settings_of, tuning_epochs
-from clnp.diagnostics import inferred_means, known_mean
-from clnp.errors import ConfigError
+from ..errors import ConfigError
+from ..metrics import inferred_means, known_mean
+from .callback import Callback, epoch_of, settings_of, tuning_epochs
 
 EPOCH = ("loss", "train_accuracy", "validation_accuracy", "lr")
 TASK = ("test", "validation", "validation_before")

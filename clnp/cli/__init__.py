@@ -1,6 +1,6 @@
 """The command line, `clnp run | report | verify | export`, and the folder that a run writes."""
 
-from clnp.cli.arguments import parser
-from clnp.cli.commands import main
+from .arguments import parser
+from .commands import main
 
 __all__ = ["main", "parser"]

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from clnp.cli.defaults import DEFAULTS, NAMED
-from clnp.cli.once import OnceParser
-from clnp.cli.options import OPTIONS, PLACES
 from clnp_kernels import __version__
+
+from .defaults import DEFAULTS, NAMED
+from .once import OnceParser
+from .options import OPTIONS, PLACES
 
 USAGE = 2
 STREAMS = tuple(DEFAULTS)

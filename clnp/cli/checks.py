@@ -10,15 +10,15 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from clnp.cli.config import Config
-from clnp.cli.runs import Places
-from clnp.data import Folders, Limited, Stream, Task
-from clnp.data.check import check_tasks
-from clnp.data.pictures import pillow
-from clnp.errors import ConfigError
-from clnp.fanout import Workers
-from clnp.models.resolve import check_name, check_options, read_weights
-from clnp.settings import Settings
+from ..data import Folders, Limited, Stream, Task
+from ..data.check import check_tasks
+from ..data.pictures import pillow
+from ..errors import ConfigError
+from ..learner.settings import Settings
+from ..models.resolve import check_name, check_options, read_weights
+from ..parallel import Workers
+from .config import Config
+from .run_folder import Places
 
 
 def check_settings(config: Config, places: Places) -> None:

@@ -22,9 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clnp.cli import chosen, runs
-from clnp.cli.arguments import FORMATS, STREAMS, USAGE, parse
-from clnp.errors import (
+from ..errors import (
     CheckpointError,
     ClnpError,
     ConfigError,
@@ -33,8 +31,10 @@ from clnp.errors import (
     ExportError,
     SaveError,
 )
-from clnp.learner import Learner
-from clnp.memory import out_of_memory
+from ..learner.learner import Learner
+from ..memory import out_of_memory
+from . import build_config, run_folder
+from .arguments import FORMATS, STREAMS, USAGE, parse
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with (
             one_line_warnings(),
-            runs.reading(options.run) if options.command == "report" else nullcontext(),
+            run_folder.reading(options.run) if options.command == "report" else nullcontext(),
         ):
             return COMMANDS[options.command](options)
     except KeyboardInterrupt:
@@ -95,20 +95,20 @@ def one_line_warnings() -> Iterator[None]:
 
 def command_run(options: argparse.Namespace) -> int:
     """`clnp run`: checks everything that can be checked, then works."""
-    from clnp.cli import experiment, processes
-    from clnp.cli.console import make_console
+    from . import experiment, torchrun
+    from .console import make_console
 
-    with processes.joined() as ranks:
+    with torchrun.joined() as ranks:
         if not ranks.main:
             return OK if experiment.follow(ranks) else USAGE
         _check_flags(options)
-        folder = chosen.out_folder(options)
-        config, places = chosen.settings(options, folder)
-        processes.check(ranks, config, places)
-        runs.check_free(folder, resume=options.resume, overwrite=options.overwrite)
-        if options.resume and runs.is_run(folder):
-            runs.check_same(folder, config)
-        elif options.resume and not chosen.names_a_run(options):
+        folder = build_config.out_folder(options)
+        config, places = build_config.settings(options, folder)
+        torchrun.check(ranks, config, places)
+        run_folder.check_free(folder, resume=options.resume, overwrite=options.overwrite)
+        if options.resume and run_folder.is_run(folder):
+            run_folder.check_same(folder, config)
+        elif options.resume and not build_config.names_a_run(options):
             raise ConfigError(
                 f"--resume: {folder} holds no run; name another --out, or the experiment to begin"
             )
@@ -119,14 +119,14 @@ def command_run(options: argparse.Namespace) -> int:
 
 def command_compare(options: argparse.Namespace) -> int:
     """`clnp compare`: one run folder per method, then one table; 3 if a method didn't finish."""
-    from clnp.cli import compare, processes
-    from clnp.cli.console import make_console
+    from . import compare, torchrun
+    from .console import make_console
 
-    processes.check_alone("compare")
+    torchrun.check_alone("compare")
     _check_flags(options)
-    folder = chosen.out_folder(options)
+    folder = build_config.out_folder(options)
     names = compare.method_names(options.methods, options.set)
-    plan = {name: chosen.settings(options, folder / name, name) for name in names}
+    plan = {name: build_config.settings(options, folder / name, name) for name in names}
     compare.check_free(folder, plan, resume=options.resume, overwrite=options.overwrite)
     done = compare.run(folder, plan, make_console(), overwrite=options.overwrite)
     return OK if done else STOPPED
@@ -134,7 +134,7 @@ def command_compare(options: argparse.Namespace) -> int:
 
 def command_methods(options: argparse.Namespace) -> int:
     """`clnp methods`: names, what they are, their options and defaults."""
-    from clnp.cli import compare
+    from . import compare
 
     for line in compare.describe_methods():
         print(line)
@@ -143,7 +143,7 @@ def command_methods(options: argparse.Namespace) -> int:
 
 def command_info(options: argparse.Namespace) -> int:
     """`clnp info`: versions, hardware, and which implementation serves each operator."""
-    from clnp.cli import info
+    from . import info
 
     print("\n".join(info.lines()))
     return OK
@@ -151,8 +151,9 @@ def command_info(options: argparse.Namespace) -> int:
 
 def command_report(options: argparse.Namespace) -> int:
     """`clnp report`: the tables again, from the files; and all of it as an HTML page."""
-    from clnp.cli import compare, html_report, report
-    from clnp.cli.console import make_console
+    from . import compare, report
+    from .console import make_console
+    from .html import report as html_report
 
     console = make_console()
     if compare.is_compare(options.run):
@@ -167,11 +168,11 @@ def command_report(options: argparse.Namespace) -> int:
 
 def _report_run(options: argparse.Namespace, console: Console) -> None:
     """Prints the tables of a run's seeds."""
-    from clnp.cli import report, results
+    from . import report, results
 
-    config, _ = runs.read_config(options.run)
+    config, _ = run_folder.read_config(options.run)
     every, times = [], []
-    for seed, folder in runs.seed_folders(options.run, config):
+    for seed, folder in run_folder.seed_folders(options.run, config):
         if len(config.seeds) > 1:
             report.show_line(console, f"seed {seed}")
         every.append(results.read(folder))
@@ -186,16 +187,16 @@ def _report_run(options: argparse.Namespace, console: Console) -> None:
 
 def command_verify(options: argparse.Namespace) -> int:
     """`clnp verify`: 0 if every task's logits are the bits that were recorded, else 1."""
-    from clnp.cli import report
-    from clnp.cli.console import make_console
+    from . import report
+    from .console import make_console
 
     console = make_console()
-    config, _ = runs.read_config(options.run)
+    config, _ = run_folder.read_config(options.run)
     _check_clnp(options, config.method)
     torch.set_num_threads(config.threads)
     tasks = identical = 0
-    for seed, folder in runs.seed_folders(options.run, config):
-        verdicts = Learner.load(folder / runs.CHECKPOINT, device=config.device).verify()
+    for seed, folder in run_folder.seed_folders(options.run, config):
+        verdicts = Learner.load(folder / run_folder.CHECKPOINT, device=config.device).verify()
         if len(config.seeds) > 1:
             report.show_line(console, f"seed {seed}")
         report.show_table(console, report.verdict_table(verdicts))
@@ -207,12 +208,14 @@ def command_verify(options: argparse.Namespace) -> int:
 
 def command_export(options: argparse.Namespace) -> int:
     """`clnp export`: one task's network as a file that needs no clnp."""
-    from clnp.cli import export
+    from . import export
 
-    config, _ = runs.read_config(options.run)
+    config, _ = run_folder.read_config(options.run)
     _check_clnp(options, config.method)
     if len(config.seeds) > 1:
-        folders = ", ".join(str(folder) for _, folder in runs.seed_folders(options.run, config))
+        folders = ", ".join(
+            str(folder) for _, folder in run_folder.seed_folders(options.run, config)
+        )
         raise ConfigError(f"RUN: {options.run} holds several seeds, wanted one of {folders}")
     ending = options.format or (options.out.suffix[1:] if options.out else "") or FORMATS[0]
     target = options.out or options.run / f"task-{options.task}.{ending}"
@@ -225,7 +228,7 @@ def command_export(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"--out: {target} exists; replace it with --overwrite, or name another file"
         )
-    learner = Learner.load(options.run / runs.CHECKPOINT)
+    learner = Learner.load(options.run / run_folder.CHECKPOINT)
     if not 0 <= options.task < len(learner.reports):
         raise ConfigError(
             f"--task: got {options.task}, wanted 0 to {len(learner.reports) - 1}, the tasks of "
@@ -269,7 +272,7 @@ def _interrupted(options: argparse.Namespace) -> int:
         words = " ".join([options.command, *getattr(options, "words", [])])
         print(
             f"\nclnp: stopped; go on with: clnp {words} --resume --out "
-            f"{chosen.out_folder(options)}",
+            f"{build_config.out_folder(options)}",
             file=sys.stderr,
         )
     return INTERRUPTED
@@ -280,7 +283,8 @@ def _complain(error: Exception) -> int:
     if os.environ.get("CLNP_DEBUG"):
         traceback.print_exception(error)
     usage = isinstance(
-        error, (ConfigError, DataError, ConvertError, CheckpointError, ExportError, runs.RunError)
+        error,
+        (ConfigError, DataError, ConvertError, CheckpointError, ExportError, run_folder.RunError),
     )
     refused = out_of_memory(error)
     ours = refused or isinstance(error, (ClnpError, OSError))

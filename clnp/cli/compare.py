@@ -12,14 +12,22 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from clnp import method_plots, plots
-from clnp.cli import chosen, configurations, experiment, report, results, runs, side_by_side
-from clnp.cli.config import Config, differences
-from clnp.cli.runs import Places
-from clnp.diagnostics import mean_std
-from clnp.errors import ClnpError, ConfigError, TrialError
-from clnp.memory import out_of_memory
-from clnp.methods import METHODS
+from .. import plots
+from ..errors import ClnpError, ConfigError, TrialError
+from ..memory import out_of_memory
+from ..methods import METHODS
+from ..metrics import mean_std
+from . import (
+    build_config,
+    configurations,
+    experiment,
+    report,
+    results,
+    run_folder,
+    seeds_in_workers,
+)
+from .config import Config, differences
+from .run_folder import Places
 
 FORMAT = "clnp-compare"
 FILE = "compare.json"
@@ -34,7 +42,7 @@ COLUMNS = (
     ("time (s)", "seconds", lambda v: f"{v:.1f}"),
 )
 Plan = Mapping[str, tuple[Config, Places]]
-Trials = Mapping[str, side_by_side.Trial]
+Trials = Mapping[str, seeds_in_workers.Trial]
 
 
 def method_names(text: str, sets: Sequence[str] | None) -> list[str]:
@@ -43,7 +51,7 @@ def method_names(text: str, sets: Sequence[str] | None) -> list[str]:
     Raises:
         ConfigError: an unknown method, one that is there twice, or a --set for none of them.
     """
-    names = chosen.compared_methods(text)
+    names = build_config.compared_methods(text)
     known = ["clnp", *METHODS]
     unknown = [name for name in names if name not in known]
     if unknown or not names:
@@ -84,19 +92,19 @@ def check_free(folder: Path, plan: Plan, *, resume: bool, overwrite: bool) -> No
             or runs with other settings.
     """
     if not is_compare(folder):
-        if folder.exists() and not runs.is_empty(folder):
+        if folder.exists() and not run_folder.is_empty(folder):
             raise ConfigError(
                 f"--out: {folder} is not empty and holds no comparison; name another folder"
             )
-        runs.check_free(folder, resume=resume, overwrite=overwrite)
+        run_folder.check_free(folder, resume=resume, overwrite=overwrite)
     elif not (resume or overwrite):
         raise ConfigError(
             f"--out: {folder} holds a comparison; continue it with --resume (other methods may be "
             "added), or replace it with --overwrite"
         )
     for name, (config, _) in plan.items():
-        if resume and runs.is_run(folder / name):
-            runs.check_same(folder / name, config)
+        if resume and run_folder.is_run(folder / name):
+            run_folder.check_same(folder / name, config)
     first, *others = [config for config, _ in plan.values()]
     for config in others:
         odd = [d for d in differences(first, config) if d.split()[0] in ("--tasks", "--seeds")]
@@ -130,10 +138,10 @@ def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) 
     for k, (name, (config, places)) in enumerate(missing.items()):
         # All methods learn the same data, which is read once.
         missing[name] = (experiment.try_out(config, places, contents=k == 0)[0], places)
-    with runs.locked(folder):
-        known = runs.read_json(folder / FILE)["methods"] if is_compare(folder) else []
+    with run_folder.locked(folder):
+        known = run_folder.read_json(folder / FILE)["methods"] if is_compare(folder) else []
         names = [*plan] if overwrite else [*known, *(name for name in plan if name not in known)]
-        runs.write_json(folder / FILE, {"format": FORMAT, "methods": names})
+        run_folder.write_json(folder / FILE, {"format": FORMAT, "methods": names})
         for name in plan:
             if name not in missing:
                 report.show_line(console, f"method {name} finished before")
@@ -148,10 +156,10 @@ def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) 
 def _carry_out(folder: Path, plan: Plan, console: Console, overwrite: bool) -> dict[str, str]:
     """Runs the seeds of all methods; "method, seed S" -> why it did not finish."""
     with contextlib.ExitStack() as locks:
-        trials: dict[str, side_by_side.Trial] = {}
+        trials: dict[str, seeds_in_workers.Trial] = {}
         own: dict[str, list[str]] = {}
         for name, (config, places) in plan.items():
-            locks.enter_context(runs.locked(folder / name))
+            locks.enter_context(run_folder.locked(folder / name))
             experiment.prepare(folder / name, config, places, overwrite=overwrite)
             seeds = experiment.seed_trials(folder / name, config, places)
             own[name] = [f"{name}, {seed}" for seed in seeds]
@@ -185,19 +193,19 @@ def _side_by_side(trials: Trials, console: Console) -> tuple[dict[str, Any], dic
     """The same in workers."""
     places = next(iter(trials.values()))[2]
     try:
-        return side_by_side.run(experiment.run_alone, trials, places, console), {}
+        return seeds_in_workers.run(experiment.run_alone, trials, places, console), {}
     except TrialError as error:
         return error.results, {name: failure.text for name, failure in error.failures.items()}
 
 
 def _finished(folder: Path, config: Config) -> bool:
     """Has every seed of a method learned all its tasks?"""
-    return all(_has_learned(below, config) for _, below in runs.seed_folders(folder, config))
+    return all(_has_learned(below, config) for _, below in run_folder.seed_folders(folder, config))
 
 
 def _has_learned(folder: Path, config: Config) -> bool:
-    path = folder / runs.METRICS
-    return path.is_file() and bool(runs.read_json(path)["tasks_learned"] == config.tasks)
+    path = folder / run_folder.METRICS
+    return path.is_file() and bool(run_folder.read_json(path)["tasks_learned"] == config.tasks)
 
 
 def runs_of(folder: Path) -> dict[tuple[str, int], tuple[Path, bool]]:
@@ -207,10 +215,10 @@ def runs_of(folder: Path) -> dict[tuple[str, int], tuple[Path, bool]]:
         RunError: a file of the comparison is missing or damaged.
     """
     found = {}
-    for name in runs.read_json(folder / FILE)["methods"]:
-        if runs.is_run(folder / name):
-            config, _ = runs.read_config(folder / name)
-            for seed, below in runs.seed_folders(folder / name, config):
+    for name in run_folder.read_json(folder / FILE)["methods"]:
+        if run_folder.is_run(folder / name):
+            config, _ = run_folder.read_config(folder / name)
+            for seed, below in run_folder.seed_folders(folder / name, config):
                 found[name, seed] = (below, _has_learned(below, config))
     return found
 
@@ -290,8 +298,8 @@ def draw(folder: Path) -> None:
     rows = rows_of(folder)
     matrices = matrices_of(folder, rows)
     if matrices:
-        plots.save(method_plots.mean_accuracies(matrices), folder / "plots" / "mean_accuracy.png")
-        plots.save(method_plots.accuracy_against_cost(rows), folder / "plots" / "cost.png")
+        plots.save(plots.mean_accuracies(matrices), folder / "plots" / "mean_accuracy.png")
+        plots.save(plots.accuracy_against_cost(rows), folder / "plots" / "cost.png")
 
 
 def matrices_of(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from clnp.cli.defaults import DEFAULTS, SPLITS
-from clnp.errors import ConfigError
-from clnp.heads import HEADS
-from clnp.models.networks import INITS
-from clnp.score import SCORES
-from clnp.settings import DTYPES, SEARCHES, SPARSIFIERS
-from clnp.train import SCHEDULES
+from ..errors import ConfigError
+from ..learner.settings import DTYPES, SEARCHES, SPARSIFIERS
+from ..models.networks import INITS
+from ..network.heads import HEADS
+from ..training.fit import SCHEDULES
+from ..training.score import SCORES
+from .defaults import DEFAULTS, SPLITS
 
 Numbers = tuple[float, ...]
 # What `clnp.Learner` and `clnp.methods.make` take alike.

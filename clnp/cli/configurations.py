@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clnp.cli import runs
-from clnp.cli.config import SHARED, Config
-from clnp.cli.defaults import CLNP_ONLY
+from . import run_folder
+from .config import SHARED, Config
+from .defaults import CLNP_ONLY
 
 FILE = "configurations.json"
 FORMAT = "clnp-configurations"
@@ -41,7 +41,7 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     if name == "clnp":
         return _plain(settings)
     # Imported here, where it is needed: --help needs no method.
-    from clnp.methods.registry import resolve
+    from ..methods.registry import resolve
 
     settings = {key: value for key, value in settings.items() if key not in CLNP_ONLY}
     shared = {key: settings[key] for key in SHARED if key != "device"}
@@ -65,7 +65,7 @@ def of_runs(done: Iterable[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
         path = folder / "environment.json"
         about = {
             "settings": resolved(metrics["config"]),
-            "environment": runs.read_json(path) if path.is_file() else None,
+            "environment": run_folder.read_json(path) if path.is_file() else None,
         }
         entries = every.setdefault(metrics["config"].get("method", "clnp"), [])
         for entry in entries:
@@ -79,7 +79,7 @@ def of_runs(done: Iterable[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
 
 def write(folder: Path, done: Iterable[tuple[Path, Mapping[str, Any]]]) -> None:
     """Writes configurations.json of the runs of `of_runs`. Raises OSError, RunError."""
-    runs.write_json(folder / FILE, of_runs(done))
+    run_folder.write_json(folder / FILE, of_runs(done))
 
 
 def _plain(value: Any) -> Any:

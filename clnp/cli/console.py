@@ -13,9 +13,9 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from clnp import diagnostics
-from clnp.callbacks import Callback
-from clnp.callbacks.callback import epoch_of, tuning_epochs
+from .. import metrics
+from ..callbacks import Callback
+from ..callbacks.callback import epoch_of, tuning_epochs
 
 # More layers than this don't fit a line.
 MOST_LAYERS = 6
@@ -194,7 +194,7 @@ def not_told(inferred: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """
     if len(inferred.get("entropy", {}).get("task", ())) < 2:
         return ""
-    mean = diagnostics.inferred_means(inferred)["entropy"]["class_incremental"]
+    mean = metrics.inferred_means(inferred)["entropy"]["class_incremental"]
     return "" if mean is None else f"task not given {100 * mean:.2f} %, "
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 from torch.utils.data import Subset
 
-from clnp.cli.checks import folders_of
-from clnp.data import ImageSet, Task
-from clnp.data.task import SPLITS, Split
+from ..data import ImageSet, Task
+from ..data.task import SPLITS, Split
+from .checks import folders_of
 
 # Of more classes than this the first and the last ones are shown.
 MOST_CLASSES = 20

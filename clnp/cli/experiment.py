@@ -12,20 +12,29 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from clnp import methods, models
-from clnp.cli import checks, data_table, environment, processes, report, results, runs, side_by_side
-from clnp.cli.config import Config
-from clnp.cli.console import Reporter, log_file
-from clnp.cli.defaults import NAMED
-from clnp.cli.runs import Places
-from clnp.cli.streams import make_stream
-from clnp.convert import convert
-from clnp.data import Stream, Task
-from clnp.distributed import world
-from clnp.errors import CapacityError, ConfigError
-from clnp.fanout import Workers
-from clnp.learner import Learner
-from clnp.ranks import ALONE, Ranks
+from .. import methods, models
+from ..data import Stream, Task
+from ..errors import CapacityError, ConfigError
+from ..learner.agreement import world
+from ..learner.learner import Learner
+from ..network.conversion import convert
+from ..parallel import Workers
+from ..parallel.ranks import ALONE, Ranks
+from . import (
+    checks,
+    data_table,
+    environment,
+    report,
+    results,
+    run_folder,
+    seeds_in_workers,
+    torchrun,
+)
+from .config import Config
+from .console import Reporter, log_file
+from .defaults import NAMED
+from .run_folder import Places
+from .streams import make_stream
 
 
 def make_net(config: Config, places: Places, stream: Stream) -> tuple[nn.Module, torch.Tensor]:
@@ -60,7 +69,7 @@ def make_learner(
         arguments = config.method_arguments()
         return methods.make(config.method, net, example, checkpoint_dir=folder, **arguments)
     model = convert(net, example, verbose=False)
-    arguments = {**config.learner_arguments(), "device": processes.device_of(config)}
+    arguments = {**config.learner_arguments(), "device": torchrun.device_of(config)}
     return Learner(
         model,
         checkpoint_dir=folder,
@@ -128,12 +137,12 @@ def run(
     """
     torch.set_num_threads(config.threads)
     config, stream = try_out(config, places)
-    with runs.locked(root):
+    with run_folder.locked(root):
         prepare(root, config, places, overwrite=overwrite)
         ranks.tell((root, config, places))
         trials = seed_trials(root, config, places)
         if places.workers > 1 and len(trials) > 1:
-            every = [*side_by_side.run(run_alone, trials, places, console).values()]
+            every = [*seeds_in_workers.run(run_alone, trials, places, console).values()]
         else:
             every = []
             for name, (folder, one, _) in trials.items():
@@ -149,18 +158,18 @@ def run(
 def prepare(root: Path, config: Config, places: Places, *, overwrite: bool = False) -> None:
     """Writes the settings of a run and of its seeds, over those of a run that is to be deleted."""
     if overwrite:
-        runs.clear(root)
-    runs.write_config(root, config, places)
+        run_folder.clear(root)
+    run_folder.write_config(root, config, places)
     if len(config.seeds) > 1:
-        for seed, folder in runs.seed_folders(root, config):
-            runs.write_config(folder, config.for_seed(seed), places)
+        for seed, folder in run_folder.seed_folders(root, config):
+            run_folder.write_config(folder, config.for_seed(seed), places)
 
 
-def seed_trials(root: Path, config: Config, places: Places) -> dict[str, side_by_side.Trial]:
+def seed_trials(root: Path, config: Config, places: Places) -> dict[str, seeds_in_workers.Trial]:
     """ "seed 3" -> (its folder, its settings, places), for every seed."""
     return {
         f"seed {seed}": (folder, config.for_seed(seed), places)
-        for seed, folder in runs.seed_folders(root, config)
+        for seed, folder in run_folder.seed_folders(root, config)
     }
 
 
@@ -170,7 +179,7 @@ def summarise(
     """Writes and prints what several seeds come to."""
     if len(every) > 1:
         report.show_summary(console, results.write_summary(root, every), every)
-        folders = [folder for _, folder in runs.seed_folders(root, config)]
+        folders = [folder for _, folder in run_folder.seed_folders(root, config)]
         seconds = [results.read_seconds(folder) for folder in folders]
         report.show_line(console, report.time_line(seconds))
 
@@ -184,7 +193,7 @@ def follow(ranks: Ranks) -> bool:
     Raises:
         ClnpError: as `run` does.
     """
-    order = processes.order_of(ranks)
+    order = torchrun.order_of(ranks)
     if order is None:
         return False
     root, config, places = order
@@ -211,7 +220,7 @@ def run_seed(
     folder: Path, config: Config, places: Places, stream: Stream, console: Console
 ) -> dict[str, Any]:
     """Runs one seed in its folder, or what is left of it; its metrics. Raises as `run` does."""
-    with log_file(folder / runs.LOG) as log:
+    with log_file(folder / run_folder.LOG) as log:
         learner = load_or_make(folder, config, places, stream)
         learned = len(learner.reports)
         # Training examples of every task, for the costs.
@@ -231,7 +240,7 @@ def run_seed(
                 sizes.append(task.size("train"))
                 _write(folder, learner, config, sizes)
         # A kill between the last checkpoint and its clean-up leaves the fits of a learned task.
-        shutil.rmtree(folder / runs.PROGRESS, ignore_errors=True)
+        shutil.rmtree(folder / run_folder.PROGRESS, ignore_errors=True)
         metrics = _write(folder, learner, config, sizes, plots=True)
         for line in report.last_lines(metrics):
             reporter.say(line, quiet=True)
@@ -246,11 +255,11 @@ def load_or_make(folder: Path, config: Config, places: Places, stream: Stream) -
     Raises:
         CheckpointError: the checkpoint is damaged.
     """
-    path = folder / runs.CHECKPOINT
-    joined = processes.are_joined()
+    path = folder / run_folder.CHECKPOINT
+    joined = torchrun.are_joined()
     if not (world().tell(path.is_file()) if joined else path.is_file()):
         return make_learner(config, places, stream, folder, joined)
-    device = processes.device_of(config)
+    device = torchrun.device_of(config)
     arguments: dict[str, Any] = {"device": device, "checkpoint_dir": folder}
     if config.method == "clnp":
         workers = _workers(config, places)
@@ -301,7 +310,7 @@ def _note_environment(folder: Path, reporter: Reporter, resumed: bool) -> None:
     """
     path = folder / "environment.json"
     now = environment.environment()
-    before = runs.read_json(path) if resumed and path.is_file() else now
+    before = run_folder.read_json(path) if resumed and path.is_file() else now
     changed = [key for key, value in now.items() if before.get(key) != value]
     if changed:
         reporter.say(
@@ -310,4 +319,4 @@ def _note_environment(folder: Path, reporter: Reporter, resumed: bool) -> None:
             "numbers may depend on it"
         )
     else:
-        runs.write_json(path, now)
+        run_folder.write_json(path, now)

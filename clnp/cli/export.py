@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from clnp.export import export
-from clnp.export_check import runner
-from clnp.extract import extract, footprint
+from ..deploy.export_check import runner
+from ..deploy.exporting import export
+from ..deploy.extraction import extract, footprint
 
 
 def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False) -> str:
@@ -19,7 +19,7 @@ def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False)
     Arguments:
         learner: a `clnp.Learner` that learned the task.
         task: from 0.
-        path: the file, .pt2, .onnx or .safetensors (see `clnp.export.export`).
+        path: the file, .pt2, .onnx or .safetensors (see `clnp.deploy.exporting.export`).
         fold_batch_norm: see `clnp.extract`.
 
     Returns:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from clnp.cli.environment import environment
 from clnp_kernels import info
+
+from .environment import environment
 
 # Optional packages and what each is for.
 OPTIONAL = {

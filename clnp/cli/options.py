@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clnp.cli.defaults import SPLITS
-from clnp.fanout import EXECUTORS
-from clnp.heads import HEADS
-from clnp.models.networks import INITS
-from clnp.score import SCORES
-from clnp.settings import DTYPES, SEARCHES, SPARSIFIERS
-from clnp.train import SCHEDULES
+from ..learner.settings import DTYPES, SEARCHES, SPARSIFIERS
+from ..models.networks import INITS
+from ..network.heads import HEADS
+from ..parallel import EXECUTORS
+from ..training.fit import SCHEDULES
+from ..training.score import SCORES
+from .defaults import SPLITS
 
 
 def numbers(text: str) -> tuple[float, ...]:

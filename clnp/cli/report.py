@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clnp.cli import results
-from clnp.diagnostics import mean_std
+from ..metrics import mean_std
+from . import results
 
 # Above this many tasks a table of all accuracies doesn't fit a screen; the files and plots have
 # them.

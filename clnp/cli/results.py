@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from clnp import diagnostics, plots
-from clnp.atomic import write_text
-from clnp.cli import configurations, runs
-from clnp.cli.config import Config
-from clnp.csv_text import csv_text
-from clnp.learner import Learner
-from clnp.methods import clnp_cost
+from .. import metrics as diagnostics
+from .. import plots
+from ..files.atomic import write_text
+from ..files.csv_text import csv_text
+from ..learner.learner import Learner
+from ..methods import clnp_cost
+from . import configurations, run_folder
+from .config import Config
 
 PHASES = ("fit", "search", "fine_tune", "evaluate", "total")
 SUMMARIES = ("acc", "bwt", "forgetting")
@@ -123,7 +124,7 @@ def write(
     ]
     write_csv(folder / "history.csv", HISTORY, history)
     configurations.write(folder, [(folder, metrics)])
-    runs.write_json(folder / runs.METRICS, _plain(metrics))
+    run_folder.write_json(folder / run_folder.METRICS, _plain(metrics))
 
 
 HISTORY = ("task", "epoch", "loss", "train_accuracy", "validation_accuracy", "lr")
@@ -208,7 +209,7 @@ def write_summary(folder: Path, all_metrics: Sequence[Mapping[str, Any]]) -> dic
     write_csv(
         folder / "summary.csv", ("seed", *SUMMARIES, *(f"used_{layer}" for layer in layers)), rows
     )
-    runs.write_json(folder / "summary.json", summary)
+    run_folder.write_json(folder / "summary.json", summary)
     below = (folder / f"seed-{m['config']['seeds'][0]}" for m in all_metrics)
     configurations.write(folder, zip(below, all_metrics, strict=True))
     if len({m["tasks_learned"] for m in all_metrics}) == 1:
@@ -228,13 +229,13 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: no such file, or damaged.
     """
-    metrics: dict[str, Any] = runs.read_json(folder / runs.METRICS)
+    metrics: dict[str, Any] = run_folder.read_json(folder / run_folder.METRICS)
     try:
         rows = metrics["accuracy_matrix"]
         metrics["accuracy_matrix"] = [[math.nan if v is None else v for v in row] for row in rows]
     except (TypeError, KeyError) as error:
-        raise runs.RunError(
-            f"{folder / runs.METRICS}: was not written by clnp ({error!r})"
+        raise run_folder.RunError(
+            f"{folder / run_folder.METRICS}: was not written by clnp ({error!r})"
         ) from error
     return metrics
 

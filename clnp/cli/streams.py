@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from clnp.cli.config import Config
-from clnp.cli.runs import Places
-from clnp.data import (
+from ..data import (
     ArrayFiles,
     CIFAR10Then100,
     Folders,
@@ -18,8 +16,10 @@ from clnp.data import (
     SplitCIFAR100,
     Stream,
 )
-from clnp.data.pictures import Range
-from clnp.errors import ConfigError
+from ..data.pictures import Range
+from ..errors import ConfigError
+from .config import Config
+from .run_folder import Places
 
 CIFAR: dict[str, Callable[..., Stream]] = {
     "cifar10-100": CIFAR10Then100,

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clnp.data.fingerprint import TaskData
-from clnp.data.images import ImageSet
-from clnp.data.items import Items
-from clnp.data.labels import SHOWN, check_numbering
-from clnp.data.scan import Scan, common_names, names_of, scan_items, scan_tensors
-from clnp.data.task import SPLITS, Split, Task
-from clnp.errors import DataError, DataWarning
+from ..errors import DataError, DataWarning
+from .fingerprint import TaskData
+from .images import ImageSet
+from .items import Items
+from .labels import SHOWN, check_numbering
+from .scan import Scan, common_names, names_of, scan_items, scan_tensors
+from .task import SPLITS, Split, Task
 
 # Splits that are ready to be read: checked, or images that make their batches themselves.
 READY = (tuple, Items, ImageSet)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clnp.errors import DataError
+from ..errors import DataError
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clnp.data.images import Constants, Images, channel_constants, constants_for, held_out
-from clnp.data.inputs import check_finite
-from clnp.data.labels import as_labels, check_numbering
-from clnp.data.layout import SPLITS
-from clnp.data.names import listed, shown, task_names
-from clnp.data.streams import Stream
-from clnp.data.task import Split, Task
-from clnp.errors import DataError
+from ..errors import DataError
+from .images import Constants, Images, channel_constants, constants_for, held_out
+from .inputs import check_finite
+from .labels import as_labels, check_numbering
+from .layout import SPLITS
+from .names import listed, shown, task_names
+from .streams import Stream
+from .task import Split, Task
 
 # Names of the inputs and labels of a split, in the ways in which people write them, in any case;
 # the words for the splits are those of folders.

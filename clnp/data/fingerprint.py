@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clnp.checkpoint import tensor_bytes
-from clnp.data.inputs import name_of
+from ..files.checkpoint import tensor_bytes
+from .inputs import name_of
 
 PIECE_BYTES = 1 << 24
 MODULUS = 1 << 256

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clnp.data.found import Found, common_range, common_side, look_into
-from clnp.data.images import Constants, ImageSet, constants_for, held_out
-from clnp.data.layout import Item, Layout
-from clnp.data.names import counted, shown, task_names
-from clnp.data.pictures import MODES, Range, by_threads, read_image, stored_side
-from clnp.data.streams import Stream
-from clnp.data.task import Task
-from clnp.errors import DataError
+from ..errors import DataError
+from .found import Found, common_range, common_side, look_into
+from .images import Constants, ImageSet, constants_for, held_out
+from .layout import Item, Layout
+from .names import counted, shown, task_names
+from .pictures import MODES, Range, by_threads, read_image, stored_side
+from .streams import Stream
+from .task import Task
 
 __all__ = ["Folders", "Found", "ImageFiles", "folder_task", "look_into", "read_image"]
 

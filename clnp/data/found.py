@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clnp.data.layout import Layout, find_images
-from clnp.data.names import counted, listed
-from clnp.data.pictures import Range, by_threads, measured_range, read_header
-from clnp.errors import DataError
+from ..errors import DataError
+from .layout import Layout, find_images
+from .names import counted, listed
+from .pictures import Range, by_threads, measured_range, read_header
 
 # Largest side that images without a given size may have.
 LARGEST = 4096

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from clnp.errors import DataError
+from ..errors import DataError
 
 FILES = {
     ("train", "images"): "train-images-idx3-ubyte",

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clnp.errors import DataError
+from ..errors import DataError
 
 # (mean, standard deviation) per channel of pixels in [0, 1], over the training images.
 CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -32,8 +32,8 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
     (x [C, H, W] float32, y [] int64).
 
     x = (pixel / 255 - mean) / std. With `augment`, x is a random crop, half of the time mirrored,
-    drawn from torch's global CPU generator: inside `clnp.train.seeded`, where the epochs of a
-    learner are, a resumed run draws the same ones. Without it x is the centre.
+    drawn from torch's global CPU generator: inside `clnp.data.batches.seeded`, where the epochs of
+    a learner are, a resumed run draws the same ones. Without it x is the centre.
 
     Arguments:
         labels: [N] integer class labels from 0.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clnp.errors import DataError
+from ..errors import DataError
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16)
 # Rows are taken in pieces of about this many elements, so that a check needs no second copy of x.

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clnp.data.inputs import as_input, first_bad, name_of
-from clnp.data.labels import as_label
-from clnp.errors import DataError
+from ..errors import DataError
+from .inputs import as_input, first_bad, name_of
+from .labels import as_label
 
 Chunk = tuple[int, list[int]]  # seed, rows
 Sample = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of one x

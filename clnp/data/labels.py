@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clnp.data.inputs import as_tensor, name_of
-from clnp.errors import DataError
+from ..errors import DataError
+from .inputs import as_tensor, name_of
 
 SHOWN = 12  # labels in a message
 # Numbers the labels of all splits alike. `y_train`, `y_validation` and `y_test` are arrays [N].

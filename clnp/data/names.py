@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from clnp.errors import DataError
+from ..errors import DataError
 
 
 def shown(name: str | os.PathLike[str]) -> str:

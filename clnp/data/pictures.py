@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clnp.data.names import shown
-from clnp.errors import DataError
+from ..errors import DataError
+from .names import shown
 
 # Pillow's modes that turn into RGB, or into grey, without losing anything but a palette.
 MODES = {3: ("RGB", "L", "P", "1"), 1: ("L", "1")}

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clnp.data.fingerprint import Digest, Fingerprint
-from clnp.data.images import ImageSet
-from clnp.data.items import Items
-from clnp.errors import DataError
+from ..errors import DataError
+from .fingerprint import Digest, Fingerprint
+from .images import ImageSet
+from .items import Items
 
 CHUNK_BYTES = 1 << 22
 MOST_ROWS = 256

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clnp.data.cifar import Halves, read_cifar
-from clnp.data.images import Constants, Images, constants_for, held_out
-from clnp.data.streams import Stream, cache_folder
-from clnp.data.task import Task
-from clnp.errors import DataError
+from ..errors import DataError
+from .cifar import Halves, read_cifar
+from .images import Constants, Images, constants_for, held_out
+from .streams import Stream, cache_folder
+from .task import Task
 
 
 @dataclass(frozen=True)

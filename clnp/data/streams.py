@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from clnp.data.idx import read_mnist
-from clnp.data.task import Split, Task
-from clnp.errors import DataError
+from ..errors import DataError
+from .idx import read_mnist
+from .task import Split, Task
 
 
 class Stream(Sequence[Task]):

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from clnp.data.inputs import as_input, check_finite, name_of
-from clnp.data.items import Items, Sample
-from clnp.data.labels import as_labels, check_numbering
-from clnp.errors import DataError
+from ..errors import DataError
+from .inputs import as_input, check_finite, name_of
+from .items import Items, Sample
+from .labels import as_labels, check_numbering
 
 if TYPE_CHECKING:
-    from clnp.data.fingerprint import TaskData
+    from .fingerprint import TaskData
 
 Split: TypeAlias = "tuple[Tensor, Tensor] | Dataset[Any]"
 
@@ -136,7 +136,7 @@ class Task:
         """
         if self.classes is not None:
             return self.classes
-        from clnp.data.check import task_data  # it is made of tasks itself
+        from .check import task_data  # it is made of tasks itself
 
         return task_data(self).classes
 

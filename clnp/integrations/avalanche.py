@@ -13,18 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clnp.certificate import Certificate
-from clnp.data.items import Items
-from clnp.data.scan import scan_items
-from clnp.errors import ConfigError, DataError
-from clnp.integrations.experiences import Pairs, classes_of, task_labels_of
-from clnp.integrations.own_classes import OwnClasses
-from clnp.margin import check_margin
-from clnp.model import Model
-from clnp.own_loop import begin_task, consolidate, prune
-from clnp.settings import CHECKS
-from clnp.task_inference import check_rule, choose
 from clnp_kernels.nn import PartialBatchNorm1d
+
+from ..data.items import Items
+from ..data.scan import scan_items
+from ..errors import ConfigError, DataError
+from ..learner.own_loop import begin_task, consolidate, prune
+from ..learner.settings import CHECKS
+from ..network.certificate import Certificate
+from ..network.inference import check_rule, choose
+from ..network.model import Model
+from ..pruning.margin import check_margin
+from .experiences import Pairs, classes_of, task_labels_of
+from .own_classes import OwnClasses
 
 try:
     from avalanche.benchmarks import OnlineCLExperience
@@ -32,7 +33,7 @@ try:
     from avalanche.training.plugins.evaluation import EvaluationPlugin, default_evaluator
     from avalanche.training.templates import SupervisedTemplate
 
-    from clnp.integrations.inferred_tasks import InferredTasks
+    from .inferred_tasks import InferredTasks
 except ImportError as error:
     raise ImportError(
         f'clnp.integrations.avalanche needs avalanche-lib: pip install "clnp[avalanche]" ({error})'
@@ -76,7 +77,7 @@ class CLNP(SupervisedTemplate):
             "experience": the number of the experience that is evaluated. On a stream without task
             labels that is an oracle: it makes the accuracies task-incremental, not to be compared
             with those of strategies that are not told the task.
-        rule: how tasks are inferred, see `clnp.task_inference.choose`.
+        rule: how tasks are inferred, see `clnp.network.inference.choose`.
         criterion, train_mb_size, train_epochs, eval_mb_size, device, plugins, evaluator,
             eval_every, peval_mode: as of Avalanche's templates.
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clnp.errors import DataError
+from ..errors import DataError
 
 
 class Pairs(Dataset[tuple[Tensor, int]]):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clnp.errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 

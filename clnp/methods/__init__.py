@@ -4,11 +4,11 @@ A method is a short file with three verbs (see `clnp.methods.method`); `METHODS`
 gives a learner that is used as `clnp.Learner` is, and `load` one that was saved.
 """
 
-from clnp.methods.cost import clnp_cost, inference_flops, layer_products, training_flops
-from clnp.methods.learner import MethodLearner
-from clnp.methods.method import Batch, Method
-from clnp.methods.registry import METHODS, MethodInfo, load, make
-from clnp.methods.settings import MethodSettings
+from .cost import clnp_cost, inference_flops, layer_products, training_flops
+from .learner import MethodLearner
+from .method import Batch, Method
+from .registry import METHODS, MethodInfo, load, make
+from .settings import MethodSettings
 
 __all__ = [
     "METHODS",

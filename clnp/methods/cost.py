@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clnp.batches import evaluating
-from clnp.heads import Head
-from clnp.model import Model
 from clnp_kernels.nn import MaskedConv2d, MaskedLinear
+
+from ..data.batches import evaluating
+from ..network.heads import Head
+from ..network.model import Model
 
 DENSE = (nn.Linear, nn.Conv2d)
 MASKED = (MaskedLinear, MaskedConv2d, Head)

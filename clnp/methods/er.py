@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clnp.methods.buffer import Reservoir
-from clnp.methods.method import Batch, Method
-from clnp.methods.options import Options, number, whole
-from clnp.methods.state import prefixed, without
+from .buffer import Reservoir
+from .method import Batch, Method
+from .options import Options, number, whole
+from .state import prefixed, without
 
 REPLAY = {
     "buffer": whole(500, "examples in the reservoir", 1),

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clnp.data.task import Task
-from clnp.methods.anchor import Anchor
-from clnp.methods.fisher import diagonal_fisher
-from clnp.methods.method import Method
-from clnp.methods.options import Options, choice, number, whole
-from clnp.methods.state import prefixed, without
+from ..data.task import Task
+from .anchor import Anchor
+from .fisher import diagonal_fisher
+from .method import Method
+from .options import Options, choice, number, whole
+from .state import prefixed, without
 
 
 class EWC(Method):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clnp.methods.method import Method
+from .method import Method
 
 
 class Finetune(Method):

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from clnp.batches import batches, count, evaluating
-from clnp.data.task import Split
-from clnp.errors import ConfigError
-from clnp.methods.method import chosen
+from ..data.batches import batches, count, evaluating
+from ..data.task import Split
+from ..errors import ConfigError
+from .method import chosen
 
 LABELS = ("exact", "empirical", "sampled")
 ROWS = 256  # of a batch where per-example gradients need not be stored

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import torch
 
-from clnp.batches import batches
-from clnp.data.task import Split, Task
-from clnp.errors import DataError
-from clnp.methods.method import Batch, Method, examples
-from clnp.methods.options import Options, flag, whole
+from ..data.batches import batches
+from ..data.task import Split, Task
+from ..errors import DataError
+from .method import Batch, Method, examples
+from .options import Options, flag, whole
 
 
 class Joint(Method):

@@ -11,33 +11,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clnp import checkpoint
-from clnp.batches import accuracy, seed_for, seeded
-from clnp.callbacks import check_callbacks, notify
-from clnp.checks import check_device
-from clnp.data.check import task_data
-from clnp.data.task import Split, Task
-from clnp.errors import CheckpointError, ConfigError
-from clnp.learned_data import check_new, kept_test, learned_tasks, test_split
-from clnp.learner import CHECKPOINT
-from clnp.memory import memory_needed
-from clnp.methods.loop import Cost, Meter, run_epoch
-from clnp.methods.method import Method
-from clnp.methods.network import Heads, TaskNet
-from clnp.methods.saving import check_network, check_task, graph_of
-from clnp.methods.settings import MethodSettings
-from clnp.methods.state import (
-    as_tensor,
-    from_tensor,
-    load_optimizer_state,
-    optimizer_state,
-    prefixed,
-    without,
-)
-from clnp.progress import Progress
-from clnp.task_inference import Prediction, predicted
-from clnp.task_report import TaskReport, matrix_of
-from clnp.train import SCHEDULES, FitState, record
+from ..callbacks import check_callbacks, notify
+from ..data.batches import accuracy, seed_for, seeded
+from ..data.check import task_data
+from ..data.task import Split, Task
+from ..errors import CheckpointError, ConfigError
+from ..files import checkpoint
+from ..learner.checks import check_device
+from ..learner.learned_data import check_new, kept_test, learned_tasks, test_split
+from ..learner.learner import CHECKPOINT
+from ..learner.progress import Progress
+from ..learner.report import TaskReport, matrix_of
+from ..memory import memory_needed
+from ..network.inference import Prediction, predicted
+from ..training.fit import SCHEDULES, FitState, record
+from .loop import Cost, Meter, run_epoch
+from .method import Method
+from .network import Heads, TaskNet
+from .saving import check_network, check_task, graph_of
+from .settings import MethodSettings
+from .state import as_tensor, from_tensor, load_optimizer_state, optimizer_state, prefixed, without
 
 KIND = "method"
 

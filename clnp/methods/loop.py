@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from clnp.batches import count
-from clnp.data.task import Task
-from clnp.errors import DataError, TrainingError
-from clnp.methods.cost import held, layer_products
-from clnp.methods.method import Batch, Method
-from clnp.train import REPORT_SECONDS
+from ..data.batches import count
+from ..data.task import Task
+from ..errors import DataError, TrainingError
+from ..training.fit import REPORT_SECONDS
+from .cost import held, layer_products
+from .method import Batch, Method
 
 OnBatch = Callable[[float, float, int, int], None]
 

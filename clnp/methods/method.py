@@ -18,14 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clnp.batches import batches, count
-from clnp.data.items import Items
-from clnp.data.task import Split, Task
-from clnp.methods.network import ForTask, TaskNet
-from clnp.methods.options import Options, checked
-from clnp.methods.settings import MethodSettings
-from clnp.settings import DTYPES
 from clnp_kernels.optim import SGDL1, AdamL1
+
+from ..data.batches import batches, count
+from ..data.items import Items
+from ..data.task import Split, Task
+from ..learner.settings import DTYPES
+from .network import ForTask, TaskNet
+from .options import Options, checked
+from .settings import MethodSettings
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clnp.errors import ConfigError
+from ..errors import ConfigError
 
 # Stands in for the logits of classes that a task does not have, where tasks with different numbers
 # of classes meet in one batch: exp(PAD) is 0, and PAD - PAD is 0 too.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clnp.errors import ConfigError
+from ..errors import ConfigError
 
 
 @dataclass(frozen=True)

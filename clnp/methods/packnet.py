@@ -11,11 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from clnp.data.task import Task
-from clnp.errors import CapacityError, CapacityWarning
-from clnp.methods.method import Batch, Method
-from clnp.methods.network import ForTask
-from clnp.methods.options import Options, number, whole
+from ..data.task import Task
+from ..errors import CapacityError, CapacityWarning
+from .method import Batch, Method
+from .network import ForTask
+from .options import Options, number, whole
 
 
 class PackNet(Method):

@@ -11,25 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clnp import checkpoint
-from clnp.data.task import Task
-from clnp.errors import CheckpointError, ConfigError
-from clnp.learner import CHECKPOINT
-from clnp.methods.er import ER, DERpp
-from clnp.methods.esacl.method import EsaCL, EsaCLCo2L, EsaCLEWC
-from clnp.methods.ewc import EWC
-from clnp.methods.finetune import Finetune
-from clnp.methods.joint import Joint
-from clnp.methods.learner import KIND, MethodLearner
-from clnp.methods.method import Method
-from clnp.methods.options import Options, checked
-from clnp.methods.packnet import PackNet
-from clnp.methods.saving import example_of, network_of
-from clnp.methods.scratch import Scratch
-from clnp.methods.settings import MethodSettings
-from clnp.methods.si import SI
-from clnp.methods.sparcl import SparCL
-from clnp.methods.superposition import Superposition
+from ..data.task import Task
+from ..errors import CheckpointError, ConfigError
+from ..files import checkpoint
+from ..learner.learner import CHECKPOINT
+from .er import ER, DERpp
+from .esacl.method import EsaCL, EsaCLCo2L, EsaCLEWC
+from .ewc import EWC
+from .finetune import Finetune
+from .joint import Joint
+from .learner import KIND, MethodLearner
+from .method import Method
+from .options import Options, checked
+from .packnet import PackNet
+from .saving import example_of, network_of
+from .scratch import Scratch
+from .settings import MethodSettings
+from .si import SI
+from .sparcl import SparCL
+from .superposition import Superposition
 
 SHARED = tuple(f.name for f in dataclasses.fields(MethodSettings))
 

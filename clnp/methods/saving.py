@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clnp.batches import evaluating
-from clnp.checks import classes_of
-from clnp.convert import convert
-from clnp.data.check import check_is_task, ready
-from clnp.data.task import Task
-from clnp.errors import CheckpointError, ConfigError, ConvertError, DataError
-from clnp.graph import OPS, Graph, build
-from clnp.methods.network import TaskNet
-from clnp.model import Model
-from clnp.restore import dtype_of
+from ..data.batches import evaluating
+from ..data.check import check_is_task, ready
+from ..data.task import Task
+from ..errors import CheckpointError, ConfigError, ConvertError, DataError
+from ..graph.graph import OPS, Graph, build
+from ..learner.checks import classes_of
+from ..network.conversion import convert
+from ..network.model import Model
+from ..network.restore import dtype_of
+from .network import TaskNet
 
 SPARE = 1 << 20
 MOST_VALUES = 1 << 28  # of a batch

@@ -6,10 +6,10 @@ import copy
 
 from torch import nn
 
-from clnp.data.task import Task
-from clnp.methods.method import Method
-from clnp.methods.network import ForTask
-from clnp.methods.state import without
+from ..data.task import Task
+from .method import Method
+from .network import ForTask
+from .state import without
 
 
 class Scratch(Method):

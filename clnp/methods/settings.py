@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from clnp.errors import ConfigError
-from clnp.settings import CHECKS as LEARNER
+from ..errors import ConfigError
+from ..learner.settings import CHECKS as LEARNER
 
 # setting -> (what is expected, check); those that `clnp.Settings` has too are checked alike
 CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clnp.data.task import Task
-from clnp.methods.anchor import Anchor
-from clnp.methods.method import Batch, Method
-from clnp.methods.options import Options, number
-from clnp.methods.state import prefixed, without
+from ..data.task import Task
+from .anchor import Anchor
+from .method import Batch, Method
+from .options import Options, number
+from .state import prefixed, without
 
 
 class SI(Method):

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from clnp.data.task import Task
-from clnp.methods.er import ER, DERpp, Replay
-from clnp.methods.esacl.sdp import largest
-from clnp.methods.method import Batch, chosen, examples, indexed, shuffled
-from clnp.methods.options import Options, choice, number, whole
-from clnp.methods.state import prefixed, without
+from ..data.task import Task
+from ..training.frank_wolfe import largest
+from .er import ER, DERpp, Replay
+from .method import Batch, chosen, examples, indexed, shuffled
+from .options import Options, choice, number, whole
+from .state import prefixed, without
 
 
 class DynamicMask:

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from clnp.batches import seed_for
-from clnp.methods.method import Batch, Method
-from clnp.methods.network import ForTask, Heads
-from clnp.methods.options import Options, choice
+from ..data.batches import seed_for
+from .method import Batch, Method
+from .network import ForTask, Heads
+from .options import Options, choice
 
 
 def binary_key(size: int, seed: int) -> Tensor:

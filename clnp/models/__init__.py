@@ -3,8 +3,8 @@
 All are plain torch modules; `clnp.convert` makes masked networks of them.
 """
 
-from clnp.models.networks import mlp, narrow, resnet18_small, wide
-from clnp.models.resolve import NETWORKS, load_weights, make, names
+from .networks import mlp, narrow, resnet18_small, wide
+from .resolve import NETWORKS, load_weights, make, names
 
 __all__ = [
     "NETWORKS",

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from clnp.errors import ConfigError
+from ..errors import ConfigError
 
 # How the weights of an MLP's first layer can be drawn.
 INITS = ("default", "orthogonal")

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clnp.errors import ConfigError
-from clnp.models import networks
+from ..errors import ConfigError
+from . import networks
 
 # Our own: name -> function. All others are torchvision's.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {

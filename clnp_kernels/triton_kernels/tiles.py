@@ -1,6 +1,6 @@
 """Tiles of the matrix products: a table per architecture and the function that chooses from it.
 
-The entries are those that compile without spills (tests/triton); none has been
+The entries are those that compile without spills (tests/clnp_kernels/triton); none has been
 timed on a GPU yet. There is no autotuning: the first call of a shape costs what every call costs.
 """
 

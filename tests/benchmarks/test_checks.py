@@ -13,7 +13,7 @@ from benchmarks.checks import WrongResultError, check_losses, check_steps
 from benchmarks.contenders import CONTENDERS, EagerMasked, Ours, Slices
 from benchmarks.harness import ContenderError, Samples, processes, race
 from benchmarks.state import State, dense_network, make_state, work_of
-from clnp.pruning import keep_first
+from clnp.network.keep import keep_first
 
 MLP = Case("mlp", 0.02, 8, 0.5)
 NARROW = Case("narrow", 0.1, 4, 0.5)

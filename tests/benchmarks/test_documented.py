@@ -15,7 +15,7 @@ from benchmarks import documented, gpu_suite, methods_evidence, run
 from benchmarks import page as benchmark_page
 from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce.experiment import settings_of
-from clnp.cli import chosen, runs
+from clnp.cli import build_config, run_folder
 from clnp.cli.arguments import STREAMS, parse
 from clnp.cli.commands import COMMANDS
 from clnp.cli.configurations import resolved
@@ -110,9 +110,9 @@ def test_documented_settings_are_settings(
     if words[-1] == "--help":
         return
     options = parse(words)
-    names = chosen.compared_methods(options.methods) if words[0] == "compare" else [None]
+    names = build_config.compared_methods(options.methods) if words[0] == "compare" else [None]
     for name in names:
-        chosen.settings(options, tmp_path, name)
+        build_config.settings(options, tmp_path, name)
 
 
 def test_a_lost_word_is_found() -> None:
@@ -172,8 +172,8 @@ def test_reproduced_figures_have_the_settings_of_their_commands(folder: Path) ->
 
 def test_the_committed_run_has_the_settings_of_its_command() -> None:
     (words,) = (w for w in RESULTS_COMMANDS if w[:3] == ["clnp", "run", "permuted-mnist"])
-    asked, _ = chosen.settings(parse(words[1:]), Path("nowhere"))
-    config = runs.read_json(RESULTS / "permuted-mnist" / "config.json")["config"]
+    asked, _ = build_config.settings(parse(words[1:]), Path("nowhere"))
+    config = run_folder.read_json(RESULTS / "permuted-mnist" / "config.json")["config"]
     assert meaning(config) == meaning(asked.as_dict())
 
 

@@ -21,9 +21,9 @@ from benchmarks.reproduce.capacity import accuracy_at, effective_rank
 from benchmarks.reproduce.experiment import Run
 from benchmarks.reproduce.figures import accuracy_per_task
 from benchmarks.reproduce.tables import task_rows
-from clnp import plots
-from clnp.cli import runs
-from clnp.learner import Learner
+from clnp.plots import figures
+from clnp.cli import run_folder
+from clnp.learner.learner import Learner
 
 LONG = bool(os.environ.get("CLNP_LONG_TESTS"))
 
@@ -33,7 +33,7 @@ def command(*words: object) -> int:
     threads = torch.get_num_threads()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plots, "DPI", 20)
+            patch.setattr(figures, "DPI", 20)
             return reproduce.main([*map(str, words), "--quick"])
     finally:
         torch.set_num_threads(threads)
@@ -244,7 +244,7 @@ def test_a_damaged_folder_does_not_stop_the_others(
 ) -> None:
     damaged = tmp_path / "quick" / "permuted-mnist" / "CLNP" / "seed-0"
     damaged.mkdir(parents=True)
-    (damaged / runs.CONFIG).write_text("{")
+    (damaged / run_folder.CONFIG).write_text("{")
     words = ["--only", "CLNP", "superposition", "--tasks", 1, "--epochs", 1, "--out", tmp_path]
     assert command("table1", *words) == 3
     assert "CLNP, seed 0" in capsys.readouterr().out

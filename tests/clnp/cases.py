@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import clnp
 from clnp.data import Task
-from clnp.model import Model
+from clnp.network.model import Model
 
 
 class Functional(nn.Module):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clnp import cli, plots
+from clnp import cli
+from clnp.plots import figures
 
 
 def tiny(**changes: object) -> list[str]:
@@ -27,7 +28,7 @@ def run_clnp(*words: object) -> int:
     threads = torch.get_num_threads()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plots, "DPI", 20)
+            patch.setattr(figures, "DPI", 20)
             return cli.main([str(word) for word in words])
     finally:
         torch.set_num_threads(threads)

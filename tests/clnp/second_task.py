@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import clnp
-from clnp.model import Model
+from clnp.network.model import Model
 from clnp_kernels.optim import SGDL1, AdamL1
 from tests.clnp.cases import random_keep
 

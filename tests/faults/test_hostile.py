@@ -19,11 +19,12 @@ import torch
 from safetensors.torch import save_file
 
 import clnp
-from clnp import checkpoint, methods, models
-from clnp.cli import runs
+from clnp import methods, models
+from clnp.cli import run_folder
 from clnp.data import ArrayFiles
 from clnp.data.idx import read_idx
 from clnp.errors import CheckpointError, ConfigError, DataError
+from clnp.files import checkpoint
 from tests.clnp.cases import blobs, convert, mlp
 from tests.clnp.commands import clnp as command
 from tests.clnp.commands import finished_run
@@ -287,7 +288,7 @@ def test_json_of_a_run_that_is_too_deep_or_too_large(
     code, _, error = command(capsys, "report", tmp_path)
     assert code == 2
     assert "can't be read" in error
-    monkeypatch.setattr(runs, "MAX_JSON", 100)
+    monkeypatch.setattr(run_folder, "MAX_JSON", 100)
     (tmp_path / "config.json").write_text(json.dumps({"a": "x" * 200}))
     code, _, error = command(capsys, "report", tmp_path)
     assert code == 2

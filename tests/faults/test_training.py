@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 import clnp
 from clnp.data import Task
 from clnp.errors import DataError, TrainingError
-from clnp.learner import Learner
+from clnp.learner.learner import Learner
 from clnp.memory import out_of_memory
-from clnp.sparsify import ThresholdSearch
-from clnp.train import Fit
+from clnp.pruning.search import ThresholdSearch
+from clnp.training.fit import Fit
 from tests.clnp.cases import blobs, convert, mlp
 
 SETTINGS: dict[str, Any] = {"head": "single", "epochs": 2, "lr": 0.01, "batch_size": 32}

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from clnp.cli import compare, experiment, html_report
+from clnp.cli import compare, experiment
+from clnp.cli.html import report
 from clnp.cli.options import OPTIONS, PLACES
-from clnp.svg import Picture
+from clnp.plots.svg import Picture
 from tests.clnp.commands import clnp, finished_run
 from tests.fuzz.mutations import mutated
 
@@ -107,7 +108,7 @@ NO_PICTURE = Picture("", 1, 1, "")
 def quick_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without pictures, which take a second each."""
     if not LONG:
-        monkeypatch.setattr(html_report, "picture", lambda *_: NO_PICTURE)
+        monkeypatch.setattr(report, "picture", lambda *_: NO_PICTURE)
 
 
 @pytest.fixture(scope="module")

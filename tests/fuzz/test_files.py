@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import clnp
-from clnp import checkpoint, methods
+from clnp import methods
 from clnp.data.cifar import read_cifar
 from clnp.data.idx import read_idx
 from clnp.errors import CheckpointError, ClnpError, ConfigError, DataError
+from clnp.files import checkpoint
 from tests.clnp.cases import blobs, convert, mlp
 from tests.fuzz.mutations import mutated
 
@@ -179,8 +180,8 @@ def test_any_bytes_of_data(name: str, tmp_path: Path) -> None:
 
 def test_progress_of_anything(good: dict[str, Any], tmp_path: Path) -> None:
     """A saved fit that is not one is trained again, or refused."""
-    from clnp.progress import KIND, Progress
-    from clnp.train import FitState
+    from clnp.learner.progress import KIND, Progress
+    from clnp.training.fit import FitState
 
     progress, stamp = Progress(tmp_path), {"task": 0}
     state = FitState(1, [{"loss": 1.0}], [torch.ones(2)], {"0.step": torch.tensor(1.0)})

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clnp.capture import StepGraph, rates_on_device, set_rate
+from clnp.training.step_graph import StepGraph, rates_on_device, set_rate
 from clnp_kernels import chooser, cuda_kernels, nn, ops, optim
 from tests import oracles
-from tests.ops import conv_cases
+from tests.clnp_kernels.ops import conv_cases
 from tests.oracles import assert_accurate
 
 REHEARSED = os.environ.get("CLNP_REHEARSE") == "1"

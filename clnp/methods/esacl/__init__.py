@@ -4,16 +4,11 @@ No code of the authors is public, and the formulas here are put together from th
 the paper and the works it builds on; each part says from what. `docs/methods.md` has the list.
 """
 
-from clnp.methods.esacl.co2l import asymmetric_contrast, instance_distillation
-from clnp.methods.esacl.ids import eliminate_redundant, gradient_embedding, select, support_examples
-from clnp.methods.esacl.polytope import channel_vertex, in_channel_polytope, in_polytope, vertex
-from clnp.methods.esacl.sdp import FrankWolfe, perturbed, prune_to
-from clnp.methods.esacl.structured import (
-    SDPSettings,
-    StructuredFit,
-    channel_scores,
-    structured_sdp,
-)
+from ...training.frank_wolfe import FrankWolfe, perturbed, prune_to
+from ...training.polytope import channel_vertex, in_channel_polytope, in_polytope, vertex
+from ...training.sdp_fit import SDPSettings, StructuredFit, channel_scores, structured_sdp
+from .co2l import asymmetric_contrast, instance_distillation
+from .ids import eliminate_redundant, gradient_embedding, select, support_examples
 
 __all__ = [
     "FrankWolfe",

@@ -19,9 +19,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clnp.batches import batches, count, evaluating
-from clnp.data.task import Split
-from clnp.methods.network import TaskNet
+from ...data.batches import batches, count, evaluating
+from ...data.task import Split
+from ..network import TaskNet
 
 ROWS = 1000
 BLOCK = 4096

@@ -10,21 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clnp.data.task import Task
-from clnp.methods.er import REPLAY, Replay
-from clnp.methods.esacl.co2l import asymmetric_contrast, instance_distillation
-from clnp.methods.esacl.ids import select
-from clnp.methods.esacl.sdp import FrankWolfe, perturbed, prune_to, still_statistics
-from clnp.methods.ewc import EWC
-from clnp.methods.method import Batch, Method, chosen, examples, indexed, shuffled
-from clnp.methods.network import TaskNet
-from clnp.methods.options import Options, choice, number, whole
-from clnp.methods.state import (
-    load_optimizer_state,
-    optimizer_state,
-    prefixed,
-    without,
-)
+from ...data.task import Task
+from ...training.frank_wolfe import FrankWolfe, perturbed, prune_to, still_statistics
+from ..er import REPLAY, Replay
+from ..ewc import EWC
+from ..method import Batch, Method, chosen, examples, indexed, shuffled
+from ..network import TaskNet
+from ..options import Options, choice, number, whole
+from ..state import load_optimizer_state, optimizer_state, prefixed, without
+from .co2l import asymmetric_contrast, instance_distillation
+from .ids import select
 
 OPTIONS = {
     "sparsity": number(0.9, "share of the weights that pruning sets to zero", 0, 1),

@@ -29,8 +29,8 @@ from clnp.methods.esacl import (
     support_examples,
     vertex,
 )
-from clnp.methods.esacl.sdp import still_statistics
 from clnp.methods.network import TaskNet
+from clnp.training.frank_wolfe import still_statistics
 from clnp_kernels.nn import PartialBatchNorm2d
 from tests.clnp.cases import mlp
 

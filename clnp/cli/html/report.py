@@ -1,0 +1,241 @@
+"""`report.html`: a run, several seeds, or a comparison of methods as one page that needs nothing
+else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ... import plots
+from ...files.atomic import write_text
+from ...plots.svg import Picture, picture
+from .. import compare, report, results, run_folder
+from ..config import Config, option
+from . import tables
+from .page import percent, render
+
+PAGE = "report.html"
+
+
+def write(folder: Path, target: Path | None = None) -> Path:
+    """Writes the page of a run folder or a comparison. Those of its seeds or methods that have a
+    page are linked to.
+
+    Arguments:
+        folder: of `clnp run` or `clnp compare`.
+        target: the file; default: report.html in the folder. Elsewhere it has no links.
+
+    Returns:
+        the file.
+
+    Raises:
+        RunError, ConfigError: no such run, or damaged. OSError: the file can't be written.
+    """
+    if compare.is_compare(folder):
+        text = comparison_page(folder, linked=target is None)
+    elif len(run_folder.read_config(folder)[0].seeds) > 1:
+        text = seeds_page(folder, linked=target is None)
+    else:
+        text = run_page(folder)
+    path = folder / PAGE if target is None else target
+    write_text(path, text)
+    return path
+
+
+def run_page(folder: Path) -> str:
+    """The page of a run of one seed."""
+    config, _ = run_folder.read_config(folder)
+    metrics = results.read(folder)
+    reports = metrics["reports"]
+    seconds = results.read_seconds(folder)
+    return render(
+        "run.html",
+        title=_title(config),
+        subtitle=f"{folder.resolve().name}, seed {config.seeds[0]}",
+        facts=_facts(metrics, seconds),
+        names=[r["name"] for r in reports],
+        metrics=metrics,
+        certificate=metrics["certificate"],
+        accuracy=tables.accuracies(metrics),
+        tasks=tables.tasks(metrics),
+        grids=[(i, tables.grid(r["grid"])) for i, r in enumerate(reports) if len(r["grid"]) > 1],
+        inferred=tables.inferred(metrics),
+        channels=tables.channels(metrics),
+        reuses=tables.reuse(metrics),
+        costs=tables.costs(results.read_costs(folder), seconds),
+        settings=_settings(config),
+        machine=_machine(folder),
+        **_pictures([metrics]),
+    )
+
+
+def seeds_page(folder: Path, *, linked: bool) -> str:
+    """The page of a run of several seeds: means and deviations; `linked` to the seeds' pages."""
+    config, _ = run_folder.read_config(folder)
+    folders = run_folder.seed_folders(folder, config)
+    every = [results.read(path) for _, path in folders]
+    summary = results.summarise(every)
+    facts = [
+        _fact("mean accuracy, task given", _percent_spread(summary["acc"])),
+        _fact("mean forgetting", report.number(summary["forgetting"]["mean"])),
+        _fact("seeds", str(len(every))),
+        *_certificate(summary["certificate"]),
+    ]
+    pictures: list[Picture] = []
+    if len({metrics["tasks_learned"] for metrics in every}) == 1:
+        drawn = _pictures(every)
+        pictures = [p for name in ("mean_accuracy", "capacity") if (p := drawn[name])]
+    return render(
+        "overview.html",
+        title=_title(config),
+        subtitle=f"{folder.resolve().name}, {len(every)} seeds",
+        facts=facts,
+        heading="Seeds",
+        table=tables.seeds(summary, every),
+        links=_links(folder, [path.name for _, path in folders], linked),
+        pictures=pictures,
+        settings={"all": _settings(config)},
+        machine=_machine(folders[0][1]),
+    )
+
+
+def comparison_page(folder: Path, *, linked: bool) -> str:
+    """The page of a comparison of methods; `linked` to the methods' pages."""
+    rows = compare.rows_of(folder)
+    lines = compare.summarise(rows)
+    names = [line["method"] for line in lines]
+    configs = {name: run_folder.read_config(folder / name)[0] for name in names}
+    cells = [
+        [line["method"], str(line["seeds"]), *(c.replace("+-", "±") for c in compare.cells(line))]
+        for line in lines
+    ]
+    columns = ("method", "seeds", *(title for title, _, _ in compare.COLUMNS))
+    pictures = []
+    if rows:
+        matrices = compare.matrices_of(folder, rows)
+        pictures = [
+            picture(
+                lambda: plots.mean_accuracies(matrices),
+                "Mean test accuracy after each task, a line per method",
+            ),
+            picture(
+                lambda: plots.accuracy_against_cost(rows),
+                "Accuracy at the end against training operations and against time",
+            ),
+        ]
+    facts = [_fact("methods", str(len(names)))]
+    if lines:
+        best = max(lines, key=lambda line: line["acc_mean"])
+        facts += [
+            _fact(f"highest mean accuracy, {best['method']}", f"{percent(best['acc_mean'])} %"),
+        ]
+    stream = next(iter(configs.values())).stream if configs else "no method has finished"
+    return render(
+        "overview.html",
+        title=f"{stream}: {len(names)} methods",
+        subtitle=folder.resolve().name,
+        facts=facts,
+        heading="Methods, the task given, mean ± standard deviation over seeds",
+        table=tables.Table(columns, cells),
+        links=_links(folder, names, linked),
+        pictures=pictures,
+        settings={name: _settings(config) for name, config in configs.items()},
+        machine={},
+    )
+
+
+def _links(folder: Path, names: Sequence[str], linked: bool) -> list[str]:
+    """Address of the page in each sub-folder, "" where there is none."""
+    return [
+        f"{quote(name)}/{PAGE}" if linked and (folder / name / PAGE).is_file() else ""
+        for name in names
+    ]
+
+
+def _pictures(every: Sequence[Mapping[str, Any]]) -> dict[str, Picture | None]:
+    """The figures of one seed or several; None where there is nothing to draw."""
+    first = every[0]["reports"]
+    capacities = [[r["capacity"] for r in m["reports"]] for m in every]
+    curves = [r["history"] for r in first]
+    inferred = [r.get("inferred") for r in first]
+    drawn: dict[str, Picture | None] = {
+        "mean_accuracy": picture(
+            lambda: plots.mean_accuracy([m["accuracy_matrix"] for m in every]),
+            "Mean test accuracy after each task, and accuracy on the task just learned",
+        ),
+        "capacity": None,
+        "training": None,
+        "inferred_accuracy": None,
+    }
+    if capacities[0][0]:
+        drawn["capacity"] = picture(
+            lambda: plots.capacity(capacities),
+            "Share of each layer's channels that is reused, idle, new and free after each task",
+        )
+    if any(curves):
+        drawn["training"] = picture(
+            lambda: plots.training_curves(curves), "Loss and accuracy over the epochs of all tasks"
+        )
+    if len(first) > 1 and all(inferred):
+        drawn["inferred_accuracy"] = picture(
+            lambda: plots.inferred_accuracy(every[0]["accuracy_matrix"], inferred),
+            "Mean accuracy after each task with the task given and without",
+        )
+    return drawn
+
+
+def _facts(
+    metrics: Mapping[str, Any], seconds: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    facts = [
+        _fact("mean accuracy, task given", f"{percent(metrics['acc'])} %"),
+        _fact("mean forgetting", report.number(metrics["forgetting"])),
+        _fact("tasks learned", str(metrics["tasks_learned"])),
+        *_certificate(metrics["certificate"]),
+    ]
+    last = metrics["reports"][-1]["capacity"]
+    if last:
+        used, size = (sum(c[k] for c in last.values()) for k in ("used", "size"))
+        facts.append(_fact("channels used", f"{percent(used / size, 1)} %"))
+    both = metrics.get("inferred", {}).get("entropy", {}).get("class_incremental")
+    if both is not None and metrics["tasks_learned"] > 1:
+        facts.append(_fact("task and label, not told", f"{percent(both)} %"))
+    if seconds:
+        facts.append(_fact("time", f"{sum(row['total'] for row in seconds) / 60:.1f} min"))
+    return facts
+
+
+def _certificate(certificate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if not certificate["tasks"]:
+        return []
+    bad = certificate["identical"] != certificate["tasks"]
+    value = f"{certificate['identical']} of {certificate['tasks']}"
+    return [_fact("tasks bit-identical", value, bad)]
+
+
+def _fact(label: str, value: str, bad: bool = False) -> dict[str, Any]:
+    return {"label": label, "value": value.replace(" %", "\N{NO-BREAK SPACE}%"), "bad": bad}
+
+
+def _percent_spread(value: Mapping[str, Any]) -> str:
+    """ "98.43 ± 0.04 %" of {"mean", "std"}."""
+    deviation = "" if value["std"] is None else f" ± {percent(value['std'])}"
+    return f"{percent(value['mean'])}{deviation} %"
+
+
+def _title(config: Config) -> str:
+    return config.stream if config.method == "clnp" else f"{config.stream}, {config.method}"
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """The settings by their options on the command line, without those that say nothing."""
+    values = {option(name): value for name, value in config.as_dict().items()}
+    return {name: value for name, value in values.items() if value not in (None, [])}
+
+
+def _machine(folder: Path) -> dict[str, Any]:
+    path = folder / "environment.json"
+    return tables.machine(run_folder.read_json(path)) if path.is_file() else {}

@@ -1,0 +1,199 @@
+"""Batches of a split, and what is measured over a whole one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..errors import TrainingError
+from ..parallel.ranks import ALONE, Ranks, current
+from ..training.step_graph import fits
+from .images import ImageSet
+from .items import Items
+from .task import Split
+
+EVALUATION_BATCH = 1000
+EVALUATION_VALUES = 1 << 22  # inputs of one batch: 27 images of 3 x 224 x 224
+
+
+def seed_for(*parts: Any) -> int:
+    """A seed that depends on all its arguments, the same on every machine."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+
+
+def batches(
+    split: Split,
+    batch_size: int,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches (x [B, ...], y [B]) of a split on a device; shuffled by a generator, in order without
+    one.
+
+    Several ranks divide every shuffled batch (a rank's share of a small one may be empty); in
+    order, each gets batches of a piece of the split.
+    """
+    mine = ranks.rows(count(split))
+    if isinstance(split, tuple) and generator is None:
+        x, y = split
+        for start in range(mine.start, mine.stop, batch_size):
+            rows = slice(start, min(start + batch_size, mine.stop))
+            yield placed(x[rows], device), y[rows].to(device)
+        return
+    if generator is None:
+        chunks = [r for r in torch.arange(mine.start, mine.stop).split(batch_size) if len(r)]
+        asked = chunks
+    else:
+        whole = _chunks(torch.randperm(count(split), generator=generator), batch_size)
+        chunks = [ranks.part(rows) for rows in whole]
+        # A data set can't be asked for no examples: it is asked for one, which is dropped.
+        asked = [own if len(own) else rows[:1] for own, rows in zip(chunks, whole, strict=True)]
+    taken = _taken(split, asked, anew=generator is not None)
+    for rows, (x, y) in zip(chunks, taken, strict=True):
+        told = torch.as_tensor(y, dtype=torch.int64)
+        yield placed(x[: len(rows)], device), told[: len(rows)].to(device)
+
+
+def _taken(
+    split: Split, chunks: Sequence[Tensor], *, anew: bool = False
+) -> Iterable[tuple[Tensor, Any]]:
+    """The examples of each chunk of rows. Data sets that draw at random draw other examples where
+    `anew` is asked for, seeded by torch's global generator, and the same ones in every pass else.
+    """
+    if isinstance(split, tuple):
+        x, y = split
+        return ((x[rows.to(x.device)], y[rows.to(y.device)]) for rows in chunks)
+    if isinstance(split, ImageSet):
+        return (split.batch(rows) for rows in chunks)
+    seed = int(torch.empty((), dtype=torch.int64).random_()) if anew else 0
+    return Items.of(split).batches([rows.tolist() for rows in chunks], seed)
+
+
+def batch_sizes(total: int, batch_size: int) -> list[int]:
+    """The sizes of the shuffled batches of `total` examples, over all ranks."""
+    return [len(rows) for rows in _chunks(torch.arange(total), batch_size)]
+
+
+def placed(x: Tensor, device: torch.device) -> Tensor:
+    """A batch on a device; images in channels_last, in which convolutions are fastest."""
+    x = x.to(device)
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def resident(split: Split, device: torch.device) -> Split:
+    """The split with its tensors on a GPU, if they fit into half of the memory that is free."""
+    if device.type != "cuda" or not isinstance(split, tuple) or not fits(device, *split):
+        return split
+    return split[0].to(device), split[1].to(device)
+
+
+def _chunks(order: Tensor, size: int) -> list[Tensor]:
+    """Batches of `size`; a last one of a single example, whose variance a batch norm could not
+    take, joins the one before it.
+    """
+    chunks = list(order.split(size))
+    if len(chunks) > 1 and len(chunks[-1]) == 1:
+        chunks[-2:] = [torch.cat(chunks[-2:])]
+    return chunks
+
+
+def count(split: Split) -> int:
+    """Examples in a split."""
+    return len(split[1]) if isinstance(split, tuple) else len(split)  # type: ignore[arg-type]
+
+
+def evaluation_batch(split: Split) -> int:
+    """Examples in a batch where no gradients are kept: 1000, fewer where examples are large."""
+    sample = split.sample[0] if isinstance(split, Items) else first_inputs(split, 1).shape[1:]
+    values = max(math.prod(sample), 1)
+    return max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // values))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's generators seeded inside, as they were before outside."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; restores every module's mode."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def count_correct(
+    net: nn.Module,
+    split: Split,
+    device: torch.device,
+    batch_size: int | None = None,
+    at_least: int = 0,
+) -> int:
+    """How many examples of a split the network classifies correctly, in evaluation mode; stops
+    early, with what was counted so far, once `at_least` can't be reached any more. Ranks that share
+    their work (`clnp.learner.agreement.sharing`) classify a piece each.
+    """
+    ranks = current()
+    size = batch_size or evaluation_batch(split)
+    pieces = batches(split, size, device, ranks=ranks)
+    return ranks.total(correct_of(net, pieces, count(split) - at_least))
+
+
+def correct_of(net: nn.Module, pieces: Iterable[tuple[Tensor, Tensor]], most_wrong: int) -> int:
+    """How many examples of these batches the network classifies correctly, in evaluation mode;
+    stops once more than `most_wrong` are wrong.
+
+    Raises:
+        TrainingError: an output is NaN.
+    """
+    correct = wrong = 0
+    with evaluating(net):
+        for x, y in pieces:
+            logits = net(x)
+            check_outputs(logits)
+            hits = int((logits.argmax(dim=-1) == y).sum())
+            correct, wrong = correct + hits, wrong + len(y) - hits
+            if wrong > most_wrong:
+                break
+    return correct
+
+
+def check_outputs(outputs: Tensor) -> None:
+    """Raises TrainingError where an output of an evaluated network is NaN."""
+    if bool(outputs.isnan().any()):
+        raise TrainingError(
+            "an evaluated network's outputs are NaN: look for NaN or huge numbers in the inputs, "
+            "or take a lower lr"
+        )
+
+
+def accuracy(
+    net: nn.Module, split: Split, device: torch.device, batch_size: int | None = None
+) -> float:
+    """Fraction of a split that the network classifies correctly, in evaluation mode."""
+    return count_correct(net, split, device, batch_size) / count(split)
+
+
+def first_inputs(split: Split | Dataset[Any], rows: int) -> Tensor:
+    """The first inputs of a split, x [rows, ...]."""
+    if isinstance(split, tuple):
+        return split[0][:rows]
+    chosen = torch.arange(min(rows, count(split)))
+    return next(iter(_taken(split, [chosen])))[0]

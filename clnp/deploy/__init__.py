@@ -1,0 +1,1 @@
+"""Taking a task out: stand-alone networks and exported files."""

@@ -1,0 +1,1 @@
+"""Bytes on disk: atomic writes, the checkpoint format, CSV text."""

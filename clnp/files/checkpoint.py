@@ -1,0 +1,120 @@
+"""Files of tensors and JSON: safetensors, never pickle, written whole or not at all, checked when
+read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CheckpointError, SaveError
+from .atomic import replacing
+
+FORMAT = "clnp-1"
+MAX_JSON = 64 << 20
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the JSON text and every tensor's name, dtype, shape and bytes."""
+    sha = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sha.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        sha.update(tensor_bytes(tensor))
+    return sha.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def write(
+    path: str | Path, kind: str, tensors: Mapping[str, Tensor], data: Mapping[str, Any]
+) -> None:
+    """Writes tensors and JSON-able data into one safetensors file, atomically.
+
+    Arguments:
+        path: the file; its folder is made if need be.
+        kind: what the file is ("learner", ...); `read` insists on it.
+        tensors: any device and layout; stored contiguous, shared storage is stored twice.
+        data: JSON-able.
+
+    Raises:
+        SaveError: the file can't be written (no space, no permission).
+    """
+    path = Path(path)
+    owned = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    text = json.dumps(data)
+    header = {"format": FORMAT, "kind": kind, "data": text, "sha256": _digest(text, owned)}
+    try:
+        with replacing(path) as temporary:
+            save_file(owned, str(temporary), metadata=header)
+    except (OSError, SafetensorError) as error:
+        raise SaveError(
+            f"{path} can't be written: {error}. What was there before is still there; make room, "
+            "or name another folder, and save again"
+        ) from error
+
+
+def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `write` wrote and checks every byte of it. Nothing in the file is run or
+    unpickled, and no more memory is taken than the file has bytes.
+
+    Returns:
+        (tensors on the CPU, data)
+
+    Raises:
+        CheckpointError: no such file, damaged, of another kind, or not written by this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            _check_header(path, header, kind)
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        digest = _digest(header["data"], tensors)
+    except CheckpointError:
+        raise
+    # torch complains of element types that it has no bytes of
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+    if digest != header["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its contents do not match its checksum")
+    return tensors, _parsed(path, header["data"])
+
+
+def _check_header(path: Path, header: Mapping[str, str], kind: str) -> None:
+    if not {"format", "kind", "data", "sha256"} <= set(header):
+        raise CheckpointError(f"{path} was not written by clnp")
+    if header["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {header['format']!r}; this version of clnp reads {FORMAT!r}. "
+            "Read it with the version that wrote it, or a newer one"
+        )
+    if header["kind"] != kind:
+        raise CheckpointError(f"{path} holds a {header['kind']!r}, not a {kind!r}")
+    if len(header["data"]) > MAX_JSON:
+        raise CheckpointError(f"{path}: its header is larger than {MAX_JSON >> 20} MiB")
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    """The JSON object of a header; a checksum says nothing of who wrote it."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} was not written by clnp: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} was not written by clnp: its data is no JSON object")
+    return data

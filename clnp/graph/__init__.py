@@ -1,0 +1,1 @@
+"""A network as data: tracing a module, lowering it to a graph, grouping its channels."""

@@ -1,0 +1,156 @@
+"""A last line of defence: a converted network is run beside the original on random numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import ConvertError
+from .graph import OPS, WITH_WEIGHTS, Graph
+from .trace import Traced, first_line
+
+SEED = 0
+DROPOUTS = (
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
+    *(F.alpha_dropout, F.feature_alpha_dropout),
+)
+DIFFERENT = (
+    "the converted network does not give the logits of the original one in {mode} mode; "
+    "does its forward depend on something other than its input and weights?"
+)
+
+
+def random_like(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Normal numbers of the given shape, in the dtype and on the device of `like`; torch's own
+    generators are not touched.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float32)
+    return drawn.to(device=like.device, dtype=like.dtype)
+
+
+class _SureDropout(TorchFunctionMode):
+    """Dropout that scales by 1 + p instead of drawing, in training mode only; what is dropped with
+    a probability never is. So two networks agree only where they drop the same values.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in DROPOUTS:
+            return _scaled(*args, **kwargs)
+        if func is Tensor.bernoulli_:
+            return args[0].fill_(1)
+        return func(*args, **kwargs)
+
+
+def _scaled(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if not training:
+        return input
+    return input.mul_(1 + p) if inplace else input * (1 + p)
+
+
+def check_evaluation(model: nn.Module, traced: Traced) -> None:
+    """Compares the model with the trace, in evaluation mode, with its own weights.
+
+    Raises:
+        ConvertError: the logits differ.
+    """
+    model.eval()
+    with torch.no_grad():
+        got = model(traced.x)
+    if not _close(traced.run.result, got):
+        raise ConvertError(DIFFERENT.format(mode="evaluation"))
+
+
+def check_training(net: nn.Module, graph: Graph, example: Tensor) -> None:
+    """Compares the network with its graph, computed by its own layers, in training mode: batch
+    norms see the batch. The batch has another size than the example, and no weight is zero, since
+    nothing shows behind it. Large images are tried at half their size first, where that is enough.
+
+    Arguments:
+        net: a copy of the network, whose numbers and modes are changed.
+        graph: what it was lowered to.
+        example: the batch [B, ...] that it was read with.
+
+    Raises:
+        ConvertError: the logits differ, or the network does not take the batch.
+    """
+    _draw_weights(net)
+    net.train()
+    batch, *shape = example.shape
+    if len(shape) == 3 and min(shape[1:]) > 64:
+        half = [shape[0], *(side // 2 for side in shape[1:])]
+        try:
+            if _agree(net, graph, random_like((2 + (batch == 2), *half), example)):
+                return
+        except Exception:  # it takes images of one size only
+            pass
+    rows = min(8, max(2, 2**15 // max(example[0].numel(), 1)))
+    x = random_like((rows + (rows == batch), *shape), example)
+    try:
+        same = _agree(net, graph, x) or _agree(net.double(), graph, x.double())
+    except Exception as error:
+        raise ConvertError(
+            f"{type(net).__name__} fails in training mode on a batch of {x.shape[0]} examples: "
+            f"{first_line(error)}. Its forward has to take batches of any size"
+        ) from error
+    if not same:
+        raise ConvertError(DIFFERENT.format(mode="training"))
+
+
+def _agree(net: nn.Module, graph: Graph, x: Tensor) -> bool:
+    if x.element_size() < 4:  # rounding would hide too much
+        net, x = net.float(), x.float()
+    with torch.no_grad(), _SureDropout():
+        return _close(net(x.clone()), _computed(graph, net, x))
+
+
+def _computed(graph: Graph, net: nn.Module, x: Tensor) -> Tensor:
+    """The output of a graph, in training mode, with the layers of `net`."""
+    values: dict[str, Tensor] = {}
+    for node in graph.nodes:
+        op = OPS[node.op]
+        inputs = [values[name] for name in node.inputs]
+        attrs = {name: node.attrs[name] for name in op.attrs}
+        if op.role == "input":
+            values[node.name] = x
+        elif op.role in WITH_WEIGHTS:
+            values[node.name] = net.get_submodule(node.name)(*inputs)
+        elif op.make is not None:
+            values[node.name] = op.make(**attrs)(*inputs)
+        else:
+            assert op.function is not None
+            values[node.name] = op.function(*inputs, *attrs.values())
+    return values[graph.output]
+
+
+def _close(expected: Tensor, got: Tensor) -> bool:
+    """Whether two tensors differ by rounding only, of sums whose terms are as large as the largest
+    number.
+    """
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        return False
+    finite = expected[expected.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    atol = math.sqrt(torch.finfo(expected.dtype).eps) * scale
+    return torch.allclose(expected, got, rtol=0, atol=atol, equal_nan=True)
+
+
+def _draw_weights(net: nn.Module) -> None:
+    """Draws the parameters that are vectors, and those that hold one number or no finite ones."""
+    generator = torch.Generator().manual_seed(SEED)
+    for parameter in net.parameters():
+        spread = float(parameter.detach().std()) if parameter.numel() > 1 else 0.0
+        if parameter.dim() > 1 and math.isfinite(spread) and spread > 0:
+            continue
+        drawn = torch.empty(parameter.shape, dtype=torch.float32)
+        drawn.uniform_(-0.5, 1.5, generator=generator)
+        inputs = math.prod(parameter.shape[1:])
+        parameter.data.copy_(drawn / math.sqrt(max(inputs, 1)))

@@ -1,0 +1,218 @@
+"""Operations that change a tensor in place, in a trace.
+
+The values of a `Graph` never change. So after `y.relu_()` everything that reads `y`, or another
+name of the same numbers, has to read the result instead. Where such a name is a view of another
+shape, or shares memory in one mode only, no value stands for it: this is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from ..errors import ConvertError
+from .recorder import Run
+from .trace import DROPOUTS, WRITES, argument, is_stochastic_depth, place_of
+
+# What returns its input in some cases (a mode, a memory format) and a copy in others.
+MAY_COPY = (
+    *("contiguous", "reshape", "reshape_as", "flatten", "ravel", "to", "type", "type_as"),
+    *("float", "double", "half", "bfloat16", "cpu", "cuda"),
+)
+# Of one shape in and out, these return their input.
+VIEWS_OF_ONE_SHAPE = ("reshape", "reshape_as", "flatten", "ravel", "Flatten")
+# What reads of a tensor all but its numbers.
+METADATA = ("size", "dim", "numel", "ndimension", "stride", "shape", "dtype", "device", "ndim")
+
+
+@dataclass
+class _Memory:
+    """The values that share memory, among the nodes so far.
+
+    Attributes:
+        run: one run of the trace.
+        modules: qualified name -> module.
+        order: the nodes, numbered.
+        parent: storage -> one that may be the same (a forest).
+        members: root of the forest -> the nodes whose values are there.
+        copies: node -> the node through which it may be a copy; None where it is none.
+    """
+
+    run: Run
+    modules: Mapping[str, nn.Module]
+    order: dict[fx.Node, int]
+    parent: dict[int, int] = field(default_factory=dict)
+    members: dict[int, list[fx.Node]] = field(default_factory=dict)
+    copies: dict[fx.Node, fx.Node | None] = field(default_factory=dict)
+
+    def root(self, storage: int) -> int:
+        while self.parent.get(storage, storage) != storage:
+            storage = self.parent[storage]
+        return storage
+
+    def region(self, node: fx.Node) -> set[int]:
+        """The storages that a node's value may be in."""
+        return {self.root(s) for s in self.run.storages.get(node.name, ())}
+
+    def join(self, storages: set[int]) -> None:
+        """Notes that some storages may be one."""
+        first, *others = storages
+        for other in others:
+            self.parent[other] = first
+            self.members.setdefault(first, []).extend(self.members.pop(other, []))
+
+    def add(self, node: fx.Node, written: fx.Node | None) -> None:
+        """Notes a node's value."""
+        region = self.region(node)
+        for storage in region:
+            self.members.setdefault(storage, []).append(node)
+        self.copies[node] = None
+        for source in [written] if written else node.all_input_nodes:
+            if may_copy(node, self.modules) and self.region(source):
+                if not (
+                    self.same(source, node) and _kind(node, self.modules) in VIEWS_OF_ONE_SHAPE
+                ):
+                    self.copies[node] = node
+                self.join(self.region(source) | self.region(node))
+            elif region & self.region(source):
+                self.copies[node] = self.copies[node] or self.copies[source]
+
+    def same(self, a: fx.Node, b: fx.Node) -> bool:
+        """Whether two nodes are the same numbers in every mode and memory format."""
+        places = self.run.places
+        known = a.name in places and places[a.name] == places.get(b.name)
+        return known and self.copies[a] is self.copies[b]
+
+    def sharing(self, region: set[int]) -> list[fx.Node]:
+        """The nodes whose values may be in a region."""
+        return [node for root in region for node in self.members.get(root, ())]
+
+    def is_after(self, node: fx.Node) -> Callable[[fx.Node], bool]:
+        """Whether another node comes later than `node`."""
+        return lambda other: self.order[other] > self.order[node]
+
+
+def make_functional(traced: fx.GraphModule, run: Run, modules: Mapping[str, nn.Module]) -> None:
+    """Makes what reads a changed value read the result of the change.
+
+    Arguments:
+        traced: the trace, which is changed.
+        run: one run of it.
+        modules: qualified name -> module.
+
+    Raises:
+        ConvertError: naming a change in place that a later operation sees and that no value stands
+            for.
+    """
+    memory = _Memory(run, modules, {node: i for i, node in enumerate(traced.graph.nodes)})
+    stale: list[tuple[fx.Node, fx.Node, fx.Node]] = []
+    for node in list(traced.graph.nodes):
+        if node.op == "output":
+            break
+        written = written_by(node, modules)
+        memory.add(node, written)
+        region = memory.region(written) if written else set()
+        region |= {memory.root(s) for s in run.changed[node.name]}
+        for value in memory.sharing(region):
+            if value.op == "get_attr":
+                raise ConvertError(
+                    f"{place_of(node)} changes {str(value.target)!r} in place; a network whose own "
+                    "tensors change with every call can't be converted"
+                )
+            if value is node:
+                continue
+            if written and memory.same(value, written) and memory.same(node, written):
+                value.replace_all_uses_with(node, memory.is_after(node))
+            later = filter(memory.is_after(node), value.users)
+            stale += [(node, value, user) for user in later]
+    _refuse_stale(traced, stale)
+
+
+def _refuse_stale(traced: fx.GraphModule, stale: list[tuple[fx.Node, fx.Node, fx.Node]]) -> None:
+    """Refuses reading a value that was changed under another name, if the output depends on it."""
+    needed = ancestors(traced)
+    for node, value, user in stale:
+        if user in needed and not _reads_metadata(user):
+            reader = "the output" if user.op == "output" else place_of(user)
+            if node.target is operator.setitem:
+                raise ConvertError(
+                    f"{place_of(node)} assigns to a part of {place_of(value)}, as x[i] = y, which "
+                    f"{reader} reads afterwards; this can't be converted"
+                )
+            raise ConvertError(
+                f"{place_of(node)} changes a value in place that {reader} reads afterwards as "
+                f"{place_of(value)}, a view of it or the same tensor in some modes only. Write it "
+                "out of place, as y = torch.relu(x) for x.relu_()"
+            )
+
+
+def ancestors(traced: fx.GraphModule) -> set[fx.Node]:
+    """The nodes that the output depends on."""
+    stack = [node for node in traced.graph.nodes if node.op == "output"]
+    found: set[fx.Node] = set()
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(node.all_input_nodes)
+    return found
+
+
+def written_by(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
+    """The value that an operation changes in place, by its name or arguments."""
+    out = node.kwargs.get("out")
+    if isinstance(out, fx.Node):
+        return out
+    if not _is_inplace(node, modules):
+        return None
+    first = node.args[0] if node.args else node.kwargs.get("input")
+    return first if isinstance(first, fx.Node) else None
+
+
+def _is_inplace(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    if node.target in WRITES or node.target is operator.setitem:
+        return True
+    name = _kind(node, modules).split(".")[0]
+    if name.endswith("_") and not name.endswith("__"):
+        return True
+    return node.op == "call_function" and bool(_argument_inplace(node))
+
+
+def _argument_inplace(node: fx.Node) -> Any:
+    if "inplace" in node.kwargs or not inspect.isfunction(node.target):
+        return node.kwargs.get("inplace", False)
+    names = list(inspect.signature(node.target).parameters)
+    position = names.index("inplace") if "inplace" in names else len(node.args)
+    return argument(node, position, "inplace", False)
+
+
+def may_copy(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether it takes more than the operation to tell if the result shares its input's memory."""
+    if written_by(node, modules) is not None:
+        return False
+    if node.target in DROPOUTS or is_stochastic_depth(node):
+        return True
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], nn.modules.dropout._DropoutNd | nn.Flatten)
+    return _kind(node, modules) in MAY_COPY
+
+
+def _kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    """Name of a function, method or class of module."""
+    if node.op == "call_module":
+        return type(modules[str(node.target)]).__name__
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _reads_metadata(node: fx.Node) -> bool:
+    """Whether an operation reads all of a tensor but its numbers."""
+    if node.target is getattr:
+        return node.args[1] in METADATA
+    return node.op == "call_method" and node.target in METADATA

@@ -1,0 +1,99 @@
+"""Why an operation can't be converted, where more can be said than its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from .trace import argument
+
+HELP = (
+    "Supported are Linear, Conv2d (dense or depthwise), BatchNorm, activations, pooling, Dropout, "
+    "Flatten, sums and products of hidden values, and modules built of them."
+)
+MIXES = "it computes on several channels at once, so earlier tasks would feel the channels of later"
+ALONE = "it normalises every channel by itself, which is not supported yet; use BatchNorm2d"
+PARTS = "parts of a layer's channels can't be pruned apart from the others"
+LOGITS = "the network has to end in logits, and the loss applies the softmax; remove it"
+REASONS = {
+    "LocalResponseNorm": MIXES,
+    "local_response_norm": MIXES,
+    "MultiheadAttention": MIXES,
+    "scaled_dot_product_attention": MIXES,
+    "InstanceNorm1d": ALONE,
+    "InstanceNorm2d": ALONE,
+    "instance_norm": ALONE,
+    "SyncBatchNorm": "use BatchNorm2d",
+}
+# What works along one axis -> (position of `dim`, its default, the reason where it is the channels'
+# axis).
+ALONG_AXIS = {
+    "softmax": (1, None, MIXES),
+    "Softmax": (0, None, MIXES),
+    "cat": (
+        1,
+        0,
+        "concatenated channels belong to several layers at once, which pruning can't follow",
+    ),
+    "concat": (
+        1,
+        0,
+        "concatenated channels belong to several layers at once, which pruning can't follow",
+    ),
+    "chunk": (2, 0, PARTS),
+    "split": (2, 0, PARTS),
+}
+
+
+def reason_for(
+    node: fx.Node, kind: str, module: nn.Module | None, shape: tuple[int, ...] | None
+) -> str | None:
+    """The reason why an operation is not supported.
+
+    Arguments:
+        node: its call.
+        kind: name of the function, method or class of module.
+        module: the module that is called; None for functions and methods.
+        shape: shape of the first tensor that it reads; None where that is not one tensor.
+    """
+    if kind in ("Softmax", "softmax") and all(user.op == "output" for user in node.users):
+        return LOGITS
+    if kind in ALONG_AXIS:
+        position, default, reason = ALONG_AXIS[kind]
+        dim = (
+            module.dim
+            if isinstance(module, nn.Softmax)
+            else argument(node, position, "dim", default)
+        )
+        return _along(dim, shape, reason)
+    if kind in ("GroupNorm", "group_norm"):
+        groups = (
+            module.num_groups
+            if isinstance(module, nn.GroupNorm)
+            else argument(node, 1, "num_groups", 1)
+        )
+        return ALONE if shape and groups == shape[1] else MIXES
+    if kind in ("LayerNorm", "layer_norm"):
+        axes = argument(node, 1, "normalized_shape", ())
+        axes = module.normalized_shape if isinstance(module, nn.LayerNorm) else axes
+        inside = shape is not None and len(shape) == 4 and len(axes) < 3
+        return (
+            "it normalises over pixels, which is not supported; use BatchNorm2d"
+            if inside
+            else MIXES
+        )
+    if isinstance(module, nn.PReLU):
+        shared = "that all tasks would share" if module.num_parameters == 1 else "of its channels"
+        return f"its slopes are weights {shared}, which is not supported; use LeakyReLU"
+    return REASONS.get(kind)
+
+
+def _along(dim: Any, shape: tuple[int, ...] | None, reason: str) -> str:
+    """The reason where `dim` is the axis of channels: axis 1 of images, else the last."""
+    if shape is None or not isinstance(dim, int):
+        return reason
+    axis = 1 if len(shape) == 4 else len(shape) - 1
+    return (
+        reason if dim % len(shape) == axis else f"it works along axis {dim}, which is not supported"
+    )

@@ -1,0 +1,245 @@
+"""Refusals of networks that conversion would change, and the copy that it works on."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import keyword
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel
+
+from ..errors import ConvertError
+from .graph import NAME
+from .trace import first_line
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+# Hooks of torch that compute a weight before every call -> what puts its value in place.
+REMOVERS = {
+    "torch.nn.utils.prune": "torch.nn.utils.prune.remove(layer, name)",
+    "torch.nn.utils.weight_norm": "torch.nn.utils.remove_weight_norm(layer)",
+    "torch.nn.utils.spectral_norm": "torch.nn.utils.remove_spectral_norm(layer)",
+}
+MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
+    """The module that `torch.compile` returned `net` for."""
+    while _is_compiled(net):
+        net = net._orig_mod  # type: ignore[assignment]
+    return net
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch._dynamo") and hasattr(module, "_orig_mod")
+
+
+def _named(name: str, module: nn.Module) -> str:
+    return f"{name!r} ({type(module).__name__})" if name else f"the network {type(module).__name__}"
+
+
+def check_example(example: Any) -> None:
+    """Refuses what is not a batch of numbers."""
+    if not isinstance(example, Tensor):
+        raise ConvertError(f"example_input: expected a tensor, got {type(example).__name__}")
+    if example.dim() < 2 or example.shape[0] < 1:
+        raise ConvertError(
+            f"example_input: expected a batch [B, ...] with B >= 1, got shape {list(example.shape)}"
+        )
+    if not example.is_floating_point() or example.layout != torch.strided:
+        raise ConvertError(
+            "example_input: expected a dense tensor of floating-point numbers, got "
+            f"{example.dtype}, {example.layout}"
+        )
+
+
+def check_module(net: nn.Module, example: Tensor) -> None:
+    """Refuses what a copy of the layers would lose or change; `net` is not changed.
+
+    Raises:
+        ConvertError: naming the module, the reason, and the way out.
+    """
+    _check_tensors(net, example)
+    for name, module in net.named_modules():
+        where = _named(name, module)
+        _check_name(name)
+        _check_kind(module, where)
+        _check_hooks(module, where)
+        if "forward" in vars(module):
+            raise ConvertError(
+                f"{where} has a forward of its own among its attributes, which a copy would lose; "
+                "define it in a class"
+            )
+    for name, module in net.named_modules():
+        if module.training != net.training and _depends_on_mode(module):
+            raise ConvertError(
+                f"{_named(name, module)} is in {_mode(module.training)} mode, the network in "
+                f"{_mode(net.training)} mode. A converted network has one mode, so this would be "
+                "lost: call net.train() or net.eval() first"
+            )
+
+
+def _mode(training: bool) -> str:
+    return "training" if training else "evaluation"
+
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    """Whether the flag `training` of this very module may change what is computed."""
+    return isinstance(module, MODAL) or not type(module).__module__.startswith("torch.nn")
+
+
+def _check_name(name: str) -> None:
+    """Refuses names that a checkpoint does not take, or that torch.fx can't write into its code."""
+    parts = name.split(".")
+    reserved = hasattr(fx.GraphModule, parts[0]) or parts[0] in ("_graph", "self")
+    if name and (not NAME.fullmatch(name) or reserved or any(map(keyword.iskeyword, parts))):
+        raise ConvertError(
+            f"module {name!r}: expected a name of letters, digits, '_' and '-' that does not begin "
+            f"with '__' and means nothing to Python or torch.fx, got {parts[-1]!r}; rename it"
+        )
+
+
+def _check_kind(module: nn.Module, where: str) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ConvertError(
+            f"{where} is TorchScript, whose forward can't be read; pass the module that it was "
+            "made of"
+        )
+    if isinstance(module, WRAPPERS):
+        raise ConvertError(f"{where} wraps the network; pass the inner module (.module)")
+    if _is_compiled(module):
+        raise ConvertError(
+            f"{where} is compiled; put its _orig_mod in its place, and compile the converted "
+            "network instead"
+        )
+
+
+def _check_hooks(module: nn.Module, where: str) -> None:
+    for kind in HOOKS:
+        for hook in getattr(module, kind).values():
+            remove = REMOVERS.get(type(hook).__module__)
+            if remove:
+                raise ConvertError(
+                    f"{where} computes its weight before every call ({type(hook).__name__}); put "
+                    f"the value in place first: {remove}"
+                )
+            raise ConvertError(f"{where} has hooks, which conversion would lose; remove them first")
+    if parametrize.is_parametrized(module):
+        raise ConvertError(
+            f"{where} is parametrized; call "
+            "torch.nn.utils.parametrize.remove_parametrizations first"
+        )
+    for name, parameter in module.named_parameters(recurse=False):
+        if any(getattr(parameter, kind, None) for kind in TENSOR_HOOKS):
+            raise ConvertError(
+                f"{where}: its {name} has gradient hooks, which conversion would lose; remove "
+                "them first"
+            )
+
+
+def _check_tensors(net: nn.Module, example: Tensor) -> None:
+    """Every parameter and buffer has numbers, and lives with the example; parameters have its
+    dtype.
+    """
+    tensors = [*net.named_parameters(), *net.named_buffers()]
+    for name, tensor in tensors:
+        if is_lazy(tensor):
+            raise ConvertError(
+                f"{name!r} has no shape yet; run the network on one batch before conversion"
+            )
+        if tensor.is_meta:
+            raise ConvertError(
+                f"{name!r} is on the meta device, where tensors have no numbers; give it some with "
+                "net.to_empty(device=...) and load_state_dict"
+            )
+        if tensor.device != example.device:
+            raise ConvertError(
+                f"example_input is on {example.device}, {name!r} on {tensor.device}; move the "
+                "network and the example to one device"
+            )
+        if isinstance(tensor, nn.Parameter) and tensor.dtype != example.dtype:
+            raise ConvertError(
+                f"example_input is {example.dtype}, {name!r} is {tensor.dtype}; convert one of them"
+            )
+    if example.is_meta:
+        raise ConvertError("example_input is on the meta device; pass one on the CPU")
+
+
+def copied(net: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        ConvertError: naming the attribute that can't be copied.
+    """
+    try:
+        return copy.deepcopy(net)
+    except Exception as error:
+        for name, module in net.named_modules():
+            for key, value in vars(module).items():
+                if key != "_modules" and not _can_copy(value):
+                    raise ConvertError(
+                        f"{_named(name, module)}: its attribute {key!r} ({type(value).__name__}) "
+                        f"can't be copied: {first_line(error)}. Delete it before conversion"
+                    ) from error
+        raise ConvertError(f"the network can't be copied: {first_line(error)}") from error
+
+
+def _can_copy(value: Any) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:
+        return False
+    return True
+
+
+def check_modes(net: nn.Module) -> None:
+    """Refuses modules that do not follow `net.train(mode)`; leaves the modes of `net` changed."""
+    for mode in (True, False):
+        try:
+            net.train(mode)
+        except Exception as error:
+            raise ConvertError(
+                f"{type(net).__name__}.train({mode}) fails: {first_line(error)}"
+            ) from error
+        for name, module in net.named_modules():
+            if module.training != mode and _depends_on_mode(module):
+                raise ConvertError(
+                    f"{_named(name, module)} stays in {_mode(not mode)} mode after "
+                    f"net.train({mode}), since train() is overridden. A converted network would "
+                    "not keep it there: use the usual train(), and leave freezing to consolidate"
+                )
+
+
+def check_own_tensors(net: nn.Module, layers: list[str]) -> None:
+    """Refuses layers that share a parameter or buffer, as one tensor or as overlapping memory.
+
+    Arguments:
+        net: the network itself: a copy would no longer share memory.
+        layers: names of the layers that are converted.
+    """
+    spans = []
+    for layer in layers:
+        module = net.get_submodule(layer)
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        spans += [(*_span(tensor), f"{layer}.{key}") for key, tensor in own if tensor.numel()]
+    spans.sort()
+    for (first, stop, name), (second, _, other) in itertools.pairwise(spans):
+        if first[0] == second[0] and second[1] < stop:
+            raise ConvertError(
+                f"{name!r} and {other!r} are one tensor (tied); conversion would train them apart. "
+                "Layers that share their weights can't be pruned apart: give each its own"
+            )
+
+
+def _span(tensor: Tensor) -> tuple[tuple[int, int], int]:
+    """((its storage, its first byte), the byte behind its last)."""
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    first = tensor.data_ptr()
+    stop = first + (last + 1) * tensor.element_size()
+    return (tensor.untyped_storage().data_ptr(), first), stop

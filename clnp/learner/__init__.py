@@ -1,0 +1,1 @@
+"""A task from its begin to its report: the learner, its settings, custom training loops."""

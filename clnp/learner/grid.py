@@ -1,0 +1,111 @@
+"""Graceful forgetting: the sparsest network within a margin of the best, over a grid of settings
+(paper, Sec. 2.2).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """One setting of the grid.
+
+    Attributes:
+        l1: layer name -> alpha.
+        lr: learning rate xi.
+    """
+
+    l1: dict[str, float]
+    lr: float
+
+
+def floor_of(best: int, margin: float, total: int) -> int:
+    """The least number of correct examples (of `total`) within `margin` (a fraction, 0.0005 = 0.05
+    %) of `best` correct ones.
+    """
+    # The small term keeps 0.0005 * 10000 from becoming 4.999...: exactly at the margin is within
+    # it.
+    return max(0, math.ceil(best - margin * total - 1e-9))
+
+
+def candidates(scores: Sequence[Any], floor: Any) -> list[int]:
+    """Indices of the grid points whose trained networks score no less than the floor, which is
+    within the margin of the best one.
+    """
+    return [i for i, value in enumerate(scores) if value >= floor]
+
+
+def sparsest(costs: Sequence[float]) -> int:
+    """Index of the smallest cost, the first of equals."""
+    return min(range(len(costs)), key=lambda i: costs[i])
+
+
+def per_layer(l1: Any, layers: Sequence[str], what: str = "l1") -> dict[str, float]:
+    """Brings an L1 setting into the form layer name -> alpha.
+
+    Arguments:
+        l1: one alpha for all layers, one per layer in execution order (the head last), or {layer
+            name: alpha} where layers that are not named get 0.
+        layers: names of all layers.
+        what: the setting's name in errors.
+
+    Raises:
+        ConfigError: a wrong number of alphas, an unknown layer, or an alpha that is negative or not
+            finite.
+    """
+    if isinstance(l1, dict):
+        unknown = set(l1) - set(layers)
+        if unknown:
+            raise ConfigError(
+                f"{what}: no layers named {sorted(unknown)}; there are {list(layers)}"
+            )
+        alphas = {name: l1.get(name, 0.0) for name in layers}
+    elif isinstance(l1, (list, tuple)):
+        if len(l1) != len(layers):
+            raise ConfigError(
+                f"{what}={list(l1)}: expected {len(layers)} alphas, one for each of {list(layers)}"
+            )
+        alphas = dict(zip(layers, l1, strict=True))
+    else:
+        alphas = dict.fromkeys(layers, l1)
+    for name, alpha in alphas.items():
+        if (
+            isinstance(alpha, bool)
+            or not isinstance(alpha, (int, float))
+            or not 0 <= alpha < math.inf
+        ):
+            raise ConfigError(f"{what} of layer {name!r}: got {alpha!r}, expected a number >= 0")
+    return {name: float(alpha) for name, alpha in alphas.items()}
+
+
+def grid_points(grid: Any, l1: Any, lr: float, layers: Sequence[str]) -> list[GridPoint]:
+    """All combinations of the grid's alphas and learning rates; one point without a grid.
+
+    Arguments:
+        grid: None, or {"l1": [settings as `per_layer` takes], "lr": [...]}; an entry that is
+            missing takes the value given by `l1` or `lr`.
+
+    Raises:
+        ConfigError: unknown keys, empty lists, or values out of range.
+    """
+    grid = grid or {}
+    if not isinstance(grid, dict) or set(grid) - {"l1", "lr"}:
+        raise ConfigError(f'grid={grid!r}: expected {{"l1": [...], "lr": [...]}}')
+    alphas, rates = grid.get("l1", [l1]), grid.get("lr", [lr])
+    for name, values in (("l1", alphas), ("lr", rates)):
+        if not isinstance(values, (list, tuple)) or not values:
+            raise ConfigError(f"grid[{name!r}]={values!r}: expected a list with at least one value")
+    for rate in rates:
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+            raise ConfigError(f"lr={rate!r}: expected a positive number")
+    return [
+        GridPoint(per_layer(alpha, layers), float(rate))
+        for alpha, rate in itertools.product(alphas, rates)
+    ]

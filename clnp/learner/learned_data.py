@@ -1,0 +1,132 @@
+"""The data of learned tasks: that it is the same when it is given again, and what was measured on
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data.batches import accuracy
+from ..data.check import READY, check_is_task, task_data
+from ..data.images import ImageSet
+from ..data.task import Split, Task
+from ..errors import CheckpointError, DataError
+from .agreement import digest
+from .report import TaskReport
+
+
+def learned_tasks(reports: Sequence[TaskReport], tasks: Sequence[Task]) -> list[Task]:
+    """The tasks that were learned, given again. Every item is read, to see that they are the same.
+
+    Raises:
+        DataError: `tasks` are not the tasks that were learned; it says what differs.
+        CheckpointError: the file does not tell what their data was.
+    """
+    if len(tasks) < len(reports):
+        raise DataError(
+            f"tasks: {len(reports)} tasks have been learned, but only {len(tasks)} were given"
+        )
+    found = []
+    for k, report in enumerate(reports):
+        task = tasks[k]
+        check_is_task(task, f"tasks[{k}]")
+        if task.name != report.name:
+            raise DataError(
+                f"tasks[{k}] is {task.name!r}; the task learned there was {report.name!r}"
+            )
+        if report.data is None:
+            raise CheckpointError(
+                f"task {report.name!r} was saved without fingerprints of its data, by an older "
+                "version, so the tasks that are given can't be compared with it; load without "
+                "tasks (later rows of the accuracy matrix then lack it)"
+            )
+        differences = report.data.differences(task_data(task))
+        if differences:
+            raise DataError(
+                f"tasks[{k}], {task.name!r}, is not what was learned: {'; '.join(differences)}. "
+                "Give the data that was learned, or begin anew with the other"
+            )
+        found.append(task)
+    return found
+
+
+def check_new(reports: Sequence[TaskReport], task: Any) -> None:
+    """Refuses what is no task, or one that is learned already.
+
+    Raises:
+        DataError: no `Task`; a task of that name was learned before.
+    """
+    check_is_task(task)
+    for report in reports:
+        if report.name == task.name:
+            raise DataError(
+                f"task {task.name!r}: a task of that name was learned before (task {report.task}); "
+                "if it is another one, give it a name of its own: "
+                "dataclasses.replace(task, name=...)"
+            )
+
+
+def test_split(task: Task) -> Split:
+    """The test split of a task, checked whenever it is read."""
+    split = task.split("test")
+    return split if isinstance(split, READY) else task.items("test")
+
+
+class Tests:
+    """The test splits of learned tasks, for the rows of the accuracy matrix.
+
+    Attributes:
+        splits: one per task; None where it is not at hand.
+    """
+
+    def __init__(self) -> None:
+        self.splits: list[Split | None] = []
+        self._measured: dict[int, tuple[str, float]] = {}  # task -> what was tested, its accuracy
+
+    def cut(self, index: int) -> None:
+        """Forgets the tasks from `index` on."""
+        del self.splits[index:]
+        self._measured = {k: v for k, v in self._measured.items() if k < index}
+
+    def keep(self, index: int, task: Task, made: Task) -> None:
+        """Decides what stays of a task's test split once it is learned: items of a Dataset stay in
+        memory if they fit there beside those of earlier tasks.
+
+        Arguments:
+            index: of the task.
+            task: as it was given.
+            made: as it was learned (`clnp.data.check.ready`).
+        """
+        self.splits[index] = kept_test(task, made, self.splits[:index])
+
+    def accuracy(self, task: int, network: nn.Module, device: torch.device) -> float:
+        """Test accuracy of a task: what was measured before as long as the network is the one that
+        it was measured with, bit for bit; NaN where the split is not at hand.
+
+        Arguments:
+            task: its index.
+            network: of the task, a fresh copy of the frozen tensors.
+            device: where it is.
+        """
+        split = self.splits[task]
+        if split is None:
+            return float("nan")
+        now = digest(network.state_dict(), f"{device}, {torch.get_num_threads()} threads")
+        before, measured = self._measured.get(task, ("", 0.0))
+        if now != before:
+            measured = accuracy(network, split, device)
+            self._measured[task] = now, measured
+        return measured
+
+
+def kept_test(task: Task, made: Task, held: Sequence[Split | None]) -> Split:
+    """The form in which a learned task's test split is kept, beside the splits already `held`."""
+    given = task.split("test")
+    if isinstance(given, (tuple, ImageSet)):
+        return given
+    sizes = [split[0].nbytes for split in (*held, made.test) if isinstance(split, tuple)]
+    return made.test if sum(sizes) <= task.cache_bytes else task.items("test")

@@ -1,0 +1,441 @@
+"""The life cycle of CLNP: learn a task, prune it, freeze it, prove that the earlier ones did not
+move (Algorithm 1).
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..callbacks import check_callbacks, notify
+from ..data.batches import first_inputs, seed_for, seeded
+from ..data.check import task_data
+from ..data.task import Task
+from ..errors import CapacityWarning, CheckpointError, ConfigError
+from ..files import checkpoint
+from ..memory import memory_needed
+from ..network.certificate import Certificate, Verdict
+from ..network.inference import Inferred, Prediction, inferred_accuracies, predicted
+from ..network.model import Model
+from ..parallel import Workers
+from ..parallel.ranks import ALONE, Ranks, refuse_sharded, sharing
+from ..pruning.margin import check_margin
+from ..training.score import check_sendable, given_again
+from .agreement import SharedProgress, agree_on_network, agree_on_task, begin, world
+from .checks import check_device, check_task
+from .grid import GridPoint, grid_points
+from .learned_data import Tests, check_new, learned_tasks, test_split
+from .report import TaskReport, capacity_of, matrix_of, reuse_of
+from .saving import contents, model_of, saved_score, take_over
+from .settings import Settings
+from .task_run import Plan, TaskRun
+
+KIND = "learner"
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class Learner:
+    """Trains one network on task after task without moving an earlier one by a bit.
+
+    Arguments:
+        model: from `clnp.convert`; it is trained in place.
+        device: where the network and its batches live.
+        checkpoint_dir: folder for `checkpoint.safetensors`, written after every task, and for the
+            progress of the task in training; None writes nothing.
+        callbacks: objects with any of the methods of `clnp.callbacks.Callback`.
+        workers: how many grid points are trained, and candidates pruned, at a time in processes of
+            their own, or `clnp.Workers`; results are those of one process with as many threads.
+        distributed: share every batch among the processes of `torch.distributed`, which all make
+            the same calls; the first one's weights count, and it alone reads and writes files and
+            tells callbacks.
+        settings: the fields of `Settings`: head, margin, l1, lr, epochs, batch_size, schedule,
+            seed, grid, search, fine_tune, dtype, reinit_scale, granularity.
+
+    Raises:
+        ConfigError: a setting out of range, naming it; `checkpoint_dir` holds another learner; a
+            callback with a method `on_...` that is no event.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: str | torch.device = "cpu",
+        checkpoint_dir: str | Path | None = None,
+        callbacks: Iterable[Any] = (),
+        workers: int | Workers = 1,
+        distributed: bool = False,
+        **settings: Any,
+    ) -> None:
+        if not isinstance(model, Model):
+            raise ConfigError(
+                f"model: expected the result of clnp.convert, got {type(model).__name__}"
+            )
+        refuse_sharded(model)
+        unknown = set(settings) - set(Settings.__dataclass_fields__)
+        if unknown:
+            raise ConfigError(
+                f"unknown settings {sorted(unknown)}; there are "
+                f"{sorted(Settings.__dataclass_fields__)}"
+            )
+        self.settings = Settings(**settings)
+        groups = [group.name for group in model.groups.prunable]
+        self.settings.check_layers(model.layer_names, groups)
+        self.points = grid_points(
+            self.settings.grid, self.settings.l1, self.settings.lr, model.layer_names
+        )
+        self.device = check_device(device)
+        model.set_head(self.settings.head)
+        self.model = model.to(self.device)
+        if model.is_convolutional:
+            model.to(memory_format=torch.channels_last)
+        self.callbacks = list(callbacks)
+        check_callbacks(self.callbacks)
+        self.workers = workers if isinstance(workers, Workers) else Workers(workers)
+        check_sendable(self.settings.score, self.workers.count)
+        self._share(world() if distributed else ALONE)
+        self._use_folder(checkpoint_dir, None)
+        self.reports: list[TaskReport] = []
+        self.certificate = Certificate()
+        self._tests = Tests()
+        self._seconds: dict[str, float] = {}
+        self._warned: set[str] = set()
+
+    def _share(self, ranks: Ranks) -> None:
+        begin(ranks, self.model, self.settings, self.workers.count)
+        self.ranks = ranks
+
+    def _use_folder(self, folder: str | Path | None, source: Path | None) -> None:
+        """Keeps checkpoint and progress in a folder; one that holds another learner is refused."""
+        self.checkpoint_dir = None if folder is None else Path(folder)
+        progress = None if self.checkpoint_dir is None else self.checkpoint_dir / "progress"
+        self._progress = SharedProgress(progress, self.ranks)
+        if self.checkpoint_dir is None:
+            return
+        file = self.checkpoint_dir / CHECKPOINT
+        if file.exists() and (source is None or not file.samefile(source)):
+            raise ConfigError(
+                f"checkpoint_dir: {file} holds another learner; go on with it by Learner.load, or "
+                "name another folder"
+            )
+
+    # Learning
+
+    def learn(self, task: Task) -> TaskReport:
+        """Learns one more task: trains the free weights at every grid point, prunes the candidates
+        within the margin, freezes the sparsest, and tests it and all earlier tasks.
+
+        If anything goes wrong the learner is left as it was before the call.
+
+        Raises:
+            DataError: the task does not fit the network (shape, dtype, labels); an item that is no
+                good, with its split and index; a task of that name was learned before.
+            CapacityError: single head and no free channel in the final hidden layer. With several
+                heads the task is learned by a new head alone: a CapacityWarning, and the report's
+                `transfer_only`, say so.
+            TrainingError: the loss, a weight or an activity became NaN or infinite; memory ran out.
+            TrialError: some grid points failed twice in their workers; the others are kept.
+        """
+        return self._run(task, Plan(self.settings.margin))
+
+    def adopt(self, task: Task, *, margin: float | None = None, prune: bool = True) -> TaskReport:
+        """Makes the network as it is, trained by whatever means, the first task, without training:
+        measures activity, prunes within the margin, freezes. Later tasks do not change it.
+
+        Arguments:
+            task: what it was trained on; the train split serves to measure activity, the validation
+                split to hold the margin.
+            margin: how much of the validation score pruning may cost; default: the setting.
+            prune: False freezes all channels as they are, with the very weights of the network;
+                channels for later tasks then have to be added with `expand`.
+
+        Raises:
+            DataError: the task does not fit the network.
+            ConfigError: a task was learned already; the network's outputs are not the task's
+                classes; margin out of range.
+        """
+        if self.reports:
+            raise ConfigError(
+                f"adopt() makes the first task, but {len(self.reports)} task(s) are learned already"
+            )
+        if self.settings.first_growth is not None:
+            raise ConfigError(
+                "first_growth: an adopted network is taken as it is, with all channels"
+            )
+        margin = self.settings.margin if margin is None else margin
+        check_margin(margin, self.settings.score)
+        return self._run(task, Plan(margin, adopt=True, prune=prune))
+
+    def _run(self, task: Task, plan: Plan) -> TaskReport:
+        given = task
+        with self.ranks.together("checking the task"):
+            if len(self.model.tasks) != len(self.reports):
+                raise ConfigError(
+                    f"model: the network has learned {len(self.model.tasks)} task(s), this learner "
+                    f"{len(self.reports)}: a state was loaded, or it was trained elsewhere; go on "
+                    "with the file that goes with it, by Learner.load"
+                )
+            check_new(self.reports, task)
+            task, classes = check_task(self.model, task)
+            if plan.adopt and classes != self.model.head.classes:
+                raise ConfigError(
+                    f"task {task.name!r} has {classes} classes, the network "
+                    f"{self.model.head.classes} outputs; only a network that was trained on the "
+                    "task can be adopted"
+                )
+            check_callbacks(self.callbacks)
+        agree_on_task(self.ranks, self.model, task, len(self.reports))
+        before = {name: value.clone() for name, value in self.model.state_dict().items()}
+        index = len(self.reports)
+        self._seconds = dict.fromkeys(("fit", "search", "fine_tune", "evaluate", "total"), 0.0)
+        try:
+            # Data sets may draw random numbers whenever they are read.
+            with (
+                self._timed("total"),
+                sharing(self.ranks),
+                seeded(seed_for(self.settings.seed, index), self.device),
+                memory_needed(f"task {task.name!r}", self.settings.batch_size),
+            ):
+                report = self._learn(task, index, classes, plan)
+                agree_on_network(self.ranks, self.model)
+            report.seconds = dict(self._seconds)
+        except BaseException:
+            self._undo(before, index)
+            raise
+        self._tests.keep(index, given, task)
+        self.reports.append(report)
+        if self.checkpoint_dir is not None:
+            with self.ranks.together("writing the checkpoint"):
+                self.save(self.checkpoint_dir / CHECKPOINT)
+            self._progress.clear()
+        self._call("on_task_end", report)
+        return report
+
+    def _undo(self, before: dict[str, Any], index: int) -> None:
+        """Leaves everything as it was before task `index`."""
+        self.model.zero_grad(set_to_none=True)
+        self.model.load_state_dict(before, unlearn=True)
+        del self.certificate.entries[index:], self.certificate.probes[index:]
+        self._tests.cut(index)
+        self.model.eval()
+
+    def _learn(self, task: Task, index: int, classes: int, plan: Plan) -> TaskReport:
+        settings, model = self.settings, self.model
+        full = model.is_full
+        run = TaskRun(
+            model,
+            task,
+            index,
+            settings,
+            plan,
+            self._points(),
+            self._progress,
+            self._call,
+            head_only=full,
+            workers=self.workers,
+            warned=self._warned,
+        )
+        self._call("on_task_begin", index, task.name, run.epochs)
+        if full:
+            warnings.warn(
+                f"task {task.name!r}: no free channels are left in the final hidden layer, so only "
+                "a new head is trained on what earlier tasks learned (final-layer transfer). "
+                "learner.expand() adds channels",
+                CapacityWarning,
+                stacklevel=4,
+            )
+        generator = torch.Generator().manual_seed(seed_for(settings.seed, index, "weights"))
+        model.begin_task(
+            classes,
+            generator=generator,
+            reinit_scale=settings.reinit_scale,
+            most_new=settings.most_new(
+                [group.name for group in model.groups.prunable], first=not model.tasks
+            ),
+        )
+        with self._timed("fit"):
+            trained = run.train()
+        with self._timed("search"):
+            chosen = run.prune(trained)
+        assert chosen.pruning is not None
+        best = max(t.score for t in trained)
+        chosen.pruning.apply(model)
+        with self._timed("fine_tune"):
+            validation, fine_tuned = run.fine_tune(chosen, best)
+        reuse = reuse_of(model, chosen.pruning.scores, chosen.pruning.thresholds)
+        model.consolidate(name=task.name)
+        model.eval()
+        with self._timed("evaluate"):
+            self._tests.splits.append(task.test)
+            self.certificate.record(model, first_inputs(task.test, 64))
+            row = [
+                self._tests.accuracy(j, model.subnetwork(j, fresh=True), self.device)
+                for j in range(index + 1)
+            ]
+            inferred = self._inferred()
+        return TaskReport(
+            task=index,
+            name=task.name,
+            epochs=0 if plan.adopt else settings.epochs,
+            lr=chosen.point.lr,
+            l1=chosen.point.l1,
+            best_validation=float(best),
+            validation_before=float(chosen.score),
+            validation=float(validation),
+            test=row[-1],
+            row=row,
+            capacity=capacity_of(model, reuse),
+            thresholds=chosen.pruning.thresholds,
+            reuse=reuse,
+            history=chosen.history,
+            grid=run.grid_rows(trained, chosen),
+            transfer_only=full,
+            inferred=inferred,
+            class_names=task.class_names,
+            data=task_data(task),
+            score=run.validation.score.name,
+            fine_tuned=fine_tuned,
+        )
+
+    def _points(self) -> list[GridPoint]:
+        """The grid points that the next task is trained with."""
+        trained = [report for report in self.reports if report.epochs]
+        if self.settings.grid_first_only and trained:
+            return [GridPoint(trained[0].l1, trained[0].lr)]
+        return self.points
+
+    def _inferred(self) -> Inferred:
+        if not self.settings.infer_tasks:
+            return {}
+        return inferred_accuracies(self.model, self._tests.splits, self.device)
+
+    def expand(self, layer: str, channels: int) -> None:
+        """Adds free channels to a hidden layer between tasks; see `Model.expand`."""
+        self.model.expand(layer, channels)
+
+    # Results
+
+    def predict(self, x: Tensor, task: int | None = None, *, rule: str = "entropy") -> Prediction:
+        """Task, class and class name of examples.
+
+        Arguments:
+            x: [B, ...].
+            task: index of the learned task that they are of, from the end if negative; None takes
+                the task whose network is surest.
+            rule: how that is decided, "entropy" or "energy".
+
+        Returns:
+            `task` [B], `label` [B] (the class within the task) and `names`, a list of B class
+            names, None where the task was learned without names.
+
+        Raises:
+            DataError: x does not fit the network.
+            ConfigError: the task has not been learned; an unknown rule.
+        """
+        x = x.to(self.device)
+        with torch.no_grad():
+            if task is None:
+                found, label = self.model.predict(x, rule)
+            else:
+                label = self.model(x, task=task).argmax(dim=-1)
+                found = torch.full_like(label, self.model.check_task(task))
+        return predicted(found, label, [report.class_names for report in self.reports])
+
+    @property
+    def accuracy_matrix(self) -> np.ndarray:
+        """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above
+        the diagonal.
+        """
+        return matrix_of(self.reports)
+
+    def verify(self) -> list[Verdict]:
+        """Recomputes every learned task's logits on its probe batch and compares them bit by
+        bit.
+        """
+        return self.certificate.verify(self.model)
+
+    # Saving
+
+    def save(self, path: str | Path) -> None:
+        """Writes everything needed to go on into one file (safetensors and JSON, no pickle),
+        atomically; a file that is there is replaced.
+
+        Raises:
+            SaveError: the file can't be written; an older one is still whole.
+        """
+        if self.ranks.main:
+            checkpoint.write(path, KIND, *contents(self))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        tasks: Sequence[Task] | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        checkpoint_dir: str | Path | None = None,
+        callbacks: Iterable[Any] = (),
+        workers: int | Workers = 1,
+        distributed: bool = False,
+        score: Any = None,
+    ) -> Learner:
+        """A learner as it was saved.
+
+        Arguments:
+            path: the file, or the folder that holds `checkpoint.safetensors`.
+            tasks: the learned tasks (or the whole stream), whose test splits later rows of the
+                accuracy matrix need; without them those entries are NaN. All their splits are read
+                and compared with the fingerprints of what was learned.
+            device, checkpoint_dir, callbacks, workers, distributed: as for a new learner.
+            score: the learner's, where that is a function: a file holds its name only.
+
+        Raises:
+            CheckpointError: no such file, damaged, or not a learner's.
+            ConfigError: `score` is not the learner's.
+            DataError: `tasks` are not the tasks that were learned: other inputs, labels, sizes,
+                order or class names.
+        """
+        path, device = Path(path), check_device(device)
+        path = path / CHECKPOINT if path.is_dir() else path
+        ranks = world() if distributed else ALONE
+        with ranks.together("reading the checkpoint"):
+            read = checkpoint.read(path, KIND) if ranks.main else None
+        tensors, data = ranks.tell(read)
+        score = given_again(saved_score(data), score)
+        try:
+            model, settings = model_of(tensors, data), {**data["settings"], "score": score}
+            learner = cls(model, device=device, callbacks=callbacks, workers=workers, **settings)
+            take_over(learner, tensors, data)
+        except Exception as error:  # anybody can have written anything
+            raise CheckpointError(f"{path} does not hold a complete learner: {error}") from error
+        learner._share(ranks)
+        learner._use_folder(checkpoint_dir, path)
+        learner._tests.splits = [None] * len(learner.reports)
+        if tasks is not None:
+            with ranks.together("comparing the tasks"):
+                again = learned_tasks(learner.reports, tasks)
+            learner._tests.splits = [test_split(task) for task in again]
+        return learner
+
+    # Helpers
+
+    def _call(self, event: str, *args: Any) -> None:
+        if self.ranks.main:
+            with sharing(ALONE):  # what a callback computes, it computes alone
+                notify(self.callbacks, event, self, *args)
+
+    @contextmanager
+    def _timed(self, what: str) -> Any:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[what] += time.perf_counter() - start

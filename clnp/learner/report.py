@@ -1,0 +1,131 @@
+"""What is told about a learned task, as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..data.fingerprint import TaskData
+from ..network.inference import Inferred
+from ..network.model import Model
+
+
+@dataclass
+class TaskReport:
+    """Outcome of learning one task; accuracies are fractions, times are seconds.
+
+    Attributes:
+        task, name: index (from 0) and name.
+        epochs, lr, l1: of the chosen grid point; l1 is layer -> alpha.
+        best_validation: best validation score over the grid (paper, Sec. 2.2: the margin counts
+            from here).
+        validation_before, validation: of the chosen network before and after pruning (and
+            fine-tuning).
+        test: test accuracy of the task's network; `row`: test accuracy on tasks 0..task, each by
+            its own network, so with the task given (NaN where its test data is not at hand).
+        capacity: group -> {"size", "used", "new", "reused", "free"} channels after the task;
+            "reused" are earlier tasks' channels whose mean activity on this task exceeds the
+            threshold.
+        thresholds: group -> theta.
+        reuse: group -> for each earlier task j, how many of its channels are reused.
+        history: per epoch of the chosen grid point: epoch, loss, train_accuracy,
+            validation_accuracy, lr.
+        grid: per grid point: l1, lr, validation, candidate, chosen, kept (free channels left after
+            pruning; -1 if not pruned).
+        transfer_only: the final hidden layer was full, so only a head was trained (paper, Sec.
+            2.1).
+        seconds: fit, search, fine_tune, evaluate, total.
+        inferred: accuracies of `model.predict`, which is not told the task, on tasks 0..task: rule
+            ("entropy", "energy") -> "task" (the task is right), "class_incremental" (task and
+            class) and "domain_incremental" (the class, whichever the task); see
+            `clnp.network.inference`. Empty where it was not measured.
+        class_names: of its classes, in the order of the outputs, where they are known.
+        data: fingerprints of its splits; what is given as this task later has to be the same.
+        score: what `best_validation`, `validation_before`, `validation` and the grid's `validation`
+            are, and the margin was held on: the name of `Settings.score`.
+        fine_tuned: for each round of fine-tuning "kept", or "rolled back" where the validation
+            score was higher before it; joined by ", ", "" without fine-tuning.
+    """
+
+    task: int
+    name: str
+    epochs: int
+    lr: float
+    l1: dict[str, float]
+    best_validation: float
+    validation_before: float
+    validation: float
+    test: float
+    row: list[float]
+    capacity: dict[str, dict[str, int]]
+    thresholds: dict[str, float]
+    reuse: dict[str, list[int]]
+    history: list[dict[str, float]]
+    grid: list[dict[str, Any]]
+    transfer_only: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+    inferred: Inferred = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+    data: TaskData | None = None
+    score: str = "accuracy"
+    fine_tuned: str = ""
+
+    def __post_init__(self) -> None:
+        # JSON knows neither tuples nor classes.
+        if self.class_names is not None:
+            self.class_names = tuple(map(str, self.class_names))
+        if isinstance(self.data, Mapping):
+            self.data = TaskData.from_json(self.data)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, the inverse of `TaskReport(**data)`."""
+        return dataclasses.asdict(self)
+
+
+def matrix_of(reports: Sequence[TaskReport]) -> np.ndarray:
+    """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above the
+    diagonal.
+    """
+    matrix = np.full((len(reports), len(reports)), np.nan)
+    for i, report in enumerate(reports):
+        matrix[i, : i + 1] = report.row
+    return matrix
+
+
+def reuse_of(
+    model: Model, activity: Mapping[str, Tensor], thresholds: Mapping[str, float]
+) -> dict[str, list[int]]:
+    """For each group and each learned task j: how many of the channels that j claimed are active on
+    the data that `activity` ([channels], float64, from `measure_activity`) was measured on.
+
+    Channels that the task in training does not compute (NaN) do not count.
+    """
+    reuse = {}
+    for group in model.groups.prunable:
+        used = activity[group.name] > thresholds[group.name]
+        bounds = [0, *(task.active[group.name] for task in model.tasks)]
+        reuse[group.name] = [int(used[a:b].sum()) for a, b in itertools.pairwise(bounds)]
+    return reuse
+
+
+def capacity_of(model: Model, reuse: Mapping[str, list[int]]) -> dict[str, dict[str, int]]:
+    """Channels per group after the task learned last; `reuse` is that task's."""
+    before = model.tasks[-2].active if len(model.tasks) > 1 else {}
+    table = {}
+    for group in model.groups.prunable:
+        size, used = model.sizes[group.name], model.active(group)
+        new = used - before.get(group.name, 0)
+        table[group.name] = {
+            "size": size,
+            "used": used,
+            "new": new,
+            "reused": sum(reuse[group.name]),
+            "free": size - used,
+        }
+    return table

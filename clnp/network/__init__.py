@@ -1,0 +1,1 @@
+"""A network with a frozen and a free part: conversion, boundaries, sub-networks, certificate."""

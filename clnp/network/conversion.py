@@ -1,0 +1,135 @@
+"""From a user's dense network to a masked one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConvertError
+from ..graph.equivalence import check_evaluation, check_training, random_like
+from ..graph.graph import WITH_WEIGHTS, Graph, Node, fuse_relu
+from ..graph.lowering import lower
+from ..graph.refusals import (
+    check_example,
+    check_modes,
+    check_module,
+    check_own_tensors,
+    copied,
+    unwrapped,
+)
+from ..graph.trace import read
+from .model import Model
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` did.
+
+    Attributes:
+        masked: (layer, text) for every layer that became masked.
+        left_alone: (node, reason) for every operation that did not.
+    """
+
+    masked: tuple[tuple[str, str], ...]
+    left_alone: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.masked)} layer(s) masked:"]
+        lines += [f"  {name}: {text}" for name, text in self.masked]
+        if self.left_alone:
+            lines.append("left alone:")
+            lines += [f"  {name}: {reason}" for name, reason in self.left_alone]
+        return "\n".join(lines)
+
+
+@torch.inference_mode(False)
+def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> Model:
+    """Rebuilds a dense network from masked layers that compute the same function.
+
+    The network is copied, never changed. Supported: Linear, Conv2d (dense or depthwise), BatchNorm,
+    the common activations, pooling, Dropout, Flatten, sums and products of hidden values, and any
+    module built of these whose forward torch.fx can trace. The last layer has to be a Linear that
+    gives the logits.
+
+    Arguments:
+        net: the dense network.
+        example_input: a batch [B, ...], B >= 1, that it accepts; only its shape, dtype and device
+            matter, its numbers are not read.
+        verbose: print what was converted and what was left alone; also available as
+            `model.conversion`.
+
+    Returns:
+        the masked network; `model(x)` equals `net(x)`.
+
+    Raises:
+        ConvertError: naming the module that can't be converted exactly, and why.
+    """
+    if not isinstance(net, nn.Module):
+        raise ConvertError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
+    if isinstance(net, Model):
+        raise ConvertError("net is already a converted network")
+    check_example(example_input)
+    whole = unwrapped(net)
+    check_module(whole, example_input)
+    if type(whole).__module__.startswith("torch.nn") and not isinstance(whole, nn.Sequential):
+        whole = nn.Sequential(whole)
+    # What the caller has on (autocast, inference mode) and torch's generators stay out of it.
+    devices = [example_input.device] if example_input.is_cuda else []
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(example_input.device.type, enabled=False),
+        torch.random.fork_rng(devices),
+    ):
+        model = _converted(whole, example_input)
+    model.train(net.training)
+    if verbose:
+        print(f"clnp.convert: {model.conversion}")
+    return model
+
+
+def _converted(net: nn.Module, example: Tensor) -> Model:
+    """The masked network, compared with `net`; neither argument is changed."""
+    twin = copied(net)
+    check_modes(twin)
+    traced = read(twin, random_like(tuple(example.shape), example))
+    graph = lower(twin, traced)
+    check_own_tensors(net, [node.name for node in graph.weighted])
+    model = Model(graph, {node.name: twin.get_submodule(node.name) for node in graph.weighted})
+    model.conversion = _describe(graph, model)
+    check_evaluation(model, traced)
+    check_training(twin, graph, example)
+    return model
+
+
+def _describe(graph: Graph, model: Model) -> Conversion:
+    fused = fuse_relu(graph)
+    kept = {node.name for node in fused.nodes}
+    masked, left = [], []
+    for node in graph.nodes:
+        name = node.name
+        if name == model.groups.head:
+            classes = node.attrs["out_features"]
+            left.append((name, f"output layer with {classes} classes: becomes the head"))
+        elif node.role in WITH_WEIGHTS:
+            relu = ", ReLU fused" if "activation" in fused[name].attrs else ""
+            whole = ", frozen whole with the first task: it is added to the network's input"
+            note = "" if model.groups.of(name).prunable else whole
+            masked.append((name, f"{_text(node)}{relu}{note}"))
+        elif node.role != "input" and name in kept:
+            left.append((name, f"{node.op}: has no weights, works on every width"))
+    return Conversion(tuple(masked), tuple(left))
+
+
+def _text(node: Node) -> str:
+    """What a node with weights is, in a few words."""
+    a = node.attrs
+    if node.op == "linear":
+        return f"Linear {a['in_features']} -> {a['out_features']}"
+    if node.op.startswith("batch_norm"):
+        return f"BatchNorm of {a['num_features']} channels"
+    kind = "Conv2d" if node.op == "conv2d" else "depthwise Conv2d"
+    kernel = "x".join(map(str, a["kernel_size"]))
+    return f"{kind} {a['in_channels']} -> {a['out_channels']}, {kernel}"

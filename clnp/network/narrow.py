@@ -1,0 +1,141 @@
+"""The narrow plain networks within a masked one: of a learned task, of all of them, and of the task
+in training with channels cut.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..graph.plain import plain_module
+from .keep import Keep, columns, head_columns, rows, tensors_of
+
+if TYPE_CHECKING:
+    from .network import Network
+
+
+def task_layers(model: Network, task: int) -> dict[str, nn.Module]:
+    """The modules of a learned task's network: contiguous copies of its corner of every layer."""
+    bounds = model.tasks[task].active
+    before = model.tasks[task - 1].active if task else dict.fromkeys(bounds, 0)
+    last, head = model.groups.last.name, model.head
+    own_only = head.kind == "single" and model.groups.only_feeds_head()
+    starts = {last: before[last]} if own_only else {}
+    layers = _corner(model, bounds, starts)
+    own = _own_columns(model, task)
+    weight, bias = head.task_weights(task, *own)
+    if head.kind == "single" and not own_only:
+        weight = behind(weight, own[0])
+    layers[model.groups.head] = plain_module("linear", {}, {"weight": weight, "bias": bias})
+    return layers
+
+
+def frozen_tensors(model: Network, task: int) -> dict[str, list[Tensor]]:
+    """The tensors of a learned task's network by name, copied from the frozen buffers. A weight of
+    the final hidden layer is followed by what was frozen beside it, if anything was.
+    """
+    found = {
+        f"{name}.{key}": [value]
+        for name, layer in task_layers(model, task).items()
+        for key, value in layer.state_dict().items()
+        if key != "num_batches_tracked"
+    }
+    if task and model.head.kind == "single" and model.groups.only_feeds_head():
+        # From the task's channels to those of earlier tasks: zeros, which `union_layers` reads.
+        bounds, before = model.tasks[task].active, model.tasks[task - 1].active
+        for name in model.groups.last.producers:
+            added = slice(model.width(name, before), model.width(name, bounds))
+            weight = model.masked_layers[name].active_weight
+            found[f"{name}.weight"].append(weight[: before[model.groups.last.name], added])
+    return found
+
+
+def union_layers(model: Network) -> dict[str, nn.Module]:
+    """The modules of one network that holds all learned tasks; its head gives their logits, one
+    after the other. Channels of later tasks enter earlier ones with weight zero.
+    """
+    bounds = model.tasks[-1].active
+    layers = _corner(model, bounds, {})
+    inputs = model.width(model.groups.head, bounds)
+    weights, biases = [], []
+    for task in range(len(model.tasks)):
+        own = _own_columns(model, task)
+        weight, bias = model.head.task_weights(task, *own)
+        start = own[0] if model.head.kind == "single" else 0
+        wide = weight.new_zeros(weight.shape[0], inputs)
+        wide[:, start : start + weight.shape[1]] = weight
+        weights.append(wide)
+        biases.append(weight.new_zeros(weight.shape[0]) if bias is None else bias)
+    tensors = {"weight": torch.cat(weights), "bias": torch.cat(biases)}
+    layers[model.groups.head] = plain_module("linear", {}, tensors)
+    return layers
+
+
+def _own_columns(model: Network, task: int) -> tuple[int, int]:
+    """Columns of the channels that a task claimed in the final hidden group: start and stop."""
+    last, positions = model.groups.last.name, model.groups.positions[model.groups.head]
+    start = model.tasks[task - 1].active[last] if task else 0
+    return start * positions, model.tasks[task].active[last] * positions
+
+
+def _corner(model: Network, bounds: dict[str, int], starts: dict[str, int]) -> dict[str, nn.Module]:
+    """All hidden modules with the active channels from `starts` (default 0) to `bounds`."""
+    layers = {}
+    for name, module in model.masked.items():
+        group = model.groups.of(name).name
+        kept = slice(starts.get(group, 0), bounds[group])
+        active = tensors_of(module, "active")
+        tensors = {key: None if value is None else value[kept] for key, value in active.items()}
+        weight = tensors["weight"]
+        if name in model.groups.reads and weight is not None:
+            tensors["weight"] = weight[:, : model.width(name, bounds)]
+        node = model.graph[name]
+        layers[name] = plain_module(node.op, node.attrs, tensors)
+    return layers
+
+
+def pruned_layers(model: Network, keep: Keep) -> dict[str, nn.Module]:
+    """The modules of `pruned_network`; here `keep` may be in any order."""
+    last, head = model.groups.last, model.head
+    own_only = head.kind == "single" and model.groups.only_feeds_head()
+    layers: dict[str, nn.Module] = {}
+    for name, module in model.masked.items():
+        free = tensors_of(module, "free")
+        kept = rows(model, name, keep, model.device)
+        tensors = {key: None if value is None else value[kept] for key, value in free.items()}
+        if name in model.masked_layers:
+            weight = tensors["weight"]
+            assert weight is not None
+            tensors["weight"] = weight[:, columns(model, name, keep)]
+        if not (own_only and model.groups.of(name) == last):
+            frozen = tensors_of(module, "active")
+            tensors = {key: _joined(frozen[key], value) for key, value in tensors.items()}
+        node = model.graph[name]
+        layers[name] = plain_module(node.op, node.attrs, tensors)
+    weight = head.free_weight.detach()[:, head_columns(model, keep)]
+    if head.kind == "single" and not own_only:
+        weight = behind(weight, model.frozen_inputs(model.groups.head))
+    layers[model.groups.head] = plain_module(
+        "linear", {}, {"weight": weight, "bias": head.current_bias()}
+    )
+    return layers
+
+
+def behind(weight: Tensor, others: int) -> Tensor:
+    """Output weights [C, I] behind `others` columns of zeros: channels of earlier tasks that other
+    layers read, so that they are computed, while this head does not look at them.
+    """
+    return torch.cat([weight.new_zeros(weight.shape[0], others), weight], dim=1)
+
+
+def _joined(frozen: Tensor | None, free: Tensor | None) -> Tensor | None:
+    """Frozen rows in front of free ones; they have no weights from the inputs that they lack."""
+    if frozen is None or free is None or frozen.shape[0] == 0:
+        return free
+    if frozen.dim() > 1 and frozen.shape[1] < free.shape[1]:
+        grown = frozen.new_zeros(frozen.shape[0], *free.shape[1:])
+        grown[:, : frozen.shape[1]] = frozen
+        frozen = grown
+    return torch.cat([frozen, free])

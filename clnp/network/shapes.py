@@ -1,0 +1,162 @@
+"""A network as data: its structure as JSON, and states with other boundaries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..graph.graph import OPS, Graph, Node
+from .guards import retiring
+from .heads import HEADS
+from .learned import LearnedTask, check_shapes
+from .network import Network
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+EXTRA = "_extra_state"  # the structure within a state dict; a checkpoint holds it as JSON
+
+
+class Structured(Network):
+    """The part of `Model` that writes its structure to a file and reads it again."""
+
+    @retiring
+    def load_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        strict: bool = True,
+        assign: bool = False,
+        *,
+        unlearn: bool = False,
+    ) -> Any:
+        """As `torch.nn.Module.load_state_dict`, also from a state with other boundaries; tensors
+        that contradict the saved structure are refused.
+
+        Arguments:
+            state_dict, strict, assign: as for `torch.nn.Module`.
+            unlearn: take a state without some of the tasks that this network has learned, too,
+                which are lost then.
+
+        Raises:
+            CheckpointError: the state belongs to another network or lacks learned tasks, and
+                nothing has changed; or its shapes do not fit together.
+        """
+        if EXTRA in state_dict:
+            data = _structure_of(state_dict[EXTRA])
+            self._check_graph(data)
+            if not unlearn:
+                self._refuse_unlearning(_tasks_of(data))
+        result = super().load_state_dict(state_dict, strict, assign)
+        check_shapes(self)
+        return result
+
+    def _refuse_unlearning(self, tasks: list[LearnedTask]) -> None:
+        """Raises CheckpointError if the saved tasks do not begin with those that are learned."""
+        kept = 0
+        while kept < min(len(tasks), len(self.tasks)) and tasks[kept] == self.tasks[kept]:
+            kept += 1
+        lost = [f"{k} {task.name!r}" for k, task in enumerate(self.tasks)][kept:]
+        if lost:
+            raise CheckpointError(
+                f"state_dict: this network has learned {len(self.tasks)} task(s), and the state "
+                f"holds the first {kept} of them: loading it would lose task(s) {', '.join(lost)}. "
+                "Load it into a newly converted network, or pass unlearn=True"
+            )
+
+    def structure(self) -> dict[str, Any]:
+        """Everything but the numbers, as JSON-able data: graph, sizes, head kind, learned tasks."""
+        return {
+            "graph": self.graph.to_json(),
+            "sizes": dict(self.sizes),
+            "head": self.head.kind,
+            "in_task": self.in_task,
+            "tasks": [asdict(task) for task in self.tasks],
+        }
+
+    @classmethod
+    def from_structure(cls, data: Mapping[str, Any]) -> Self:
+        """A network with the given structure; its numbers come from `load_state_dict`.
+
+        Raises:
+            CheckpointError: the data does not describe a network.
+        """
+        try:
+            graph = Graph.from_json(data["graph"])
+            model = cls(graph, {node.name: _dense(node) for node in graph.weighted})
+            model._set_structure(data)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"this does not describe a network: {error}") from error
+        return model
+
+    def _check_graph(self, data: Mapping[str, Any]) -> None:
+        if data.get("graph") != json.loads(json.dumps(self.graph.to_json())):
+            raise CheckpointError("the saved state belongs to a network with other layers")
+
+    def _set_structure(self, data: Mapping[str, Any]) -> None:
+        self._check_graph(data)
+        self.sizes = {str(name): int(size) for name, size in data["sizes"].items()}
+        if data["head"] != self.head.kind:
+            self._swap_head(data["head"])
+        self.in_task = bool(data["in_task"])
+        self.tasks = _tasks_of(data)
+        self._skip_active()
+        self._forget_narrow()
+
+    def get_extra_state(self) -> Tensor:
+        """The structure as bytes in a tensor, so that a state dict holds tensors only."""
+        text = json.dumps(self.structure()).encode()
+        return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._set_structure(_structure_of(state))
+
+    def _forget_narrow(self) -> None:
+        self._narrow.clear()
+        self._union.clear()
+
+    @torch.inference_mode(False)
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._forget_narrow()
+        return super()._apply(fn, recurse)
+
+    def _swap_head(self, kind: str) -> None:
+        old = self.head
+        bias = None if old.free_bias is None else old.free_bias.detach()
+        self.net.set_submodule(self.groups.head, HEADS[kind](old.free_weight.detach(), bias))
+
+    def _skip_active(self) -> None:
+        """A single head does not look at earlier tasks' channels; where nothing else does, they are
+        not computed.
+        """
+        skip = self.head.kind == "single" and self.groups.only_feeds_head()
+        last, masked = self.groups.last, self.masked
+        for name in (*last.producers, *last.carriers):
+            masked[name].skip_active = skip
+
+
+def _structure_of(state: Tensor) -> dict[str, Any]:
+    """The inverse of `Model.get_extra_state`."""
+    try:
+        return dict(json.loads(state.cpu().numpy().tobytes()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{EXTRA}: this does not describe a network: {error}") from error
+
+
+def _tasks_of(data: Mapping[str, Any]) -> list[LearnedTask]:
+    try:
+        return [LearnedTask.from_json(task) for task in data["tasks"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"tasks: this does not describe learned tasks: {error}") from error
+
+
+def _dense(node: Node) -> nn.Module:
+    """A freshly initialised dense module for a node with weights."""
+    op = OPS[node.op]
+    assert op.make is not None
+    return op.make(**{name: node.attrs[name] for name in op.attrs})

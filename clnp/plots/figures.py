@@ -1,0 +1,334 @@
+"""Figures of a run, drawn from numbers only; no window, no global state.
+
+Each function returns a `matplotlib.figure.Figure`, `save` writes it as a PNG. Letters as in
+`clnp.metrics`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from .. import metrics
+from ..errors import DataError
+from ..files.atomic import write_bytes
+from ..metrics import Capacity
+from .drawing import grid_of, line_with_band, new_figure, panels_of, plain, ticks_for
+
+DPI = 150
+# From the Okabe-Ito palette, which colour-blind readers can tell apart.
+COLOURS = {"reused": "#0072B2", "idle": "#9AC7E0", "new": "#E69F00", "free": "#ECECEC"}
+LABELS = {
+    "reused": "claimed earlier, used by this task",
+    "idle": "claimed earlier, not used",
+    "new": "claimed by this task",
+    "free": "free",
+}
+# Above this many tasks the cells of a heat-map are too small for their numbers.
+MOST_NUMBERED = 30
+
+
+def accuracy_heatmap(R: npt.ArrayLike, title: str = "Test accuracy (%)") -> Figure:
+    """R as a heat-map: row = after learning task i, column = on task j, numbers in per cent.
+
+    The colours span the accuracies that occur (at least 5 points), so that a small loss can be
+    seen.
+
+    Arguments:
+        R: [T, T], NaN above the diagonal.
+
+    Raises:
+        DataError: R is no accuracy matrix.
+    """
+    matrix = 100 * metrics.accuracy_matrix(R)
+    tasks = len(matrix)
+    side = _side(tasks)
+    figure = new_figure(side + 1.2, side)
+    axes = figure.add_subplot()
+    top = float(np.nanmax(matrix))
+    low = min(float(np.nanmin(matrix)), top - 5)
+    image = axes.imshow(matrix, cmap="viridis", vmin=low, vmax=top)
+    figure.colorbar(image, ax=axes, label="test accuracy (%)", fraction=0.046, pad=0.03)
+    _number_cells(axes, matrix, "{:.1f}", dark_below=(low + top) / 2)
+    _task_ticks(axes, tasks)
+    axes.set(xlabel="accuracy on task", ylabel="after learning task", title=title)
+    return figure
+
+
+def mean_accuracy(
+    runs: Sequence[npt.ArrayLike], title: str = "Mean test accuracy after each task"
+) -> Figure:
+    """Mean accuracy over the tasks so far, after each task; and the accuracy on the newest task
+    alone.
+
+    Arguments:
+        runs: one R [T, T] per seed, all with the same T. Several seeds: the mean, and a band of +-
+            one standard deviation.
+
+    Raises:
+        DataError: no run, or runs of different lengths.
+    """
+    matrices = [metrics.accuracy_matrix(R) for R in runs]
+    if not matrices or len({len(R) for R in matrices}) != 1:
+        raise DataError(
+            f"runs: got lengths {[len(R) for R in matrices]}, wanted one or more of equal length"
+        )
+    curves = {
+        "mean over the tasks so far": np.stack([metrics.mean_accuracies(R) for R in matrices]),
+        "the task just learned": np.stack([R.diagonal() for R in matrices]),
+    }
+    tasks = len(matrices[0])
+    figure = new_figure(max(6.0, 0.3 * tasks + 2), 4)
+    axes = figure.add_subplot()
+    for (label, values), colour, style in zip(
+        curves.items(), ("#0072B2", "#E69F00"), ("o-", "s:"), strict=True
+    ):
+        line_with_band(axes, 100 * values, label, colour, style)
+    axes.set(
+        xlabel="tasks learned", ylabel="test accuracy (%)", title=_with_seeds(title, len(matrices))
+    )
+    axes.set_xticks(*ticks_for(range(1, tasks + 1)))
+    low, high = axes.get_ylim()
+    # At least two points high, so that noise doesn't fill the figure; and no accuracies above 100.
+    pad = max(0.0, 2 - (high - low)) / 2
+    axes.set_ylim(low - pad, min(high + pad, 100.2))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def inferred_accuracy(
+    R: npt.ArrayLike,
+    inferred: Sequence[Mapping[str, Mapping[str, Sequence[float | None]]]],
+    title: str = "Mean test accuracy, the task given or not",
+) -> Figure:
+    """Mean accuracy over the tasks so far, after each task: with the task given, and without it, by
+    each rule: task and label right, and label right.
+
+    Arguments:
+        R: [T, T], with the task given.
+        inferred: `TaskReport.inferred` of tasks 0, 1, ...
+
+    Raises:
+        DataError: R is no accuracy matrix.
+    """
+    given = metrics.mean_accuracies(R)
+    means = [metrics.inferred_means(each) for each in inferred]
+    figure = new_figure(max(6.0, 0.3 * len(given) + 2), 4)
+    axes = figure.add_subplot()
+    x = range(1, len(given) + 1)
+    axes.plot(x, 100 * given, "o-", color="#0072B2", ms=4, label="task given")
+    for rule, colour in (("entropy", "#E69F00"), ("energy", "#009E73")):
+        for measure, style, what in (
+            ("class_incremental", "s-", "task and label"),
+            ("domain_incremental", "^:", "label"),
+        ):
+            values = [mean[rule][measure] for mean in means]
+            if None not in values:
+                label = f"{what}, task by {rule}"
+                axes.plot(
+                    x,
+                    [100 * v for v in values if v is not None],
+                    style,
+                    color=colour,
+                    ms=4,
+                    label=label,
+                )
+    axes.set(xlabel="tasks learned", ylabel="test accuracy (%)", title=title)
+    axes.set_xticks(*ticks_for(x))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def capacity(
+    runs: Sequence[Sequence[Capacity]], title: str = "Channels used, per layer and task"
+) -> Figure:
+    """Stacked bars per layer: after each task the shares of channels that are reused, idle, new and
+    free.
+
+    The figure of Golkar et al. 2019, Fig. 3, with the channels that the task leaves unused shown
+    apart.
+
+    Arguments:
+        runs: per seed, the capacities of tasks 0, 1, ... (see `clnp.metrics.capacity_table`);
+            several seeds are averaged.
+
+    Raises:
+        DataError: no run, no task, or runs of different lengths.
+    """
+    if not runs or not runs[0] or len({len(run) for run in runs}) != 1:
+        raise DataError(
+            f"runs: got lengths {[len(run) for run in runs]}, wanted one or more of equal length"
+        )
+    groups = list(runs[0][0])
+    tasks = len(runs[0])
+    width = max(3.2, 0.28 * tasks + 1)
+    rows, columns = grid_of(len(groups))
+    figure = new_figure(max(6.5, width * columns + 0.6), 3.4 * rows + 1)
+    all_axes = panels_of(figure, len(groups), sharey=True)
+    for axes, group in zip(all_axes, groups, strict=True):
+        shares = [metrics.capacity_shares(run, group) for run in runs]
+        mean = {part: np.mean([s[part] for s in shares], axis=0) for part in LABELS}
+        _stack(axes, mean)
+        used = 100 * (1 - mean["free"][-1])
+        axes.set_title(
+            f"layer {plain(group)}: {used:.0f} % used of {runs[0][0][group]['size']}", fontsize=10
+        )
+        axes.set_xlabel("task")
+        axes.set_xticks(*ticks_for(range(tasks)))
+    for axes in all_axes[::columns]:
+        axes.set_ylabel("channels of the layer")
+    all_axes[0].yaxis.set_major_formatter(PercentFormatter(100))
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.suptitle(_with_seeds(title, len(runs)))
+    return figure
+
+
+def reuse(
+    matrices: Mapping[str, npt.NDArray[Any]],
+    title: str = "Channels a task uses, by the task that claimed them",
+) -> Figure:
+    """Reuse matrices, one heat-map per layer: row i = task i uses them, column j = task j claimed
+    them.
+
+    Colours are the share of task j's channels that task i uses, numbers the count of channels.
+
+    Arguments:
+        matrices: {group: [T, T] counts} from `clnp.metrics.reuse_matrix`.
+    """
+    if not matrices:
+        raise DataError("matrices: is empty, wanted at least one group")
+    tasks = len(next(iter(matrices.values())))
+    side = _side(tasks)
+    rows, columns = grid_of(len(matrices))
+    figure = new_figure(side * columns + 1, side * rows + 0.4)
+    all_axes = panels_of(figure, len(matrices))
+    for axes, (group, counts) in zip(all_axes, matrices.items(), strict=True):
+        shown = np.where(np.tri(tasks, dtype=bool), counts, np.nan)
+        share = 100 * shown / np.maximum(np.diag(counts), 1)
+        image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+        _number_cells(axes, shown, "{:.0f}", dark_below=-1, shade=share)
+        _task_ticks(axes, tasks)
+        axes.set(xlabel="claimed by task", ylabel="used by task")
+        axes.set_title(f"layer {plain(group)}", fontsize=10)
+    figure.colorbar(
+        image,
+        ax=list(all_axes),
+        label="share of the claimed channels (%)",
+        fraction=0.046,
+        pad=0.02,
+    )
+    figure.suptitle(title)
+    return figure
+
+
+def training_curves(
+    histories: Sequence[Sequence[Mapping[str, float]]], title: str = "Training curves"
+) -> Figure:
+    """Loss, and training and validation accuracy, over the epochs of all tasks; vertical lines part
+    the tasks.
+
+    Arguments:
+        histories: `TaskReport.history` of tasks 0, 1, ...: dicts with "epoch", "loss",
+            "train_accuracy", "validation_accuracy".
+    """
+    figure = new_figure(9, 5.5)
+    above, below = figure.subplots(2, 1, sharex=True)
+    start = 0
+    for task, history in enumerate(histories):
+        epochs = np.arange(start, start + len(history)) + 1
+        for axes, field, colour, label in (
+            (above, "loss", "#333333", "training loss"),
+            (below, "train_accuracy", "#E69F00", "training"),
+            (below, "validation_accuracy", "#0072B2", "validation"),
+        ):
+            scale = 100 if axes is below else 1
+            values = [scale * record[field] for record in history]
+            axes.plot(
+                epochs, values, "-", color=colour, lw=1.2, ms=3, label=None if task else label
+            )
+        if task:
+            for axes in (above, below):
+                axes.axvline(start + 0.5, color="#BBBBBB", lw=0.8, zorder=0)
+        start += len(history)
+    above.set(ylabel="loss", title=title)
+    if all(record["loss"] > 0 for history in histories for record in history):
+        above.set_yscale("log")
+    below.set(ylabel="accuracy (%)", xlabel="epoch (lines part the tasks)")
+    below.legend(frameon=False, loc="lower right")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes the figure as a PNG at 150 dots per inch, whole or not at all. Raises OSError."""
+    buffer = io.BytesIO()
+    # No software version in the file: the same numbers give the same bytes.
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    write_bytes(Path(path), buffer.getvalue())
+
+
+def _side(tasks: int) -> float:
+    return min(max(3.8, 0.38 * tasks + 1), 12)
+
+
+def _task_ticks(axes: Axes, tasks: int) -> None:
+    ticks, labels = ticks_for(range(tasks))
+    axes.set_xticks(ticks, labels)
+    axes.set_yticks(ticks, labels)
+    axes.spines[:].set_visible(False)
+
+
+def _number_cells(
+    axes: Axes,
+    matrix: npt.NDArray[Any],
+    form: str,
+    dark_below: float,
+    shade: npt.NDArray[Any] | None = None,
+) -> None:
+    """Writes each number into its cell, white on dark colours; `shade` (0 to 100, dark is high)
+    decides if given.
+    """
+    if len(matrix) > MOST_NUMBERED:
+        return
+    for (i, j), value in np.ndenumerate(matrix):
+        if not np.isnan(value):
+            dark = value < dark_below if shade is None else shade[i, j] > 55
+            colour = "white" if dark else "black"
+            axes.text(
+                j,
+                i,
+                form.format(value),
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=8 if len(matrix) <= 15 else 6.5,
+            )
+
+
+def _stack(axes: Axes, shares: Mapping[str, npt.NDArray[Any]]) -> None:
+    tasks = len(shares["free"])
+    bottom = np.zeros(tasks)
+    for part, label in LABELS.items():
+        height = 100 * shares[part]
+        axes.bar(np.arange(tasks), height, 0.85, bottom=bottom, color=COLOURS[part], label=label)
+        bottom += height
+    axes.set_ylim(0, 100)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _with_seeds(title: str, seeds: int) -> str:
+    return title if seeds == 1 else f"{title} (mean of {seeds} seeds)"

@@ -1,0 +1,90 @@
+"""Figures that set methods side by side, drawn from numbers only; `clnp.plots.save` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from .. import metrics
+from ..errors import DataError
+from .drawing import line_styles, line_with_band, new_figure, plain, ticks_for
+
+
+def mean_accuracies(
+    methods: Mapping[str, Sequence[npt.ArrayLike]],
+    title: str = "Mean test accuracy over the tasks so far",
+) -> Figure:
+    """Mean accuracy over the tasks so far, after each task, a line per method; a band of +- one
+    standard deviation where there are several seeds.
+
+    Arguments:
+        methods: name -> one R [T, T] per seed.
+
+    Raises:
+        DataError: no method, or one without a run.
+    """
+    if not methods or not all(len(runs) for runs in methods.values()):
+        raise DataError("methods: got none, or one without a run; wanted a run or more of each")
+    figure = new_figure(7, 4.4)
+    axes = figure.add_subplot()
+    tasks = 1
+    for (name, runs), (colour, style) in zip(methods.items(), line_styles(), strict=False):
+        values = np.stack([metrics.mean_accuracies(R) for R in runs])
+        tasks = max(tasks, values.shape[1])
+        line_with_band(axes, 100 * values, plain(name), colour, style)
+    axes.set(xlabel="tasks learned", ylabel="test accuracy (%)", title=title)
+    axes.set_xticks(*ticks_for(range(1, tasks + 1)))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
+def accuracy_against_cost(
+    rows: Sequence[Mapping[str, Any]], title: str = "Accuracy at the end, and what training took"
+) -> Figure:
+    """ACC of every run against its training operations and against its time, a colour per method.
+
+    Arguments:
+        rows: per method and seed {"method", "acc", "flops", "seconds"}.
+
+    Raises:
+        DataError: no rows.
+    """
+    if not rows:
+        raise DataError("rows: is empty, wanted one per run")
+    figure = new_figure(9, 4.4)
+    panels = figure.subplots(1, 2, sharey=True)
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    for name, (colour, style) in zip(names, line_styles(), strict=False):
+        own = [row for row in rows if row["method"] == name]
+        for axes, key in zip(panels, ("flops", "seconds"), strict=True):
+            label = plain(name) if axes is panels[0] else None
+            at = [row[key] for row in own]
+            accuracies = [100 * row["acc"] for row in own]
+            axes.plot(at, accuracies, style[0], color=colour, ms=6, label=label)
+    labels = {"flops": "training operations (FLOP)", "seconds": "time (s)"}
+    for axes, (key, label) in zip(panels, labels.items(), strict=True):
+        axes.set(xlabel=label)
+        _scale(axes, [row[key] for row in rows])
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("mean test accuracy (%)")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure.suptitle(title)
+    return figure
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    """Logarithmic where the values span a power of ten, with as many ticks as there is room for."""
+    if 0 < 10 * min(values) < max(values):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(EngFormatter())

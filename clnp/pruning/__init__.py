@@ -1,0 +1,1 @@
+"""Which channels stay: activity, thresholds, the margin of accuracy given up."""

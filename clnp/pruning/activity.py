@@ -1,0 +1,157 @@
+"""How much every channel is used: its mean activity on a task (paper, Algorithm 1), and what that
+adds to the layers behind it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clnp_kernels import ops
+
+from ..data.batches import batches, evaluating, evaluation_batch
+from ..data.task import Split
+from ..graph.groups import Group
+from ..network.model import Model
+from ..parallel.ranks import current
+
+
+def measure_activity(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
+    """Mean absolute activity E|a| of every channel over a data set, in evaluation mode (paper,
+    Algorithm 1).
+
+    A channel's activity is what the layers that read it see, after the non-linearity; where several
+    read it, the largest of their means.
+
+    Returns:
+        group name -> [channels] float64 on the CPU, active channels first. NaN for channels that
+        were not computed (a single head's final group holds earlier tasks' channels, which the task
+        in training does not touch).
+    """
+    seen = read_activity(model, split, device)
+    activity = {}
+    for group in model.groups.prunable:
+        mean = torch.stack([seen[name] for name in group.consumers]).amax(dim=0)
+        activity[group.name] = _all_channels(model, group, mean)
+    return activity
+
+
+def measure_contribution(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
+    """What every channel adds to the layers that read it: E|a| times the sum of the absolute
+    trainable weights by which they read it, summed over these layers. (The criterion of Wanda, Sun
+    et al. 2023, arXiv:2306.11695, for whole channels and with the mean for the norm.)
+
+    A channel that is active but that no trained weight reads counts 0: a channel of an earlier task
+    is then not reused, and a free one can be cut at no cost.
+
+    Returns:
+        as `measure_activity`.
+    """
+    seen = read_activity(model, split, device)
+    contribution = {}
+    for group in model.groups.prunable:
+        parts = [seen[name] * _reading(model, name, seen[name].numel()) for name in group.consumers]
+        contribution[group.name] = _all_channels(model, group, torch.stack(parts).sum(dim=0))
+    return contribution
+
+
+def _reading(model: Model, layer: str, channels: int) -> Tensor:
+    """Sum of the absolute trainable weights by which a layer reads each of its input channels,
+    [channels] float64 on the CPU; 0 for those in front that it has no weights for.
+    """
+    weight = model.layer_weight(layer).detach().abs().double()
+    positions = model.groups.positions[layer]
+    sums = weight.flatten(2).sum(dim=2) if weight.dim() > 2 else weight
+    read = sums.sum(dim=0).unflatten(0, (-1, positions)).sum(dim=1).cpu()
+    return F.pad(read, (channels - read.numel(), 0))
+
+
+def _all_channels(model: Model, group: Group, values: Tensor) -> Tensor:
+    """Values of the channels that were computed, behind NaN for those that were not."""
+    missing = model.active(group) + model.free(group) - values.numel()
+    return torch.cat([values.new_full((missing,), math.nan), values])
+
+
+def read_activity(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
+    """E|a| of the channels that a layer reads: layer -> [channels] float64 on the CPU."""
+
+    def of(layer: str, x: Tensor) -> tuple[Tensor, int]:
+        x, dim = channels_of(model, layer, x)
+        return ops.channel_activity(x, dim=dim).double(), x.numel() // max(x.shape[dim], 1)
+
+    return _means(model, split, device, of)
+
+
+def read_means(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
+    """E a of the inputs of a layer, one for every column of its weights: layer -> [I] float64 on
+    the CPU.
+    """
+
+    def of(layer: str, x: Tensor) -> tuple[Tensor, int]:
+        x = x.transpose(1, -1) if model.graph[layer].op == "conv2d" else x
+        x = x.flatten(0, -2)
+        return x.sum(dim=0, dtype=torch.float64), x.shape[0]
+
+    return _means(model, split, device, of)
+
+
+def _means(
+    model: Model,
+    split: Split,
+    device: torch.device,
+    of: Callable[[str, Tensor], tuple[Tensor, int]],
+) -> dict[str, Tensor]:
+    """Means over a data set, in evaluation mode, of what the readers of prunable groups read. Ranks
+    that share their work read a piece of it each.
+
+    Arguments:
+        of: (layer, its input) -> (sums, how many numbers were added up in each).
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def watch(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            added, number = of(layer, args[0])
+            sums[layer] = sums.get(layer, 0) + added
+            counts[layer] = counts.get(layer, 0) + number
+
+        return hook
+
+    readers = [name for group in model.groups.prunable for name in group.consumers]
+    if not readers:  # a network of a head alone
+        return {}
+    handles = [model.net.get_submodule(n).register_forward_pre_hook(watch(n)) for n in readers]
+    try:
+        with evaluating(model):
+            for x, _ in batches(split, evaluation_batch(split), device, ranks=current()):
+                model.net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _divided(sums, counts)
+
+
+def _divided(sums: dict[str, Tensor], counts: dict[str, int]) -> dict[str, Tensor]:
+    """Sums over counts, of the examples of all ranks that share the work."""
+    flat = torch.cat([*sums.values(), *(t.new_tensor([counts[n]]) for n, t in sums.items())])
+    numbers = current().sum(flat)
+    totals = numbers[: -len(sums)].split([total.numel() for total in sums.values()])
+    return {
+        name: total / count
+        for name, total, count in zip(sums, totals, numbers[-len(sums) :], strict=True)
+    }
+
+
+def channels_of(model: Model, layer: str, x: Tensor) -> tuple[Tensor, int]:
+    """The value that a layer reads with its channels on an axis of their own, and that axis."""
+    if model.graph[layer].op == "conv2d":
+        return x, 1
+    positions = model.groups.positions[layer]
+    if positions > 1:
+        return x.unflatten(-1, (-1, positions)), x.dim() - 1
+    return x, -1

@@ -1,0 +1,64 @@
+"""A search along one group: the network up to the layer that reads it is computed once."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.batches import batches, evaluating, evaluation_batch
+from ..data.task import Split
+from ..graph.graph import Graph, Node
+from ..graph.groups import Group
+from ..network.keep import mean_outputs
+from ..parallel.ranks import Ranks
+
+
+def cut(graph: Graph, group: Group) -> tuple[Graph, Graph] | None:
+    """Splits a chain of operations before the layer that reads `group`; None where the graph is no
+    chain.
+    """
+    if len(group.consumers) != 1 or any(
+        node.inputs != (before.name,)
+        for before, node in zip(graph.nodes, graph.nodes[1:], strict=False)
+    ):
+        return None
+    at = [node.name for node in graph.nodes].index(group.consumers[0])
+    border = graph.nodes[at - 1].name
+    start = Node(border, "input", attrs={"shape": []})
+    return Graph(graph.nodes[:at], border), Graph((start, *graph.nodes[at:]), graph.output)
+
+
+class Sliced(nn.Module):
+    """A linear or convolutional layer that reads as many inputs as it is given, the first ones.
+
+    Arguments:
+        layer: reads all of them.
+        means: of all inputs, [I]; those of the inputs that are not given go into the bias.
+    """
+
+    def __init__(self, layer: nn.Module, means: Tensor | None) -> None:
+        super().__init__()
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        self.layer, self.means = layer, means
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer, n = self.layer, x.shape[1]
+        weight, bias = layer.weight[:, :n], layer.bias
+        if self.means is not None and bias is not None:
+            bias = bias + mean_outputs(layer.weight[:, n:], self.means[n:])
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, weight, bias)
+        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
+
+
+def features(
+    net: nn.Module, split: Split, device: torch.device, ranks: Ranks
+) -> tuple[Tensor, Tensor]:
+    """A network's outputs over this rank's piece of a split, in evaluation mode, and the labels."""
+    values, labels = [], []
+    with evaluating(net):
+        for x, y in batches(split, evaluation_batch(split), device, ranks=ranks):
+            values.append(net(x))
+            labels.append(y)
+    return torch.cat(values), torch.cat(labels)

@@ -1,0 +1,113 @@
+"""Warnings of what a margin can't see: classes that are smaller than it, and the noise of the
+validation split.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+from torch import Tensor
+
+from ..data.check import known_labels
+from ..data.task import Split
+from ..errors import ConfigError, MarginWarning
+from ..training.score import Validation
+
+MOST = 0.5  # of a class
+NOISE = 0.02  # two points
+RIGHT = 0.9
+
+
+def check_margin(margin: Any, score: Any) -> None:
+    """Raises ConfigError for a margin that is no number >= 0, or 1 and more of an accuracy."""
+    number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
+    if callable(score):
+        if not (number and 0 <= margin < math.inf):
+            raise ConfigError(f"margin={margin!r}: expected a number >= 0 in units of the score")
+    elif not (number and 0 <= margin < 1):
+        raise ConfigError(f"margin={margin!r}: expected a fraction in [0, 1)")
+
+
+def warn_of_classes(
+    task: str, train: Split, validation: Validation, margin: float, stacklevel: int
+) -> None:
+    """Warns of a class that pruning may lose though the margin holds.
+
+    That is a class without examples in the validation split, and one of which the margin is more
+    than half: losing most of it, up to all that were right of it, then costs no more than the
+    margin. (Three of a hundred examples and a margin of 2 % are such a case: a network that was
+    right on two of the three may answer the other class throughout.)
+
+    Arguments:
+        task: its name.
+        train: whose classes have to occur; not read where it does not tell its labels.
+        validation: what the margin is held on.
+        margin: in units of the score.
+        stacklevel: as for `warnings.warn`, from here.
+    """
+    sizes = validation.class_sizes
+    told = known_labels(train)
+    missing = [] if told is None else sorted(set(told.unique().tolist()) - _present(sizes))
+    if missing:
+        _warn(
+            f"task {task!r}: classes {missing} occur in training but not in validation, so no "
+            "margin keeps pruning from losing them. Put examples of every class into the "
+            "validation split",
+            stacklevel,
+        )
+    present = sizes.nonzero().flatten()
+    weights = validation.score.weights(sizes[present])
+    if weights is None or len(present) < 2:
+        return
+    smallest = int(weights.argmin())
+    lost = margin / float(weights[smallest])
+    if lost > MOST:
+        label = int(present[smallest])
+        _warn(
+            f"task {task!r}: margin={margin:g} lets pruning lose {min(lost, 1):.0%} of class "
+            f"{label}, which has {int(sizes[label])} of {validation.total} validation examples. "
+            "Take a smaller margin"
+            + ("" if validation.score.name != "accuracy" else ", or score='balanced accuracy'"),
+            stacklevel,
+        )
+
+
+def warn_of_noise(task: str, validation: Validation, margin: float, stacklevel: int) -> bool:
+    """Warns where the validation split is too small to hold the margin on; returns whether it did.
+
+    A search compares many networks and takes the smallest that the split lets through, so it finds
+    those that the split flatters: on other examples they lose between half and all of a standard
+    error of the score more than the margin. Where the split is large that is little, though the
+    margin be smaller still (the paper's 0.05 % of 10,000 examples is a fraction of a standard
+    error, and that a fraction of a point). So the warning is for a standard error above two points
+    and above the margin: of accuracy, for fewer than 225 examples. It comes before the task is
+    trained, so the standard error is that of a network that is right nine times out of ten.
+
+    Arguments:
+        task: its name.
+        validation: what the margin is held on.
+        margin: in units of the score.
+        stacklevel: as for `warnings.warn`, from here.
+    """
+    sizes = validation.class_sizes
+    noise = validation.score.noise(sizes[sizes > 0], RIGHT)
+    if noise is None or noise <= max(NOISE, margin):
+        return False
+    _warn(
+        f"task {task!r}: margin={margin:g} is finer than {validation.total} validation examples "
+        f"can tell. The standard error of their {validation.score.name} is about {noise:.2f}, and "
+        "pruning may cost as much on other examples. Put more examples into the validation split, "
+        "or compare the test accuracy before and after",
+        stacklevel,
+    )
+    return True
+
+
+def _present(sizes: Tensor) -> set[int]:
+    return set(sizes.nonzero().flatten().tolist())
+
+
+def _warn(text: str, stacklevel: int) -> None:
+    warnings.warn(text, MarginWarning, stacklevel=stacklevel + 2)

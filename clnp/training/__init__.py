@@ -1,0 +1,1 @@
+"""One fit: epochs over a split, scores, captured steps, cached frozen activations."""

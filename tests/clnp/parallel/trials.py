@@ -1,0 +1,63 @@
+"""Functions that the tests of `clnp.parallel` call in worker processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clnp.errors import DataError
+from clnp.parallel import tell
+
+
+def square(x: int) -> tuple[int, int, int]:
+    """The square, who computed it, and with how many threads."""
+    tell("begun", x)
+    return x * x, os.getpid(), torch.get_num_threads()
+
+
+def meet(folder: Path, own: str, other: str) -> bool:
+    """Waits for another trial, which has to run at the same time."""
+    (folder / own).touch()
+    end = time.monotonic() + 600
+    while time.monotonic() < end:
+        if (folder / other).exists():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def fail(folder: Path, times: int, how: str) -> str:
+    """Fails so many times, then succeeds."""
+    attempts = len(list(folder.iterdir()))
+    (folder / str(attempts)).touch()
+    if attempts < times:
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise DataError("no such data") if how == "refuse" else RuntimeError("bad luck")
+    return "done"
+
+
+def pointer(x: Tensor) -> tuple[bool, float]:
+    """Whether a tensor is in shared memory, and its sum."""
+    return x.is_shared(), float(x.sum())
+
+
+def unsendable() -> Any:
+    """A result that pickle refuses."""
+    return lambda: None
+
+
+def wait_for_ever(folder: Path, name: str) -> None:
+    """Says which process it is, and never ends."""
+    assert multiprocessing.parent_process() is not None
+    (folder / f"{name}.tmp").write_text(str(os.getpid()))
+    (folder / f"{name}.tmp").rename(folder / name)
+    torch.zeros(100).sum()
+    time.sleep(600)

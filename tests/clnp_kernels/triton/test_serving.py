@@ -1,0 +1,105 @@
+"""What serves on CUDA, and what happens when it can't. Needs no triton and no GPU."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from clnp_kernels import _register, chooser, ops  # noqa: F401  (registers the operators)
+from tests.clnp_kernels.ops.test_register import python
+
+# An operator's implementation for CUDA, called on tensors of the CPU.
+CALL = """
+import sys, warnings
+import torch
+from clnp_kernels import _register, info, ops
+key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+x = torch.ones(3, 4, dtype=torch.float64)
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        y = torch.ops.clnp_kernels.channel_activity.default.redispatch(key, x, 1)
+print(y.tolist(), len(seen), info.implementations()["channel_activity", "cuda"], seen[0].message)
+assert "triton" not in sys.modules
+"""
+
+
+def test_chosen_by_the_table() -> None:
+    """PyTorch's operators until a GPU has measured ours, and a word on why."""
+    code = (
+        "from clnp_kernels import info\n"
+        "table = info.implementations()\n"
+        "print({table[name, device] for name, device in table if device == 'cuda'})\n"
+    )
+    result = python(code)
+    assert "PyTorch on slices" in result.stdout, result.stderr
+    assert "not measured on a GPU yet" in result.stdout
+    assert "Triton" not in result.stdout
+    asked = python(code, CLNP_TRITON="1").stdout
+    assert "Triton" in asked
+    assert "CLNP_REFERENCE is set" in python(code, CLNP_TRITON="1", CLNP_REFERENCE="1").stdout
+
+
+def test_unknown_preference() -> None:
+    result = python("from clnp_kernels import info; info.describe()", CLNP_GPU="cutlass")
+    assert "CLNP_GPU: got 'cutlass', wanted one of torch, triton" in result.stderr
+    with pytest.raises(ValueError, match="one of torch"), chooser.prefer("cublas"):
+        pass
+
+
+def test_table_and_offers_fit_the_operators() -> None:
+    assert set(chooser.TABLE) == set(chooser.OFFERS) == set(_register.OPS)
+    for name, rows in chooser.TABLE.items():
+        assert rows[0].least == 0
+        assert [row.least for row in rows] == sorted(row.least for row in rows)
+        assert all(row.implementation in chooser.OFFERS[name] and row.evidence for row in rows)
+
+
+def test_rows_hold_from_their_size_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLNP_GPU", raising=False)
+    rows = (chooser.Row(0, "torch", "small"), chooser.Row(1000, "triton", "large"))
+    monkeypatch.setitem(chooser.TABLE, "masked_linear_wgrad", rows)
+    grad, x = torch.ones(10, 9), torch.ones(10, 11)
+    assert chooser.size("masked_linear_wgrad", (grad, x, True)) == 990
+    assert chooser.choose("masked_linear_wgrad", (grad, x, True)) == ("torch", "small")
+    wide = (grad, torch.ones(10, 12), True)
+    assert chooser.choose("masked_linear_wgrad", wide) == ("triton", "large")
+    assert chooser.choose("masked_linear_wgrad")[0] == "torch"
+    with chooser.prefer("ours"):
+        assert chooser.choose("masked_linear_wgrad", (grad, x, True))[0] == "triton"
+        assert chooser.choose("adam_l1")[0] == "cuda"
+        with chooser.prefer("triton"):
+            assert chooser.choose("adam_l1")[0] == "torch"
+    x3 = torch.ones(4, 6)
+    assert chooser.size("masked_linear_fwd", (x3, torch.ones(2, 3), torch.ones(5, 6))) == 4 * 36
+    assert chooser.size("masked_linear_dgrad", (x3, torch.ones(2, 3), torch.ones(6, 7))) == 4 * 42
+    assert chooser.size("adam_l1", ([x3, x3], [], [])) == 48
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_what_they_do_not_take_goes_to_torch() -> None:
+    result = python(CALL, CLNP_GPU="triton")
+    assert result.stdout.startswith("[3.0, 3.0, 3.0, 3.0] 1 ('Triton"), result
+    assert "the Triton kernels have no torch.float64" in result.stdout
+    result = python(CALL, CLNP_GPU="triton", CLNP_STRICT="1")
+    assert "MissingImplementationError" in result.stderr
+
+
+def test_triton_not_installed() -> None:
+    code = (
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'triton' else find(name, *rest)\n"
+        "from clnp_kernels import info; print(info.describe())"
+    )
+    result = python(code, CLNP_GPU="triton")
+    assert "triton is not installed" in result.stdout, result.stderr
+
+
+def test_library_not_built() -> None:
+    code = (
+        "from clnp_kernels import _register\n"
+        "_register.LIBRARIES['cuda'] = ('CUDA', 'CUDA', '_cuda_missing*.so')\n"
+        "from clnp_kernels import info; print(info.describe())"
+    )
+    result = python(code, CLNP_GPU="cuda")
+    assert "the CUDA library is not built" in result.stdout, result.stderr
