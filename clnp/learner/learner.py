@@ -17,19 +17,20 @@ from torch import Tensor
 
 from ..callbacks import check_callbacks, notify
 from ..data.batches import first_inputs, seed_for, seeded
-from ..data.check import task_data
+from ..data.contents import task_data
 from ..data.task import Task
-from ..errors import CapacityWarning, CheckpointError, ConfigError
+from ..errors import CapacityWarning, CheckpointError, ConfigError, memory_needed
 from ..files import checkpoint
-from ..memory import memory_needed
 from ..network.certificate import Certificate, Verdict
-from ..network.inference import Inferred, Prediction, inferred_accuracies, predicted
+from ..network.inference import Inferred, Prediction, predicted
 from ..network.model import Model
 from ..parallel import Workers
 from ..parallel.ranks import ALONE, Ranks, refuse_sharded, sharing
+from ..parallel.world import world
 from ..pruning.margin import check_margin
+from ..training.evaluation import inferred_accuracies
 from ..training.score import check_sendable, given_again
-from .agreement import SharedProgress, agree_on_network, agree_on_task, begin, world
+from .agreement import SharedProgress, agree_on_network, agree_on_task, begin
 from .checks import check_device, check_task
 from .grid import GridPoint, grid_points
 from .learned_data import Tests, check_new, learned_tasks, test_split

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from ..data.task import Split, Task
+from ..data.inputs import Split
+from ..data.task import Task
 from ..errors import CapacityWarning, ConfigError, TrainingError
+from ..network.boundaries import LearnedTask
 from ..network.conditions import fixed
-from ..network.learned import LearnedTask
 from ..network.model import Model
 from ..pruning.margin import check_margin
 from ..pruning.search import Pruning, find_pruning

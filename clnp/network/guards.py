@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from clnp_kernels.nn import retire
 
 from ..errors import ConfigError
-
-if TYPE_CHECKING:
-    from .network import Network
+from .boundaries import Boundaries
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -73,7 +71,7 @@ def check_parameters(modules: Mapping[str, nn.Module], what: str) -> None:
 
 
 def check_begin(
-    model: Network, classes: Any, generator: Any, reinit_scale: Any, most_new: Any
+    model: Boundaries, classes: Any, generator: Any, reinit_scale: Any, most_new: Any
 ) -> None:
     """Raises ConfigError where a task can't begin with these arguments of `Model.begin_task`."""
     if classes is not None and not _whole(classes):

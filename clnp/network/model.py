@@ -17,12 +17,11 @@ from clnp_kernels.nn import PartialBatchNorm2d
 
 from ..errors import ConfigError
 from ..parallel.ranks import refuse_sharded
+from .boundaries import LearnedTask, MaskedLayer
 from .guards import check_begin, check_name, check_parameters, refuse_backward, retiring
 from .heads import HEADS
 from .keep import Keep, check_keep, free_inputs, head_columns, keep_first, rows
-from .learned import LearnedTask
 from .narrow import pruned_layers
-from .network import MaskedLayer
 from .shapes import Structured
 
 

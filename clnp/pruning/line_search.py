@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.batches import batches, evaluating, evaluation_batch
-from ..data.task import Split
+from ..data.batches import batches, evaluation_batch
+from ..data.inputs import Split
 from ..graph.graph import Graph, Node
 from ..graph.groups import Group
 from ..network.keep import mean_outputs
 from ..parallel.ranks import Ranks
+from ..training.evaluation import evaluating
 
 
 def cut(graph: Graph, group: Group) -> tuple[Graph, Graph] | None:

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.batches import batches, evaluating, evaluation_batch, first_inputs
-from ..data.task import Split
+from ..data.batches import batches, evaluation_batch, first_inputs
+from ..data.inputs import Split
 from ..graph.graph import build
 from ..graph.groups import Group
-from ..learner.checks import check_scores
 from ..network.keep import compensate, compensated, read_columns, trained_bias
 from ..network.model import Model
 from ..network.narrow import pruned_layers
 from ..parallel.ranks import current
+from ..training.evaluation import evaluating
 from ..training.score import Validation, Value
-from .activity import read_means
+from .activity import check_scores, read_means
 from .line_search import Sliced, cut, features
 
 FEATURE_BYTES = 1 << 30

@@ -10,16 +10,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clnp.data import Task
-from clnp.data.batches import accuracy, count_correct
 from clnp.errors import ConfigError, TrainingError
-from clnp.learner.grid import candidates, floor_of, grid_points, per_layer, sparsest
+from clnp.learner.grid import candidates, grid_points, per_layer, sparsest
 from clnp.network.keep import check_keep, compensate, compensated, keep_first
 from clnp.network.model import Model
 from clnp.pruning.activity import measure_activity, measure_contribution, read_means
 from clnp.pruning.search import ThresholdSearch, find_pruning, threshold_between
 from clnp.pruning.sparsifiers import sparsifier
+from clnp.training.evaluation import accuracy, count_correct
 from clnp.training.fit import Fit, FitSettings
-from clnp.training.score import Validation
+from clnp.training.score import Validation, floor_of
 from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep
 
 CPU = torch.device("cpu")
