@@ -336,7 +336,6 @@ class TaskRun:
             rank=self.sparsifier.scores,
             search=settings.search,
             granularity=settings.granularity,
-            compensate=settings.compensate,
             on_evaluation=lambda done: self.call("on_search", done, 0),
         )
 

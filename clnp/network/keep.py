@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -103,64 +102,9 @@ def check_keep(model: Boundaries, keep: Keep) -> None:
             )
 
 
-def read_columns(model: Boundaries, name: str, keep: Keep) -> Tensor:
-    """Columns of the trainable weights of a layer or the head that are left."""
-    return head_columns(model, keep) if name == model.groups.head else columns(model, name, keep)
-
-
 def head_columns(model: Boundaries, keep: Keep) -> Tensor:
     """Columns of the current output weights that are left."""
     head = model.groups.head
     if model.head.kind == "single":
         return free_inputs(model, head, keep, model.head.free_weight.device)
     return columns(model, head, keep)
-
-
-def trained_bias(model: Boundaries, name: str) -> Tensor | None:
-    """The trainable bias of a layer or the head, if it has one."""
-    if name == model.groups.head:
-        return model.head.free_bias
-    return model.masked_layers[name].free_bias
-
-
-def mean_outputs(weight: Tensor, means: Tensor) -> Tensor:
-    """What inputs [I] that are the same for all examples add to the outputs of a layer with weights
-    [O, I, ...]: [O]. At the border of a padded convolution it is less.
-    """
-    sums = weight.flatten(2).sum(dim=2) if weight.dim() > 2 else weight
-    return sums @ means.to(sums)
-
-
-@torch.no_grad()
-def compensate(model: Boundaries, keep: Keep, means: Mapping[str, Tensor]) -> None:
-    """Adds what the channels that `keep` leaves out add on average to the biases of the layers that
-    read them, so that cutting them takes their variation alone (as FLAP does, An et al. 2023,
-    arXiv:2312.11983). Layers without a trained bias stay as they are.
-
-    Arguments:
-        model: in a task.
-        keep: as for `Model.compact`, which is called next.
-        means: layer -> mean of each of its inputs [I], from `clnp.pruning.activity.read_means`.
-    """
-    for name, mean in means.items():
-        bias = trained_bias(model, name)
-        if bias is None:
-            continue
-        weight = model.layer_weight(name)
-        cut = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
-        cut[read_columns(model, name, keep)] = False
-        bias += mean_outputs(weight[:, cut], mean.to(weight.device)[cut])
-
-
-@contextmanager
-def compensated(model: Boundaries, keep: Keep, means: Mapping[str, Tensor]) -> Iterator[None]:
-    """`compensate` inside; the biases as they were outside."""
-    biases = [bias for name in means if (bias := trained_bias(model, name)) is not None]
-    before = [bias.detach().clone() for bias in biases]
-    compensate(model, keep, means)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for bias, value in zip(biases, before, strict=True):
-                bias.copy_(value)

@@ -88,19 +88,6 @@ def read_activity(model: Model, split: Split, device: torch.device) -> dict[str,
     return _means(model, split, device, of)
 
 
-def read_means(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
-    """E a of the inputs of a layer, one for every column of its weights: layer -> [I] float64 on
-    the CPU.
-    """
-
-    def of(layer: str, x: Tensor) -> tuple[Tensor, int]:
-        x = x.transpose(1, -1) if model.graph[layer].op == "conv2d" else x
-        x = x.flatten(0, -2)
-        return x.sum(dim=0, dtype=torch.float64), x.shape[0]
-
-    return _means(model, split, device, of)
-
-
 def _means(
     model: Model,
     split: Split,
