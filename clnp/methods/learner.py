@@ -7,29 +7,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..callbacks import check_callbacks, notify
 from ..data.batches import seed_for, seeded
 from ..data.contents import task_data
 from ..data.inputs import Split
 from ..data.task import Task
-from ..errors import CheckpointError, ConfigError, memory_needed
+from ..errors import CheckpointError, ConfigError
 from ..files import checkpoint
-from ..learner.checks import check_device
-from ..learner.learned_data import check_new, kept_test, learned_tasks, test_split
-from ..learner.learner import CHECKPOINT
-from ..learner.progress import Progress
-from ..learner.report import TaskReport, matrix_of
+from ..learner.base import BaseLearner
+from ..learner.checks import check_task
+from ..learner.learned_data import learned_tasks, test_split
+from ..learner.report import TaskReport
 from ..network.inference import Prediction, predicted
+from ..training.epoch import SCHEDULES, record
 from ..training.evaluation import accuracy
-from ..training.fit import SCHEDULES, FitState, record
+from ..training.fit import FitState
 from .loop import Cost, Meter, run_epoch
 from .method import Method
 from .network import Heads, TaskNet
-from .saving import check_network, check_task, graph_of
+from .saving import check_network, graph_of
 from .settings import MethodSettings
 from .state import as_tensor, from_tensor, load_optimizer_state, optimizer_state, prefixed, without
 
@@ -51,7 +49,7 @@ class _Network(nn.Module):
             return net(x)
 
 
-class MethodLearner:
+class MethodLearner(BaseLearner):
     """Trains one network on task after task by a method of `clnp.methods`; used as `clnp.Learner`.
 
     Made by `clnp.methods.make` and `clnp.methods.load`.
@@ -76,6 +74,8 @@ class MethodLearner:
             `checkpoint_dir` holds another learner.
     """
 
+    load_call = "clnp.methods.load"
+
     def __init__(
         self,
         method: type[Method],
@@ -89,7 +89,7 @@ class MethodLearner:
         callbacks: Iterable[Any] = (),
     ) -> None:
         self.shared = settings
-        self.device = check_device(device)
+        super().__init__(device, callbacks)
         check_network(net, example)
         self.graph = graph_of(net, example)
         self.example = example[:1].detach().cpu()
@@ -98,32 +98,14 @@ class MethodLearner:
             self.method = method(self.net, settings, options)
         self.net.to(self.device)
         self.method.optimizer = self.method.make_optimizer()
-        self.callbacks = list(callbacks)
-        check_callbacks(self.callbacks)
-        self.reports: list[TaskReport] = []
         self.cost: list[dict[str, Any]] = []
         self.model = _Network(self)
-        self._tests: list[Split | None] = []
         self._use_folder(checkpoint_dir, None)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Method, settings and options, JSON-able."""
         return {"method": self.method.name, **self.shared.to_json(), "options": dict(self.method.o)}
-
-    def _use_folder(self, folder: str | Path | None, source: Path | None) -> None:
-        self.checkpoint_dir = None if folder is None else Path(folder)
-        self._progress = Progress(
-            None if self.checkpoint_dir is None else self.checkpoint_dir / "progress"
-        )
-        if self.checkpoint_dir is None:
-            return
-        file = self.checkpoint_dir / CHECKPOINT
-        if file.exists() and (source is None or not file.samefile(source)):
-            raise ConfigError(
-                f"checkpoint_dir: {file} holds another learner; go on with it by "
-                "clnp.methods.load, or name another folder"
-            )
 
     # Learning
 
@@ -137,33 +119,34 @@ class MethodLearner:
                 good, with its split and index; a task of that name was learned before.
             TrainingError: the loss became NaN or infinite; memory ran out.
         """
-        check_new(self.reports, task)
-        given, (task, classes) = task, check_task(self.net, self.example, task)
-        self.method.check(len(self.reports))
-        check_callbacks(self.callbacks)
-        index = len(self.reports)
-        before = {name: tensor.clone() for name, tensor in self._tensors().items()}
-        layout = self._layout()
-        try:
-            with (
-                seeded(seed_for(self.shared.seed, index), self.device),
-                memory_needed(f"task {task.name!r}", self.shared.batch_size),
-            ):
-                report, cost = self._learn(task, index, classes)
-        except BaseException:
-            self._restore(before, layout)
-            del self._tests[index:]
-            raise
-        self._tests[index] = kept_test(given, task, self._tests[:index])
-        self.reports.append(report)
-        self.cost.append(cost.to_json())
-        if self.checkpoint_dir is not None:
-            self.save(self.checkpoint_dir / CHECKPOINT)
-            self._progress.clear()
-        self._call("on_task_end", report)
-        return report
+        return self._run(task, None, self.shared.seed, self.shared.batch_size)
 
-    def _learn(self, task: Task, index: int, classes: int) -> tuple[TaskReport, Cost]:
+    def _check(self, task: Task, plan: None) -> tuple[Task, int]:
+        net, example = self.net, self.example
+        shape, single = tuple(example.shape[1:]), net.kind == "single"
+        found = check_task(task, shape, example.dtype, net.classes, single=single)
+        self.method.check(len(self.reports))
+        return found
+
+    def _snapshot(self) -> tuple[dict[str, Tensor], list[int], list[nn.Module]]:
+        head = self.net.head
+        tensors = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        heads = list(head.layers) if isinstance(head, Heads) else []
+        return tensors, list(self.net.tasks), heads
+
+    def _undo(
+        self, before: tuple[dict[str, Tensor], list[int], list[nn.Module]], index: int
+    ) -> None:
+        tensors, self.net.tasks, heads = before
+        if isinstance(self.net.head, Heads):
+            self.net.head.layers = nn.ModuleList(heads)
+        self.method.task = index - 1
+        self.method.optimizer = self.method.make_optimizer()
+        self._load_tensors(tensors)
+        del self.cost[index:]
+        self.net.eval()
+
+    def _learn(self, task: Task, index: int, classes: int, plan: None) -> TaskReport:
         start = time.perf_counter()
         s, method = self.shared, self.method
         self._call("on_task_begin", index, task.name, s.epochs)
@@ -178,13 +161,14 @@ class MethodLearner:
             method.end(task)
         middle = time.perf_counter()
         self.net.eval()
-        self._tests.append(task.test)
+        self._tests.splits.append(task.test)
         validation = accuracy(self.predictor(index), task.validation, self.device)
         row = [self._test(j) for j in range(index + 1)]
         now = time.perf_counter()
         seconds = {"fit": middle - start, "search": 0.0, "fine_tune": 0.0}
         seconds |= {"evaluate": now - middle, "total": now - start}
-        report = TaskReport(
+        self.cost.append(meter.cost.to_json())
+        return TaskReport(
             task=index,
             name=task.name,
             epochs=s.epochs,
@@ -205,7 +189,6 @@ class MethodLearner:
             class_names=task.class_names,
             data=task_data(task),
         )
-        return report, meter.cost
 
     def _begin(self, task: Task, index: int, classes: int, meter: Meter) -> None:
         """Outputs and optimizer for the task, then the method's first verb."""
@@ -293,15 +276,8 @@ class MethodLearner:
         return accuracy(self.predictor(task), split, self.device)
 
     def _test(self, task: int) -> float:
-        split = self._tests[task]
+        split = self._tests.splits[task]
         return float("nan") if split is None else self.evaluate(split, task)
-
-    @property
-    def accuracy_matrix(self) -> np.ndarray:
-        """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above
-        the diagonal.
-        """
-        return matrix_of(self.reports)
 
     def verify(self) -> list[Any]:
         """Nothing: only CLNP certifies that earlier tasks did not move."""
@@ -323,22 +299,6 @@ class MethodLearner:
         named = self.method.named_parameters()
         self.method.load_state(without("method.", tensors))
         load_optimizer_state(self.method.optimizer, named, without("optimizer.", tensors))
-
-    def _layout(self) -> tuple[list[int], list[nn.Module]]:
-        head = self.net.head
-        return list(self.net.tasks), list(head.layers) if isinstance(head, Heads) else []
-
-    def _restore(
-        self, tensors: Mapping[str, Tensor], layout: tuple[list[int], list[nn.Module]]
-    ) -> None:
-        """Undoes a task that was not learned."""
-        self.net.tasks, heads = list(layout[0]), layout[1]
-        if isinstance(self.net.head, Heads):
-            self.net.head.layers = nn.ModuleList(heads)
-        self.method.task = len(self.reports) - 1
-        self.method.optimizer = self.method.make_optimizer()
-        self._load_tensors(tensors)
-        self.net.eval()
 
     def save(self, path: str | Path) -> None:
         """Writes everything needed to go on into one file (safetensors and JSON, no pickle),
@@ -381,12 +341,9 @@ class MethodLearner:
         """Gives the learned tasks' data back after loading: test splits for later rows of the
         accuracy matrix, and what a method trains on again. Raises DataError for other tasks.
         """
-        self._tests = [None] * len(self.reports)
+        self._tests.splits = [None] * len(self.reports)
         if tasks is None:
             return
         for k, task in enumerate(learned_tasks(self.reports, tasks)):
-            self._tests[k] = test_split(task)
+            self._tests.splits[k] = test_split(task)
             self.method.remember(task)
-
-    def _call(self, event: str, *args: Any) -> None:
-        notify(self.callbacks, event, self, *args)

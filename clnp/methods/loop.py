@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,12 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.batches import count
 from ..data.task import Task
-from ..errors import DataError, TrainingError
-from ..training.fit import REPORT_SECONDS
+from ..errors import TrainingError
+from ..training import epoch as epoch_loop
+from ..training.epoch import OnBatch, check_labels
 from .cost import held, layer_products
 from .method import Batch, Method
-
-OnBatch = Callable[[float, float, int, int], None]
 
 
 @dataclass
@@ -121,51 +120,40 @@ class Meter:
 def run_epoch(
     method: Method, meter: Meter, task: Task, epoch: int, seed: int, on_batch: OnBatch
 ) -> tuple[float, float]:
-    """Trains for one epoch; (mean loss, fraction of its examples classified correctly in training).
+    """Train for one epoch: (mean loss, fraction of its examples classified correctly in training).
 
     Arguments:
         method: between `begin` and `end`.
-        meter: counts.
-        task, epoch: which.
+        meter: adds up the cost.
+        task, epoch: of the method.
         seed: of the order of examples. Torch's global generator is the caller's affair.
-        on_batch: called a few times a second with (loss, fraction correct, examples seen, examples
-            in all).
+        on_batch: as of `clnp.training.epoch.run_epoch`.
 
     Raises:
         TrainingError: the loss is not finite.
     """
-    device, total = method.device, max(count(task.train), 1)
-    losses = torch.zeros((), dtype=torch.float64, device=device)
-    hits = torch.zeros((), dtype=torch.int64, device=device)
-    seen, last = 0, time.monotonic()
     meter.start_epoch()
     with meter.passes():
         method.start_epoch(task, epoch)
-    for batch in method.batches(task, epoch, torch.Generator().manual_seed(seed)):
-        _check_labels(method, batch)
-        loss, logits = meter.step(batch)
-        losses += loss * len(batch)
-        hits += (logits.argmax(dim=-1) == batch.y).sum()
-        seen += len(batch)
-        now = time.monotonic()
-        if device.type == "cpu" or now - last > REPORT_SECONDS:
-            _check_loss(method, float(losses), epoch)
-        if now - last > REPORT_SECONDS:
-            on_batch(float(losses) / seen, float(hits) / seen, min(seen, total), total)
-            last = now
-    _check_loss(method, float(losses), epoch)
-    on_batch(float(losses) / max(seen, 1), float(hits) / max(seen, 1), total, total)
+    losses, hits, seen = epoch_loop.run_epoch(
+        _steps(method, meter, task, epoch, seed),
+        max(count(task.train), 1),
+        method.device,
+        on_batch=on_batch,
+        check_loss=lambda total: _check_loss(method, total, epoch),
+    )
     return float(losses) / max(seen, 1), float(hits) / max(seen, 1)
 
 
-def _check_labels(method: Method, batch: Batch) -> None:
-    """Labels of a data set that makes its items when asked are seen here first."""
-    if isinstance(batch.task, Tensor):
-        return
-    classes = method.net.tasks[batch.task]
-    worst = batch.y[(batch.y < 0) | (batch.y >= classes)]
-    if worst.numel():
-        raise DataError(f"train: label {int(worst[0])} is outside the head's {classes} classes")
+def _steps(
+    method: Method, meter: Meter, task: Task, epoch: int, seed: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Take the steps of an epoch -> (examples, loss, correct examples)."""
+    for batch in method.batches(task, epoch, torch.Generator().manual_seed(seed)):
+        if isinstance(batch.task, int):
+            check_labels(batch.y, method.net.tasks[batch.task])
+        loss, logits = meter.step(batch)
+        yield len(batch), loss, (logits.argmax(dim=-1) == batch.y).sum()
 
 
 def _check_loss(method: Method, loss: float, epoch: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data.task import Task
 from ..errors import CheckpointError, ConfigError
 from ..files import checkpoint
-from ..learner.learner import CHECKPOINT
+from ..learner.base import checkpoint_file
 from .er import ER, DERpp
 from .esacl.method import EsaCL, EsaCLCo2L, EsaCLEWC
 from .ewc import EWC
@@ -155,8 +155,7 @@ def load(
         ConfigError: the network has to be passed.
         DataError: `tasks` are not the tasks that were learned.
     """
-    path = Path(path)
-    path = path / CHECKPOINT if path.is_dir() else path
+    path = checkpoint_file(path)
     tensors, data = checkpoint.read(path, KIND)
     try:
         shared = dict(data["settings"])

@@ -1,9 +1,8 @@
-"""One epoch loop for every method: batches, schedule, optimizer, and what is recorded."""
+"""Training of the free weights of a model on one task."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,30 +16,12 @@ from clnp_kernels.optim import AdamL1
 
 from ..data.batches import batch_sizes, batches, count, placed, resident, seed_for, seeded
 from ..data.inputs import Split
-from ..errors import CheckpointError, DataError, TrainingError
+from ..errors import CheckpointError, TrainingError
 from ..network.model import Model
 from ..parallel.ranks import current
+from .epoch import SCHEDULES, OnBatch, check_labels, record, run_epoch
 from .frozen_cache import CACHE_BYTES, FrozenActivations
 from .step_graph import StepGraph, set_rate
-
-REPORT_SECONDS = 0.2
-
-
-def step_factor(epoch: int, epochs: int) -> float:
-    """1, then 0.2 from 60 % and 0.04 from 85 % of the epochs on."""
-    return 0.2 ** ((epoch >= 0.6 * epochs) + (epoch >= 0.85 * epochs))
-
-
-def cosine_factor(epoch: int, epochs: int) -> float:
-    """Half a cosine from 1 towards 0."""
-    return 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
-
-
-SCHEDULES: dict[str, Callable[[int, int], float]] = {
-    "constant": lambda epoch, epochs: 1.0,
-    "step": step_factor,
-    "cosine": cosine_factor,
-}
 
 
 @dataclass
@@ -110,7 +91,7 @@ class Fit:
         validation: Split,
         settings: FitSettings,
         seed: int,
-        on_batch: Callable[[float, float, int, int], None] | None = None,
+        on_batch: OnBatch | None = None,
     ) -> None:
         self.model, self.validation = model, validation
         self.train = resident(train, model.device)
@@ -194,38 +175,29 @@ class Fit:
         self.model.train()
         with self.cache.looked_up(), self.ranks.synchronised(self.model):
             generator = torch.Generator().manual_seed(self._epoch_seed(epoch))
-            losses, hits = self._steps(generator, epoch)
+            losses, hits, seen = run_epoch(
+                self._steps(generator),
+                count(self.train),
+                self.device,
+                on_batch=self.on_batch,
+                check_loss=lambda total: self._check(total, epoch),
+                shape=self.shape,
+                read_early=self.ranks.size == 1,  # ranks have to check at the same step
+            )
         self._check_weights(epoch)
-        return losses, hits
+        return losses / seen, hits / seen
 
-    def _steps(self, generator: torch.Generator, epoch: int) -> tuple[Tensor, Tensor]:
-        total = count(self.train)
-        losses = torch.zeros(self.shape, dtype=torch.float64, device=self.device)
-        hits = torch.zeros(self.shape, dtype=torch.int64, device=self.device)
-        seen, last = 0, time.monotonic()
-        alone = self.ranks.size == 1
+    def _steps(self, generator: torch.Generator) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Take the steps of an epoch -> (examples over all ranks, loss, correct examples)."""
         # Messages between processes are not captured.
-        captured = self.capturable and alone and self.device.type == "cuda"
+        captured = self.capturable and self.ranks.size == 1 and self.device.type == "cuda"
         step = self._captured() if captured else self._step
-        sizes = batch_sizes(total, self.settings.batch_size)
+        sizes = batch_sizes(count(self.train), self.settings.batch_size)
         for size, (x, y, *rows) in zip(sizes, self._batches(generator), strict=True):
             if not isinstance(self.train, tuple):
-                _check_labels(y, self.model.head.classes)
+                check_labels(y, self.model.head.classes)
             loss, correct = step(x, y, *rows)
-            losses += loss * size
-            hits += correct
-            seen += size
-            now = time.monotonic()
-            # Reading a number waits for the device, so a GPU is asked only a few times a second;
-            # ranks have to ask at the same step.
-            asked = self.device.type == "cpu" or (alone and now - last > REPORT_SECONDS)
-            if asked or seen == total:
-                self._check(losses, epoch)
-            if now - last > REPORT_SECONDS or seen == total:
-                mean = float(losses.mean()) / seen, float(hits.double().mean()) / seen
-                self.on_batch(*mean, seen, total)
-                last = now
-        return losses / seen, hits / seen
+            yield size, loss, correct
 
     def _captured(self) -> Callable[..., tuple[Tensor, ...]]:
         """The step as a CUDA graph; one that can't be captured runs as it is, with one warning."""
@@ -270,8 +242,7 @@ class Fit:
             return loss, correct
         return self.ranks.average(self.parameters, loss, correct, len(y))
 
-    def _check(self, losses: Tensor, epoch: int) -> None:
-        total = float(losses.sum())
+    def _check(self, total: float, epoch: int) -> None:
         if not math.isfinite(total):
             self._diverged(f"the loss became {total}", epoch)
 
@@ -286,26 +257,6 @@ class Fit:
             "learned before this task is untouched. A lower lr usually helps; look for NaN or "
             "huge numbers in the inputs too"
         )
-
-
-def record(
-    epoch: int, loss: float, correct: float, validation: float, lr: float
-) -> dict[str, float]:
-    """What a history says of an epoch."""
-    return {
-        "epoch": epoch,
-        "loss": loss,
-        "train_accuracy": correct,
-        "validation_accuracy": validation,
-        "lr": lr,
-    }
-
-
-def _check_labels(y: Tensor, classes: int) -> None:
-    """Labels of a data set that makes its items when asked are seen here first."""
-    worst = y[(y < 0) | (y >= classes)]
-    if worst.numel():
-        raise DataError(f"train: label {int(worst[0])} is outside the head's {classes} classes")
 
 
 def trainable(model: Model, head_only: bool = False) -> list[nn.Parameter]:
