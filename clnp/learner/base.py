@@ -5,14 +5,15 @@ training, files, accuracy matrix, events.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from ..callbacks import check_callbacks, notify
+from ..callbacks import ProgressBar, check_callbacks, notify
 from ..data.batches import seed_for, seeded
 from ..data.task import Task
 from ..errors import ConfigError, memory_needed
@@ -31,6 +32,8 @@ class BaseLearner(ABC):
     Arguments:
         device: device of the network and its batches.
         callbacks: objects with any of the methods of `clnp.callbacks.Callback`.
+        progress_bar: show a progress bar on standard error; None: where it is a terminal or a
+            notebook.
 
     Attributes:
         reports: one `TaskReport` per learned task.
@@ -43,13 +46,24 @@ class BaseLearner(ABC):
 
     load_call: ClassVar[str]  # the call that loads a checkpoint, for errors
 
-    def __init__(self, device: str | torch.device, callbacks: Iterable[Any]) -> None:
+    def __init__(
+        self,
+        device: str | torch.device,
+        callbacks: Iterable[Any],
+        progress_bar: bool | None = None,
+    ) -> None:
         self.device = check_device(device)
         self.callbacks = list(callbacks)
         check_callbacks(self.callbacks)
+        self.progress_bar = progress_bar
+        self._bar: ProgressBar | None = None  # while a task is learned
         self.reports: list[TaskReport] = []
         self.ranks: Ranks = ALONE
         self._tests = Tests()
+
+    def __repr__(self) -> str:
+        names = ", ".join(repr(report.name) for report in self.reports)
+        return f"{type(self).__name__}({len(self.reports)} learned: {names or 'none'})"
 
     # Steps that a learner defines
 
@@ -86,6 +100,7 @@ class BaseLearner(ABC):
         try:
             # Datasets may draw random numbers whenever they are read.
             with (
+                self._shown(),
                 sharing(self.ranks),
                 seeded(seed_for(seed, index), self.device),
                 memory_needed(f"task {task.name!r}", batch_size),
@@ -133,7 +148,22 @@ class BaseLearner(ABC):
         """Call the callbacks, on the first rank; what one of them computes, it computes alone."""
         if self.ranks.main:
             with sharing(ALONE):
-                notify(self.callbacks, event, self, *args)
+                bar = [] if self._bar is None else [self._bar]
+                notify([*self.callbacks, *bar], event, self, *args)
+
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Show the progress bar inside, if it is wanted."""
+        bar = ProgressBar() if self.ranks.main and self.progress_bar is not False else None
+        if bar is None or not (self.progress_bar or bar.visible):
+            yield
+            return
+        try:
+            with bar:
+                self._bar = bar
+                yield
+        finally:
+            self._bar = None
 
 
 def checkpoint_file(path: str | Path) -> Path:

@@ -35,7 +35,7 @@ from .checks import check_model_task
 from .grid import GridPoint, grid_points
 from .grid_point import Plan, PointTrainer
 from .learned_data import learned_tasks, test_split
-from .report import TaskReport, capacity_of, reuse_of
+from .report import TaskReport, capacity_lines, capacity_of, reuse_of
 from .settings import Settings, without_removed
 from .task_run import TaskRun
 
@@ -55,7 +55,9 @@ class Learner(BaseLearner):
             their own, or `clnp.Workers`; results are those of one process with as many threads.
         distributed: share every batch among the processes of `torch.distributed`, which all make
             the same calls; the first one's weights count, and it alone reads and writes files and
-            tells callbacks.
+            calls the callbacks.
+        progress_bar: show a progress bar on standard error; None: where it is a terminal or a
+            notebook.
         settings: the fields of `Settings`: head, margin, l1, lr, epochs, batch_size, schedule,
             seed, grid, search, fine_tune, dtype, granularity.
 
@@ -75,6 +77,7 @@ class Learner(BaseLearner):
         callbacks: Iterable[Any] = (),
         workers: int | Workers = 1,
         distributed: bool = False,
+        progress_bar: bool | None = None,
         **settings: Any,
     ) -> None:
         if not isinstance(model, Model):
@@ -94,7 +97,7 @@ class Learner(BaseLearner):
         self.points = grid_points(
             self.settings.grid, self.settings.l1, self.settings.lr, model.layer_names
         )
-        super().__init__(device, callbacks)
+        super().__init__(device, callbacks, progress_bar)
         model.set_head(self.settings.head)
         self.model = model.to(self.device)
         if model.is_convolutional:
@@ -110,6 +113,21 @@ class Learner(BaseLearner):
     def _share(self, ranks: Ranks) -> None:
         begin(ranks, self.model, self.settings, self.workers.count)
         self.ranks = ranks
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.changed().items())
+        tasks = len(self.reports)
+        learned = f"{tasks} task{'' if tasks == 1 else 's'} learned"
+        return f"Learner({'; '.join([learned, settings] if settings else [learned])})"
+
+    def __str__(self) -> str:
+        """The learner in a few lines: settings, accuracies and the channels of every group."""
+        lines = [repr(self)]
+        for k, report in enumerate(self.reports):
+            now = self.reports[-1].row[k]
+            lines.append(f"task {k + 1}, {report.name!r}: test {now:.2%} now")
+        capacity = self.reports[-1].capacity if self.reports else {}
+        return "\n".join([*lines, *capacity_lines(capacity)])
 
     # Learning
 
@@ -335,6 +353,7 @@ class Learner(BaseLearner):
         workers: int | Workers = 1,
         distributed: bool = False,
         score: Any = None,
+        progress_bar: bool | None = None,
     ) -> Learner:
         """A learner as it was saved.
 
@@ -343,7 +362,8 @@ class Learner(BaseLearner):
             tasks: the learned tasks (or the whole stream), whose test splits later rows of the
                 accuracy matrix need; without them those entries are NaN. All their splits are read
                 and compared with the fingerprints of what was learned.
-            device, checkpoint_dir, callbacks, workers, distributed: as for a new learner.
+            device, checkpoint_dir, callbacks, workers, distributed, progress_bar: as for a new
+                learner.
             score: the learner's, where that is a function: a file holds its name only.
 
         Raises:
@@ -361,7 +381,14 @@ class Learner(BaseLearner):
         try:
             model = _model_of(tensors, data)
             settings = {**without_removed(data["settings"]), "score": score}
-            learner = cls(model, device=device, callbacks=callbacks, workers=workers, **settings)
+            learner = cls(
+                model,
+                device=device,
+                callbacks=callbacks,
+                workers=workers,
+                progress_bar=progress_bar,
+                **settings,
+            )
             learner.reports = [TaskReport(**report) for report in data["reports"]]
             probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
             learner.certificate = Certificate.from_json(data["certificate"], probes)

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import seed_for, seeded
+from ..data.batches import count, seed_for, seeded
 from ..data.contents import task_data
 from ..data.inputs import Split
 from ..data.task import Task
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, TrainingError
 from ..files import checkpoint
 from ..learner.base import BaseLearner
 from ..learner.checks import check_task
 from ..learner.learned_data import learned_tasks, test_split
 from ..learner.report import TaskReport
 from ..network.inference import Prediction, predicted
-from ..training.epoch import SCHEDULES, record
+from ..training.epoch import SCHEDULES, check_labels, record, run_epoch
 from ..training.evaluation import accuracy
 from ..training.fit import FitState
-from .loop import Cost, Meter, run_epoch
+from ..training.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from ..training.step_graph import set_rate
+from .meter import Cost, Meter
 from .method import Method
 from .network import Heads, TaskNet
 from .saving import check_network, graph_of
 from .settings import MethodSettings
-from .state import as_tensor, from_tensor, load_optimizer_state, optimizer_state, prefixed, without
+from .state import as_tensor, from_tensor, prefixed, without
 
 KIND = "method"
 
@@ -61,7 +64,7 @@ class MethodLearner(BaseLearner):
         example: a batch that it accepts; only its shape and dtype matter.
         settings: what all methods share.
         options: the method's own.
-        device, checkpoint_dir, callbacks: as for `clnp.Learner`.
+        device, checkpoint_dir, callbacks, progress_bar: as for `clnp.Learner`.
 
     Attributes:
         reports: one `TaskReport` per task. Capacity, thresholds, reuse, grid and l1 are empty.
@@ -87,9 +90,10 @@ class MethodLearner(BaseLearner):
         device: str | torch.device = "cpu",
         checkpoint_dir: str | Path | None = None,
         callbacks: Iterable[Any] = (),
+        progress_bar: bool | None = None,
     ) -> None:
         self.shared = settings
-        super().__init__(device, callbacks)
+        super().__init__(device, callbacks, progress_bar)
         check_network(net, example)
         self.graph = graph_of(net, example)
         self.example = example[:1].detach().cpu()
@@ -195,13 +199,13 @@ class MethodLearner(BaseLearner):
         method, s = self.method, self.shared
         carried: dict[str, Tensor] = {}
         if not s.reset_optimizer:
-            carried = optimizer_state(method.optimizer, method.named_parameters())
+            carried = optimizer_tensors(method.optimizer, method.named_parameters())
         generator = torch.Generator().manual_seed(seed_for(s.seed, index, "weights"))
         self.net.zero_grad(set_to_none=True)
         self.net.add_task(classes, generator)
         method.task = index
         method.optimizer = method.make_optimizer()
-        load_optimizer_state(method.optimizer, method.named_parameters(), carried)
+        load_optimizer_tensors(method.optimizer, method.named_parameters(), carried)
         self.net.train()
         with seeded(seed_for(s.seed, index, "begin"), self.device), meter.passes():
             method.begin(task)
@@ -232,24 +236,45 @@ class MethodLearner(BaseLearner):
         return history
 
     def _epoch(self, task: Task, index: int, epoch: int, meter: Meter) -> dict[str, float]:
-        s = self.shared
+        s, method = self.shared, self.method
         lr = s.lr * SCHEDULES[s.schedule](epoch, s.epochs)
-        for group in self.method.optimizer.param_groups:
-            group["lr"] = lr
-        self.method.epoch = epoch
+        set_rate(method.optimizer, lr)
+        method.epoch = epoch
         seed = seed_for(s.seed, index, "fit", "epoch", epoch)
         self.net.train()
         with seeded(seed, self.device):
-            loss, correct = run_epoch(
-                self.method,
-                meter,
-                task,
-                epoch,
-                seed,
-                lambda *args: self._call("on_batch_end", *args),
+            meter.start_epoch()
+            with meter.passes():
+                method.start_epoch(task, epoch)
+            losses, hits, seen = run_epoch(
+                self._steps(task, epoch, seed, meter),
+                max(count(task.train), 1),
+                self.device,
+                on_batch=lambda *args: self._call("on_batch_end", *args),
+                check_loss=lambda loss: self._check_loss(loss, epoch),
             )
             validation = accuracy(self.predictor(index), task.validation, self.device)
-        return record(epoch, loss, correct, validation, lr)
+        seen = max(seen, 1)
+        return record(epoch, float(losses) / seen, float(hits) / seen, validation, lr)
+
+    def _steps(
+        self, task: Task, epoch: int, seed: int, meter: Meter
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Take the steps of an epoch -> (examples, loss, correct examples)."""
+        order = torch.Generator().manual_seed(seed)
+        for batch in self.method.batches(task, epoch, order):
+            if isinstance(batch.task, int):
+                check_labels(batch.y, self.net.tasks[batch.task])
+            loss, logits = meter.step(batch)
+            yield len(batch), loss, (logits.argmax(dim=-1) == batch.y).sum()
+
+    def _check_loss(self, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"method {self.method.name!r}: the loss became {loss} in epoch {epoch + 1} (lr "
+                f"{self.shared.lr}, options {self.method.o}); what was learned before this task is "
+                "untouched. A lower lr or a weaker penalty usually helps"
+            )
 
     # Results
 
@@ -291,14 +316,14 @@ class MethodLearner(BaseLearner):
         return {
             **prefixed("net.", self.net.state_dict()),
             **prefixed("method.", self.method.state()),
-            **prefixed("optimizer.", optimizer_state(self.method.optimizer, named)),
+            **prefixed("optimizer.", optimizer_tensors(self.method.optimizer, named)),
         }
 
     def _load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         self.net.load_state_dict(without("net.", tensors))
         named = self.method.named_parameters()
         self.method.load_state(without("method.", tensors))
-        load_optimizer_state(self.method.optimizer, named, without("optimizer.", tensors))
+        load_optimizer_tensors(self.method.optimizer, named, without("optimizer.", tensors))
 
     def save(self, path: str | Path) -> None:
         """Writes everything needed to go on into one file (safetensors and JSON, no pickle),

@@ -83,6 +83,7 @@ def make(
     device: str | torch.device = "cpu",
     checkpoint_dir: str | Path | None = None,
     callbacks: Iterable[Any] = (),
+    progress_bar: bool | None = None,
     **options: Any,
 ) -> MethodLearner:
     """A learner of the named method.
@@ -92,7 +93,7 @@ def make(
         net: dense network x [B, ...] -> logits [B, C] that ends in a Linear layer; trained in
             place.
         example_input: a batch that it accepts.
-        device, checkpoint_dir, callbacks: as for `clnp.Learner`.
+        device, checkpoint_dir, callbacks, progress_bar: as for `clnp.Learner`.
         options: fields of `MethodSettings` (head, lr, epochs, batch_size, schedule, seed, dtype,
             optimizer, momentum, reset_optimizer) and the method's own.
 
@@ -109,6 +110,7 @@ def make(
         device=device,
         checkpoint_dir=checkpoint_dir,
         callbacks=callbacks,
+        progress_bar=progress_bar,
     )
 
 
@@ -140,6 +142,7 @@ def load(
     device: str | torch.device = "cpu",
     checkpoint_dir: str | Path | None = None,
     callbacks: Iterable[Any] = (),
+    progress_bar: bool | None = None,
 ) -> MethodLearner:
     """A learner as it was saved.
 
@@ -148,7 +151,7 @@ def load(
         tasks: the learned tasks (or the whole stream), whose test splits later rows of the accuracy
             matrix need, and whose data joint training needs.
         net: the network, where its layers could not be written (`MethodLearner.save`).
-        device, checkpoint_dir, callbacks: as for a new learner.
+        device, checkpoint_dir, callbacks, progress_bar: as for a new learner.
 
     Raises:
         CheckpointError: no such file, damaged, or not a method's.
@@ -170,6 +173,7 @@ def load(
             options,
             device=device,
             callbacks=callbacks,
+            progress_bar=progress_bar,
         )
     except ConfigError:
         raise

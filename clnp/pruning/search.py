@@ -31,7 +31,7 @@ JOINT_GROUPS = 8
 HEADROOM = 1.01  # of a threshold above a group of which no channel is kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pruning:
     """The outcome of a threshold search.
 
@@ -65,6 +65,10 @@ class Pruning:
     def kept(self) -> int:
         """Number of free channels that stay, over all groups."""
         return sum(indices.numel() for indices in self.keep.values())
+
+    def __repr__(self) -> str:
+        groups = ", ".join(f"{name}: {indices.numel()}" for name, indices in self.keep.items())
+        return f"Pruning(channels kept: {groups}; validation={self.validation:.4f})"
 
     def apply(self, model: Model) -> None:
         """Takes the channels that are not kept from a model in a task."""

@@ -21,6 +21,7 @@ from ..network.model import Model
 from ..parallel.ranks import current
 from .epoch import SCHEDULES, OnBatch, check_labels, record, run_epoch
 from .frozen_cache import CACHE_BYTES, FrozenActivations
+from .optimizer_state import load_optimizer_tensors, numbered, optimizer_tensors
 from .step_graph import StepGraph, set_rate
 
 
@@ -124,7 +125,7 @@ class Fit:
         with torch.no_grad():
             for tensor, saved in zip(self.moving, state.parameters, strict=True):
                 tensor.copy_(saved)
-        load_optimizer(self.optimizer, state.optimizer)
+        load_optimizer_tensors(self.optimizer, numbered(self.optimizer), state.optimizer, ".")
         self.state = FitState(state.epoch, list(state.history))
 
     def run(
@@ -152,7 +153,7 @@ class Fit:
             self.state.epoch,
             list(self.state.history),
             [p.detach().cpu().clone() for p in self.moving],
-            optimizer_tensors(self.optimizer),
+            optimizer_tensors(self.optimizer, numbered(self.optimizer), "."),
         )
 
     def _epoch(self, epoch: int) -> dict[str, float]:
@@ -280,24 +281,3 @@ def parameter_groups(
     rest = [p for p in trainable(model, head_only) if id(p) not in chosen]
     groups: list[dict[str, Any]] = [{"params": [weight], "l1": alpha} for weight, alpha in weights]
     return [*groups, {"params": rest, "l1": 0.0}] if rest else groups
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies of an optimizer's tensors on the CPU: "number of the parameter.name" -> tensor."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": torch.as_tensor(value).detach().cpu().clone()
-        for index, values in state.items()
-        for name, value in values.items()
-        if value is not None
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in flat.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value.clone()
-    saved = optimizer.state_dict()
-    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})

@@ -30,12 +30,11 @@ from .fit import (
     Fit,
     FitSettings,
     FitState,
-    load_optimizer,
-    optimizer_tensors,
     parameter_groups,
     record,
     trainable,
 )
+from .optimizer_state import load_optimizer_tensors, numbered, optimizer_tensors
 from .step_graph import set_group_rate
 
 EXCEPT = ("log_softmax", "stochastic_depth")  # elementwise operations that are not, among points
@@ -209,7 +208,7 @@ class StackedFit(Fit):
                     view.copy_(saved)
             held |= {_renumbered(key, p * len(views)): t for key, t in state.optimizer.items()}
             self.states[p] = FitState(state.epoch, list(state.history))
-        load_optimizer(self.optimizer, held)
+        load_optimizer_tensors(self.optimizer, numbered(self.optimizer), held, ".")
 
     def run_all(
         self, after_epoch: Callable[[list[FitState], Callable[[int], FitState]], None]
@@ -243,7 +242,8 @@ class StackedFit(Fit):
         return [record(epoch, a, b, n / count(self.validation), lr) for a, b, n, lr in rows]
 
     def _snapshot_of(self, p: int) -> FitState:
-        views, state, held = self.views[p], self.states[p], optimizer_tensors(self.optimizer)
+        views, state = self.views[p], self.states[p]
+        held = optimizer_tensors(self.optimizer, numbered(self.optimizer), ".")
         numbers = range(p * len(views), (p + 1) * len(views))
         own = {k: t for k, t in held.items() if int(k.split(".", 1)[0]) in numbers}
         return FitState(

@@ -1,8 +1,7 @@
-"""One epoch of any method, and what it costs."""
+"""Cost of learning a task: operations, memory, time."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,18 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..data.batches import count
-from ..data.task import Task
-from ..errors import TrainingError
-from ..training import epoch as epoch_loop
-from ..training.epoch import OnBatch, check_labels
 from .cost import held, layer_products
 from .method import Batch, Method
 
 
 @dataclass
 class Cost:
-    """What learning a task has cost so far.
+    """Cost of learning a task so far.
 
     Attributes:
         flops: operations of matrix products and convolutions that were carried out, replayed
@@ -115,51 +109,3 @@ class Meter:
         now += held(method.state().values())
         now += self.inputs * (len(batch) + method.replayed())
         self.cost.peak_memory = max(self.cost.peak_memory, now)
-
-
-def run_epoch(
-    method: Method, meter: Meter, task: Task, epoch: int, seed: int, on_batch: OnBatch
-) -> tuple[float, float]:
-    """Train for one epoch: (mean loss, fraction of its examples classified correctly in training).
-
-    Arguments:
-        method: between `begin` and `end`.
-        meter: adds up the cost.
-        task, epoch: of the method.
-        seed: of the order of examples. Torch's global generator is the caller's affair.
-        on_batch: as of `clnp.training.epoch.run_epoch`.
-
-    Raises:
-        TrainingError: the loss is not finite.
-    """
-    meter.start_epoch()
-    with meter.passes():
-        method.start_epoch(task, epoch)
-    losses, hits, seen = epoch_loop.run_epoch(
-        _steps(method, meter, task, epoch, seed),
-        max(count(task.train), 1),
-        method.device,
-        on_batch=on_batch,
-        check_loss=lambda total: _check_loss(method, total, epoch),
-    )
-    return float(losses) / max(seen, 1), float(hits) / max(seen, 1)
-
-
-def _steps(
-    method: Method, meter: Meter, task: Task, epoch: int, seed: int
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Take the steps of an epoch -> (examples, loss, correct examples)."""
-    for batch in method.batches(task, epoch, torch.Generator().manual_seed(seed)):
-        if isinstance(batch.task, int):
-            check_labels(batch.y, method.net.tasks[batch.task])
-        loss, logits = meter.step(batch)
-        yield len(batch), loss, (logits.argmax(dim=-1) == batch.y).sum()
-
-
-def _check_loss(method: Method, loss: float, epoch: int) -> None:
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"method {method.name!r}: the loss became {loss} in epoch {epoch + 1} (lr "
-            f"{method.settings.lr}, options {method.o}); what was learned before this task is "
-            "untouched. A lower lr or a weaker penalty usually helps"
-        )
