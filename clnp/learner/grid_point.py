@@ -28,10 +28,10 @@ Report = Callable[..., None]  # (event, *arguments)
 
 @dataclass(frozen=True)
 class Plan:
-    """How one task is learned.
+    """Course of one task.
 
     Attributes:
-        margin: how much of the validation score is given up for sparsity.
+        margin: validation score given up for sparsity.
         adopt: take the network as it is instead of training it.
         prune: search thresholds; otherwise all channels stay.
     """
@@ -46,8 +46,8 @@ class Trained:
     """A trained grid point and, if it was a candidate, its pruning.
 
     Attributes:
-        point: what it was trained with.
-        tensors: copies of what training moves.
+        point: its settings.
+        tensors: copies of the tensors that training moves.
         history: one record per epoch.
         score: of the validation split, before pruning.
         pruning: outcome of the threshold search.

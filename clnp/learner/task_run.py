@@ -130,7 +130,7 @@ class TaskRun:
         return self.workers.count > 1 and len(trials) > 1
 
     def _stacks(self) -> bool:
-        """Whether the grid points are trained as one network of stacked weights."""
+        """True if the grid points are trained as one network of stacked weights."""
         allowed = {"auto": self.model.device.type == "cuda", "on": True, "off": False}
         alone = self.workers.count == 1 and current().size == 1
         plain = self.trainer.sparsifier.fit is Fit and not self.head_only

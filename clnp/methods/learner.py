@@ -38,7 +38,7 @@ KIND = "method"
 
 
 class _Network(nn.Module):
-    """What a learner is asked for logits: `model(x, task=k)`, in evaluation mode."""
+    """The `model(x, task=k)` of a learner: logits of a task, in evaluation mode."""
 
     def __init__(self, learner: MethodLearner) -> None:
         super().__init__()
@@ -305,7 +305,7 @@ class MethodLearner(BaseLearner):
         return float("nan") if split is None else self.evaluate(split, task)
 
     def verify(self) -> list[Any]:
-        """Nothing: only CLNP certifies that earlier tasks did not move."""
+        """An empty list: only CLNP certifies that earlier tasks did not move."""
         return []
 
     # Saving

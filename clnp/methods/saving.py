@@ -1,4 +1,4 @@
-"""What a learner can be made of, and what it is made of again from its file."""
+"""Networks and examples of a learner: checks, and their form in a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A method's run as named tensors and plain data, so that it can stop and go on."""
+"""Named tensors and JSON data in one dictionary of tensors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with `prefix` before every name."""
+    """Put `prefix` before every name."""
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
 def without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of the tensors whose names begin with `prefix`, which is taken off."""
+    """Select the tensors whose names begin with `prefix`, and strip it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
@@ -26,5 +26,5 @@ def as_tensor(data: Any) -> Tensor:
 
 
 def from_tensor(tensor: Tensor) -> Any:
-    """The inverse of `as_tensor`."""
+    """Decode the result of `as_tensor`."""
     return json.loads(bytes(tensor.cpu().tolist()))

@@ -27,7 +27,7 @@ from .step_graph import StepGraph, set_rate
 
 @dataclass
 class FitState:
-    """Where a fit stands after an epoch; all of it that is needed to go on.
+    """State of a fit after an epoch, complete enough to go on.
 
     Attributes:
         epoch: epochs done.
@@ -44,10 +44,10 @@ class FitState:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How to fit.
+    """Settings of a fit.
 
     Attributes:
-        epochs, lr, batch_size: as usual.
+        epochs, lr, batch_size: of training.
         l1: layer name -> alpha of the L1 penalty alpha * sum |w| on its trainable weights (paper,
             Sec. 2.2).
         schedule: key of `SCHEDULES`: factor on lr per epoch.
@@ -69,12 +69,12 @@ class FitSettings:
 
 class Fit:
     """Trains the free weights of a model on one task; ranks that share their work
-    (`clnp.learner.agreement.sharing`) divide every batch.
+    (`clnp.parallel.ranks.sharing`) divide every batch.
 
     Arguments:
         model: in a task (see `Model.begin_task`).
         train, validation: splits; validation accuracy is recorded after each epoch.
-        settings: how.
+        settings: of the fit.
         seed: every epoch draws its order and its dropout from a generator seeded with this and the
             epoch's number, so a fit that goes on from a saved `FitState` takes the very steps it
             would have taken.
@@ -105,7 +105,7 @@ class Fit:
         groups = parameter_groups(model, settings.l1, settings.head_only)
         self.optimizer = AdamL1(groups, lr=settings.lr)
         self.state = FitState()
-        # What an epoch saves is what it takes to fill the cache.
+        # Filling the cache costs about what one epoch saves, so it pays only over several.
         pays = settings.cache and settings.epochs > 1
         self.cache = FrozenActivations(model, self.train if pays else None, settings.dtype)
         self.evaluated = FrozenActivations(
@@ -118,10 +118,12 @@ class Fit:
         self._graph: StepGraph | None = None
 
     def resume(self, state: FitState) -> None:
-        """Goes on from a saved state. Raises CheckpointError for the state of another network."""
+        """Go on from a saved state. Raises CheckpointError for the state of another network."""
         shapes = [(t.shape, t.dtype) for t in self.moving]
         if shapes != [(t.shape, t.dtype) for t in state.parameters]:
-            raise CheckpointError("a saved fit is of another network; remove its folder, progress")
+            raise CheckpointError(
+                "saved progress belongs to a different network; delete the folder 'progress'"
+            )
         with torch.no_grad():
             for tensor, saved in zip(self.moving, state.parameters, strict=True):
                 tensor.copy_(saved)
@@ -131,7 +133,7 @@ class Fit:
     def run(
         self, after_epoch: Callable[[FitState, Callable[[], FitState]], None] | None = None
     ) -> FitState:
-        """Trains to the last epoch.
+        """Train to the last epoch.
 
         Arguments:
             after_epoch: called with (state, snapshot); `snapshot()` copies parameters and optimizer
@@ -201,7 +203,7 @@ class Fit:
             yield size, loss, correct
 
     def _captured(self) -> Callable[..., tuple[Tensor, ...]]:
-        """The step as a CUDA graph; one that can't be captured runs as it is, with one warning."""
+        """The step as a CUDA graph, or as it is, with one warning, where capture fails."""
         if self._graph is None:
             self._graph = StepGraph(self._step, self.optimizer, self.device)
         return self._graph
@@ -216,8 +218,8 @@ class Fit:
         x, y = self.train
         numbers = torch.arange(len(y))
         for rows, labels in batches((numbers, y), size, device, generator, ranks):
-            here = rows.to(x.device)
-            yield placed(x[here], device), labels, here.to(device)
+            rows = rows.to(x.device)
+            yield placed(x[rows], device), labels, rows.to(device)
 
     def _step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step; x [B, ...], y [B], rows [B] for the cache -> loss, correct examples."""
@@ -248,7 +250,7 @@ class Fit:
             self._diverged(f"the loss became {total}", epoch)
 
     def _check_weights(self, epoch: int) -> None:
-        """The last step's loss was finite; what the step made of it need not be."""
+        """Check the weights too: the last step may spoil them after a finite loss."""
         if not all(bool(torch.isfinite(tensor).all()) for tensor in self.moving):
             self._diverged("a weight is no longer finite", epoch)
 

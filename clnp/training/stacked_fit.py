@@ -54,8 +54,8 @@ class Parts:
 
 
 def stackable(model: Model) -> bool:
-    """Whether the model's grid points can be trained together: a network of linear layers, dropout
-    and elementwise operations, with free channels in every hidden layer.
+    """True if the grid points of a model can be trained together: its network consists of linear
+    layers, dropout and elementwise operations, with free channels in every hidden layer.
     """
     if not all(model.free(group) for group in model.groups.prunable):
         return False
@@ -161,14 +161,14 @@ class StackedNetwork:
 class StackedFit(Fit):
     """Trains the free weights of a model on one task at several grid points together.
 
-    The model's own parameters stay as they are. What becomes of a point is what becomes of it in a
-    `Fit` of its own, within rounding.
+    The model's own parameters stay as they are. Every point ends as in a `Fit` of its own, within
+    rounding.
 
     Arguments:
         model: in a task, `stackable`.
         train, validation, seed: as for `Fit`.
         settings: one for each point; they differ in `lr` and `l1` only.
-        on_batch: as for `Fit`; is told means over the points.
+        on_batch: as for `Fit`, with means over the points.
     """
 
     def __init__(

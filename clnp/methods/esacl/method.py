@@ -75,7 +75,7 @@ class EsaCL(Method):
         return self.optimizer_over({n: p for n, p in trained.items() if p.dim() < 2})
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """What a task trains, by name."""
+        """Parameters that a task trains, by name."""
         return self.net.trainable()
 
     def start_epoch(self, task: Task, epoch: int) -> None:
