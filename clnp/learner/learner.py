@@ -225,7 +225,7 @@ class Learner(BaseLearner):
                 "a new head is trained on what earlier tasks learned (final-layer transfer). "
                 "learner.expand() adds channels",
                 CapacityWarning,
-                stacklevel=6,
+                stacklevel=5,
             )
         generator = torch.Generator().manual_seed(seed_for(settings.seed, index, "weights"))
         model.begin_task(
