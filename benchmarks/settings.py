@@ -3,9 +3,9 @@
     python -m benchmarks.settings
 
 learns five tasks of permuted digits (8 x 8 pixels, part of the package) with an MLP of two hidden
-layers, one head, one thread. A sweep changes one setting of `BASE` and leaves the others. Results go
-to benchmarks/results/settings/runs.csv, one row per sweep, value and seed; rows that the file has
-are not computed again. `python -m benchmarks.pages` writes the tables of the documentation from it.
+layers, one head, one thread. A sweep changes one setting of `BASE` and leaves the others. Results
+go to benchmarks/results/settings/runs.csv, one row per sweep, value and seed; rows that the file
+has are not computed again. `python -m benchmarks.pages` writes the tables of the documentation.
 """
 
 from __future__ import annotations
