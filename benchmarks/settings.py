@@ -41,7 +41,7 @@ FREE = {"growth": None, "first_growth": None}  # a task may train all free chann
 # sweep -> (value as a reader sees it, changes of BASE)
 SWEEPS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "margin": [(f"{m:g}", {"margin": m}) for m in (0.002, 0.005, 0.01, 0.02, 0.05)],
-    "margin, growth=None": [
+    "margin-without-growth": [
         (f"{m:g}", {"margin": m, **FREE}) for m in (0.002, 0.005, 0.01, 0.02, 0.05)
     ],
     "l1": [(f"{a:g}", {"l1": a}) for a in (0.0, 1e-5, 1e-4, 3e-4, 1e-3)],

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from benchmarks import documented, gpu_suite, methods_evidence, run
-from benchmarks import page as benchmark_page
+from benchmarks import settings as settings_sweeps
+from benchmarks.pages import __main__ as pages
 from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce.experiment import settings_of
 from clnp.cli import build_config, run_folder
@@ -31,7 +32,8 @@ STANDS_FOR = {"...": STREAMS[0], "EXPERIMENT": STREAMS[0], "$stage": "ops", "COM
 PARSERS: dict[str, Callable[[list[str]], Any]] = {
     "clnp": parse,
     "benchmarks.run": lambda words: run.parser().parse_args(words),
-    "benchmarks.page": lambda words: benchmark_page.parser().parse_args(words),
+    "benchmarks.pages": lambda words: pages.parser().parse_args(words),
+    "benchmarks.settings": lambda words: settings_sweeps.parser().parse_args(words),
     "benchmarks.reproduce": lambda words: reproduce.parser().parse_args(words),
     "benchmarks.methods_evidence": lambda words: methods_evidence.parser().parse_args(words),
     "benchmarks.gpu_suite": lambda words: gpu_suite.parser().parse_args(words),
