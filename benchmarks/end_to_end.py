@@ -37,7 +37,7 @@ from benchmarks.record import OURS, Row, Table
 from benchmarks.state import State, make_state
 from clnp.cli.config import Config
 from clnp.data import PermutedMNIST
-from clnp.data.task import Split
+from clnp.data.inputs import Split
 from clnp.learner.settings import Settings
 from clnp.network.keep import keep_first
 from clnp.pruning.activity import measure_activity

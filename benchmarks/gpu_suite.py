@@ -159,7 +159,9 @@ def test(stage: Stage) -> None:
         return
     for folder in ("tests/gpu", "tests/cuda"):
         stage.run(folder, pytest_command(folder))
-    stage.run("tests/clnp_kernels/triton", pytest_command("tests/clnp_kernels/triton"), CLNP_GPU="triton")
+    stage.run(
+        "tests/clnp_kernels/triton", pytest_command("tests/clnp_kernels/triton"), CLNP_GPU="triton"
+    )
 
 
 def sanitize(stage: Stage) -> None:

@@ -27,10 +27,11 @@ from clnp.cli.environment import environment
 from clnp.cli.once import OnceParser
 from clnp.cli.run_folder import write_json
 from clnp.data import Stream, Task
-from clnp.data.batches import accuracy, count
+from clnp.data.batches import count
 from clnp.methods.esacl import SDPSettings, StructuredFit, channel_scores, prune_to
 from clnp.pruning.activity import measure_activity
 from clnp.pruning.search import ThresholdSearch
+from clnp.training.evaluation import accuracy
 from clnp.training.fit import Fit, FitSettings
 from clnp.training.score import Validation
 

@@ -6,8 +6,12 @@ for bad arguments without knowing this module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 
 class ClnpError(Exception):
@@ -74,3 +78,34 @@ class TrialError(ClnpError, RuntimeError):
         told = "; ".join(f"{name}: {failure.text}" for name, failure in failures.items())
         total = len(failures) + len(results)
         super().__init__(f"{len(failures)} of {total} failed: {told}{advice}")
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, without the traceback that torch.fx appends."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused; on the CPU torch says so by a plain RuntimeError."""
+    refused = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return refused or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
+@contextmanager
+def memory_needed(what: str, batch_size: int) -> Iterator[None]:
+    """Turns the many ways in which memory is refused into a TrainingError that says what helps.
+
+    Raises:
+        TrainingError: memory ran out inside.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        # What the interrupted step holds would be in the way of whoever cleans up.
+        traceback.clear_frames(error.__traceback__)
+        raise TrainingError(
+            f"{what}: memory ran out ({first_line(error)}); what was learned before is untouched. "
+            f"Take a batch_size below {batch_size}, a smaller network, or cache='off'"
+        ) from error

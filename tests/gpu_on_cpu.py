@@ -1,7 +1,7 @@
 """A plugin of pytest: what would serve on a GPU serves on the CPU, as ``chooser`` decides.
 
-``python -m pytest -p tests.gpu_on_cpu tests/clnp_kernels/ops`` with ``CLNP_GPU=torch`` runs the operators' tests
-on the slices; the Triton kernels need ``TRITON_INTERPRET=1``.
+``python -m pytest -p tests.gpu_on_cpu tests/clnp_kernels/ops`` with ``CLNP_GPU=torch`` runs the
+operators' tests on the slices; the Triton kernels need ``TRITON_INTERPRET=1``.
 """
 
 from clnp_kernels import _register

@@ -36,15 +36,12 @@ BASES = {
 CHANGES = {
     "ranked by activity": "--sparsifier activity",
     "structured SDP": "--sparsifier sdp",
-    "means compensated": "--compensate",
     "one round": "--fine-tune-epochs 4 --fine-tune-rounds 1",
     "four rounds": "--fine-tune-epochs 1 --fine-tune-rounds 4",
     "no fine-tuning": "--epochs 10 --fine-tune-epochs 0 --fine-tune-rounds 1",
-    "layer by layer": "--search layerwise",
     "one threshold": "--search global",
     "usual start": "--init default",
     "L1 1e-5 on layer 1": "--l1 1e-5,1e-5,1e-6",
-    "initial scale 0.05": "--reinit-scale 0.05",
     "narrow": "--first-growth 300,200 --growth 150,100",
     "twice the epochs": "--epochs 12 --fine-tune-epochs 4",
 }

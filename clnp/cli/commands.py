@@ -30,9 +30,9 @@ from ..errors import (
     DataError,
     ExportError,
     SaveError,
+    out_of_memory,
 )
 from ..learner.learner import Learner
-from ..memory import out_of_memory
 from . import build_config, run_folder
 from .arguments import FORMATS, STREAMS, USAGE, parse
 

@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .. import plots
-from ..errors import ClnpError, ConfigError, TrialError
-from ..memory import out_of_memory
+from ..errors import ClnpError, ConfigError, TrialError, out_of_memory
 from ..methods import METHODS
 from ..metrics import mean_std
 from . import (

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
-from ..learner.settings import DTYPES, SEARCHES, SPARSIFIERS
+from ..learner.settings import DTYPES, SEARCHES, SPARSIFIERS, without_removed
 from ..models.networks import INITS
 from ..network.heads import HEADS
 from ..training.fit import SCHEDULES
@@ -62,7 +62,6 @@ class Config:
     fine_tune_epochs: int
     fine_tune_lr: float
     fine_tune_l1: Numbers
-    reinit_scale: float
     granularity: int
     dtype: str
     device: str
@@ -86,7 +85,6 @@ class Config:
     fine_tune_rounds: int = 1
     growth: tuple[int, ...] = ()
     first_growth: tuple[int, ...] = ()
-    compensate: bool = False
     examples: int | None = None
     init: str | None = None
     image_range: Numbers = ()
@@ -103,6 +101,7 @@ class Config:
         Raises:
             ConfigError: a setting is missing, unknown or nonsense.
         """
+        values = without_removed(values)
         fields = dataclasses.fields(cls)
         known = {field.name for field in fields}
         needed = {field.name for field in fields if field.default is dataclasses.MISSING}
@@ -137,10 +136,8 @@ class Config:
             "margin",
             "score",
             "search",
-            "reinit_scale",
             "granularity",
             "grid_first_only",
-            "compensate",
         ]
         # Settings without a sparsifier know none but activity.
         if self.sparsifier != "activity":
@@ -242,7 +239,6 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("fine_tune_epochs", _whole(0, 100_000)),
     ("fine_tune_lr", LR),
     ("fine_tune_l1", _each(L1)),
-    ("reinit_scale", _real(0, 100, above=True)),
     ("granularity", _whole(1, 4096)),
     ("dtype", _one_of(*DTYPES)),
     ("threads", _whole(1, 4096)),
@@ -257,7 +253,6 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
     ("fine_tune_rounds", _whole(1, 1000)),
     ("growth", _each(_whole(1, 10_000_000))),
     ("first_growth", _each(_whole(1, 10_000_000))),
-    ("compensate", FLAG),
     ("split", _maybe(_one_of(*SPLITS))),
     ("classes_per_task", _maybe(_whole(1, 100))),
     ("validation", _maybe(_real(0, 1_000_000, above=True))),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ..data import ImageSet, Task
-from ..data.task import SPLITS, Split
+from ..data.inputs import SPLITS, Split
 from .checks import folders_of
 
 # Of more classes than this the first and the last ones are shown.

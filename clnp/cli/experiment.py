@@ -15,11 +15,11 @@ from torch import nn
 from .. import methods, models
 from ..data import Stream, Task
 from ..errors import CapacityError, ConfigError
-from ..learner.agreement import world
 from ..learner.learner import Learner
 from ..network.conversion import convert
 from ..parallel import Workers
 from ..parallel.ranks import ALONE, Ranks
+from ..parallel.world import world
 from . import (
     checks,
     data_table,

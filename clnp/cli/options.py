@@ -174,7 +174,6 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "metavar": "N[,N...]",
             "help": "most channels of the first task",
         },
-        "compensate": {**FLAG, "help": "move the mean of what is cut into the next biases"},
         "grid": {
             "action": "extend",
             "nargs": "+",

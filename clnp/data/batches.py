@@ -9,15 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import TrainingError
-from ..parallel.ranks import ALONE, Ranks, current
-from ..training.step_graph import fits
+from ..parallel.ranks import ALONE, Ranks
 from .images import ImageSet
+from .inputs import Split
 from .items import Items
-from .task import Split
 
 EVALUATION_BATCH = 1000
 EVALUATION_VALUES = 1 << 22  # inputs of one batch: 27 images of 3 x 224 x 224
@@ -126,74 +124,18 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; restores every module's mode."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def count_correct(
-    net: nn.Module,
-    split: Split,
-    device: torch.device,
-    batch_size: int | None = None,
-    at_least: int = 0,
-) -> int:
-    """How many examples of a split the network classifies correctly, in evaluation mode; stops
-    early, with what was counted so far, once `at_least` can't be reached any more. Ranks that share
-    their work (`clnp.learner.agreement.sharing`) classify a piece each.
-    """
-    ranks = current()
-    size = batch_size or evaluation_batch(split)
-    pieces = batches(split, size, device, ranks=ranks)
-    return ranks.total(correct_of(net, pieces, count(split) - at_least))
-
-
-def correct_of(net: nn.Module, pieces: Iterable[tuple[Tensor, Tensor]], most_wrong: int) -> int:
-    """How many examples of these batches the network classifies correctly, in evaluation mode;
-    stops once more than `most_wrong` are wrong.
-
-    Raises:
-        TrainingError: an output is NaN.
-    """
-    correct = wrong = 0
-    with evaluating(net):
-        for x, y in pieces:
-            logits = net(x)
-            check_outputs(logits)
-            hits = int((logits.argmax(dim=-1) == y).sum())
-            correct, wrong = correct + hits, wrong + len(y) - hits
-            if wrong > most_wrong:
-                break
-    return correct
-
-
-def check_outputs(outputs: Tensor) -> None:
-    """Raises TrainingError where an output of an evaluated network is NaN."""
-    if bool(outputs.isnan().any()):
-        raise TrainingError(
-            "an evaluated network's outputs are NaN: look for NaN or huge numbers in the inputs, "
-            "or take a lower lr"
-        )
-
-
-def accuracy(
-    net: nn.Module, split: Split, device: torch.device, batch_size: int | None = None
-) -> float:
-    """Fraction of a split that the network classifies correctly, in evaluation mode."""
-    return count_correct(net, split, device, batch_size) / count(split)
-
-
 def first_inputs(split: Split | Dataset[Any], rows: int) -> Tensor:
     """The first inputs of a split, x [rows, ...]."""
     if isinstance(split, tuple):
         return split[0][:rows]
     chosen = torch.arange(min(rows, count(split)))
     return next(iter(_taken(split, [chosen])))[0]
+
+
+def fits(device: torch.device, *tensors: Tensor, share: float = 0.5) -> bool:
+    """Whether tensors take at most a share of the memory that is free on a GPU (else True)."""
+    if device.type != "cuda":
+        return True
+    free: Any = torch.cuda.mem_get_info(device)[0]
+    needed = sum(t.numel() * t.element_size() for t in tensors if t.device != device)
+    return bool(needed <= share * free)

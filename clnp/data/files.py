@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..errors import DataError
 from .images import Constants, Images, channel_constants, constants_for, held_out
-from .inputs import check_finite
+from .inputs import Split, check_finite
 from .labels import as_labels, check_numbering
 from .layout import SPLITS
 from .names import listed, shown, task_names
 from .streams import Stream
-from .task import Split, Task
+from .task import Task
 
 # Names of the inputs and labels of a split, in the ways in which people write them, in any case;
 # the words for the splits are those of folders.

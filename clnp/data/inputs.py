@@ -1,15 +1,19 @@
-"""Checks of x: tensors or numpy arrays of finite floats."""
+"""Splits and their inputs x: tensors or numpy arrays of finite floats."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..errors import DataError
+
+Split: TypeAlias = "tuple[Tensor, Tensor] | Dataset[Any]"
+SPLITS = ("train", "validation", "test")
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16)
 # Rows are taken in pieces of about this many elements, so that a check needs no second copy of x.

@@ -20,7 +20,8 @@ from torch.utils.data import Subset
 
 from ..errors import DataError
 from .idx import read_mnist
-from .task import Split, Task
+from .inputs import Split
+from .task import Task
 
 
 class Stream(Sequence[Task]):

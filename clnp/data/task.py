@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from ..errors import DataError
-from .inputs import as_input, check_finite, name_of
+from .contents import task_data
+from .fingerprint import TaskData
+from .inputs import SPLITS, Split, as_input, check_finite, name_of
 from .items import Items, Sample
 from .labels import as_labels, check_numbering
-
-if TYPE_CHECKING:
-    from .fingerprint import TaskData
-
-Split: TypeAlias = "tuple[Tensor, Tensor] | Dataset[Any]"
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +131,6 @@ class Task:
         """
         if self.classes is not None:
             return self.classes
-        from .check import task_data  # it is made of tasks itself
 
         return task_data(self).classes
 

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, DataError, ExportError, SaveError
+from ..errors import ConfigError, DataError, ExportError, SaveError, out_of_memory
 from ..files.atomic import replacing
-from ..memory import out_of_memory
 from ..network.conditions import fixed
 from .export_check import check_same, first_wrong
 from .network_file import CLASS_NAMES, GRAPH, write_network

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import ConvertError
+from ..errors import ConvertError, first_line
 from .graph import OPS, WITH_WEIGHTS, Graph
-from .trace import Traced, first_line
+from .trace import Traced
 
 SEED = 0
 DROPOUTS = (

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..errors import ConvertError
+from ..errors import ConvertError, first_line
 from .recorder import Recorder, Run
 
 WRITES: tuple[Callable[..., Any], ...] = (
@@ -182,11 +182,6 @@ def _run(net: nn.Module, traced: fx.GraphModule, x: Tensor) -> Run:
                 f"{x.dtype}, at {recorder.at}: {first_line(error)}"
             ) from error
     return recorder.seen
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, without the traceback that torch.fx appends."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:

@@ -13,36 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 
 from ..data.batches import count
-from ..data.check import task_data
+from ..data.contents import task_data
 from ..data.task import Task
 from ..errors import ConfigError, DataError
 from ..files.checkpoint import tensor_bytes
 from ..network.model import Model
 from ..network.restore import EXTRA
-from ..parallel.ranks import ALONE, Ranks, current, sharing
+from ..parallel.ranks import Ranks
 from ..training.fit import FitState
 from .progress import Progress
 from .settings import Settings
-
-__all__ = ["Ranks", "current", "sharing", "world"]
-
-
-def world() -> Ranks:
-    """All processes of `torch.distributed`.
-
-    Raises:
-        ConfigError: there is no process group.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        raise ConfigError(
-            "distributed=True: torch.distributed has no process group; start the script with "
-            "torchrun and call torch.distributed.init_process_group() first"
-        )
-    return Ranks(dist.group.WORLD) if dist.get_world_size() > 1 else ALONE
 
 
 class SharedProgress(Progress):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor
 
-from ..data.check import check_is_task, ready, task_data, warn_unseen
+from ..data.check import check_is_task, ready, warn_unseen
+from ..data.contents import task_data
 from ..data.task import Task
-from ..errors import ConfigError, DataError, TrainingError
+from ..errors import ConfigError, DataError
 from ..network.model import Model
 
 
@@ -60,17 +58,6 @@ def classes_of(task: Task, outputs: int, *, single: bool) -> int:
             )
     warn_unseen(task)
     return classes
-
-
-def check_scores(model: Model, scores: Mapping[str, Tensor]) -> None:
-    """Raises TrainingError where the channels of a task were ranked by what is no number."""
-    for group in model.groups.prunable:
-        # Those of active channels are NaN where nothing computed them.
-        if not bool(torch.isfinite(scores[group.name][model.active(group) :]).all()):
-            raise TrainingError(
-                f"activity of {group.name!r}: a channel's mean is not finite. Look for NaN or "
-                "huge numbers in the inputs, or take a lower lr"
-            )
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -26,15 +26,6 @@ class GridPoint:
     lr: float
 
 
-def floor_of(best: int, margin: float, total: int) -> int:
-    """The least number of correct examples (of `total`) within `margin` (a fraction, 0.0005 = 0.05
-    %) of `best` correct ones.
-    """
-    # The small term keeps 0.0005 * 10000 from becoming 4.999...: exactly at the margin is within
-    # it.
-    return max(0, math.ceil(best - margin * total - 1e-9))
-
-
 def candidates(scores: Sequence[Any], floor: Any) -> list[int]:
     """Indices of the grid points whose trained networks score no less than the floor, which is
     within the margin of the best one.

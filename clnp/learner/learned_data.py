@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.batches import accuracy
-from ..data.check import READY, check_is_task, task_data
+from ..data.check import READY, check_is_task
+from ..data.contents import task_data
 from ..data.images import ImageSet
-from ..data.task import Split, Task
+from ..data.inputs import Split
+from ..data.task import Task
 from ..errors import CheckpointError, DataError
+from ..training.evaluation import accuracy
 from .agreement import digest
 from .report import TaskReport
 

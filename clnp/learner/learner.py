@@ -17,25 +17,26 @@ from torch import Tensor
 
 from ..callbacks import check_callbacks, notify
 from ..data.batches import first_inputs, seed_for, seeded
-from ..data.check import task_data
+from ..data.contents import task_data
 from ..data.task import Task
-from ..errors import CapacityWarning, CheckpointError, ConfigError
+from ..errors import CapacityWarning, CheckpointError, ConfigError, memory_needed
 from ..files import checkpoint
-from ..memory import memory_needed
 from ..network.certificate import Certificate, Verdict
-from ..network.inference import Inferred, Prediction, inferred_accuracies, predicted
+from ..network.inference import Inferred, Prediction, predicted
 from ..network.model import Model
 from ..parallel import Workers
 from ..parallel.ranks import ALONE, Ranks, refuse_sharded, sharing
+from ..parallel.world import world
 from ..pruning.margin import check_margin
+from ..training.evaluation import inferred_accuracies
 from ..training.score import check_sendable, given_again
-from .agreement import SharedProgress, agree_on_network, agree_on_task, begin, world
+from .agreement import SharedProgress, agree_on_network, agree_on_task, begin
 from .checks import check_device, check_task
 from .grid import GridPoint, grid_points
 from .learned_data import Tests, check_new, learned_tasks, test_split
 from .report import TaskReport, capacity_of, matrix_of, reuse_of
 from .saving import contents, model_of, saved_score, take_over
-from .settings import Settings
+from .settings import Settings, without_removed
 from .task_run import Plan, TaskRun
 
 KIND = "learner"
@@ -57,7 +58,7 @@ class Learner:
             the same calls; the first one's weights count, and it alone reads and writes files and
             tells callbacks.
         settings: the fields of `Settings`: head, margin, l1, lr, epochs, batch_size, schedule,
-            seed, grid, search, fine_tune, dtype, reinit_scale, granularity.
+            seed, grid, search, fine_tune, dtype, granularity.
 
     Raises:
         ConfigError: a setting out of range, naming it; `checkpoint_dir` holds another learner; a
@@ -256,7 +257,6 @@ class Learner:
         model.begin_task(
             classes,
             generator=generator,
-            reinit_scale=settings.reinit_scale,
             most_new=settings.most_new(
                 [group.name for group in model.groups.prunable], first=not model.tasks
             ),
@@ -411,7 +411,8 @@ class Learner:
         tensors, data = ranks.tell(read)
         score = given_again(saved_score(data), score)
         try:
-            model, settings = model_of(tensors, data), {**data["settings"], "score": score}
+            model = model_of(tensors, data)
+            settings = {**without_removed(data["settings"]), "score": score}
             learner = cls(model, device=device, callbacks=callbacks, workers=workers, **settings)
             take_over(learner, tensors, data)
         except Exception as error:  # anybody can have written anything

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from ..data.task import Split, Task
+from ..data.inputs import Split
+from ..data.task import Task
 from ..errors import CapacityWarning, ConfigError, TrainingError
+from ..network.boundaries import LearnedTask
 from ..network.conditions import fixed
-from ..network.learned import LearnedTask
 from ..network.model import Model
 from ..pruning.margin import check_margin
 from ..pruning.search import Pruning, find_pruning
@@ -31,7 +32,6 @@ def begin_task(
     classes: int | None = None,
     *,
     generator: torch.Generator | None = None,
-    reinit_scale: float = 1.0,
     most_new: Mapping[str, int] | None = None,
 ) -> None:
     """Makes a network ready to be trained on one more task: `model.parameters()` are then what the
@@ -40,7 +40,7 @@ def begin_task(
 
     Arguments:
         model: from `clnp.convert`.
-        classes, generator, reinit_scale, most_new: as of `Model.begin_task`.
+        classes, generator, most_new: as of `Model.begin_task`.
 
     Raises:
         CapacityError: single head and no free channel left in the final hidden group. With several
@@ -48,9 +48,7 @@ def begin_task(
         ConfigError: a task has begun already; an argument is out of range; `classes` does not fit
             the head; free weights are computed from other parameters.
     """
-    _check_model(model).begin_task(
-        classes, generator=generator, reinit_scale=reinit_scale, most_new=most_new
-    )
+    _check_model(model).begin_task(classes, generator=generator, most_new=most_new)
     model.zero_grad(set_to_none=True)
     if model.is_full:
         _warn_full(model, "only the new head can be trained, on what earlier tasks learned")
@@ -89,7 +87,6 @@ def prune(
     search: str = "auto",
     granularity: int = 1,
     sparsifier: str = "activity",
-    compensate: bool = False,
 ) -> Pruning:
     """Cuts the channels that the task in training can do without: those of the lowest mean activity
     on the training examples, as many as the margin allows (paper, Sec. 2.2).
@@ -107,7 +104,7 @@ def prune(
             number, higher is better, of the whole validation split, on the CPU. The targets y are
             class labels from 0 for the former, whatever the function understands for the latter: of
             a regression, for example, lambda outputs, y: -F.mse_loss(outputs, y).
-        search, granularity, compensate: as of `clnp.Settings`.
+        search, granularity: as of `clnp.Settings`.
         sparsifier: likewise; it only ranks the channels, how they are trained is the loop's.
 
     Returns:
@@ -124,7 +121,6 @@ def prune(
         "search": search,
         "granularity": granularity,
         "sparsifier": sparsifier,
-        "compensate": compensate,
     }
     for name, value in given.items():
         wanted, holds = CHECKS[name]
@@ -154,7 +150,6 @@ def prune(
                 rank=ranking(sparsifier).scores,
                 search=search,
                 granularity=granularity,
-                compensate=compensate,
             )
         pruning.apply(model)
     return pruning

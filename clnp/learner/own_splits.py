@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.batches import count
-from ..data.task import Split
+from ..data.inputs import Split
 from ..errors import DataError
 
 

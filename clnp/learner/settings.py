@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,9 @@ from .grid import per_layer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SPARSIFIERS = ("activity", "contribution", "sdp")
-SEARCHES = ("auto", "joint", "layerwise", "global")
+# Settings of older files that are gone, with the value that had no effect.
+REMOVED = {"reinit_scale": 1.0, "compensate": False}
+SEARCHES = ("auto", "joint", "global")
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,12 @@ class Settings:
         grid_first_only: search the grid on the first task only and keep what it chose (as the paper
             does on permuted MNIST, Sec. 3.1).
         search: "joint" (divides the margin among the groups, so that of what is free in each the
-            squared fractions that are kept add up to least), "layerwise" (last group first),
-            "global" (one threshold in units of each group's mean activity: far fewer evaluations)
-            or "auto" ("joint" up to 8 groups, "global" beyond).
+            squared fractions that are kept add up to least), "global" (one threshold in units of
+            each group's mean activity: far fewer evaluations) or "auto" ("joint" up to 8 groups,
+            "global" beyond).
         fine_tune: None or `FineTune`.
         dtype: "fp32", or "bf16" to train under autocast; evaluation is always in the network's own
             dtype.
-        reinit_scale: factor on re-initialised hidden weights.
         granularity: active channels per group are rounded up to a multiple of this.
         growth: the most free channels that a task after the first may train, and so claim: None
             (all), one number for every prunable group, one per group in execution order, or
@@ -79,8 +80,6 @@ class Settings:
             "contribution" (L1 penalty, channels ranked by what they add to the layers that read
             them) or "sdp" (structured sharpness-aware Frank-Wolfe steps, channels ranked by the
             norm of their weights; `l1` then serves fine-tuning only).
-        compensate: move the mean of what pruning cuts into the biases of the layers that read it,
-            where these are trained.
         cache: "auto" computes the activations of frozen channels once per task instead of once per
             step where they are the same in every epoch (examples held as tensors, nothing random
             before the layer, within 2 GiB); "off" never.
@@ -105,12 +104,10 @@ class Settings:
     search: str = "auto"
     fine_tune: FineTune | None = None
     dtype: str = "fp32"
-    reinit_scale: float = 1.0
     granularity: int = 1
     growth: Any = None
     first_growth: Any = None
     sparsifier: str = "activity"
-    compensate: bool = False
     cache: str = "auto"
     stack: str = "auto"
     infer_tasks: bool = True
@@ -189,6 +186,11 @@ class Settings:
         return copy.deepcopy({**data, "fine_tune": tune, "score": name_of(self.score)})
 
 
+def without_removed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an older file, less those that are gone where they had no effect."""
+    return {name: v for name, v in data.items() if name not in REMOVED or v != REMOVED[name]}
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -213,9 +215,7 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "grid_first_only": ("True or False", lambda v: isinstance(v, bool)),
     "search": _one_of(SEARCHES),
     "dtype": _one_of(DTYPES),
-    "reinit_scale": ("a number > 0", lambda v: _number(v) and v > 0),
     "sparsifier": _one_of(SPARSIFIERS),
-    "compensate": ("True or False", lambda v: isinstance(v, bool)),
     "cache": _one_of(("auto", "off")),
     "stack": _one_of(("auto", "on", "off")),
     "infer_tasks": ("True or False", lambda v: isinstance(v, bool)),

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from ..data.batches import seed_for
-from ..data.check import task_data
+from ..data.contents import task_data
 from ..data.task import Task
 from ..network.keep import keep_everything
 from ..network.model import Model
 from ..parallel import Workers
+from ..parallel.ranks import current
+from ..pruning.activity import check_scores
 from ..pruning.margin import warn_of_classes, warn_of_noise
 from ..pruning.search import Pruning, find_pruning
 from ..pruning.sparsifiers import sparsifier
@@ -27,8 +29,6 @@ from ..training.fit import Fit, FitSettings, FitState, moving
 from ..training.score import Validation, Value
 from ..training.stacked_fit import StackedFit, stackable
 from . import grid_in_workers
-from .agreement import current
-from .checks import check_scores
 from .grid import GridPoint, candidates, per_layer, sparsest
 from .progress import Progress
 from .settings import DTYPES, FineTune, Settings
@@ -336,7 +336,6 @@ class TaskRun:
             rank=self.sparsifier.scores,
             search=settings.search,
             granularity=settings.granularity,
-            compensate=settings.compensate,
             on_evaluation=lambda done: self.call("on_search", done, 0),
         )
 

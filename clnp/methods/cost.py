@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from clnp_kernels.nn import MaskedConv2d, MaskedLinear
 
-from ..data.batches import evaluating
 from ..network.heads import Head
 from ..network.model import Model
+from ..training.evaluation import evaluating
 
 DENSE = (nn.Linear, nn.Conv2d)
 MASKED = (MaskedLinear, MaskedConv2d, Head)

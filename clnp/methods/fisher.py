@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from ..data.batches import batches, count, evaluating
-from ..data.task import Split
+from ..data.batches import batches, count
+from ..data.inputs import Split
 from ..errors import ConfigError
+from ..training.evaluation import evaluating
 from .method import chosen
 
 LABELS = ("exact", "empirical", "sampled")

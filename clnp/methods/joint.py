@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 
 from ..data.batches import batches
-from ..data.task import Split, Task
+from ..data.inputs import Split
+from ..data.task import Task
 from ..errors import DataError
 from .method import Batch, Method, examples
 from .options import Options, flag, whole

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from ..callbacks import check_callbacks, notify
-from ..data.batches import accuracy, seed_for, seeded
-from ..data.check import task_data
-from ..data.task import Split, Task
-from ..errors import CheckpointError, ConfigError
+from ..data.batches import seed_for, seeded
+from ..data.contents import task_data
+from ..data.inputs import Split
+from ..data.task import Task
+from ..errors import CheckpointError, ConfigError, memory_needed
 from ..files import checkpoint
 from ..learner.checks import check_device
 from ..learner.learned_data import check_new, kept_test, learned_tasks, test_split
 from ..learner.learner import CHECKPOINT
 from ..learner.progress import Progress
 from ..learner.report import TaskReport, matrix_of
-from ..memory import memory_needed
 from ..network.inference import Prediction, predicted
+from ..training.evaluation import accuracy
 from ..training.fit import SCHEDULES, FitState, record
 from .loop import Cost, Meter, run_epoch
 from .method import Method

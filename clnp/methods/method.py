@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from clnp_kernels.optim import SGDL1, AdamL1
 
 from ..data.batches import batches, count
+from ..data.inputs import Split
 from ..data.items import Items
-from ..data.task import Split, Task
+from ..data.task import Task
 from ..learner.settings import DTYPES
 from .network import ForTask, TaskNet
 from .options import Options, checked

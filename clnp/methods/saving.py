@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import evaluating
 from ..data.check import check_is_task, ready
 from ..data.task import Task
 from ..errors import CheckpointError, ConfigError, ConvertError, DataError
@@ -18,6 +17,7 @@ from ..learner.checks import classes_of
 from ..network.conversion import convert
 from ..network.model import Model
 from ..network.restore import dtype_of
+from ..training.evaluation import evaluating
 from .network import TaskNet
 
 SPARE = 1 << 20

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,7 @@ from torch import Tensor, nn
 from clnp_kernels.nn import retire
 
 from ..errors import ConfigError
-
-if TYPE_CHECKING:
-    from .network import Network
+from .boundaries import Boundaries
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -72,9 +69,7 @@ def check_parameters(modules: Mapping[str, nn.Module], what: str) -> None:
                 )
 
 
-def check_begin(
-    model: Network, classes: Any, generator: Any, reinit_scale: Any, most_new: Any
-) -> None:
+def check_begin(model: Boundaries, classes: Any, generator: Any, most_new: Any) -> None:
     """Raises ConfigError where a task can't begin with these arguments of `Model.begin_task`."""
     if classes is not None and not _whole(classes):
         raise ConfigError(f"classes={classes!r}: expected an integer >= 1, or None")
@@ -83,9 +78,6 @@ def check_begin(
         raise ConfigError(
             f"generator={generator!r}: expected a torch.Generator on the CPU, or None"
         )
-    number = isinstance(reinit_scale, (int, float)) and not isinstance(reinit_scale, bool)
-    if not number or not 0 < reinit_scale < math.inf:
-        raise ConfigError(f"reinit_scale={reinit_scale!r}: expected a number > 0")
     if most_new is None:
         return
     groups = [group.name for group in model.groups.prunable]

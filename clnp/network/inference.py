@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..data.batches import batches, count, evaluation_batch
-from ..data.task import Split
 from ..errors import ConfigError
-from ..parallel.ranks import current
 
 # rule -> measure -> its value on each learned task's test split [T]
 Inferred: TypeAlias = "dict[str, dict[str, list[float]]]"
@@ -90,53 +87,3 @@ def choose(logits: Sequence[Tensor], rule: str) -> tuple[Tensor, Tensor]:
     task = torch.stack([RULES[rule](part.float()) for part in logits]).argmax(dim=0)
     classes = torch.stack([part.argmax(dim=-1) for part in logits])
     return task, classes.gather(0, task[None])[0]
-
-
-def inferred_accuracies(
-    model: Any, tests: Sequence[Split | None], device: torch.device
-) -> Inferred:
-    """How often the learned tasks' test examples are classified correctly without being told the
-    task, by every rule.
-
-    Arguments:
-        model: a `clnp.Model` that has learned as many tasks as there are `tests`.
-        tests: the test split of every task, None where it is not at hand.
-        device: where the model is.
-
-    Returns:
-        {rule: {"task": the task is right, "class_incremental": the task and the class within it,
-        "domain_incremental": the class, whichever the task}}, fractions of each task's split [T].
-        NaN where a split is None; "domain_incremental" is NaN too where tasks differ in their
-        number of classes, and means something only where a class means the same in every task.
-    """
-    shared = len({task.classes for task in model.tasks}) == 1
-    columns = [_of_split(model, k, split, device, shared) for k, split in enumerate(tests)]
-    return {
-        rule: {measure: [column[rule][measure] for column in columns] for measure in MEASURES}
-        for rule in RULES
-    }
-
-
-@torch.no_grad()
-def _of_split(
-    model: Any, task: int, split: Split | None, device: torch.device, shared: bool
-) -> dict[str, dict[str, float]]:
-    """{rule: {measure: fraction}} of one split; ranks that share their work take a piece each."""
-    if split is None:
-        return {rule: dict.fromkeys(MEASURES, math.nan) for rule in RULES}
-    ranks = current()
-    right = torch.zeros(len(RULES), len(MEASURES), dtype=torch.int64, device=device)
-    for x, y in batches(split, evaluation_batch(split), device, ranks=ranks):
-        logits = model.all_tasks(x)
-        for counts, rule in zip(right, RULES, strict=True):
-            found, label = choose(logits, rule)
-            same_task, same_label = found == task, label == y
-            hits = (same_task, same_task & same_label, same_label)
-            counts += torch.stack([hit.sum() for hit in hits])
-    fractions = ranks.sum(right).double() / count(split)
-    if not shared:
-        fractions[:, MEASURES.index("domain_incremental")] = math.nan
-    return {
-        rule: dict(zip(MEASURES, row.tolist(), strict=True))
-        for rule, row in zip(RULES, fractions, strict=True)
-    }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +10,17 @@ from torch import Tensor, nn
 from clnp_kernels.nn import PartialBatchNorm2d
 
 from ..errors import ConfigError
-
-if TYPE_CHECKING:
-    from .network import Network
+from .boundaries import Boundaries
 
 Keep = Mapping[str, Tensor]  # group name -> indices (int64, ascending) into its free channels
 
 
-def keep_everything(model: Network) -> dict[str, Tensor]:
+def keep_everything(model: Boundaries) -> dict[str, Tensor]:
     """`keep` with all free channels of every prunable group."""
     return {group.name: torch.arange(model.free(group)) for group in model.groups.prunable}
 
 
-def keep_first(model: Network, most: Mapping[str, int]) -> dict[str, Tensor]:
+def keep_first(model: Boundaries, most: Mapping[str, int]) -> dict[str, Tensor]:
     """`keep` with the first free channels of every prunable group, `most` of a group that has a
     limit there.
     """
@@ -49,7 +45,7 @@ def tensors_of(module: nn.Module, part: str) -> dict[str, Tensor | None]:
     return {name: None if value is None else value.detach() for name, value in found.items()}
 
 
-def free_inputs(model: Network, name: str, keep: Keep, device: torch.device) -> Tensor:
+def free_inputs(model: Boundaries, name: str, keep: Keep, device: torch.device) -> Tensor:
     """Free inputs of a layer that are left when of each group's free channels only `keep` stays."""
     group = model.groups[model.groups.reads[name]]
     positions = model.groups.positions[name]
@@ -59,7 +55,7 @@ def free_inputs(model: Network, name: str, keep: Keep, device: torch.device) -> 
     return entries(keep[group.name].to(device), positions)
 
 
-def columns(model: Network, name: str, keep: Keep) -> Tensor:
+def columns(model: Boundaries, name: str, keep: Keep) -> Tensor:
     """Input columns of a layer that are left, frozen ones first."""
     weight = model.layer_weight(name)
     device, total = weight.device, weight.shape[1]
@@ -72,7 +68,7 @@ def columns(model: Network, name: str, keep: Keep) -> Tensor:
     return torch.cat([torch.arange(frozen, device=device), frozen + kept])
 
 
-def rows(model: Network, name: str, keep: Keep, device: torch.device) -> Tensor:
+def rows(model: Boundaries, name: str, keep: Keep, device: torch.device) -> Tensor:
     """Free outputs of a hidden layer or batch norm that are left."""
     group = model.groups.of(name)
     if not group.prunable:
@@ -80,7 +76,7 @@ def rows(model: Network, name: str, keep: Keep, device: torch.device) -> Tensor:
     return keep[group.name].to(device)
 
 
-def check_keep(model: Network, keep: Keep) -> None:
+def check_keep(model: Boundaries, keep: Keep) -> None:
     """Raises ConfigError unless `keep` names, for every prunable group, ascending indices of
     its free channels.
     """
@@ -106,64 +102,9 @@ def check_keep(model: Network, keep: Keep) -> None:
             )
 
 
-def read_columns(model: Network, name: str, keep: Keep) -> Tensor:
-    """Columns of the trainable weights of a layer or the head that are left."""
-    return head_columns(model, keep) if name == model.groups.head else columns(model, name, keep)
-
-
-def head_columns(model: Network, keep: Keep) -> Tensor:
+def head_columns(model: Boundaries, keep: Keep) -> Tensor:
     """Columns of the current output weights that are left."""
     head = model.groups.head
     if model.head.kind == "single":
         return free_inputs(model, head, keep, model.head.free_weight.device)
     return columns(model, head, keep)
-
-
-def trained_bias(model: Network, name: str) -> Tensor | None:
-    """The trainable bias of a layer or the head, if it has one."""
-    if name == model.groups.head:
-        return model.head.free_bias
-    return model.masked_layers[name].free_bias
-
-
-def mean_outputs(weight: Tensor, means: Tensor) -> Tensor:
-    """What inputs [I] that are the same for all examples add to the outputs of a layer with weights
-    [O, I, ...]: [O]. At the border of a padded convolution it is less.
-    """
-    sums = weight.flatten(2).sum(dim=2) if weight.dim() > 2 else weight
-    return sums @ means.to(sums)
-
-
-@torch.no_grad()
-def compensate(model: Network, keep: Keep, means: Mapping[str, Tensor]) -> None:
-    """Adds what the channels that `keep` leaves out add on average to the biases of the layers that
-    read them, so that cutting them takes their variation alone (as FLAP does, An et al. 2023,
-    arXiv:2312.11983). Layers without a trained bias stay as they are.
-
-    Arguments:
-        model: in a task.
-        keep: as for `Model.compact`, which is called next.
-        means: layer -> mean of each of its inputs [I], from `clnp.pruning.activity.read_means`.
-    """
-    for name, mean in means.items():
-        bias = trained_bias(model, name)
-        if bias is None:
-            continue
-        weight = model.layer_weight(name)
-        cut = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
-        cut[read_columns(model, name, keep)] = False
-        bias += mean_outputs(weight[:, cut], mean.to(weight.device)[cut])
-
-
-@contextmanager
-def compensated(model: Network, keep: Keep, means: Mapping[str, Tensor]) -> Iterator[None]:
-    """`compensate` inside; the biases as they were outside."""
-    biases = [bias for name in means if (bias := trained_bias(model, name)) is not None]
-    before = [bias.detach().clone() for bias in biases]
-    compensate(model, keep, means)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for bias, value in zip(biases, before, strict=True):
-                bias.copy_(value)

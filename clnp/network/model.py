@@ -17,12 +17,11 @@ from clnp_kernels.nn import PartialBatchNorm2d
 
 from ..errors import ConfigError
 from ..parallel.ranks import refuse_sharded
+from .boundaries import LearnedTask, MaskedLayer
 from .guards import check_begin, check_name, check_parameters, refuse_backward, retiring
 from .heads import HEADS
 from .keep import Keep, check_keep, free_inputs, head_columns, keep_first, rows
-from .learned import LearnedTask
 from .narrow import pruned_layers
-from .network import MaskedLayer
 from .shapes import Structured
 
 
@@ -81,7 +80,6 @@ class Model(Structured):
         classes: int | None = None,
         *,
         generator: torch.Generator | None = None,
-        reinit_scale: float = 1.0,
         most_new: Mapping[str, int] | None = None,
     ) -> None:
         """Re-initialises the free weights and places the task's head (paper, Algorithm 1). The
@@ -91,7 +89,6 @@ class Model(Structured):
             classes: number of outputs; default: as the network had when it was converted. A single
                 head can't change it.
             generator: CPU random generator for the new weights; default: torch's global one.
-            reinit_scale: factor on the re-initialised hidden weights.
             most_new: group -> how many of its free channels the task trains; the others come back
                 when it ends. Default: all.
 
@@ -106,7 +103,7 @@ class Model(Structured):
                 "a task has already begun; end it with consolidate() or cancel_task()"
             )
         self._require_parameters("begin_task")
-        check_begin(self, classes, generator, reinit_scale, most_new)
+        check_begin(self, classes, generator, most_new)
         wanted = self.graph[self.groups.head].attrs["out_features"]
         classes = wanted if classes is None else classes
         if head.kind == "single":
@@ -123,7 +120,7 @@ class Model(Structured):
             self.compact(keep_first(self, most_new))
         if self.tasks:
             for layer in self.masked_layers.values():
-                layer.reset_free_parameters(generator, reinit_scale)
+                layer.reset_free_parameters(generator)
             for norm in self.norms.values():
                 norm.reset_free_parameters()
         if new_head:

@@ -4,19 +4,15 @@ in training with channels cut.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from ..graph.plain import plain_module
+from .boundaries import Boundaries
 from .keep import Keep, columns, head_columns, rows, tensors_of
 
-if TYPE_CHECKING:
-    from .network import Network
 
-
-def task_layers(model: Network, task: int) -> dict[str, nn.Module]:
+def task_layers(model: Boundaries, task: int) -> dict[str, nn.Module]:
     """The modules of a learned task's network: contiguous copies of its corner of every layer."""
     bounds = model.tasks[task].active
     before = model.tasks[task - 1].active if task else dict.fromkeys(bounds, 0)
@@ -32,7 +28,7 @@ def task_layers(model: Network, task: int) -> dict[str, nn.Module]:
     return layers
 
 
-def frozen_tensors(model: Network, task: int) -> dict[str, list[Tensor]]:
+def frozen_tensors(model: Boundaries, task: int) -> dict[str, list[Tensor]]:
     """The tensors of a learned task's network by name, copied from the frozen buffers. A weight of
     the final hidden layer is followed by what was frozen beside it, if anything was.
     """
@@ -52,7 +48,7 @@ def frozen_tensors(model: Network, task: int) -> dict[str, list[Tensor]]:
     return found
 
 
-def union_layers(model: Network) -> dict[str, nn.Module]:
+def union_layers(model: Boundaries) -> dict[str, nn.Module]:
     """The modules of one network that holds all learned tasks; its head gives their logits, one
     after the other. Channels of later tasks enter earlier ones with weight zero.
     """
@@ -73,14 +69,16 @@ def union_layers(model: Network) -> dict[str, nn.Module]:
     return layers
 
 
-def _own_columns(model: Network, task: int) -> tuple[int, int]:
+def _own_columns(model: Boundaries, task: int) -> tuple[int, int]:
     """Columns of the channels that a task claimed in the final hidden group: start and stop."""
     last, positions = model.groups.last.name, model.groups.positions[model.groups.head]
     start = model.tasks[task - 1].active[last] if task else 0
     return start * positions, model.tasks[task].active[last] * positions
 
 
-def _corner(model: Network, bounds: dict[str, int], starts: dict[str, int]) -> dict[str, nn.Module]:
+def _corner(
+    model: Boundaries, bounds: dict[str, int], starts: dict[str, int]
+) -> dict[str, nn.Module]:
     """All hidden modules with the active channels from `starts` (default 0) to `bounds`."""
     layers = {}
     for name, module in model.masked.items():
@@ -96,7 +94,7 @@ def _corner(model: Network, bounds: dict[str, int], starts: dict[str, int]) -> d
     return layers
 
 
-def pruned_layers(model: Network, keep: Keep) -> dict[str, nn.Module]:
+def pruned_layers(model: Boundaries, keep: Keep) -> dict[str, nn.Module]:
     """The modules of `pruned_network`; here `keep` may be in any order."""
     last, head = model.groups.last, model.head
     own_only = head.kind == "single" and model.groups.only_feeds_head()

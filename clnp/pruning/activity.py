@@ -5,7 +5,7 @@ adds to the layers behind it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from clnp_kernels import ops
 
-from ..data.batches import batches, evaluating, evaluation_batch
-from ..data.task import Split
+from ..data.batches import batches, evaluation_batch
+from ..data.inputs import Split
+from ..errors import TrainingError
 from ..graph.groups import Group
 from ..network.model import Model
 from ..parallel.ranks import current
+from ..training.evaluation import evaluating
 
 
 def measure_activity(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
@@ -86,19 +88,6 @@ def read_activity(model: Model, split: Split, device: torch.device) -> dict[str,
     return _means(model, split, device, of)
 
 
-def read_means(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
-    """E a of the inputs of a layer, one for every column of its weights: layer -> [I] float64 on
-    the CPU.
-    """
-
-    def of(layer: str, x: Tensor) -> tuple[Tensor, int]:
-        x = x.transpose(1, -1) if model.graph[layer].op == "conv2d" else x
-        x = x.flatten(0, -2)
-        return x.sum(dim=0, dtype=torch.float64), x.shape[0]
-
-    return _means(model, split, device, of)
-
-
 def _means(
     model: Model,
     split: Split,
@@ -155,3 +144,14 @@ def channels_of(model: Model, layer: str, x: Tensor) -> tuple[Tensor, int]:
     if positions > 1:
         return x.unflatten(-1, (-1, positions)), x.dim() - 1
     return x, -1
+
+
+def check_scores(model: Model, scores: Mapping[str, Tensor]) -> None:
+    """Raises TrainingError where the channels of a task were ranked by what is no number."""
+    for group in model.groups.prunable:
+        # Those of active channels are NaN where nothing computed them.
+        if not bool(torch.isfinite(scores[group.name][model.active(group) :]).all()):
+            raise TrainingError(
+                f"activity of {group.name!r}: a channel's mean is not finite. Look for NaN or "
+                "huge numbers in the inputs, or take a lower lr"
+            )

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.batches import batches, evaluating, evaluation_batch
-from ..data.task import Split
+from ..data.batches import batches, evaluation_batch
+from ..data.inputs import Split
 from ..graph.graph import Graph, Node
 from ..graph.groups import Group
-from ..network.keep import mean_outputs
 from ..parallel.ranks import Ranks
+from ..training.evaluation import evaluating
 
 
 def cut(graph: Graph, group: Group) -> tuple[Graph, Graph] | None:
@@ -34,19 +34,16 @@ class Sliced(nn.Module):
 
     Arguments:
         layer: reads all of them.
-        means: of all inputs, [I]; those of the inputs that are not given go into the bias.
     """
 
-    def __init__(self, layer: nn.Module, means: Tensor | None) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         assert isinstance(layer, nn.Linear | nn.Conv2d)
-        self.layer, self.means = layer, means
+        self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
         layer, n = self.layer, x.shape[1]
         weight, bias = layer.weight[:, :n], layer.bias
-        if self.means is not None and bias is not None:
-            bias = bias + mean_outputs(layer.weight[:, n:], self.means[n:])
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)
         return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)

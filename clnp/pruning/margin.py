@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.check import known_labels
-from ..data.task import Split
+from ..data.contents import known_labels
+from ..data.inputs import Split
 from ..errors import ConfigError, MarginWarning
 from ..training.score import Validation
 

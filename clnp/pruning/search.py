@@ -12,17 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.batches import batches, evaluating, evaluation_batch, first_inputs
-from ..data.task import Split
+from ..data.batches import batches, evaluation_batch, first_inputs
+from ..data.inputs import Split
 from ..graph.graph import build
 from ..graph.groups import Group
-from ..learner.checks import check_scores
-from ..network.keep import compensate, compensated, read_columns, trained_bias
 from ..network.model import Model
 from ..network.narrow import pruned_layers
 from ..parallel.ranks import current
+from ..training.evaluation import evaluating
 from ..training.score import Validation, Value
-from .activity import read_means
+from .activity import check_scores
 from .line_search import Sliced, cut, features
 
 FEATURE_BYTES = 1 << 30
@@ -44,7 +43,6 @@ class Pruning:
             channels that are kept.
         scores: group name -> [channels] float64, what its channels were ranked by; NaN for those
             that are not computed.
-        means: layer -> mean of each of its inputs, where what is cut is compensated by it.
     """
 
     keep: dict[str, Tensor]
@@ -52,7 +50,6 @@ class Pruning:
     validation: float
     cost: float
     scores: Mapping[str, Tensor] = field(default_factory=dict)
-    means: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def nothing_kept(cls, model: Model, validation: float, cost: float = 0.0) -> Pruning:
@@ -71,7 +68,6 @@ class Pruning:
 
     def apply(self, model: Model) -> None:
         """Takes the channels that are not kept from a model in a task."""
-        compensate(model, self.keep, self.means)
         model.compact(self.keep)
 
 
@@ -84,18 +80,17 @@ def find_pruning(
     rank: Callable[[Model, Split, torch.device], dict[str, Tensor]],
     search: str = "auto",
     granularity: int = 1,
-    compensate: bool = False,
     on_evaluation: Callable[[int], None] = lambda done: None,
 ) -> Pruning:
     """Ranks the free channels of a model in a task and searches how many of each group it needs.
 
     Arguments:
         model: trained; it stays as it is.
-        train: what channels are ranked and means measured on.
+        train: what channels are ranked on.
         validation: what networks are scored on.
         floor: the least score.
         rank: (model, split, device) -> group -> scores [channels], of a `Sparsifier`.
-        search, granularity, compensate: as of `clnp.Settings`.
+        search, granularity: as of `clnp.Settings`.
         on_evaluation: called with the number of networks evaluated so far.
 
     Raises:
@@ -103,8 +98,7 @@ def find_pruning(
     """
     scores = rank(model, train, model.device)
     check_scores(model, scores)
-    means = read_means(model, train, model.device) if compensate else None
-    found = ThresholdSearch(model, scores, validation, floor, granularity, on_evaluation, means)
+    found = ThresholdSearch(model, scores, validation, floor, granularity, on_evaluation)
     return found.run(search)
 
 
@@ -139,8 +133,6 @@ class ThresholdSearch:
         validation: what networks are scored on.
         floor: the least score.
         granularity: active channels of a group are rounded up to a multiple of this.
-        means: from `read_means`: what is cut is compensated by its mean (`pruning.compensate`).
-            None: it is cut.
         on_evaluation: called with the number of networks evaluated so far.
     """
 
@@ -152,12 +144,11 @@ class ThresholdSearch:
         floor: Value,
         granularity: int = 1,
         on_evaluation: Callable[[int], None] = lambda done: None,
-        means: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model, self.validation, self.floor = model, validation, floor
         self.activity = activity
         self.evaluations, self.on_evaluation = 0, on_evaluation
-        self.granularity, self.means = granularity, means or {}
+        self.granularity = granularity
         self.groups = model.groups.prunable
         self.order: dict[str, Tensor] = {}
         self.sorted: dict[str, Tensor] = {}
@@ -198,9 +189,7 @@ class ThresholdSearch:
         """Score of the network pruned to `counts`."""
         key = tuple(counts[group.name] for group in self.groups)
         if key not in self.known:
-            keep = self.keep(counts)
-            with compensated(self.model, keep, self.means):
-                network = self.model.pruned_network(keep)
+            network = self.model.pruned_network(self.keep(counts))
             self.known[key] = self.validation(network)
             self._evaluated()
         return self.known[key]
@@ -213,7 +202,7 @@ class ThresholdSearch:
         """Searches by the method that `Settings.search` names."""
         if method == "auto":
             method = "joint" if len(self.groups) <= JOINT_GROUPS else "global"
-        methods = {"joint": self.joint, "layerwise": self.layerwise, "global": self.common}
+        methods = {"joint": self.joint, "global": self.common}
         try:
             return methods[method]()
         finally:
@@ -252,10 +241,6 @@ class ThresholdSearch:
             else:
                 high = middle - 1
         return counts(low)
-
-    def layerwise(self) -> Pruning:
-        """One group after the other, the last first, each as far as the whole margin allows."""
-        return self._result(self._descend(list(reversed(self.groups)), SHARES[0]))
 
     def joint(self) -> Pruning:
         """The cheapest of several ways to divide the margin among the groups, then improved group
@@ -353,8 +338,7 @@ class ThresholdSearch:
         front, back = parts
         keep = self.keep(counts)
         keep[group.name] = self.order[group.name][: counts[group.name]]
-        with compensated(self.model, keep, self.means):
-            layers = pruned_layers(self.model, keep)
+        layers = pruned_layers(self.model, keep)
         first, split, device = build(front, layers), self.validation.split, self.model.device
         with evaluating(first):
             example = first(first_inputs(split, 1).to(device))
@@ -362,7 +346,7 @@ class ThresholdSearch:
             return lambda n, floor: self.score({**counts, group.name: n})
         values, labels = features(first, split, device, current())
         reader = group.consumers[0]
-        layers[reader] = Sliced(layers[reader], self._means_of_line(reader, keep))
+        layers[reader] = Sliced(layers[reader])
         net = build(back, layers)
         positions = self.model.groups.positions[reader]
         frozen = values.shape[1] - counts[group.name] * positions
@@ -375,14 +359,7 @@ class ThresholdSearch:
 
         return evaluate
 
-    def _means_of_line(self, reader: str, keep: Mapping[str, Tensor]) -> Tensor | None:
-        """The means of a reader's inputs in the order of a line, if they are compensated."""
-        if reader not in self.means or trained_bias(self.model, reader) is None:
-            return None
-        columns = read_columns(self.model, reader, keep)
-        return self.means[reader].to(self.model.device)[columns]
-
     def _result(self, counts: Mapping[str, int]) -> Pruning:
         thresholds = {name: threshold_between(self.sorted[name], n) for name, n in counts.items()}
         validation, cost = float(self.score(counts)), self.cost(counts)
-        return Pruning(self.keep(counts), thresholds, validation, cost, self.activity, self.means)
+        return Pruning(self.keep(counts), thresholds, validation, cost, self.activity)

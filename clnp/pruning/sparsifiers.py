@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.task import Split
+from ..data.inputs import Split
 from ..network.model import Model
 from ..training.fit import Fit
+from ..training.sdp_fit import StructuredFit
 from .activity import measure_activity, measure_contribution
+from .norms import channel_scores
 
 Scores = Callable[[Model, Split, torch.device], dict[str, Tensor]]
 
@@ -43,7 +45,6 @@ def sparsifier(name: str) -> Sparsifier:
         return Sparsifier(Fit, measure_activity)
     if name == "contribution":
         return Sparsifier(Fit, measure_contribution)
-    from ..training.sdp_fit import StructuredFit, channel_scores
 
     def scores(model: Model, *_: Any) -> dict[str, Tensor]:
         return channel_scores(model)

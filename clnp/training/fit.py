@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clnp_kernels.optim import AdamL1
 
 from ..data.batches import batch_sizes, batches, count, placed, resident, seed_for, seeded
-from ..data.task import Split
+from ..data.inputs import Split
 from ..errors import CheckpointError, DataError, TrainingError
 from ..network.model import Model
 from ..parallel.ranks import current

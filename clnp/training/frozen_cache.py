@@ -14,11 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import batches, correct_of, count, evaluation_batch, placed
-from ..data.task import Split
+from ..data.batches import batches, count, evaluation_batch, placed
+from ..data.inputs import Split
 from ..graph.graph import Graph
 from ..network.model import Model
 from ..parallel.ranks import current
+from .evaluation import correct_of
 
 CACHE_BYTES = 2 << 30
 LEAST_SHARE = 0.05

@@ -16,12 +16,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import batches, check_outputs, correct_of, count, evaluating, evaluation_batch
-from ..data.check import known_labels
-from ..data.task import Split
+from ..data.batches import batches, count, evaluation_batch
+from ..data.contents import known_labels
+from ..data.inputs import Split
 from ..errors import ConfigError, DataError
-from ..learner.grid import floor_of
 from ..parallel.ranks import current
+from .evaluation import check_outputs, correct_of, evaluating
 
 Value: TypeAlias = Fraction | float
 Function: TypeAlias = Callable[[Tensor, Tensor], Any]
@@ -286,3 +286,12 @@ def _outputs(net: nn.Module, pieces: Pieces) -> Iterator[tuple[Tensor, Tensor]]:
             outputs = net(x)
         check_outputs(outputs)
         yield outputs, y
+
+
+def floor_of(best: int, margin: float, total: int) -> int:
+    """The least number of correct examples (of `total`) within `margin` (a fraction, 0.0005 = 0.05
+    %) of `best` correct ones.
+    """
+    # The small term keeps 0.0005 * 10000 from becoming 4.999...: exactly at the margin is within
+    # it.
+    return max(0, math.ceil(best - margin * total - 1e-9))

@@ -8,23 +8,18 @@ oracle is the group norm's form of the K-sparse polytope.]
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from clnp_kernels.optim import AdamL1
 
-from ..data.task import Split
+from ..data.inputs import Split
 from ..errors import ConfigError
-from ..graph.groups import Group
 from ..network.model import Model
-from ..pruning.search import ThresholdSearch
 from .fit import Fit, FitSettings, FitState
 from .frank_wolfe import FrankWolfe, perturbed, still_statistics
-from .score import Validation
 
 PREFIX = "wolfe."
 
@@ -138,95 +133,3 @@ def hidden_weights(model: Model) -> list[nn.Parameter]:
         for name in groups.makes
         if groups[groups.makes[name]].prunable and model.layer_weight(name).numel()
     ]
-
-
-def channel_scores(model: Model) -> dict[str, Tensor]:
-    """How much of each channel structured SDP has left: the norm of its incoming weights; of
-    channels that earlier tasks own, the norm of the weights with which this task reads them.
-
-    The layout is that of `measure_activity`, so that `ThresholdSearch` takes either. In trials
-    on permuted digits the norm found fewer channels at equal accuracy than the mean activity, which
-    counts a channel with no weights and a bias as active.
-
-    Returns:
-        group name -> [channels] float64 on the CPU, active channels first. NaN for channels of
-        earlier tasks that a single head does not read.
-    """
-    scores = {}
-    for group in model.groups.prunable:
-        made = _norms([_rows(model.layer_weight(name)) for name in group.producers])
-        read = _norms([_active_columns(model, group, name) for name in group.consumers])
-        missing = model.active(group) - len(read)
-        scores[group.name] = torch.cat([made.new_full((missing,), math.nan), read, made])
-    return scores
-
-
-def _rows(weight: Tensor) -> Tensor:
-    """The norm of every row, [O] float64 on the CPU."""
-    return weight.detach().flatten(1).double().norm(dim=1).cpu()
-
-
-def _active_columns(model: Model, group: Group, layer: str) -> Tensor:
-    """The norm of the weights by which a layer reads each active channel, [Ia] float64; empty where
-    it does not read them.
-    """
-    weight = model.layer_weight(layer).detach().double()
-    single = layer == model.groups.head and model.head.kind == "single"
-    channels = model.free(group) + (0 if single else model.active(group))
-    # Several columns belong to one channel where a convolution's outputs were flattened.
-    columns = weight.flatten(1).reshape(weight.shape[0], max(channels, 1), -1)
-    return columns.norm(dim=2).norm(dim=0)[: 0 if single else model.active(group)].cpu()
-
-
-def _norms(parts: list[Tensor]) -> Tensor:
-    """The norm over layers that share channels; those that have none are left out."""
-    longest = max(len(part) for part in parts)
-    return torch.stack([part for part in parts if len(part) == longest]).norm(dim=0)
-
-
-def structured_sdp(
-    model: Model,
-    train: Split,
-    validation: Split,
-    settings: FitSettings,
-    *,
-    share: float | None = None,
-    margin: float = 0.0005,
-    sdp: SDPSettings | None = None,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Trains the task that a model is in by structured SDP and prunes it, once.
-
-    Arguments:
-        model: in a task (`Model.begin_task`), with its free weights as they were drawn.
-        train, validation: splits of the task.
-        settings: epochs, lr of the other parameters, batch size, schedule.
-        share: of the free channels of every group that stay; None searches the fewest that keep the
-            validation accuracy within `margin`.
-        margin: validation accuracy given up (a fraction), with `share=None`.
-        sdp: of the Frank-Wolfe steps.
-        seed: of the order of examples.
-
-    Returns:
-        `keep` for `Model.consolidate`: group name -> ascending indices of free channels.
-
-    Raises:
-        ConfigError: `share` outside (0, 1].
-        TrainingError: the loss is not finite.
-    """
-    if share is not None and not 0 < share <= 1:
-        raise ConfigError(f"share={share!r}: expected a number in (0, 1], or None")
-    fit = StructuredFit(model, train, validation, settings, seed, sdp=sdp)
-    fit.run()
-    model.eval()
-    scores = channel_scores(model)
-    if share is None:
-        scored = Validation(validation, "accuracy", fit.device)
-        floor = scored.floor(fit.state.history[-1]["validation_accuracy"], margin)
-        return ThresholdSearch(model, scores, scored, floor).joint().keep
-    keep = {}
-    for group in model.groups.prunable:
-        free = scores[group.name][model.active(group) :]
-        kept = min(len(free), max(1, round(share * len(free))))
-        keep[group.name] = free.argsort(descending=True, stable=True)[:kept].sort().values
-    return keep

@@ -18,12 +18,13 @@ from clnp_kernels.nn import Dropout
 from clnp_kernels.optim import AdamL1
 from clnp_kernels.stacked import stacked_linear
 
-from ..data.batches import batches, count, evaluating, evaluation_batch
-from ..data.task import Split
+from ..data.batches import batches, count, evaluation_batch
+from ..data.inputs import Split
 from ..errors import TrainingError
 from ..graph.graph import OPS, Node
+from ..network.boundaries import MaskedLayer
 from ..network.model import Model
-from ..network.network import MaskedLayer
+from .evaluation import evaluating
 from .fit import (
     SCHEDULES,
     Fit,

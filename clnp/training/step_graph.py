@@ -192,12 +192,3 @@ def resident_batches(
     order = torch.randperm(len(y), generator=generator, device=y.device)
     for chosen in order.split(batch_size):
         yield x[chosen], y[chosen]
-
-
-def fits(device: torch.device, *tensors: Tensor, share: float = 0.5) -> bool:
-    """Whether tensors take at most a share of the memory that is free on a GPU (else True)."""
-    if device.type != "cuda":
-        return True
-    free: Any = torch.cuda.mem_get_info(device)[0]
-    needed = sum(t.numel() * t.element_size() for t in tensors if t.device != device)
-    return bool(needed <= share * free)

@@ -20,9 +20,9 @@ from benchmarks.reproduce.capacity import accuracy_at, effective_rank
 from benchmarks.reproduce.experiment import Run
 from benchmarks.reproduce.figures import accuracy_per_task
 from benchmarks.reproduce.tables import task_rows
-from clnp.plots import figures
 from clnp.cli import run_folder
 from clnp.learner.learner import Learner
+from clnp.plots import figures
 
 LONG = bool(os.environ.get("CLNP_LONG_TESTS"))
 

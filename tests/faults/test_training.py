@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import clnp
 from clnp.data import Task
-from clnp.errors import DataError, TrainingError
+from clnp.errors import DataError, TrainingError, out_of_memory
 from clnp.learner.learner import Learner
-from clnp.memory import out_of_memory
 from clnp.pruning.search import ThresholdSearch
 from clnp.training.fit import Fit
 from tests.clnp.cases import blobs, convert, mlp

@@ -4,9 +4,10 @@ No code of the authors is public, and the formulas here are put together from th
 the paper and the works it builds on; each part says from what. `docs/methods.md` has the list.
 """
 
+from ...pruning.norms import channel_scores
 from ...training.frank_wolfe import FrankWolfe, perturbed, prune_to
 from ...training.polytope import channel_vertex, in_channel_polytope, in_polytope, vertex
-from ...training.sdp_fit import SDPSettings, StructuredFit, channel_scores, structured_sdp
+from ...training.sdp_fit import SDPSettings, StructuredFit
 from .co2l import asymmetric_contrast, instance_distillation
 from .ids import eliminate_redundant, gradient_embedding, select, support_examples
 
@@ -25,7 +26,6 @@ __all__ = [
     "perturbed",
     "prune_to",
     "select",
-    "structured_sdp",
     "support_examples",
     "vertex",
 ]

@@ -19,8 +19,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...data.batches import batches, count, evaluating
-from ...data.task import Split
+from ...data.batches import batches, count
+from ...data.inputs import Split
+from ...training.evaluation import evaluating
 from ..network import TaskNet
 
 ROWS = 1000

@@ -207,7 +207,7 @@ def test_options_reach_the_learner(tmp_path, capsys):
         "l1=1e-5,1e-4:1e-4:1e-5",
         "lr=1e-3,2e-3",
         "--search",
-        "layerwise",
+        "global",
     ]
     words += [
         "--fine-tune-epochs",
@@ -226,7 +226,7 @@ def test_options_reach_the_learner(tmp_path, capsys):
     settings = Learner.load(tmp_path / "checkpoint.safetensors").settings
     assert (settings.head, settings.search, settings.schedule, settings.dtype) == (
         "multi",
-        "layerwise",
+        "global",
         "cosine",
         "bf16",
     )

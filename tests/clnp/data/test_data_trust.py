@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 import clnp
 from clnp import methods
 from clnp.data import Images, Task
-from clnp.data.check import task_data
+from clnp.data.contents import task_data
 from clnp.data.fingerprint import TaskData
 from clnp.errors import CheckpointError, DataError
 from clnp.files.checkpoint import read, write

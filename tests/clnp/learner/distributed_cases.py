@@ -18,11 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import clnp
 from clnp import cli
-from clnp.plots import figures
 from clnp.data import Task
-from clnp.learner.agreement import world
 from clnp.network.model import Model
 from clnp.network.restore import EXTRA
+from clnp.parallel.world import world
+from clnp.plots import figures
 from clnp.training.fit import Fit
 from clnp_kernels.nn import PartialBatchNorm2d
 from clnp_kernels.optim import AdamL1
@@ -158,7 +158,7 @@ class Telling:
 
     def on_epoch_end(self, learner: clnp.Learner, record: dict[str, Any]) -> None:
         x, y = task_of("mlp", 0).test
-        clnp.data.batches.accuracy(learner.model, (x, y), torch.device("cpu"))
+        clnp.training.evaluation.accuracy(learner.model, (x, y), torch.device("cpu"))
         self.ranks.append(rank())
 
 

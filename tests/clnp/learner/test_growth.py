@@ -127,7 +127,7 @@ def test_convolutions_grow_within_their_limit(end: str) -> None:
     model = convert_images(Plan(8, ("residual", "depthwise"), end == "mean", False, end).build())
     lt = clnp.Learner(
         model,
-        **{**QUICK, "head": "multi", "growth": 2, "compensate": True, "batch_size": 16},
+        **{**QUICK, "head": "multi", "growth": 2, "batch_size": 16},
         first_growth=4,
         sparsifier="contribution",
     )
@@ -192,14 +192,11 @@ def test_wrong_limits_are_refused() -> None:
 
 
 @pytest.mark.parametrize("sparsifier", ["activity", "contribution"])
-@pytest.mark.parametrize("compensate", [False, True])
-def test_rounds_of_pruning_and_fine_tuning(sparsifier: str, compensate: bool) -> None:
+def test_rounds_of_pruning_and_fine_tuning(sparsifier: str) -> None:
     used = []
     for rounds in (1, 3):
         tune = {"epochs": 3, "lr": 1e-3, "schedule": "cosine", "rounds": rounds}
-        lt = learner(
-            Residual, fine_tune=tune, sparsifier=sparsifier, compensate=compensate, head="multi"
-        )
+        lt = learner(Residual, fine_tune=tune, sparsifier=sparsifier, head="multi")
         for k in range(2):
             lt.learn(blobs(k))
         assert all(v.identical for v in lt.verify())

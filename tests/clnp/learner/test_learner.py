@@ -475,7 +475,6 @@ def test_bad_tasks(make: Any, message: str) -> None:
         ({"sparsifier": "luck"}, "sparsifier"),
         ({"dtype": "fp8"}, "dtype"),
         ({"granularity": 0}, "granularity"),
-        ({"reinit_scale": 0}, "reinit_scale"),
         ({"grid": {"lr": []}}, "grid"),
         ({"grid_first_only": 1}, "grid_first_only"),
         ({"fine_tune": {"epoch": 1}}, "unknown keys"),
@@ -564,12 +563,12 @@ def test_structured_sdp_as_sparsifier(tmp_path: Path) -> None:
     "settings",
     [
         {},
-        {"search": "layerwise", "compensate": True, "grid": {"l1": [1e-5, 1e-4]}},
+        {"grid": {"l1": [1e-5, 1e-4]}},
         {"search": "global", "fine_tune": clnp.FineTune(epochs=1, rounds=2)},
         {"grid": {"l1": [1e-5, 1e-4]}, "stack": "on"},
         {"sparsifier": "sdp"},
     ],
-    ids=["joint", "layerwise", "global", "stacked", "sdp"],
+    ids=["joint", "grid", "global", "stacked", "sdp"],
 )
 def test_what_a_task_needed_is_freed_without_the_garbage_collector(
     settings: dict[str, Any],

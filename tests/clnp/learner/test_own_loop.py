@@ -161,32 +161,6 @@ def test_channels_that_nothing_reads_go_where_contribution_ranks() -> None:
     assert 3 not in kept["contribution"]
 
 
-def test_what_is_cut_can_leave_its_mean_behind() -> None:
-    model, task = network(), blobs(0)
-    x, _ = task.tensors("train")  # type: ignore[misc]
-    clnp.begin_task(model)
-    train(model, OPTIMIZERS["AdamL1"](model), task)
-    weight, bias = model.layer_weight("4").detach().clone(), head_bias(model)
-    with torch.no_grad():
-        hidden = x
-        for name in ("0", "2"):
-            parameters = dict(model.named_parameters())
-            hidden = F.linear(
-                hidden, model.layer_weight(name), parameters[f"net.{name}.free_bias"]
-            ).relu()
-    pruning = clnp.prune(model, task.train, task.validation, margin=0.2, compensate=True)
-    cut = torch.ones(24, dtype=torch.bool)
-    cut[pruning.keep["2"]] = False
-    assert cut.any()
-    expected = bias + weight[:, cut] @ hidden.mean(0)[cut]
-    assert not torch.equal(head_bias(model), bias)
-    torch.testing.assert_close(head_bias(model), expected)
-
-
-def head_bias(model: Model) -> torch.Tensor:
-    return dict(model.named_parameters())["net.4.free_bias"].detach().clone()
-
-
 def test_forgetting_eval_changes_nothing() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -217,7 +191,6 @@ def test_forgetting_eval_changes_nothing() -> None:
         (lambda m, t: begun_prune(m, t, search="best"), "search='best'"),
         (lambda m, t: begun_prune(m, t, granularity=0), "granularity=0"),
         (lambda m, t: begun_prune(m, t, sparsifier="best"), "sparsifier='best'"),
-        (lambda m, t: begun_prune(m, t, compensate=2), "compensate=2"),
     ],
 )
 def test_misuse_is_refused(use: Any, message: str) -> None:

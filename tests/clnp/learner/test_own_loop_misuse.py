@@ -102,7 +102,6 @@ def test_splits_that_are_none_are_refused(name: str, which: str) -> None:
 BEGINS: list[tuple[str, list[Any]]] = [
     ("classes", [0, -1, 2.5, "3", True]),
     ("generator", [5, torch.Generator, "cpu"]),
-    ("reinit_scale", [0, -1.0, "1", float("nan"), float("inf"), None]),
     ("most_new", [5, [1, 2], {"0": 0}, {"0": -1}, {"0": 2.5}, {"0": "a"}, {"x": 1}]),
 ]
 

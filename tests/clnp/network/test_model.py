@@ -173,15 +173,6 @@ def test_cancelled_tasks_leave_no_trace() -> None:
     assert model(x).shape == (4, 3)
 
 
-def test_reinit_scale_shrinks_new_weights() -> None:
-    large, small = (convert(mlp([50])) for _ in range(2))
-    for model, scale in ((large, 1.0), (small, 0.1)):
-        model.begin_task()
-        model.consolidate(first(model, {"0": 5}))
-        model.begin_task(generator=torch.Generator().manual_seed(0), reinit_scale=scale)
-    torch.testing.assert_close(small.layer_weight("0"), 0.1 * large.layer_weight("0"))
-
-
 def test_only_free_weights_are_parameters() -> None:
     model = convert(mlp([8, 6]))
     before = sum(p.numel() for p in model.parameters())

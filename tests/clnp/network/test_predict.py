@@ -16,8 +16,9 @@ from clnp.cli.console import not_told
 from clnp.cli.report import inferred_line
 from clnp.data import Task
 from clnp.errors import ConfigError
-from clnp.network.inference import MEASURES, RULES, choose, inferred_accuracies
+from clnp.network.inference import MEASURES, RULES, choose
 from clnp.network.model import Model
+from clnp.training.evaluation import inferred_accuracies
 from tests.clnp.cases import blobs, convert, mlp
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from clnp.data.batches import batch_sizes, batches
 from clnp.data.images import Images
-from clnp.data.task import Split
+from clnp.data.inputs import Split
 from clnp.parallel.ranks import ALONE, Ranks, current, sharing
 
 CPU = torch.device("cpu")

@@ -10,16 +10,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clnp.data import Task
-from clnp.data.batches import accuracy, count_correct
 from clnp.errors import ConfigError, TrainingError
-from clnp.learner.grid import candidates, floor_of, grid_points, per_layer, sparsest
-from clnp.network.keep import check_keep, compensate, compensated, keep_first
+from clnp.learner.grid import candidates, grid_points, per_layer, sparsest
+from clnp.network.keep import check_keep, keep_first
 from clnp.network.model import Model
-from clnp.pruning.activity import measure_activity, measure_contribution, read_means
+from clnp.pruning.activity import measure_activity, measure_contribution
 from clnp.pruning.search import ThresholdSearch, find_pruning, threshold_between
 from clnp.pruning.sparsifiers import sparsifier
+from clnp.training.evaluation import accuracy, count_correct
 from clnp.training.fit import Fit, FitSettings
-from clnp.training.score import Validation
+from clnp.training.score import Validation, floor_of
 from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep
 
 CPU = torch.device("cpu")
@@ -119,62 +119,9 @@ def test_contribution_of_channels_that_a_single_head_does_not_read() -> None:
     assert not contribution["2"][own:].isnan().any()
 
 
-def test_compensation_keeps_the_mean_inputs_of_the_next_layer() -> None:
-    task = blobs(3)
-    model = trained(mlp([20, 10]), task, before=1)
-    x = task.train[0]
-    means = read_means(model, task.train, CPU)
-    with torch.no_grad():
-        first = model.net.get_submodule("0")(x)
-        before = (first @ model.layer_weight("2").T).mean(0)
-    keep = {**keep_first(model, {}), "0": torch.tensor([1])}
-    bias = model.masked_layers["2"].free_bias.detach().clone()
-    head_bias = model.head.current_bias()
-    with compensated(model, keep, means):
-        inside = model.masked_layers["2"].free_bias.detach().clone()
-    assert torch.equal(model.masked_layers["2"].free_bias, bias)
-    compensate(model, keep, means)
-    assert torch.equal(model.masked_layers["2"].free_bias, inside)
-    cut = torch.ones(len(means["2"]))
-    cut[model.active("0") :] = 0
-    cut[model.active("0") + 1] = 1
-    with torch.no_grad():
-        after = ((first * cut) @ model.layer_weight("2").T).mean(0)
-    moved = model.masked_layers["2"].free_bias - bias
-    torch.testing.assert_close(after + moved, before, rtol=1e-4, atol=1e-5)
-    # The output bias belongs to the first task: nothing moves it.
-    assert model.head.current_bias() is head_bias
-
-
-def test_search_with_compensation_finds_what_compact_makes() -> None:
-    task = blobs(4)
-    model = trained(mlp([40, 30]), task, head="multi", before=1)
-    floor = Fraction(floor_of(count_correct(model, task.validation, CPU), 0.05, 80), 80)
-    means = read_means(model, task.train, CPU)
-    scores = measure_contribution(model, task.train, CPU)
-    search = ThresholdSearch(model, scores, scored(task), floor, means=means)
-    pruning = search.joint()
-    compensate(model, pruning.keep, means)
-    model.compact(pruning.keep)
-    assert accuracy(model.net, task.validation, CPU) == pruning.validation >= floor
-
-
-def test_a_line_with_compensation_counts_as_the_whole_network() -> None:
-    task = blobs(4, dtype=torch.float64)
-    model = trained(mlp([40, 30]).double(), task, head="multi", before=1)
-    means = read_means(model, task.train, CPU)
-    scores = measure_contribution(model, task.train, CPU)
-    search = ThresholdSearch(model, scores, scored(task), 0, means=means)
-    for group in model.groups.prunable:
-        counts = dict(search.most)
-        evaluate = search._line(group, counts)
-        for n in (counts[group.name] // 2, 1):
-            assert evaluate(n, 0) == search.score({**counts, group.name: n})
-
-
 @pytest.mark.parametrize("head", ["single", "multi"])
 @pytest.mark.parametrize("before", [0, 2])
-@pytest.mark.parametrize("method", ["joint", "layerwise", "global"])
+@pytest.mark.parametrize("method", ["joint", "global"])
 @pytest.mark.parametrize("granularity", [1, 4])
 def test_searches_hold_the_floor_and_their_thresholds_tell_what_is_kept(
     head: str, before: int, method: str, granularity: int
@@ -239,7 +186,7 @@ def test_thresholds_of_ties_and_neighbours() -> None:
     assert theta([1e308, 1e307], 1) == pytest.approx(5.5e307)
 
 
-@pytest.mark.parametrize("method", ["joint", "layerwise", "global"])
+@pytest.mark.parametrize("method", ["joint", "global"])
 @pytest.mark.parametrize("sparsifier_name", ["activity", "contribution", "sdp"])
 def test_thresholds_choose_the_same_channels_in_double(method: str, sparsifier_name: str) -> None:
     task = blobs(3)
@@ -271,29 +218,14 @@ def test_channels_are_not_ranked_by_what_is_no_number(value: float) -> None:
         find_pruning(model, task.train, scored(task), 0, rank=rank)
 
 
-def test_joint_search_is_never_worse_than_layerwise() -> None:
-    for seed in range(4):
-        task = blobs(seed)
-        model = trained(mlp([40, 30, 20]), task)
-        floor = Fraction(floor_of(count_correct(model, task.validation, CPU), 0.03, 80), 80)
-        activity = measure_activity(model, task.train, CPU)
-        costs = [
-            ThresholdSearch(model, activity, scored(task), floor).run(method).cost
-            for method in ("joint", "layerwise")
-        ]
-        assert costs[0] <= costs[1]
-
-
-def test_no_single_channel_of_the_layerwise_result_can_go() -> None:
-    """The search stops where the definition says: one more channel of the last-searched group costs
-    too much.
-    """
+def test_no_single_channel_of_the_result_can_go() -> None:
+    """In one group, one channel less falls below the floor."""
     task = blobs(5)
     model = trained(mlp([30]), task)
     best = Fraction(count_correct(model, task.validation, CPU), 80)
     activity = measure_activity(model, task.train, CPU)
     search = ThresholdSearch(model, activity, scored(task), best)
-    kept = search.layerwise().keep["0"].numel()
+    kept = search.joint().keep["0"].numel()
     # Bisection finds a boundary: at it the floor holds, one below it does not.
     assert search.score({"0": kept}) >= best
     assert kept == 1 or search.score({"0": kept - 1}) < best

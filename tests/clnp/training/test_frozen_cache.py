@@ -8,8 +8,8 @@ from torch import nn
 
 import clnp
 from clnp.data import Task
-from clnp.data.batches import accuracy, evaluating
 from clnp.errors import ConfigError
+from clnp.training.evaluation import accuracy, evaluating
 from clnp.training.frozen_cache import FrozenActivations, deterministic_layers
 from tests.clnp import conv_cases
 from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from clnp.data.batches import accuracy
 from clnp.errors import ConfigError
 from clnp.methods.esacl import SDPSettings, StructuredFit, channel_scores, structured_sdp
 from clnp.network.keep import check_keep
 from clnp.network.model import Model
+from clnp.training.evaluation import accuracy
 from clnp.training.fit import Fit, FitSettings, FitState
 from clnp.training.polytope import in_channel_polytope
 from clnp.training.sdp_fit import hidden_weights

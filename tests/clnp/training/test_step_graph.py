@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clnp.data.batches import fits
 from clnp.training import step_graph
-from clnp.training.step_graph import StepGraph, fits, rates_on_device, resident_batches, set_rate
+from clnp.training.step_graph import StepGraph, rates_on_device, resident_batches, set_rate
 from clnp_kernels.nn import MaskedLinear
 from clnp_kernels.optim import SGDL1, AdamL1
 

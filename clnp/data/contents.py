@@ -1,0 +1,126 @@
+"""Contents of a task: its items read once, with fingerprints, class names and labels."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .fingerprint import TaskData
+from .images import ImageSet
+from .inputs import SPLITS, Split
+from .items import Items
+from .labels import check_numbering
+from .scan import Scan, common_names, names_of, scan_items, scan_tensors
+
+# What is worth keeping most comes first: validation items are read again and again.
+BY_WORTH = ("validation", "test", "train")
+
+
+class Splits(Protocol):
+    """The parts of a `Task` that reading it needs."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def validation(self) -> Split: ...
+    @property
+    def classes(self) -> int | None: ...
+    @property
+    def class_names(self) -> Any: ...
+    @property
+    def fixed_items(self) -> bool | None: ...
+    @property
+    def _data(self) -> TaskData | None: ...
+    def split(self, split: str) -> Split: ...
+    def items(self, split: str) -> Items: ...
+    def check_range(self, split: str, y: Tensor) -> None: ...
+
+
+def task_data(task: Splits) -> TaskData:
+    """Fingerprints, class names and number of classes of a task. Every item is read and checked the
+    first time that a `Task` is asked.
+
+    Raises:
+        DataError: an item that is no good, with its split and index; labels that do not start at 0
+            or have gaps; splits with other class names.
+    """
+    if task._data is None:
+        read_splits(task, keep_bytes=0)
+    data = task._data
+    assert data is not None
+    return data
+
+
+def read_splits(task: Splits, keep_bytes: int) -> dict[str, Split]:
+    """Read and check a task once, and return its splits, in memory where they fit."""
+    scans: dict[str, Scan] = {}
+    splits: dict[str, Split] = {}
+    for split in BY_WORTH:
+        data = task.split(split)
+        splits[split] = data
+        if split == "test" and data is task.validation:
+            scans[split], splits[split] = scans["validation"], splits["validation"]
+            continue
+        if isinstance(data, tuple):
+            scans[split] = scan_tensors(*data)
+            continue
+        items = task.items(split)
+        # Without room, there is nothing to find out by a second reading.
+        fixed = True if split != "train" else task.fixed_items
+        scan = scan_items(items, keep_bytes, fixed=fixed)
+        task.check_range(split, scan.labels)
+        scans[split] = scan
+        items.labels = scan.labels
+        if not isinstance(data, ImageSet):
+            splits[split] = items
+        if scan.kept is not None:
+            splits[split] = scan.kept
+            keep_bytes -= scan.kept[0].nbytes
+    labels = {split: scans[split].labels for split in SPLITS}
+    names, classes = _classes(task, labels)
+    prints = {split: scans[split].fingerprint for split in SPLITS}
+    if task._data is None:
+        object.__setattr__(task, "_unseen", _unseen(labels))
+    object.__setattr__(task, "_data", TaskData(prints, names, classes))
+    return splits
+
+
+def known_labels(split: Split | Dataset[Any]) -> Tensor | None:
+    """All labels [N] of a split of a task that is `ready`; None where nobody has read them."""
+    if isinstance(split, tuple):
+        return split[1]
+    if isinstance(split, ImageSet):
+        return torch.as_tensor(split.targets)
+    return split.labels if isinstance(split, Items) else None
+
+
+def _classes(task: Splits, labels: dict[str, Tensor]) -> tuple[tuple[str, ...] | None, int]:
+    """Class names, where they are known, and the number of classes."""
+    if task.class_names is not None:
+        return task.class_names, len(task.class_names)
+    where = f"task {task.name!r}"
+    told = {
+        split: names_of(data.data if isinstance(data, Items) else data, labels[split])
+        for split in SPLITS
+        if not isinstance(data := task.split(split), tuple)
+    }
+    names = common_names(told, where)
+    fits = names is not None and all(int(y.max()) < len(names) for y in labels.values())
+    if names is not None and fits and task.classes in (None, len(names)):
+        return names, len(names)
+    if task.classes is not None:
+        return None, task.classes
+    return None, check_numbering(labels, where)
+
+
+def _unseen(labels: dict[str, Tensor]) -> dict[str, list[int]]:
+    """Split -> its classes that the train split lacks."""
+    seen = set(labels["train"].unique().tolist())
+    return {
+        split: missing
+        for split in SPLITS[1:]
+        if (missing := sorted(set(labels[split].unique().tolist()) - seen))
+    }

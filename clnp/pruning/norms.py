@@ -1,0 +1,55 @@
+"""Norms of the weights of channels: the score by which structured SDP prunes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..graph.groups import Group
+from ..network.model import Model
+
+
+def channel_scores(model: Model) -> dict[str, Tensor]:
+    """How much of each channel structured SDP has left: the norm of its incoming weights; of
+    channels that earlier tasks own, the norm of the weights with which this task reads them.
+
+    The layout is that of `measure_activity`, so that `ThresholdSearch` takes either. In trials
+    on permuted digits the norm found fewer channels at equal accuracy than the mean activity, which
+    counts a channel with no weights and a bias as active.
+
+    Returns:
+        group name -> [channels] float64 on the CPU, active channels first. NaN for channels of
+        earlier tasks that a single head does not read.
+    """
+    scores = {}
+    for group in model.groups.prunable:
+        made = _norms([_rows(model.layer_weight(name)) for name in group.producers])
+        read = _norms([_active_columns(model, group, name) for name in group.consumers])
+        missing = model.active(group) - len(read)
+        scores[group.name] = torch.cat([made.new_full((missing,), math.nan), read, made])
+    return scores
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """The norm of every row, [O] float64 on the CPU."""
+    return weight.detach().flatten(1).double().norm(dim=1).cpu()
+
+
+def _active_columns(model: Model, group: Group, layer: str) -> Tensor:
+    """The norm of the weights by which a layer reads each active channel, [Ia] float64; empty where
+    it does not read them.
+    """
+    weight = model.layer_weight(layer).detach().double()
+    single = layer == model.groups.head and model.head.kind == "single"
+    channels = model.free(group) + (0 if single else model.active(group))
+    # Several columns belong to one channel where a convolution's outputs were flattened.
+    columns = weight.flatten(1).reshape(weight.shape[0], max(channels, 1), -1)
+    return columns.norm(dim=2).norm(dim=0)[: 0 if single else model.active(group)].cpu()
+
+
+def _norms(parts: list[Tensor]) -> Tensor:
+    """The norm over layers that share channels; those that have none are left out."""
+    longest = max(len(part) for part in parts)
+    return torch.stack([part for part in parts if len(part) == longest]).norm(dim=0)
