@@ -26,6 +26,7 @@ from clnp.cli.config import Config
 from clnp.cli.configurations import FILE, of_runs, resolved
 from clnp.cli.once import OnceParser
 from clnp.data import PermutedMNIST
+from clnp.learner.settings import without_removed
 
 ROOT = Path(__file__).parents[1]
 METHODS = ROOT / "docs" / "methods.md"
@@ -97,7 +98,7 @@ def _differences(entry: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
 
 def meaning(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `resolved`, of which some can be written in two ways, in one."""
-    result = dict(settings)
+    result = without_removed(settings)
     if result["stream"] == "permuted-mnist" and result.get("validation") is None:
         result["validation"] = inspect.signature(PermutedMNIST).parameters["validation"].default
     if result.get("init") is None:

@@ -23,7 +23,6 @@ from benchmarks.documented import COMPARED
 from benchmarks.pages import readme, reproduced, suites, sweeps
 from benchmarks.pages.markdown import filled
 from clnp.cli.once import OnceParser
-from clnp.learner.settings import FineTune, Settings, settings_table
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -33,7 +32,7 @@ REPRODUCED = ("table1", "fig3", "fig4", "fig5", "quick/fig5", "capacity", "reuse
 # name of a block -> its text
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": readme.results,
-    "settings": lambda: f"{settings_table(Settings)}\n\n{settings_table(FineTune)}",
+    "peers": readme.peers,
     "sweeps": sweeps.conditions,
     **{name: partial(sweeps.sweep, name) for name in settings.SWEEPS},
     "tables": lambda: suites.text(SUITES, DOCS),

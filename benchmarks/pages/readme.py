@@ -118,3 +118,67 @@ def _race(times: Mapping[str, float], digits: int) -> list[str]:
     others = {name: t for name, t in times.items() if not name.startswith(OURS)}
     name = min(others, key=lambda n: others[n])
     return [f"{times[OURS]:.{digits}f}", f"{others[name]:.{digits}f} ({name})", ""]
+
+
+# line of the table -> (methods that were measured, forgetting where it was not, what is kept, what
+# there is at the end)
+PEERS: dict[str, tuple[tuple[str, ...], str, str, str]] = {
+    "**CLNP**": (
+        ("clnp",),
+        "",
+        "one network; gradients and optimizer state of the free part only",
+        "a narrow network per task, smaller and faster than the whole",
+    ),
+    "PackNet": (
+        ("packnet",),
+        "",
+        "one network, and the owner of each weight",
+        "sparse weights at full width; faster with sparse hardware only",
+    ),
+    "EWC, SI": (
+        ("ewc", "si"),
+        "",
+        "earlier weights and their importance",
+        "one network; with one head no task id is needed",
+    ),
+    "replay (ER, DER++)": (
+        ("er", "derpp"),
+        "",
+        "stored examples",
+        "one network; with one head no task id is needed",
+    ),
+    "HAT": (
+        (),
+        "near 0, its gates close gradually",
+        "one network, and gates per task",
+        "a masked full-width network per task",
+    ),
+    "LoRA, adapters": (
+        (),
+        "0 while the base is frozen",
+        "the base, and a small module per task",
+        "a base with adapters; made for large pre-trained Transformers",
+    ),
+}
+
+
+def peers() -> str:
+    """Return the comparison of methods for users: measured numbers and known properties."""
+    head = ("", "accuracy, %", "forgetting, points", "time", "memory", "what you get at the end")
+    known = {row["method"]: row for row in read(COMPARED / "methods.csv")}
+    lines = []
+    for name, (measured, forgetting, memory, result) in PEERS.items():
+        rows = [known[method] for method in measured]
+        if rows:
+            accuracy = _each(rows, "acc_mean", 100, 1)
+            forgetting = _each(rows, "forgetting_mean", 100, 1)
+            time = f"{_each(rows, 'flops_mean', 1e-12, 1)} TFLOP"
+            memory = f"{_each(rows, 'peak_memory_mean', 2**-20, 0)} MiB: {memory}"
+        else:
+            accuracy = time = "not measured here"
+        lines.append([name, accuracy, forgetting, time, memory, result])
+    return table(head, lines)
+
+
+def _each(rows: Sequence[Row], key: str, factor: float, digits: int) -> str:
+    return ", ".join(f"{factor * row[key]:.{digits}f}" for row in rows)

@@ -12,7 +12,6 @@ HEAD = (
     "worst task, %",
     "layer 1 used, %",
     "layer 2 used, %",
-    "seconds",
 )
 NUMBERS = (
     ("tasks", 1, 1),
@@ -20,7 +19,6 @@ NUMBERS = (
     ("lowest", 100, 1),
     ("used_fc1", 100, 0),
     ("used_fc2", 100, 0),
-    ("seconds", 1, 0),
 )
 
 
