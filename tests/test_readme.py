@@ -2,14 +2,16 @@
 
 A page has an empty folder of its own. Each Python block runs alone, in a fresh namespace; a `clnp`
 line runs if `<!-- run -->` stands before its shell block. The first line of a Python block may be
-`# needs: lightning` (skipped without that package) or `# needs: torchrun` (skipped always; likewise
-a GPU, a network connection).
+`# needs: lightning` (skipped without that package), `# needs: torchrun` (skipped always; likewise a
+GPU, a network connection) or `# needs: a file of its own` (runs as a script).
 """
 
 import ast
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +27,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- run -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 NEEDS = re.compile(r"# needs: (.+)\n")
 ABSENT = {"a GPU", "a network connection", "torchrun"}
+SCRIPT = "a file of its own"
 
 
 class Block(NamedTuple):
@@ -48,20 +51,24 @@ def commands(code: str) -> list[str]:
     return [line for line in lines if line.startswith("clnp ")]
 
 
-def is_there(needed: str) -> bool:
-    return needed not in ABSENT and importlib.util.find_spec(needed) is not None
+def run_python(code: str, needed: str, name: str) -> None:
+    """Run a block alone, if what it needs is there."""
+    if needed == SCRIPT:
+        Path("block.py").write_text(code)
+        subprocess.run([sys.executable, "block.py"], check=True)
+    elif not needed or (needed not in ABSENT and importlib.util.find_spec(needed)):
+        with warnings.catch_warnings():
+            if needed:  # other packages' warnings are not ours to mend
+                warnings.simplefilter("ignore")
+            exec(compile(code, name, "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for number, block in enumerate(blocks(page)):
-        if block.language == "python" and (not block.needs or is_there(block.needs)):
-            with warnings.catch_warnings():
-                if block.needs:  # other packages' warnings are not ours to mend
-                    warnings.simplefilter("ignore")
-                name = f"{page.name}, block {number}"
-                exec(compile(block.code, name, "exec"), {"__name__": "__main__"})
+        if block.language == "python":
+            run_python(block.code, block.needs, f"{page.name}, block {number}")
         elif block.language == "sh" and block.run:
             for line in commands(block.code):
                 assert run_clnp(*shlex.split(line, comments=True)[1:]) == 0, line
@@ -95,7 +102,9 @@ def test_commands_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every option that a `clnp` line of a page uses is known to the command line."""
     from clnp.cli import main
 
-    lines = [line for block in blocks(page) if block.language == "sh" for line in commands(block.code)]
+    lines = [
+        line for block in blocks(page) if block.language == "sh" for line in commands(block.code)
+    ]
     assert lines or page != README
     for line in lines:
         command, options = line.split()[1], re.findall(r" (--[a-z-]+)", line.split("#")[0])

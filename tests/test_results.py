@@ -53,8 +53,7 @@ def test_clnp_forgets_nothing(file: Path) -> None:
 
 def test_clnp_and_packnet_forget_nothing_in_the_comparison() -> None:
     forgetting = {
-        row["method"]: float(row["forgetting_mean"])
-        for row in rows(pages.COMPARED / "methods.csv")
+        row["method"]: float(row["forgetting_mean"]) for row in rows(pages.COMPARED / "methods.csv")
     }
     assert [name for name, points in forgetting.items() if points == 0] == [
         "clnp",
