@@ -10,23 +10,20 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from benchmarks import machine
-from clnp.cli import build_config, results
+from benchmarks.reproduce.finished import MACHINE, Run
+from benchmarks.reproduce.tables import Tables
+from clnp.cli import build_config
 from clnp.cli import experiment as command
 from clnp.cli import run_folder as runs
 from clnp.cli.arguments import parse
 from clnp.cli.config import Config
 from clnp.cli.run_folder import Places
 from clnp.errors import CapacityError, ClnpError
-
-if TYPE_CHECKING:
-    from benchmarks.reproduce.tables import Tables
-
-MACHINE = "machine.json"
 
 
 @dataclass(frozen=True)
@@ -72,34 +69,6 @@ class Experiment:
     quick_stream: str
     quick: str
     more: Callable[[Run], dict[str, Any]] | None = None
-
-
-@dataclass(frozen=True)
-class Run:
-    """A contender with one seed.
-
-    Attributes:
-        contender: its name.
-        seed: which.
-        folder: the run folder.
-        metrics: as `clnp.cli.results.read` gives them.
-        seconds: of each task.
-        machine: date, revision, hardware and versions.
-    """
-
-    contender: str
-    seed: int
-    folder: Path
-    metrics: dict[str, Any]
-    seconds: list[float]
-    machine: dict[str, Any]
-
-    @classmethod
-    def read(cls, contender: str, seed: int, folder: Path) -> Run:
-        """A run that has learned at least one task. Raises RunError where it has not."""
-        seconds = [row["total"] for row in results.read_seconds(folder)]
-        facts = runs.read_json(folder / MACHINE)
-        return cls(contender, seed, folder, results.read(folder), seconds, facts)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reproduce.experiment import Run
+from benchmarks.reproduce.finished import Run
 from clnp.cli.results import write_csv
 from clnp.metrics import average_accuracy, mean_accuracies, mean_std
 
