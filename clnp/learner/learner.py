@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..callbacks import check_callbacks, notify
 from ..data.batches import first_inputs, seed_for, seeded
@@ -36,7 +37,7 @@ from .grid import GridPoint, grid_points
 from .learned_data import Tests, check_new, learned_tasks, test_split
 from .report import TaskReport, capacity_of, matrix_of, reuse_of
 from .saving import contents, model_of, saved_score, take_over
-from .settings import Settings, without_removed
+from .settings import Settings, SettingsGiven, without_removed
 from .task_run import Plan, TaskRun
 
 KIND = "learner"
@@ -57,8 +58,7 @@ class Learner:
         distributed: share every batch among the processes of `torch.distributed`, which all make
             the same calls; the first one's weights count, and it alone reads and writes files and
             tells callbacks.
-        settings: the fields of `Settings`: head, margin, l1, lr, epochs, batch_size, schedule,
-            seed, grid, search, fine_tune, dtype, granularity.
+        settings: any fields of `Settings`.
 
     Raises:
         ConfigError: a setting out of range, naming it; `checkpoint_dir` holds another learner; a
@@ -74,7 +74,7 @@ class Learner:
         callbacks: Iterable[Any] = (),
         workers: int | Workers = 1,
         distributed: bool = False,
-        **settings: Any,
+        **settings: Unpack[SettingsGiven],
     ) -> None:
         if not isinstance(model, Model):
             raise ConfigError(
