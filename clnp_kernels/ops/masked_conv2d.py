@@ -6,7 +6,7 @@ output before the activation.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -85,7 +85,7 @@ def masked_conv2d(
     geometry = _pairs(stride, padding, dilation)
     check_tensor("x", x, 4)
     tensors = _masked.autocast(x, active_weight, free_weight, active_bias, free_bias)
-    _check(*tensors, geometry, depthwise, activation)
+    _check(tensors, geometry, depthwise, activation)
     options = (*geometry, depthwise, activation, activity)
     if full_input_grad:
         y, sums = _masked.with_full_input_grad(reference_fwd, tensors, *options)
@@ -116,7 +116,7 @@ def masked_conv2d_fwd(
     """
     geometry = _pairs(stride, padding, dilation)
     tensors = (x, active_weight, free_weight, active_bias, free_bias)
-    _check(*tensors, geometry, depthwise, activation)
+    _check(tensors, geometry, depthwise, activation)
     result = call("masked_conv2d_fwd", *tensors, *geometry, depthwise, activation, activity)
     return cast(tuple[Tensor, Tensor], result)
 
@@ -248,17 +248,9 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
     return [*pair]
 
 
-def _check(
-    x: Tensor,
-    active_weight: Tensor,
-    free_weight: Tensor,
-    active_bias: Tensor | None,
-    free_bias: Tensor | None,
-    geometry: Geometry,
-    depthwise: bool,
-    activation: str,
-) -> None:
-    """Raise unless all arguments fit together."""
+def _check(tensors: Sequence[Any], geometry: Geometry, depthwise: bool, activation: str) -> None:
+    """Raise unless all arguments fit together; tensors: x, weights and biases."""
+    x, active_weight, free_weight, *biases = tensors
     check_choice("activation", activation, ACTIVATIONS)
     check_tensor("x", x, 4)
     check_tensor("active_weight", active_weight, 4)
@@ -275,8 +267,8 @@ def _check(
             wanted = f"at most {channels} inputs, the I of free_weight"
             raise ValueError(message("active_weight.shape", list(active_weight.shape), wanted))
     _check_channels(x, channels)
-    _masked.check_biases(active_weight, free_weight, active_bias, free_bias)
-    _masked.check_dtypes(x, active_weight, free_weight, active_bias, free_bias)
+    _masked.check_biases(active_weight, free_weight, *biases)
+    _masked.check_dtypes(*tensors)
     _check_fits(x, free_weight.shape[2:], geometry)
 
 

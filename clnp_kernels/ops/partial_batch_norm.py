@@ -247,12 +247,10 @@ def _with_full_input_grad(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, T
 
     Frozen tensors and all results but y have no gradient.
     """
-    *statistics, active_weight, free_weight, active_bias, free_bias = arguments[:8]
-    frozen = [tensor.detach() for tensor in statistics]
-    scale = None if active_weight is None else active_weight.detach()
-    shift = None if active_bias is None else active_bias.detach()
-    affine = (scale, free_weight, shift, free_bias)
-    y, sums, mean, var = reference.partial_batch_norm_fwd(x, *frozen, *affine, *arguments[8:])
+    given = list(arguments)
+    for i in (0, 1, 2, 3, 4, 6):  # all vectors but the free weight and bias
+        given[i] = None if given[i] is None else given[i].detach()
+    y, sums, mean, var = reference.partial_batch_norm_fwd(x, *given)
     return y, sums.detach(), mean.detach(), var.detach()
 
 
