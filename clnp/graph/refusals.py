@@ -13,11 +13,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
+from clnp_kernels.torch_private import MODULE_HOOKS, TENSOR_HOOKS
+
 from ..errors import ConvertError, first_line
 from .graph import NAME
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 # Hooks of torch that compute a weight before every call -> what puts its value in place.
 REMOVERS = {
@@ -120,7 +120,7 @@ def _check_kind(module: nn.Module, where: str) -> None:
 
 
 def _check_hooks(module: nn.Module, where: str) -> None:
-    for kind in HOOKS:
+    for kind in MODULE_HOOKS:
         for hook in getattr(module, kind).values():
             remove = REMOVERS.get(type(hook).__module__)
             if remove:
