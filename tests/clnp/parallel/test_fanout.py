@@ -141,7 +141,7 @@ import signal
 import sys
 from pathlib import Path
 import clnp
-from tests.clnp import trials
+from tests.clnp.parallel import trials
 
 if __name__ == "__main__":
     # Where the tests run in the background, a shell has them ignore it.
