@@ -10,23 +10,20 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from benchmarks import machine
-from clnp.cli import build_config, results
+from benchmarks.reproduce.run import MACHINE, Run
+from benchmarks.reproduce.tables import Tables
+from clnp.cli import build_config
 from clnp.cli import experiment as command
 from clnp.cli import run_folder as runs
 from clnp.cli.arguments import parse
 from clnp.cli.config import Config
-from clnp.cli.run_folder import Places
+from clnp.cli.run_folder import Places, RunFolder
 from clnp.errors import CapacityError, ClnpError
-
-if TYPE_CHECKING:
-    from benchmarks.reproduce.tables import Tables
-
-MACHINE = "machine.json"
 
 
 @dataclass(frozen=True)
@@ -72,34 +69,6 @@ class Experiment:
     quick_stream: str
     quick: str
     more: Callable[[Run], dict[str, Any]] | None = None
-
-
-@dataclass(frozen=True)
-class Run:
-    """A contender with one seed.
-
-    Attributes:
-        contender: its name.
-        seed: which.
-        folder: the run folder.
-        metrics: as `clnp.cli.results.read` gives them.
-        seconds: of each task.
-        machine: date, revision, hardware and versions.
-    """
-
-    contender: str
-    seed: int
-    folder: Path
-    metrics: dict[str, Any]
-    seconds: list[float]
-    machine: dict[str, Any]
-
-    @classmethod
-    def read(cls, contender: str, seed: int, folder: Path) -> Run:
-        """A run that has learned at least one task. Raises RunError where it has not."""
-        seconds = [row["total"] for row in results.read_seconds(folder)]
-        facts = runs.read_json(folder / MACHINE)
-        return cls(contender, seed, folder, results.read(folder), seconds, facts)
 
 
 @dataclass(frozen=True)
@@ -167,17 +136,18 @@ def _carry_out(
     console: Console,
 ) -> None:
     config, places = settings_of(experiment, contender, seed, folder, options)
-    runs.check_free(folder, resume=True, overwrite=False)
-    if runs.is_run(folder):
-        runs.check_same(folder, config)
-        if finished(folder, config.tasks):
+    run = RunFolder(folder)
+    run.check_free(resume=True, overwrite=False)
+    if run.is_run:
+        run.check_same(config)
+        if run.has_learned(config.tasks):
             return
     console.print(f"\n{experiment.name}: {folder}", markup=False, highlight=False)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MACHINE).is_file():
         runs.write_json(folder / MACHINE, machine.facts(config.device))
     try:
-        command.run(folder, config, places, console)
+        command.carry_out(runs.Run(run, config, places), console)
     except CapacityError:
         if not contender.until_full:
             raise
@@ -191,12 +161,6 @@ def wanted(experiment: Experiment, options: Options) -> dict[str, Contender]:
 def folder_of(experiment: Experiment, out: Path, contender: str, seed: int) -> Path:
     """The run folder of a contender and seed."""
     return out / experiment.runs / contender / f"seed-{seed}"
-
-
-def finished(folder: Path, tasks: int) -> bool:
-    """Has a run learned all its tasks?"""
-    path = folder / runs.METRICS
-    return path.is_file() and runs.read_json(path)["tasks_learned"] == tasks
 
 
 def found(experiment: Experiment, out: Path) -> list[Run]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reproduce.experiment import Run
-from clnp.cli.results import write_csv
+from benchmarks.reproduce.run import Run
+from clnp.cli.run_folder import write_csv
 from clnp.metrics import average_accuracy, mean_accuracies, mean_std
 
 Row = dict[str, Any]

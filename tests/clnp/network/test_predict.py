@@ -12,7 +12,7 @@ from torch import nn
 
 import clnp
 from clnp import metrics
-from clnp.cli.console import not_told
+from clnp.cli.console import not_given
 from clnp.cli.report import inferred_line
 from clnp.data import Task
 from clnp.errors import ConfigError
@@ -170,8 +170,8 @@ def test_what_is_printed() -> None:
         rule: {"task": [0.9, 0.7], "class_incremental": [0.9, 0.5], "domain_incremental": [1, 0.6]}
         for rule in RULES
     }
-    assert not_told(inferred) == "task not given 70.00 %, "
-    assert not_told({}) == ""
+    assert not_given(inferred) == "task not given 70.00 %, "
+    assert not_given({}) == ""
     line = inferred_line("entropy", metrics.inferred_means(inferred)["entropy"])
     assert line == (
         "task not given, chosen by entropy: task 80.00 %, task and label 70.00 %, label 80.00 %"
