@@ -1,6 +1,7 @@
 # make demo    install into .venv, then learn five tasks of permuted digits (under 2 minutes)
 # make test    install into .venv, then run the tests
 # make check   formatting, lint and types
+# make docs    documentation as a site in build/site, API reference included
 # make build   compile the C++ library again after a change in csrc/, and before a benchmark
 # make versions    operators, modules, Triton kernels and the demo under every supported torch
 # A second call installs nothing. PYTHON chooses the interpreter that makes .venv.
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/cuda/device/*)
 
-.PHONY: demo test check build versions sanitize clean
+.PHONY: demo test check docs build versions sanitize clean
 
 demo: $(STAMP)
 	$(BIN)/clnp run permuted-digits --tasks 5 --out runs/demo --overwrite
@@ -24,6 +25,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+
+# --strict: a broken link or a public name without docstring fails
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 build: $(STAMP)
 	CLNP_REQUIRE_BUILD=1 $(BIN)/python setup.py --quiet build_ext --inplace
@@ -47,3 +52,7 @@ $(STAMP): pyproject.toml setup.py $(SOURCES)
 	$(BIN)/python -m pip install --quiet "torch>=2.11" torchvision setuptools wheel ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[vision,dev]"
 	touch $(STAMP)
+
+$(VENV)/docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet "clnp[docs]"
+	touch $(VENV)/docs

@@ -1,10 +1,10 @@
-"""The documented commands, read as their programs read them; and the table of methods.
+"""Documented commands, and the committed comparison of methods.
 
     python -m benchmarks.documented FOLDER
 
-puts the results of `clnp compare` in FOLDER in the place of those that
-benchmarks/results/methods/compare has of the same methods, and writes the table in docs/methods.md
-anew. The exit status is 1 where the command there is not what made them.
+replaces the results of the same methods in benchmarks/results/methods/compare by those of
+`clnp compare` in FOLDER. The exit status is 1 where they were not made by the command of
+docs/methods.md.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from clnp.cli.config import Config
 from clnp.cli.configurations import FILE, of_runs, resolved
 from clnp.cli.once import OnceParser
 from clnp.data import PermutedMNIST
+from clnp.learner.settings import without_removed
 
 ROOT = Path(__file__).parents[1]
 METHODS = ROOT / "docs" / "methods.md"
@@ -97,7 +98,7 @@ def _differences(entry: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
 
 def meaning(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `resolved`, of which some can be written in two ways, in one."""
-    result = dict(settings)
+    result = without_removed(settings)
     if result["stream"] == "permuted-mnist" and result.get("validation") is None:
         result["validation"] = inspect.signature(PermutedMNIST).parameters["validation"].default
     if result.get("init") is None:
@@ -160,14 +161,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 1 where runs are not those of the documented command, and not marked."""
-    from benchmarks.reproduce import page  # which imports this module
-
+    """Run the command line; 1 where runs differ from the documented command, unmarked."""
     parser = OnceParser(prog="python -m benchmarks.documented", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of a finished clnp compare")
     lines = adopt(parser.parse_args(arguments).folder)
-    page.main()
-    print("\n".join(lines) or f"written: {COMPARED} and {METHODS}")
+    print("\n".join(lines) or f"written: {COMPARED}; now run python -m benchmarks.pages")
     return 1 if lines else 0
 
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from benchmarks.reproduce import figures
 from benchmarks.reproduce.experiment import Contender, Experiment
+from benchmarks.reproduce.finished import Run
 from benchmarks.reproduce.permuted_mnist import QUICK, SPLIT, UNTIL_FULL
-from benchmarks.reproduce.run import Run
 from benchmarks.reproduce.tables import Row, Tables, groups_of, share, task_rows
 from clnp import Learner, plots
 from clnp.cli.run_folder import write_csv

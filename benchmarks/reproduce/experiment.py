@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import machine
-from benchmarks.reproduce.run import MACHINE, Run
+from benchmarks.reproduce.finished import MACHINE, Run
 from benchmarks.reproduce.tables import Tables
 from clnp.cli import build_config
 from clnp.cli import experiment as command

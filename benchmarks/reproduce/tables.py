@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reproduce.run import Run
+from benchmarks.reproduce.finished import Run
 from clnp.cli.run_folder import write_csv
 from clnp.metrics import average_accuracy, mean_accuracies, mean_std
 

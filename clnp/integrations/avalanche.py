@@ -78,8 +78,8 @@ class CLNP(SupervisedTemplate):
             labels that is an oracle: it makes the accuracies task-incremental, not to be compared
             with those of strategies that are not told the task.
         rule: how tasks are inferred, see `clnp.network.inference.choose`.
-        criterion, train_mb_size, train_epochs, eval_mb_size, device, plugins, evaluator,
-            eval_every, peval_mode: as of Avalanche's templates.
+        criterion, train_mb_size, train_epochs, eval_mb_size: as in Avalanche's templates.
+        device, plugins, evaluator, eval_every, peval_mode: as in Avalanche's templates.
 
     Attributes:
         certificate: `certificate.verify(model)` recomputes the logits of every learned experience

@@ -41,7 +41,7 @@ class SharedProgress(Progress):
         self.ranks = ranks
 
     def load(self, point: int, stamp: dict[str, Any]) -> FitState | None:
-        """As `Progress.load`, the first rank's on every rank."""
+        """Load on the first rank; every rank gets the result."""
         return self.ranks.tell(super().load(point, stamp))
 
 
@@ -55,12 +55,12 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
 
 def tensors_of(model: Model) -> dict[str, Tensor]:
-    """All numbers of a network."""
+    """Tensors of a network, without its structure."""
     return {name: value for name, value in model.state_dict().items() if name != EXTRA}
 
 
 def begin(ranks: Ranks, model: Model, settings: Settings, workers: int) -> None:
-    """Gives every rank the first one's weights.
+    """Give every rank the weights of the first one.
 
     Raises:
         ConfigError: settings that ranks can't share.
@@ -84,7 +84,7 @@ def begin(ranks: Ranks, model: Model, settings: Settings, workers: int) -> None:
 
 
 def agree_on_task(ranks: Ranks, model: Model, task: Task, index: int) -> None:
-    """Refuses a task that ranks can't learn together.
+    """Refuse a task that ranks can't learn together.
 
     Raises:
         TrainingError: they are about to learn different things.

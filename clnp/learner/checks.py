@@ -1,4 +1,4 @@
-"""What is refused before any work is done."""
+"""Checks before any work is done."""
 
 from __future__ import annotations
 
@@ -11,43 +11,51 @@ from ..errors import ConfigError, DataError
 from ..network.model import Model
 
 
-def check_task(model: Model, task: Task) -> tuple[Task, int]:
-    """Refuses a task that does not fit, before any work.
+def check_task(
+    task: Task, shape: tuple[int, ...], dtype: torch.dtype, outputs: int, *, single: bool
+) -> tuple[Task, int]:
+    """Refuse a task that does not fit a network, before any work.
+
+    Arguments:
+        task: examined, content included.
+        shape, dtype: of one input of the network.
+        outputs: classes that the network has outputs for.
+        single: all tasks share these outputs.
 
     Returns:
         the task with its Datasets in memory where they fit (`clnp.data.check.ready`), and its
         number of classes.
 
     Raises:
-        DataError: no `Task`; shape, dtype or labels that the network was not made for; an item that
-            is no good.
+        DataError: no `Task`; shape, dtype or labels that the network was not made for; a bad item.
     """
     check_is_task(task)
-    outputs = model.graph[model.groups.head].attrs["out_features"]
-    shape = tuple(model.graph.nodes[0].attrs["shape"][1:])
     if task.sample_shape != shape:
         raise DataError(
-            f"task {task.name!r}: examples have shape {list(task.sample_shape)}, but the "
-            "network was converted for "
-            f"{list(shape)}"
+            f"task {task.name!r}: expected examples of shape {list(shape)}, which the network was "
+            f"made for, got {list(task.sample_shape)}"
         )
-    dtype = model.head.free_weight.dtype
     if task.dtype != dtype:
         raise DataError(
-            f"task {task.name!r}: inputs are {task.dtype}, the network is {dtype}; convert "
-            "one of them"
+            f"task {task.name!r}: inputs are {task.dtype}, the network is {dtype}; convert one of "
+            "them"
         )
+    task = ready(task)
+    return task, _classes(task, outputs, single)
+
+
+def check_model_task(model: Model, task: Task) -> tuple[Task, int]:
+    """`check_task` for a masked network. Raises CapacityError where it is full."""
+    shape = tuple(model.graph.nodes[0].attrs["shape"][1:])
+    outputs = model.graph[model.groups.head].attrs["out_features"]
+    dtype, single = model.head.free_weight.dtype, model.head.kind == "single"
     model.check_capacity()
-    made = ready(task)
-    return made, classes_of(made, outputs, single=model.head.kind == "single")
+    return check_task(task, shape, dtype, outputs, single=single)
 
 
-def classes_of(task: Task, outputs: int, *, single: bool) -> int:
-    """Number of outputs that a task is learned with: all of a single head's, else `task.classes`,
-    or what the network has where the task does not say.
-
-    Raises:
-        DataError: a label that has no output.
+def _classes(task: Task, outputs: int, single: bool) -> int:
+    """Outputs that a task is learned with: all of a single head's, else `task.classes`, or those of
+    the network where the task has none.
     """
     classes = outputs if single or task.classes is None else task.classes
     for split, data in task_data(task).splits.items():
@@ -61,6 +69,7 @@ def classes_of(task: Task, outputs: int, *, single: bool) -> int:
 
 
 def check_device(device: str | torch.device) -> torch.device:
+    """The device, checked. Raises ConfigError where torch can't use it."""
     try:
         found = torch.device(device)
     except RuntimeError as error:

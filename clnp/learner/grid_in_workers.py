@@ -1,97 +1,104 @@
-"""The grid points of a task as trials in workers: their training, and the threshold searches of the
-candidates.
-"""
+"""Training of grid points, and threshold searches of the candidates, in worker processes."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..errors import TrialError
-from ..parallel import tell
+from ..parallel import Workers, tell
+from ..pruning.search import Pruning
+from ..training.score import Value
 from .grid import GridPoint
-
-if TYPE_CHECKING:
-    from ..pruning.search import Pruning
-    from ..training.score import Value
-    from .task_run import TaskRun, Trained
+from .grid_point import PointTrainer, Report, Trained
 
 
-def fit(run: TaskRun, points: Sequence[int]) -> dict[int, Trained]:
-    """Trains grid points side by side: number of the point -> what came of it.
+def fit(
+    trainer: PointTrainer, workers: Workers, points: Sequence[int], report: Report
+) -> dict[int, Trained]:
+    """Train grid points side by side: number of the point -> its outcome.
 
     Raises:
         TrialError: some could not be trained; the others run to their ends first and are kept where
             there is a folder for them.
     """
-    trials = {name_of(run.points, i): (run, i) for i in points}
+    sent = _for_workers(trainer, workers)
+    trials = {name_of(trainer.points, i): (sent, i) for i in points}
 
-    def heard(trial: str, event: str, *args: Any) -> None:
-        if event == "on_epoch_end":
-            run.epoch_end(*args)
-        elif event == "on_retry":
-            run.call(event, trial, *args)
+    def receive(trial: str, event: str, *args: Any) -> None:
+        report(event, *((trial, *args) if event == "on_retry" else args))
 
     try:
-        results = run.workers.run(_fit, trials, heard)
+        results = workers.run(_fit, trials, receive)
     except TrialError as error:
         advice = "; those that are trained are kept, learn() again trains the others only"
-        if run.progress.folder is None:
+        if trainer.progress.folder is None:
             advice = "; with a checkpoint_dir those that are trained would be kept"
         raise TrialError(error.failures, error.results, advice) from error
-    return {i: results[name_of(run.points, i)] for i in points}
+    return {i: results[name_of(trainer.points, i)] for i in points}
 
 
 def search(
-    run: TaskRun, trained: Sequence[Trained], chosen: Sequence[Trained], floor: Value
+    trainer: PointTrainer,
+    workers: Workers,
+    candidates: Mapping[int, Trained],
+    floor: Value,
+    report: Report,
 ) -> None:
-    """Searches the thresholds of the candidates side by side.
+    """Search the thresholds of the candidates, number of the point -> outcome, side by side.
 
     Raises:
         TrialError: a search failed.
     """
-    numbers = [next(i for i, t in enumerate(trained) if t is candidate) for candidate in chosen]
-    names = [f"search of {name_of(run.points, i)}" for i in numbers]
+    sent = _for_workers(trainer, workers)
+    names = {f"search of {name_of(trainer.points, i)}": t for i, t in candidates.items()}
     evaluated: Counter[str] = Counter()
 
-    def heard(trial: str, event: str, *args: Any) -> None:
+    def receive(trial: str, event: str, *args: Any) -> None:
         if event == "on_search":
             evaluated[trial] = args[0]
-            run.call(event, evaluated.total(), 0)
+            report(event, evaluated.total(), 0)
         elif event == "on_retry":
-            run.call(event, trial, *args)
+            report(event, trial, *args)
 
-    trials = {name: (run, t, floor) for name, t in zip(names, chosen, strict=True)}
-    results = run.workers.run(_search, trials, heard)
-    for name, t in zip(names, chosen, strict=True):
+    results = workers.run(_search, {name: (sent, t, floor) for name, t in names.items()}, receive)
+    for name, t in names.items():
         t.pruning = results[name]
 
 
-def told(event: str, *args: Any) -> None:
-    """What a worker's run calls instead of callbacks. Batches of several points at once would make
-    no sense to them.
+def name_of(points: Sequence[GridPoint], i: int) -> str:
+    """Name of a grid point in errors."""
+    point = points[i]
+    alphas = {f"{alpha:g}" for alpha in point.l1.values()}
+    l1 = "".join(alphas)
+    if len(alphas) > 1:
+        l1 = ", ".join(f"{layer} {alpha:g}" for layer, alpha in point.l1.items())
+    return f"grid point {i + 1} of {len(points)} (lr {point.lr:g}, l1 {l1})"
+
+
+def _for_workers(trainer: PointTrainer, workers: Workers) -> PointTrainer:
+    """The trainer without its test split, its tensors shared where that is possible."""
+    task = copy.copy(trainer.task)
+    object.__setattr__(task, "test", task.validation)
+    return dataclasses.replace(trainer, task=workers.shared(task))
+
+
+def _report(event: str, *args: Any) -> None:
+    """Send an event to the parent process, but for batches: those of several points at once would
+    make no sense to callbacks.
     """
     if event != "on_batch_end":
         tell(event, *args)
 
 
-def name_of(points: Sequence[GridPoint], i: int) -> str:
-    """What errors call a grid point."""
-    point = points[i]
-    alphas = {f"{alpha:g}" for alpha in point.l1.values()}
-    if len(alphas) > 1:
-        told = ", ".join(f"{layer} {alpha:g}" for layer, alpha in point.l1.items())
-    else:
-        told = "".join(alphas)
-    return f"grid point {i + 1} of {len(points)} (lr {point.lr:g}, l1 {told})"
+def _fit(trainer: PointTrainer, i: int) -> Trained:
+    return trainer.fit(i, _report)
 
 
-def _fit(run: TaskRun, i: int) -> Trained:
-    return run.fit(i)
-
-
-def _search(run: TaskRun, t: Trained, floor: Value) -> Pruning | None:
-    run.take(t)
-    run.search(t, floor)
+def _search(trainer: PointTrainer, t: Trained, floor: Value) -> Pruning | None:
+    trainer.take(t)
+    trainer.search(t, trainer.validation(), floor, _report)
     return t.pruning

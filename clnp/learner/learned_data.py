@@ -1,6 +1,4 @@
-"""The data of learned tasks: that it is the same when it is given again, and what was measured on
-it.
-"""
+"""Data of learned tasks: comparison with data given again, and test splits."""
 
 from __future__ import annotations
 
@@ -22,11 +20,11 @@ from .report import TaskReport
 
 
 def learned_tasks(reports: Sequence[TaskReport], tasks: Sequence[Task]) -> list[Task]:
-    """The tasks that were learned, given again. Every item is read, to see that they are the same.
+    """Return the learned tasks out of `tasks`, after comparing every item with their fingerprints.
 
     Raises:
-        DataError: `tasks` are not the tasks that were learned; it says what differs.
-        CheckpointError: the file does not tell what their data was.
+        DataError: `tasks` are not the tasks that were learned, with the differences.
+        CheckpointError: the file has no fingerprints of their data.
     """
     if len(tasks) < len(reports):
         raise DataError(
@@ -57,7 +55,7 @@ def learned_tasks(reports: Sequence[TaskReport], tasks: Sequence[Task]) -> list[
 
 
 def check_new(reports: Sequence[TaskReport], task: Any) -> None:
-    """Refuses what is no task, or one that is learned already.
+    """Refuse anything but a new `Task`.
 
     Raises:
         DataError: no `Task`; a task of that name was learned before.
@@ -73,7 +71,7 @@ def check_new(reports: Sequence[TaskReport], task: Any) -> None:
 
 
 def test_split(task: Task) -> Split:
-    """The test split of a task, checked whenever it is read."""
+    """Test split of a task, whose items are checked when they are read."""
     split = task.split("test")
     return split if isinstance(split, READY) else task.items("test")
 
@@ -90,13 +88,13 @@ class Tests:
         self._measured: dict[int, tuple[str, float]] = {}  # task -> what was tested, its accuracy
 
     def cut(self, index: int) -> None:
-        """Forgets the tasks from `index` on."""
+        """Forget the tasks from `index` on."""
         del self.splits[index:]
         self._measured = {k: v for k, v in self._measured.items() if k < index}
 
     def keep(self, index: int, task: Task, made: Task) -> None:
-        """Decides what stays of a task's test split once it is learned: items of a Dataset stay in
-        memory if they fit there beside those of earlier tasks.
+        """Keep the test split of a learned task: items of a Dataset stay in memory if they fit
+        there beside those of earlier tasks.
 
         Arguments:
             index: of the task.
@@ -106,8 +104,8 @@ class Tests:
         self.splits[index] = kept_test(task, made, self.splits[:index])
 
     def accuracy(self, task: int, network: nn.Module, device: torch.device) -> float:
-        """Test accuracy of a task: what was measured before as long as the network is the one that
-        it was measured with, bit for bit; NaN where the split is not at hand.
+        """Test accuracy of a task. An earlier measurement is reused if the network has the same
+        bits; NaN where the split is not at hand.
 
         Arguments:
             task: its index.
@@ -126,7 +124,7 @@ class Tests:
 
 
 def kept_test(task: Task, made: Task, held: Sequence[Split | None]) -> Split:
-    """The form in which a learned task's test split is kept, beside the splits already `held`."""
+    """The test split of a learned task as it is kept beside the splits already `held`."""
     given = task.split("test")
     if isinstance(given, (tuple, ImageSet)):
         return given

@@ -6,45 +6,44 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..callbacks import check_callbacks, notify
-from ..data.batches import first_inputs, seed_for, seeded
+from ..data.batches import first_inputs, seed_for
 from ..data.contents import task_data
 from ..data.task import Task
-from ..errors import CapacityWarning, CheckpointError, ConfigError, memory_needed
+from ..errors import CapacityWarning, CheckpointError, ConfigError
 from ..files import checkpoint
 from ..network.certificate import Certificate, Verdict
 from ..network.inference import Inferred, Prediction, predicted
 from ..network.model import Model
+from ..network.restore import EXTRA, dtype_name, dtype_of, restored
 from ..parallel import Workers
-from ..parallel.ranks import ALONE, Ranks, refuse_sharded, sharing
+from ..parallel.ranks import ALONE, Ranks, refuse_sharded
 from ..parallel.world import world
 from ..pruning.margin import check_margin
 from ..training.evaluation import inferred_accuracies
 from ..training.score import check_sendable, given_again
-from .agreement import SharedProgress, agree_on_network, agree_on_task, begin
-from .checks import check_device, check_task
+from .agreement import agree_on_network, agree_on_task, begin
+from .base import BaseLearner, checkpoint_file
+from .checks import check_model_task
 from .grid import GridPoint, grid_points
-from .learned_data import Tests, check_new, learned_tasks, test_split
-from .report import TaskReport, capacity_of, matrix_of, reuse_of
-from .saving import contents, model_of, saved_score, take_over
+from .grid_point import Plan, PointTrainer
+from .learned_data import learned_tasks, test_split
+from .report import TaskReport, capacity_lines, capacity_of, reuse_of
 from .settings import Settings, SettingsGiven, without_removed
-from .task_run import Plan, TaskRun
+from .task_run import TaskRun
 
 KIND = "learner"
-CHECKPOINT = "checkpoint.safetensors"
 
 
-class Learner:
+class Learner(BaseLearner):
     """Trains one network on task after task without moving an earlier one by a bit.
 
     Arguments:
@@ -57,13 +56,17 @@ class Learner:
             their own, or `clnp.Workers`; results are those of one process with as many threads.
         distributed: share every batch among the processes of `torch.distributed`, which all make
             the same calls; the first one's weights count, and it alone reads and writes files and
-            tells callbacks.
+            calls the callbacks.
+        progress_bar: show a progress bar on standard error; None: where it is a terminal or a
+            notebook.
         settings: any fields of `Settings`.
 
     Raises:
         ConfigError: a setting out of range, naming it; `checkpoint_dir` holds another learner; a
             callback with a method `on_...` that is no event.
     """
+
+    load_call = "Learner.load"
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class Learner:
         callbacks: Iterable[Any] = (),
         workers: int | Workers = 1,
         distributed: bool = False,
+        progress_bar: bool | None = None,
         **settings: Unpack[SettingsGiven],
     ) -> None:
         if not isinstance(model, Model):
@@ -93,20 +97,16 @@ class Learner:
         self.points = grid_points(
             self.settings.grid, self.settings.l1, self.settings.lr, model.layer_names
         )
-        self.device = check_device(device)
+        super().__init__(device, callbacks, progress_bar)
         model.set_head(self.settings.head)
         self.model = model.to(self.device)
         if model.is_convolutional:
             model.to(memory_format=torch.channels_last)
-        self.callbacks = list(callbacks)
-        check_callbacks(self.callbacks)
         self.workers = workers if isinstance(workers, Workers) else Workers(workers)
         check_sendable(self.settings.score, self.workers.count)
         self._share(world() if distributed else ALONE)
         self._use_folder(checkpoint_dir, None)
-        self.reports: list[TaskReport] = []
         self.certificate = Certificate()
-        self._tests = Tests()
         self._seconds: dict[str, float] = {}
         self._warned: set[str] = set()
 
@@ -114,19 +114,20 @@ class Learner:
         begin(ranks, self.model, self.settings, self.workers.count)
         self.ranks = ranks
 
-    def _use_folder(self, folder: str | Path | None, source: Path | None) -> None:
-        """Keeps checkpoint and progress in a folder; one that holds another learner is refused."""
-        self.checkpoint_dir = None if folder is None else Path(folder)
-        progress = None if self.checkpoint_dir is None else self.checkpoint_dir / "progress"
-        self._progress = SharedProgress(progress, self.ranks)
-        if self.checkpoint_dir is None:
-            return
-        file = self.checkpoint_dir / CHECKPOINT
-        if file.exists() and (source is None or not file.samefile(source)):
-            raise ConfigError(
-                f"checkpoint_dir: {file} holds another learner; go on with it by Learner.load, or "
-                "name another folder"
-            )
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.changed().items())
+        tasks = len(self.reports)
+        learned = f"{tasks} task{'' if tasks == 1 else 's'} learned"
+        return f"Learner({'; '.join([learned, settings] if settings else [learned])})"
+
+    def __str__(self) -> str:
+        """The learner in a few lines: settings, accuracies and the channels of every group."""
+        lines = [repr(self)]
+        for k, report in enumerate(self.reports):
+            now = self.reports[-1].row[k]
+            lines.append(f"task {k + 1}, {report.name!r}: test {now:.2%} now")
+        capacity = self.reports[-1].capacity if self.reports else {}
+        return "\n".join([*lines, *capacity_lines(capacity)])
 
     # Learning
 
@@ -145,7 +146,7 @@ class Learner:
             TrainingError: the loss, a weight or an activity became NaN or infinite; memory ran out.
             TrialError: some grid points failed twice in their workers; the others are kept.
         """
-        return self._run(task, Plan(self.settings.margin))
+        return self._run(task, Plan(self.settings.margin), *self._seeded)
 
     def adopt(self, task: Task, *, margin: float | None = None, prune: bool = True) -> TaskReport:
         """Makes the network as it is, trained by whatever means, the first task, without training:
@@ -173,77 +174,50 @@ class Learner:
             )
         margin = self.settings.margin if margin is None else margin
         check_margin(margin, self.settings.score)
-        return self._run(task, Plan(margin, adopt=True, prune=prune))
+        return self._run(task, Plan(margin, adopt=True, prune=prune), *self._seeded)
 
-    def _run(self, task: Task, plan: Plan) -> TaskReport:
-        given = task
-        with self.ranks.together("checking the task"):
-            if len(self.model.tasks) != len(self.reports):
-                raise ConfigError(
-                    f"model: the network has learned {len(self.model.tasks)} task(s), this learner "
-                    f"{len(self.reports)}: a state was loaded, or it was trained elsewhere; go on "
-                    "with the file that goes with it, by Learner.load"
-                )
-            check_new(self.reports, task)
-            task, classes = check_task(self.model, task)
-            if plan.adopt and classes != self.model.head.classes:
-                raise ConfigError(
-                    f"task {task.name!r} has {classes} classes, the network "
-                    f"{self.model.head.classes} outputs; only a network that was trained on the "
-                    "task can be adopted"
-                )
-            check_callbacks(self.callbacks)
-        agree_on_task(self.ranks, self.model, task, len(self.reports))
-        before = {name: value.clone() for name, value in self.model.state_dict().items()}
-        index = len(self.reports)
-        self._seconds = dict.fromkeys(("fit", "search", "fine_tune", "evaluate", "total"), 0.0)
-        try:
-            # Data sets may draw random numbers whenever they are read.
-            with (
-                self._timed("total"),
-                sharing(self.ranks),
-                seeded(seed_for(self.settings.seed, index), self.device),
-                memory_needed(f"task {task.name!r}", self.settings.batch_size),
-            ):
-                report = self._learn(task, index, classes, plan)
-                agree_on_network(self.ranks, self.model)
-            report.seconds = dict(self._seconds)
-        except BaseException:
-            self._undo(before, index)
-            raise
-        self._tests.keep(index, given, task)
-        self.reports.append(report)
-        if self.checkpoint_dir is not None:
-            with self.ranks.together("writing the checkpoint"):
-                self.save(self.checkpoint_dir / CHECKPOINT)
-            self._progress.clear()
-        self._call("on_task_end", report)
-        return report
+    def _check(self, task: Task, plan: Plan) -> tuple[Task, int]:
+        if len(self.model.tasks) != len(self.reports):
+            raise ConfigError(
+                f"model: the network has learned {len(self.model.tasks)} task(s), this learner "
+                f"{len(self.reports)}: a state was loaded, or it was trained elsewhere; go on "
+                "with the file that goes with it, by Learner.load"
+            )
+        task, classes = check_model_task(self.model, task)
+        if plan.adopt and classes != self.model.head.classes:
+            raise ConfigError(
+                f"task {task.name!r} has {classes} classes, the network "
+                f"{self.model.head.classes} outputs; only a network that was trained on the "
+                "task can be adopted"
+            )
+        return task, classes
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def _undo(self, before: dict[str, Any], index: int) -> None:
-        """Leaves everything as it was before task `index`."""
         self.model.zero_grad(set_to_none=True)
         self.model.load_state_dict(before, unlearn=True)
         del self.certificate.entries[index:], self.certificate.probes[index:]
-        self._tests.cut(index)
         self.model.eval()
 
     def _learn(self, task: Task, index: int, classes: int, plan: Plan) -> TaskReport:
+        self._seconds = dict.fromkeys(("fit", "search", "fine_tune", "evaluate", "total"), 0.0)
+        with self._timed("total"):
+            agree_on_task(self.ranks, self.model, task, index)
+            report = self._train_and_freeze(task, index, classes, plan)
+            agree_on_network(self.ranks, self.model)
+        report.seconds = dict(self._seconds)
+        return report
+
+    def _train_and_freeze(self, task: Task, index: int, classes: int, plan: Plan) -> TaskReport:
+        """Algorithm 1 for one task (paper, Sec. 2.2)."""
         settings, model = self.settings, self.model
         full = model.is_full
-        run = TaskRun(
-            model,
-            task,
-            index,
-            settings,
-            plan,
-            self._points(),
-            self._progress,
-            self._call,
-            head_only=full,
-            workers=self.workers,
-            warned=self._warned,
+        trainer = PointTrainer(
+            model, task, index, settings, plan, self._points(), self._progress, head_only=full
         )
+        run = TaskRun(trainer, self._call, self.workers, self._warned)
         self._call("on_task_begin", index, task.name, run.epochs)
         if full:
             warnings.warn(
@@ -251,7 +225,7 @@ class Learner:
                 "a new head is trained on what earlier tasks learned (final-layer transfer). "
                 "learner.expand() adds channels",
                 CapacityWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         generator = torch.Generator().manual_seed(seed_for(settings.seed, index, "weights"))
         model.begin_task(
@@ -349,13 +323,6 @@ class Learner:
                 found = torch.full_like(label, self.model.check_task(task))
         return predicted(found, label, [report.class_names for report in self.reports])
 
-    @property
-    def accuracy_matrix(self) -> np.ndarray:
-        """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above
-        the diagonal.
-        """
-        return matrix_of(self.reports)
-
     def verify(self) -> list[Verdict]:
         """Recomputes every learned task's logits on its probe batch and compares them bit by
         bit.
@@ -372,7 +339,7 @@ class Learner:
             SaveError: the file can't be written; an older one is still whole.
         """
         if self.ranks.main:
-            checkpoint.write(path, KIND, *contents(self))
+            checkpoint.write(path, KIND, *self._contents())
 
     @classmethod
     def load(
@@ -386,6 +353,7 @@ class Learner:
         workers: int | Workers = 1,
         distributed: bool = False,
         score: Any = None,
+        progress_bar: bool | None = None,
     ) -> Learner:
         """A learner as it was saved.
 
@@ -394,7 +362,8 @@ class Learner:
             tasks: the learned tasks (or the whole stream), whose test splits later rows of the
                 accuracy matrix need; without them those entries are NaN. All their splits are read
                 and compared with the fingerprints of what was learned.
-            device, checkpoint_dir, callbacks, workers, distributed: as for a new learner.
+            device, checkpoint_dir, callbacks, workers, distributed, progress_bar: as for a new
+                learner.
             score: the learner's, where that is a function: a file holds its name only.
 
         Raises:
@@ -403,18 +372,26 @@ class Learner:
             DataError: `tasks` are not the tasks that were learned: other inputs, labels, sizes,
                 order or class names.
         """
-        path, device = Path(path), check_device(device)
-        path = path / CHECKPOINT if path.is_dir() else path
+        path = checkpoint_file(path)
         ranks = world() if distributed else ALONE
         with ranks.together("reading the checkpoint"):
             read = checkpoint.read(path, KIND) if ranks.main else None
         tensors, data = ranks.tell(read)
-        score = given_again(saved_score(data), score)
+        score = given_again(_saved_score(data), score)
         try:
-            model = model_of(tensors, data)
+            model = _model_of(tensors, data)
             settings = {**without_removed(data["settings"]), "score": score}
-            learner = cls(model, device=device, callbacks=callbacks, workers=workers, **settings)
-            take_over(learner, tensors, data)
+            learner = cls(
+                model,
+                device=device,
+                callbacks=callbacks,
+                workers=workers,
+                progress_bar=progress_bar,
+                **settings,
+            )
+            learner.reports = [TaskReport(**report) for report in data["reports"]]
+            probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
+            learner.certificate = Certificate.from_json(data["certificate"], probes)
         except Exception as error:  # anybody can have written anything
             raise CheckpointError(f"{path} does not hold a complete learner: {error}") from error
         learner._share(ranks)
@@ -428,10 +405,23 @@ class Learner:
 
     # Helpers
 
-    def _call(self, event: str, *args: Any) -> None:
-        if self.ranks.main:
-            with sharing(ALONE):  # what a callback computes, it computes alone
-                notify(self.callbacks, event, self, *args)
+    def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON-able data of the checkpoint."""
+        model, certificate = self.model, self.certificate
+        tensors = {f"model.{k}": v for k, v in model.state_dict().items() if k != EXTRA}
+        tensors |= {f"probe.{k}": probe for k, probe in enumerate(certificate.probes)}
+        data = {
+            "settings": self.settings.to_json(),
+            "structure": model.structure(),
+            "reports": [report.to_json() for report in self.reports],
+            "certificate": certificate.to_json(),
+            "dtype": dtype_name(model.head.free_weight.dtype),
+        }
+        return tensors, data
+
+    @property
+    def _seeded(self) -> tuple[int, int]:
+        return self.settings.seed, self.settings.batch_size
 
     @contextmanager
     def _timed(self, what: str) -> Any:
@@ -440,3 +430,18 @@ class Learner:
             yield
         finally:
             self._seconds[what] += time.perf_counter() - start
+
+
+def _saved_score(data: Any) -> Any:
+    """Name of a learner's score in the data of its file."""
+    settings = data.get("settings") if isinstance(data, dict) else None
+    return settings.get("score", "accuracy") if isinstance(settings, dict) else "accuracy"
+
+
+def _model_of(tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> Model:
+    """The network in the contents of a checkpoint, in evaluation mode. Anything may be raised on
+    foreign data.
+    """
+    prefix = "model."
+    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return restored(data["structure"], dtype_of(data["dtype"]), state).eval()

@@ -21,7 +21,7 @@ from ..pruning.search import Pruning, find_pruning
 from ..pruning.sparsifiers import sparsifier as ranking
 from ..training.fit import parameter_groups as unnamed_groups
 from ..training.score import Validation, make
-from .checks import check_task
+from .checks import check_model_task
 from .grid import per_layer
 from .own_splits import check_split, of_targets, unlabelled
 from .settings import CHECKS
@@ -136,7 +136,7 @@ def prune(
         # Training is over: another reading to see whether the items change would not pay.
         classes = model.head.classes
         task = Task("in training", train, validation, validation, classes, fixed_items=False)
-        task, _ = check_task(model, task)
+        task, _ = check_model_task(model, task)
         scored = Validation(task.validation, score, model.device)
         best = scored(model)
         if model.is_full:

@@ -1,4 +1,4 @@
-"""What a task in training leaves on disk, so that a killed run goes on where it was."""
+"""Saved progress of the task in training, from which a killed run goes on."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Progress:
         return self.folder / f"point-{point}.safetensors"
 
     def load(self, point: int, stamp: dict[str, Any]) -> FitState | None:
-        """The saved state of a grid point, or None: nothing there, damaged, or saved by a run that
-        `stamp` tells apart.
+        """Load the state of a grid point; None if there is none, it is damaged, or its stamp
+        differs.
         """
         if self.folder is None or not self._file(point).is_file():
             return None
@@ -51,11 +51,11 @@ class Progress:
             return None
 
     def due(self) -> bool:
-        """Whether it is time to save an unfinished fit."""
+        """True when an unfinished fit should be saved."""
         return self.folder is not None and time.monotonic() - self.last >= self.interval
 
     def save(self, point: int, state: FitState, stamp: dict[str, Any]) -> None:
-        """Writes the state of a grid point, atomically."""
+        """Write the state of a grid point, atomically."""
         if self.folder is None:
             return
         tensors: dict[str, Tensor] = {f"parameter.{i}": p for i, p in enumerate(state.parameters)}
@@ -70,7 +70,7 @@ class Progress:
         self.last = time.monotonic()
 
     def clear(self) -> None:
-        """Removes all saved fits: their task is learned."""
+        """Remove all saved fits once their task is learned."""
         if self.folder is None or not self.folder.is_dir():
             return
         for file in self.folder.glob("point-*.safetensors"):
@@ -82,8 +82,8 @@ class Progress:
 
 
 def _state(tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> FitState:
-    """What `Progress.save` was given. Raises LookupError, TypeError or ValueError where it is
-    something else.
+    """The state that `Progress.save` wrote. Raises LookupError, TypeError or ValueError on other
+    contents.
     """
     epoch, history = data["epoch"], data["history"]
     if not isinstance(epoch, int) or len(history) != epoch or not all(map(dict, history)):

@@ -1,4 +1,4 @@
-"""What is told about a learned task, as plain data."""
+"""The report of a learned task, as plain data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..network.inference import Inferred
 from ..network.model import Model
 
 
-@dataclass
+@dataclass(repr=False)
 class TaskReport:
     """Outcome of learning one task; accuracies are fractions, times are seconds.
 
@@ -83,9 +83,45 @@ class TaskReport:
         if isinstance(self.data, Mapping):
             self.data = TaskData.from_json(self.data)
 
+    def __repr__(self) -> str:
+        used, size = (sum(c[k] for c in self.capacity.values()) for k in ("used", "size"))
+        channels = f", channels used={used}/{size}" if self.capacity else ""
+        return (
+            f"TaskReport(task={self.task}, name={self.name!r}, test={self.test:.4f}, "
+            f"validation={self.validation:.4f}{channels})"
+        )
+
+    def __str__(self) -> str:
+        """The outcome in a few lines: accuracies, then the channels of every group."""
+        epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
+        seconds = f", {self.seconds['total']:.1f} s" if "total" in self.seconds else ""
+        head = (
+            f"task {self.task + 1}, {self.name!r}: test {self.test:.2%}, {self.score} on the "
+            f"validation split {self.validation_before:.4g} before pruning and "
+            f"{self.validation:.4g} after; {epochs}{seconds}"
+        )
+        return "\n".join([head, *capacity_lines(self.capacity)])
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `TaskReport(**data)`."""
         return dataclasses.asdict(self)
+
+
+def capacity_lines(capacity: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Lines of a table of `TaskReport.capacity`: reused, new, used and free channels of every
+    group, with the share that is used.
+    """
+    if not capacity:
+        return []
+    columns = ("size", "reused", "new", "used", "free")
+    rows = [["channels", *columns, ""]]
+    for group, c in capacity.items():
+        rows.append([group, *(str(c[k]) for k in columns), f"{c['used'] / max(c['size'], 1):.0%}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
 
 
 def matrix_of(reports: Sequence[TaskReport]) -> np.ndarray:

@@ -344,6 +344,11 @@ class Settings:
             whole(1).check(f"{name} of {group!r}", most)
         return dict(growth)
 
+    def changed(self) -> dict[str, Any]:
+        """Settings that differ from their defaults."""
+        fields = dataclasses.fields(self)
+        return {f.name: v for f in fields if (v := getattr(self, f.name)) != f.default}
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `Settings(**data)`. A function as score becomes its name
         (`clnp.training.score.given_again`).

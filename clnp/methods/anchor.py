@@ -65,7 +65,7 @@ class Anchor:
         }
 
     def load_state(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """The inverse of `state`; other names are left out."""
+        """Load the result of `state`; other names are ignored."""
         for kind in ("strength", "centre"):
             mark = kind + "."
             found = {

@@ -65,7 +65,7 @@ class Reservoir:
         return {**self.rows, "seen": torch.tensor(self.seen)}
 
     def load_state(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """The inverse of `state`."""
+        """Load the result of `state`."""
         self.rows = {name: t.to(device) for name, t in state.items() if name != "seen"}
         self.seen = int(state["seen"]) if "seen" in state else 0
 

@@ -1,4 +1,4 @@
-"""What training costs: floating-point operations by formula, and bytes held.
+"""Cost of training: floating-point operations by formula, and bytes held.
 
 A product of [B, I] and [I, O] counts 2 B I O operations, as `torch.utils.flop_counter` counts it;
 everything that is not a matrix product or a convolution is left out.
@@ -172,7 +172,8 @@ def inference_flops(net: nn.Module, example: Tensor, examples: int = 1) -> int:
 
 
 def clnp_cost(learner: Any, task: int, examples: int) -> dict[str, int | float]:
-    """What `clnp.Learner` spent on a learned task: {"flops", "examples", "peak_memory", "seconds"}.
+    """Cost of a task that `clnp.Learner` has learned: {"flops", "examples", "peak_memory",
+    "seconds"}.
 
     The operations of the epochs at all grid points and of the fine-tuning, from the boundaries that
     the task found; those of the search for thresholds are not counted. Memory is counted as for the

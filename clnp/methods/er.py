@@ -21,7 +21,7 @@ REPLAY = {
 
 
 class Replay(Method):
-    """What methods with a reservoir of earlier examples share.
+    """Base of methods with a reservoir of earlier examples.
 
     The reservoir is offered every batch of every epoch, as the authors of DER++ do; an example may
     be in it more than once, with the logits of different moments.

@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..callbacks import check_callbacks, notify
-from ..data.batches import seed_for, seeded
+from ..data.batches import count, seed_for, seeded
 from ..data.contents import task_data
 from ..data.inputs import Split
 from ..data.task import Task
-from ..errors import CheckpointError, ConfigError, memory_needed
+from ..errors import CheckpointError, ConfigError, TrainingError
 from ..files import checkpoint
-from ..learner.checks import check_device
-from ..learner.learned_data import check_new, kept_test, learned_tasks, test_split
-from ..learner.learner import CHECKPOINT
-from ..learner.progress import Progress
-from ..learner.report import TaskReport, matrix_of
+from ..learner.base import BaseLearner
+from ..learner.checks import check_task
+from ..learner.learned_data import learned_tasks, test_split
+from ..learner.report import TaskReport
 from ..network.inference import Prediction, predicted
+from ..training.epoch import SCHEDULES, check_labels, record, run_epoch
 from ..training.evaluation import accuracy
-from ..training.fit import SCHEDULES, FitState, record
-from .loop import Cost, Meter, run_epoch
+from ..training.fit import FitState
+from ..training.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from ..training.step_graph import set_rate
+from .meter import Cost, Meter
 from .method import Method
 from .network import Heads, TaskNet
-from .saving import check_network, check_task, graph_of
+from .saving import check_network, graph_of
 from .settings import MethodSettings
-from .state import as_tensor, from_tensor, load_optimizer_state, optimizer_state, prefixed, without
+from .state import as_tensor, from_tensor, prefixed, without
 
 KIND = "method"
 
 
 class _Network(nn.Module):
-    """What a learner is asked for logits: `model(x, task=k)`, in evaluation mode."""
+    """The `model(x, task=k)` of a learner: logits of a task, in evaluation mode."""
 
     def __init__(self, learner: MethodLearner) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class _Network(nn.Module):
             return net(x)
 
 
-class MethodLearner:
+class MethodLearner(BaseLearner):
     """Trains one network on task after task by a method of `clnp.methods`; used as `clnp.Learner`.
 
     Made by `clnp.methods.make` and `clnp.methods.load`.
@@ -63,7 +64,7 @@ class MethodLearner:
         example: a batch that it accepts; only its shape and dtype matter.
         settings: what all methods share.
         options: the method's own.
-        device, checkpoint_dir, callbacks: as for `clnp.Learner`.
+        device, checkpoint_dir, callbacks, progress_bar: as for `clnp.Learner`.
 
     Attributes:
         reports: one `TaskReport` per task. Capacity, thresholds, reuse, grid and l1 are empty.
@@ -76,6 +77,8 @@ class MethodLearner:
             `checkpoint_dir` holds another learner.
     """
 
+    load_call = "clnp.methods.load"
+
     def __init__(
         self,
         method: type[Method],
@@ -87,9 +90,10 @@ class MethodLearner:
         device: str | torch.device = "cpu",
         checkpoint_dir: str | Path | None = None,
         callbacks: Iterable[Any] = (),
+        progress_bar: bool | None = None,
     ) -> None:
         self.shared = settings
-        self.device = check_device(device)
+        super().__init__(device, callbacks, progress_bar)
         check_network(net, example)
         self.graph = graph_of(net, example)
         self.example = example[:1].detach().cpu()
@@ -98,32 +102,14 @@ class MethodLearner:
             self.method = method(self.net, settings, options)
         self.net.to(self.device)
         self.method.optimizer = self.method.make_optimizer()
-        self.callbacks = list(callbacks)
-        check_callbacks(self.callbacks)
-        self.reports: list[TaskReport] = []
         self.cost: list[dict[str, Any]] = []
         self.model = _Network(self)
-        self._tests: list[Split | None] = []
         self._use_folder(checkpoint_dir, None)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Method, settings and options, JSON-able."""
         return {"method": self.method.name, **self.shared.to_json(), "options": dict(self.method.o)}
-
-    def _use_folder(self, folder: str | Path | None, source: Path | None) -> None:
-        self.checkpoint_dir = None if folder is None else Path(folder)
-        self._progress = Progress(
-            None if self.checkpoint_dir is None else self.checkpoint_dir / "progress"
-        )
-        if self.checkpoint_dir is None:
-            return
-        file = self.checkpoint_dir / CHECKPOINT
-        if file.exists() and (source is None or not file.samefile(source)):
-            raise ConfigError(
-                f"checkpoint_dir: {file} holds another learner; go on with it by "
-                "clnp.methods.load, or name another folder"
-            )
 
     # Learning
 
@@ -137,33 +123,34 @@ class MethodLearner:
                 good, with its split and index; a task of that name was learned before.
             TrainingError: the loss became NaN or infinite; memory ran out.
         """
-        check_new(self.reports, task)
-        given, (task, classes) = task, check_task(self.net, self.example, task)
-        self.method.check(len(self.reports))
-        check_callbacks(self.callbacks)
-        index = len(self.reports)
-        before = {name: tensor.clone() for name, tensor in self._tensors().items()}
-        layout = self._layout()
-        try:
-            with (
-                seeded(seed_for(self.shared.seed, index), self.device),
-                memory_needed(f"task {task.name!r}", self.shared.batch_size),
-            ):
-                report, cost = self._learn(task, index, classes)
-        except BaseException:
-            self._restore(before, layout)
-            del self._tests[index:]
-            raise
-        self._tests[index] = kept_test(given, task, self._tests[:index])
-        self.reports.append(report)
-        self.cost.append(cost.to_json())
-        if self.checkpoint_dir is not None:
-            self.save(self.checkpoint_dir / CHECKPOINT)
-            self._progress.clear()
-        self._call("on_task_end", report)
-        return report
+        return self._run(task, None, self.shared.seed, self.shared.batch_size)
 
-    def _learn(self, task: Task, index: int, classes: int) -> tuple[TaskReport, Cost]:
+    def _check(self, task: Task, plan: None) -> tuple[Task, int]:
+        net, example = self.net, self.example
+        shape, single = tuple(example.shape[1:]), net.kind == "single"
+        found = check_task(task, shape, example.dtype, net.classes, single=single)
+        self.method.check(len(self.reports))
+        return found
+
+    def _snapshot(self) -> tuple[dict[str, Tensor], list[int], list[nn.Module]]:
+        head = self.net.head
+        tensors = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        heads = list(head.layers) if isinstance(head, Heads) else []
+        return tensors, list(self.net.tasks), heads
+
+    def _undo(
+        self, before: tuple[dict[str, Tensor], list[int], list[nn.Module]], index: int
+    ) -> None:
+        tensors, self.net.tasks, heads = before
+        if isinstance(self.net.head, Heads):
+            self.net.head.layers = nn.ModuleList(heads)
+        self.method.task = index - 1
+        self.method.optimizer = self.method.make_optimizer()
+        self._load_tensors(tensors)
+        del self.cost[index:]
+        self.net.eval()
+
+    def _learn(self, task: Task, index: int, classes: int, plan: None) -> TaskReport:
         start = time.perf_counter()
         s, method = self.shared, self.method
         self._call("on_task_begin", index, task.name, s.epochs)
@@ -178,13 +165,14 @@ class MethodLearner:
             method.end(task)
         middle = time.perf_counter()
         self.net.eval()
-        self._tests.append(task.test)
+        self._tests.splits.append(task.test)
         validation = accuracy(self.predictor(index), task.validation, self.device)
         row = [self._test(j) for j in range(index + 1)]
         now = time.perf_counter()
         seconds = {"fit": middle - start, "search": 0.0, "fine_tune": 0.0}
         seconds |= {"evaluate": now - middle, "total": now - start}
-        report = TaskReport(
+        self.cost.append(meter.cost.to_json())
+        return TaskReport(
             task=index,
             name=task.name,
             epochs=s.epochs,
@@ -205,20 +193,19 @@ class MethodLearner:
             class_names=task.class_names,
             data=task_data(task),
         )
-        return report, meter.cost
 
     def _begin(self, task: Task, index: int, classes: int, meter: Meter) -> None:
         """Outputs and optimizer for the task, then the method's first verb."""
         method, s = self.method, self.shared
         carried: dict[str, Tensor] = {}
         if not s.reset_optimizer:
-            carried = optimizer_state(method.optimizer, method.named_parameters())
+            carried = optimizer_tensors(method.optimizer, method.named_parameters())
         generator = torch.Generator().manual_seed(seed_for(s.seed, index, "weights"))
         self.net.zero_grad(set_to_none=True)
         self.net.add_task(classes, generator)
         method.task = index
         method.optimizer = method.make_optimizer()
-        load_optimizer_state(method.optimizer, method.named_parameters(), carried)
+        load_optimizer_tensors(method.optimizer, method.named_parameters(), carried)
         self.net.train()
         with seeded(seed_for(s.seed, index, "begin"), self.device), meter.passes():
             method.begin(task)
@@ -249,24 +236,45 @@ class MethodLearner:
         return history
 
     def _epoch(self, task: Task, index: int, epoch: int, meter: Meter) -> dict[str, float]:
-        s = self.shared
+        s, method = self.shared, self.method
         lr = s.lr * SCHEDULES[s.schedule](epoch, s.epochs)
-        for group in self.method.optimizer.param_groups:
-            group["lr"] = lr
-        self.method.epoch = epoch
+        set_rate(method.optimizer, lr)
+        method.epoch = epoch
         seed = seed_for(s.seed, index, "fit", "epoch", epoch)
         self.net.train()
         with seeded(seed, self.device):
-            loss, correct = run_epoch(
-                self.method,
-                meter,
-                task,
-                epoch,
-                seed,
-                lambda *args: self._call("on_batch_end", *args),
+            meter.start_epoch()
+            with meter.passes():
+                method.start_epoch(task, epoch)
+            losses, hits, seen = run_epoch(
+                self._steps(task, epoch, seed, meter),
+                max(count(task.train), 1),
+                self.device,
+                on_batch=lambda *args: self._call("on_batch_end", *args),
+                check_loss=lambda loss: self._check_loss(loss, epoch),
             )
             validation = accuracy(self.predictor(index), task.validation, self.device)
-        return record(epoch, loss, correct, validation, lr)
+        seen = max(seen, 1)
+        return record(epoch, float(losses) / seen, float(hits) / seen, validation, lr)
+
+    def _steps(
+        self, task: Task, epoch: int, seed: int, meter: Meter
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Take the steps of an epoch -> (examples, loss, correct examples)."""
+        order = torch.Generator().manual_seed(seed)
+        for batch in self.method.batches(task, epoch, order):
+            if isinstance(batch.task, int):
+                check_labels(batch.y, self.net.tasks[batch.task])
+            loss, logits = meter.step(batch)
+            yield len(batch), loss, (logits.argmax(dim=-1) == batch.y).sum()
+
+    def _check_loss(self, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"method {self.method.name!r}: the loss became {loss} in epoch {epoch + 1} (lr "
+                f"{self.shared.lr}, options {self.method.o}); what was learned before this task is "
+                "untouched. A lower lr or a weaker penalty usually helps"
+            )
 
     # Results
 
@@ -293,18 +301,11 @@ class MethodLearner:
         return accuracy(self.predictor(task), split, self.device)
 
     def _test(self, task: int) -> float:
-        split = self._tests[task]
+        split = self._tests.splits[task]
         return float("nan") if split is None else self.evaluate(split, task)
 
-    @property
-    def accuracy_matrix(self) -> np.ndarray:
-        """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above
-        the diagonal.
-        """
-        return matrix_of(self.reports)
-
     def verify(self) -> list[Any]:
-        """Nothing: only CLNP certifies that earlier tasks did not move."""
+        """An empty list: only CLNP certifies that earlier tasks did not move."""
         return []
 
     # Saving
@@ -315,30 +316,14 @@ class MethodLearner:
         return {
             **prefixed("net.", self.net.state_dict()),
             **prefixed("method.", self.method.state()),
-            **prefixed("optimizer.", optimizer_state(self.method.optimizer, named)),
+            **prefixed("optimizer.", optimizer_tensors(self.method.optimizer, named)),
         }
 
     def _load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         self.net.load_state_dict(without("net.", tensors))
         named = self.method.named_parameters()
         self.method.load_state(without("method.", tensors))
-        load_optimizer_state(self.method.optimizer, named, without("optimizer.", tensors))
-
-    def _layout(self) -> tuple[list[int], list[nn.Module]]:
-        head = self.net.head
-        return list(self.net.tasks), list(head.layers) if isinstance(head, Heads) else []
-
-    def _restore(
-        self, tensors: Mapping[str, Tensor], layout: tuple[list[int], list[nn.Module]]
-    ) -> None:
-        """Undoes a task that was not learned."""
-        self.net.tasks, heads = list(layout[0]), layout[1]
-        if isinstance(self.net.head, Heads):
-            self.net.head.layers = nn.ModuleList(heads)
-        self.method.task = len(self.reports) - 1
-        self.method.optimizer = self.method.make_optimizer()
-        self._load_tensors(tensors)
-        self.net.eval()
+        load_optimizer_tensors(self.method.optimizer, named, without("optimizer.", tensors))
 
     def save(self, path: str | Path) -> None:
         """Writes everything needed to go on into one file (safetensors and JSON, no pickle),
@@ -381,12 +366,9 @@ class MethodLearner:
         """Gives the learned tasks' data back after loading: test splits for later rows of the
         accuracy matrix, and what a method trains on again. Raises DataError for other tasks.
         """
-        self._tests = [None] * len(self.reports)
+        self._tests.splits = [None] * len(self.reports)
         if tasks is None:
             return
         for k, task in enumerate(learned_tasks(self.reports, tasks)):
-            self._tests[k] = test_split(task)
+            self._tests.splits[k] = test_split(task)
             self.method.remember(task)
-
-    def _call(self, event: str, *args: Any) -> None:
-        notify(self.callbacks, event, self, *args)

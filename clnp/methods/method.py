@@ -1,4 +1,4 @@
-"""What every method is: three verbs, and tensors that it remembers.
+"""Base of the methods: three verbs, and tensors to remember.
 
     begin(task)   before the first epoch of a task
     loss(batch)   what a training step descends
@@ -153,7 +153,7 @@ class Method:
         return dict(self.memory)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """Load the result of `state`."""
         self.memory = {name: tensor.to(self.device) for name, tensor in state.items()}
 
     def work_key(self) -> Any:

@@ -48,9 +48,9 @@ class PackNet(Method):
         if not weights or any(self._share(name, learned) for name in weights):
             return
         free = sum(int((self._owner(name) == 0).sum()) for name in weights)
-        told = f"tasks={self.o['tasks']}, keep={self.o['keep']:g}"
+        given = f"tasks={self.o['tasks']}, keep={self.o['keep']:g}"
         text = (
-            f"method 'packnet', {told}: task {learned} would get none of the {free} weights that "
+            f"method 'packnet', {given}: task {learned} would get none of the {free} weights that "
             f"are free, as {learned} tasks have been learned"
         )
         way_out = "make the learner with more tasks, a smaller keep, or a wider network"
@@ -133,7 +133,7 @@ class PackNet(Method):
         return round(keep * int((self._owner(name) == 0).sum()))
 
     def _pruned(self) -> bool:
-        """Whether the task that is being learned has chosen its weights."""
+        """True once the task in training has chosen its weights."""
         return int(self.memory.get("pruned", -1)) == self.task
 
     def _weights(self) -> dict[str, nn.Parameter]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data.task import Task
 from ..errors import CheckpointError, ConfigError
 from ..files import checkpoint
-from ..learner.learner import CHECKPOINT
+from ..learner.base import checkpoint_file
 from .er import ER, DERpp
 from .esacl.method import EsaCL, EsaCLCo2L, EsaCLEWC
 from .ewc import EWC
@@ -83,6 +83,7 @@ def make(
     device: str | torch.device = "cpu",
     checkpoint_dir: str | Path | None = None,
     callbacks: Iterable[Any] = (),
+    progress_bar: bool | None = None,
     **options: Any,
 ) -> MethodLearner:
     """A learner of the named method.
@@ -92,7 +93,7 @@ def make(
         net: dense network x [B, ...] -> logits [B, C] that ends in a Linear layer; trained in
             place.
         example_input: a batch that it accepts.
-        device, checkpoint_dir, callbacks: as for `clnp.Learner`.
+        device, checkpoint_dir, callbacks, progress_bar: as for `clnp.Learner`.
         options: fields of `MethodSettings` (head, lr, epochs, batch_size, schedule, seed, dtype,
             optimizer, momentum, reset_optimizer) and the method's own.
 
@@ -109,6 +110,7 @@ def make(
         device=device,
         checkpoint_dir=checkpoint_dir,
         callbacks=callbacks,
+        progress_bar=progress_bar,
     )
 
 
@@ -140,6 +142,7 @@ def load(
     device: str | torch.device = "cpu",
     checkpoint_dir: str | Path | None = None,
     callbacks: Iterable[Any] = (),
+    progress_bar: bool | None = None,
 ) -> MethodLearner:
     """A learner as it was saved.
 
@@ -148,15 +151,14 @@ def load(
         tasks: the learned tasks (or the whole stream), whose test splits later rows of the accuracy
             matrix need, and whose data joint training needs.
         net: the network, where its layers could not be written (`MethodLearner.save`).
-        device, checkpoint_dir, callbacks: as for a new learner.
+        device, checkpoint_dir, callbacks, progress_bar: as for a new learner.
 
     Raises:
         CheckpointError: no such file, damaged, or not a method's.
         ConfigError: the network has to be passed.
         DataError: `tasks` are not the tasks that were learned.
     """
-    path = Path(path)
-    path = path / CHECKPOINT if path.is_dir() else path
+    path = checkpoint_file(path)
     tensors, data = checkpoint.read(path, KIND)
     try:
         shared = dict(data["settings"])
@@ -171,6 +173,7 @@ def load(
             options,
             device=device,
             callbacks=callbacks,
+            progress_bar=progress_bar,
         )
     except ConfigError:
         raise

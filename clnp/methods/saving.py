@@ -1,4 +1,4 @@
-"""What a learner can be made of, and what it is made of again from its file."""
+"""Networks and examples of a learner: checks, and their form in a file."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.check import check_is_task, ready
-from ..data.task import Task
-from ..errors import CheckpointError, ConfigError, ConvertError, DataError
+from ..errors import CheckpointError, ConfigError, ConvertError
 from ..graph.graph import OPS, Graph, build
-from ..learner.checks import classes_of
 from ..network.conversion import convert
 from ..network.model import Model
 from ..network.restore import dtype_of
 from ..training.evaluation import evaluating
-from .network import TaskNet
 
 SPARE = 1 << 20
 MOST_VALUES = 1 << 28  # of a batch
@@ -55,28 +51,6 @@ def _check_logits(net: nn.Module, example: Tensor) -> None:
             f"net: its outputs are {shape} for {len(example)} example(s), expected logits [B, C]; "
             "pool or flatten what it computes before its last layer"
         )
-
-
-def check_task(net: TaskNet, example: Tensor, task: Task) -> tuple[Task, int]:
-    """Refuses a task that does not fit, before any work.
-
-    Returns:
-        the task with its Datasets in memory where they fit (`clnp.data.check.ready`), and its
-        number of classes.
-
-    Raises:
-        DataError: no `Task`; shape, dtype or labels that the network was not made for; an item that
-            is no good.
-    """
-    check_is_task(task)
-    shape, dtype = tuple(example.shape[1:]), example.dtype
-    if task.sample_shape != shape or task.dtype != dtype:
-        raise DataError(
-            f"task {task.name!r}: examples are {list(task.sample_shape)} {task.dtype}, but the "
-            f"network was made for {list(shape)} {dtype}"
-        )
-    made = ready(task)
-    return made, classes_of(made, net.classes, single=net.kind == "single")
 
 
 def graph_of(net: nn.Module, example: Tensor) -> Graph | None:

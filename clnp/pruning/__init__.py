@@ -1,1 +1,1 @@
-"""Which channels stay: activity, thresholds, the margin of accuracy given up."""
+"""Choice of the channels that stay: activity, thresholds, the margin of accuracy given up."""

@@ -48,8 +48,8 @@ def warn_of_classes(
         stacklevel: as for `warnings.warn`, from here.
     """
     sizes = validation.class_sizes
-    told = known_labels(train)
-    missing = [] if told is None else sorted(set(told.unique().tolist()) - _present(sizes))
+    labels = known_labels(train)
+    missing = [] if labels is None else sorted(set(labels.unique().tolist()) - _present(sizes))
     if missing:
         _warn(
             f"task {task!r}: classes {missing} occur in training but not in validation, so no "

@@ -12,8 +12,8 @@ from ..network.model import Model
 
 
 def channel_scores(model: Model) -> dict[str, Tensor]:
-    """How much of each channel structured SDP has left: the norm of its incoming weights; of
-    channels that earlier tasks own, the norm of the weights with which this task reads them.
+    """Score of each channel after structured SDP: the norm of its incoming weights. Channels of
+    earlier tasks score the norm of the weights by which this task reads them.
 
     The layout is that of `measure_activity`, so that `ThresholdSearch` takes either. In trials
     on permuted digits the norm found fewer channels at equal accuracy than the mean activity, which

@@ -31,7 +31,7 @@ JOINT_GROUPS = 8
 HEADROOM = 1.01  # of a threshold above a group of which no channel is kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pruning:
     """The outcome of a threshold search.
 
@@ -41,8 +41,8 @@ class Pruning:
         validation: score of the validation split afterwards.
         cost: what the search minimises: over the groups, the sum of the squared fractions of free
             channels that are kept.
-        scores: group name -> [channels] float64, what its channels were ranked by; NaN for those
-            that are not computed.
+        scores: group name -> [channels] float64, the ranking of its channels; NaN for those that
+            are not computed.
     """
 
     keep: dict[str, Tensor]
@@ -53,7 +53,7 @@ class Pruning:
 
     @classmethod
     def nothing_kept(cls, model: Model, validation: float, cost: float = 0.0) -> Pruning:
-        """Of a task that trained its head alone: no free channel has a way to it."""
+        """The pruning of a task that trained its head alone: no free channel reaches it."""
         keep, scores = {}, {}
         for group in model.groups.prunable:
             channels = model.active(group) + model.free(group)
@@ -66,8 +66,12 @@ class Pruning:
         """Number of free channels that stay, over all groups."""
         return sum(indices.numel() for indices in self.keep.values())
 
+    def __repr__(self) -> str:
+        groups = ", ".join(f"{name}: {indices.numel()}" for name, indices in self.keep.items())
+        return f"Pruning(channels kept: {groups}; validation={self.validation:.4f})"
+
     def apply(self, model: Model) -> None:
-        """Takes the channels that are not kept from a model in a task."""
+        """Remove the channels that are not kept from a model in a task."""
         model.compact(self.keep)
 
 
@@ -82,12 +86,12 @@ def find_pruning(
     granularity: int = 1,
     on_evaluation: Callable[[int], None] = lambda done: None,
 ) -> Pruning:
-    """Ranks the free channels of a model in a task and searches how many of each group it needs.
+    """Rank the free channels of a model in a task and search how many of each group it needs.
 
     Arguments:
         model: trained; it stays as it is.
-        train: what channels are ranked on.
-        validation: what networks are scored on.
+        train: split on which channels are ranked.
+        validation: split on which networks are scored.
         floor: the least score.
         rank: (model, split, device) -> group -> scores [channels], of a `Sparsifier`.
         search, granularity: as of `clnp.Settings`.
@@ -278,9 +282,9 @@ class ThresholdSearch:
         bisect = start is None if bisect is None else bisect
         counts = dict(start or self.most)
         for position, group in enumerate(order):
-            here = self.score(counts)
+            score = self.score(counts)
             last = position == len(order) - 1
-            floor = self.floor if last else here - share * (here - self.floor)
+            floor = self.floor if last else score - share * (score - self.floor)
             counts[group.name] = self._fewest(group, counts, floor, bisect)
         return counts
 

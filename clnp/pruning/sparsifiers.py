@@ -1,4 +1,4 @@
-"""How a task is made sparse: how it is trained, and by which number channels are ranked."""
+"""Ways to make a task sparse: its training, and the scores that rank its channels."""
 
 from __future__ import annotations
 

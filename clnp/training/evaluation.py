@@ -37,9 +37,9 @@ def count_correct(
     batch_size: int | None = None,
     at_least: int = 0,
 ) -> int:
-    """How many examples of a split the network classifies correctly, in evaluation mode; stops
-    early, with what was counted so far, once `at_least` can't be reached any more. Ranks that share
-    their work (`clnp.learner.agreement.sharing`) classify a piece each.
+    """Count the examples of a split that the network classifies correctly, in evaluation mode.
+    Counting stops once `at_least` can't be reached any more. Ranks that share their work
+    (`clnp.parallel.ranks.sharing`) classify a piece each.
     """
     ranks = current()
     size = batch_size or evaluation_batch(split)
@@ -48,8 +48,8 @@ def count_correct(
 
 
 def correct_of(net: nn.Module, pieces: Iterable[tuple[Tensor, Tensor]], most_wrong: int) -> int:
-    """How many examples of these batches the network classifies correctly, in evaluation mode;
-    stops once more than `most_wrong` are wrong.
+    """Count the examples of these batches that the network classifies correctly, in evaluation
+    mode. Counting stops once more than `most_wrong` are wrong.
 
     Raises:
         TrainingError: an output is NaN.
@@ -85,8 +85,7 @@ def accuracy(
 def inferred_accuracies(
     model: Any, tests: Sequence[Split | None], device: torch.device
 ) -> Inferred:
-    """How often the learned tasks' test examples are classified correctly without being told the
-    task, by every rule.
+    """Accuracy on the learned tasks' test examples with the task inferred, by every rule.
 
     Arguments:
         model: a `clnp.Model` that has learned as many tasks as there are `tests`.

@@ -1,9 +1,8 @@
-"""One epoch loop for every method: batches, schedule, optimizer, and what is recorded."""
+"""Training of the free weights of a model on one task."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,35 +16,18 @@ from clnp_kernels.optim import AdamL1
 
 from ..data.batches import batch_sizes, batches, count, placed, resident, seed_for, seeded
 from ..data.inputs import Split
-from ..errors import CheckpointError, DataError, TrainingError
+from ..errors import CheckpointError, TrainingError
 from ..network.model import Model
 from ..parallel.ranks import current
+from .epoch import SCHEDULES, OnBatch, check_labels, record, run_epoch
 from .frozen_cache import CACHE_BYTES, FrozenActivations
+from .optimizer_state import load_optimizer_tensors, numbered, optimizer_tensors
 from .step_graph import StepGraph, set_rate
-
-REPORT_SECONDS = 0.2
-
-
-def step_factor(epoch: int, epochs: int) -> float:
-    """1, then 0.2 from 60 % and 0.04 from 85 % of the epochs on."""
-    return 0.2 ** ((epoch >= 0.6 * epochs) + (epoch >= 0.85 * epochs))
-
-
-def cosine_factor(epoch: int, epochs: int) -> float:
-    """Half a cosine from 1 towards 0."""
-    return 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
-
-
-SCHEDULES: dict[str, Callable[[int, int], float]] = {
-    "constant": lambda epoch, epochs: 1.0,
-    "step": step_factor,
-    "cosine": cosine_factor,
-}
 
 
 @dataclass
 class FitState:
-    """Where a fit stands after an epoch; all of it that is needed to go on.
+    """State of a fit after an epoch, complete enough to go on.
 
     Attributes:
         epoch: epochs done.
@@ -62,10 +44,10 @@ class FitState:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How to fit.
+    """Settings of a fit.
 
     Attributes:
-        epochs, lr, batch_size: as usual.
+        epochs, lr, batch_size: of training.
         l1: layer name -> alpha of the L1 penalty alpha * sum |w| on its trainable weights (paper,
             Sec. 2.2).
         schedule: key of `SCHEDULES`: factor on lr per epoch.
@@ -87,12 +69,12 @@ class FitSettings:
 
 class Fit:
     """Trains the free weights of a model on one task; ranks that share their work
-    (`clnp.learner.agreement.sharing`) divide every batch.
+    (`clnp.parallel.ranks.sharing`) divide every batch.
 
     Arguments:
         model: in a task (see `Model.begin_task`).
         train, validation: splits; validation accuracy is recorded after each epoch.
-        settings: how.
+        settings: of the fit.
         seed: every epoch draws its order and its dropout from a generator seeded with this and the
             epoch's number, so a fit that goes on from a saved `FitState` takes the very steps it
             would have taken.
@@ -110,7 +92,7 @@ class Fit:
         validation: Split,
         settings: FitSettings,
         seed: int,
-        on_batch: Callable[[float, float, int, int], None] | None = None,
+        on_batch: OnBatch | None = None,
     ) -> None:
         self.model, self.validation = model, validation
         self.train = resident(train, model.device)
@@ -123,7 +105,7 @@ class Fit:
         groups = parameter_groups(model, settings.l1, settings.head_only)
         self.optimizer = AdamL1(groups, lr=settings.lr)
         self.state = FitState()
-        # What an epoch saves is what it takes to fill the cache.
+        # Filling the cache costs about what one epoch saves, so it pays only over several.
         pays = settings.cache and settings.epochs > 1
         self.cache = FrozenActivations(model, self.train if pays else None, settings.dtype)
         self.evaluated = FrozenActivations(
@@ -136,20 +118,22 @@ class Fit:
         self._graph: StepGraph | None = None
 
     def resume(self, state: FitState) -> None:
-        """Goes on from a saved state. Raises CheckpointError for the state of another network."""
+        """Go on from a saved state. Raises CheckpointError for the state of another network."""
         shapes = [(t.shape, t.dtype) for t in self.moving]
         if shapes != [(t.shape, t.dtype) for t in state.parameters]:
-            raise CheckpointError("a saved fit is of another network; remove its folder, progress")
+            raise CheckpointError(
+                "saved progress belongs to a different network; delete the folder 'progress'"
+            )
         with torch.no_grad():
             for tensor, saved in zip(self.moving, state.parameters, strict=True):
                 tensor.copy_(saved)
-        load_optimizer(self.optimizer, state.optimizer)
+        load_optimizer_tensors(self.optimizer, numbered(self.optimizer), state.optimizer, ".")
         self.state = FitState(state.epoch, list(state.history))
 
     def run(
         self, after_epoch: Callable[[FitState, Callable[[], FitState]], None] | None = None
     ) -> FitState:
-        """Trains to the last epoch.
+        """Train to the last epoch.
 
         Arguments:
             after_epoch: called with (state, snapshot); `snapshot()` copies parameters and optimizer
@@ -171,7 +155,7 @@ class Fit:
             self.state.epoch,
             list(self.state.history),
             [p.detach().cpu().clone() for p in self.moving],
-            optimizer_tensors(self.optimizer),
+            optimizer_tensors(self.optimizer, numbered(self.optimizer), "."),
         )
 
     def _epoch(self, epoch: int) -> dict[str, float]:
@@ -194,41 +178,32 @@ class Fit:
         self.model.train()
         with self.cache.looked_up(), self.ranks.synchronised(self.model):
             generator = torch.Generator().manual_seed(self._epoch_seed(epoch))
-            losses, hits = self._steps(generator, epoch)
+            losses, hits, seen = run_epoch(
+                self._steps(generator),
+                count(self.train),
+                self.device,
+                on_batch=self.on_batch,
+                check_loss=lambda total: self._check(total, epoch),
+                shape=self.shape,
+                read_early=self.ranks.size == 1,  # ranks have to check at the same step
+            )
         self._check_weights(epoch)
-        return losses, hits
-
-    def _steps(self, generator: torch.Generator, epoch: int) -> tuple[Tensor, Tensor]:
-        total = count(self.train)
-        losses = torch.zeros(self.shape, dtype=torch.float64, device=self.device)
-        hits = torch.zeros(self.shape, dtype=torch.int64, device=self.device)
-        seen, last = 0, time.monotonic()
-        alone = self.ranks.size == 1
-        # Messages between processes are not captured.
-        captured = self.capturable and alone and self.device.type == "cuda"
-        step = self._captured() if captured else self._step
-        sizes = batch_sizes(total, self.settings.batch_size)
-        for size, (x, y, *rows) in zip(sizes, self._batches(generator), strict=True):
-            if not isinstance(self.train, tuple):
-                _check_labels(y, self.model.head.classes)
-            loss, correct = step(x, y, *rows)
-            losses += loss * size
-            hits += correct
-            seen += size
-            now = time.monotonic()
-            # Reading a number waits for the device, so a GPU is asked only a few times a second;
-            # ranks have to ask at the same step.
-            asked = self.device.type == "cpu" or (alone and now - last > REPORT_SECONDS)
-            if asked or seen == total:
-                self._check(losses, epoch)
-            if now - last > REPORT_SECONDS or seen == total:
-                mean = float(losses.mean()) / seen, float(hits.double().mean()) / seen
-                self.on_batch(*mean, seen, total)
-                last = now
         return losses / seen, hits / seen
 
+    def _steps(self, generator: torch.Generator) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Take the steps of an epoch -> (examples over all ranks, loss, correct examples)."""
+        # Messages between processes are not captured.
+        captured = self.capturable and self.ranks.size == 1 and self.device.type == "cuda"
+        step = self._captured() if captured else self._step
+        sizes = batch_sizes(count(self.train), self.settings.batch_size)
+        for size, (x, y, *rows) in zip(sizes, self._batches(generator), strict=True):
+            if not isinstance(self.train, tuple):
+                check_labels(y, self.model.head.classes)
+            loss, correct = step(x, y, *rows)
+            yield size, loss, correct
+
     def _captured(self) -> Callable[..., tuple[Tensor, ...]]:
-        """The step as a CUDA graph; one that can't be captured runs as it is, with one warning."""
+        """The step as a CUDA graph, or as it is, with one warning, where capture fails."""
         if self._graph is None:
             self._graph = StepGraph(self._step, self.optimizer, self.device)
         return self._graph
@@ -243,8 +218,8 @@ class Fit:
         x, y = self.train
         numbers = torch.arange(len(y))
         for rows, labels in batches((numbers, y), size, device, generator, ranks):
-            here = rows.to(x.device)
-            yield placed(x[here], device), labels, here.to(device)
+            rows = rows.to(x.device)
+            yield placed(x[rows], device), labels, rows.to(device)
 
     def _step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step; x [B, ...], y [B], rows [B] for the cache -> loss, correct examples."""
@@ -270,13 +245,12 @@ class Fit:
             return loss, correct
         return self.ranks.average(self.parameters, loss, correct, len(y))
 
-    def _check(self, losses: Tensor, epoch: int) -> None:
-        total = float(losses.sum())
+    def _check(self, total: float, epoch: int) -> None:
         if not math.isfinite(total):
             self._diverged(f"the loss became {total}", epoch)
 
     def _check_weights(self, epoch: int) -> None:
-        """The last step's loss was finite; what the step made of it need not be."""
+        """Check the weights too: the last step may spoil them after a finite loss."""
         if not all(bool(torch.isfinite(tensor).all()) for tensor in self.moving):
             self._diverged("a weight is no longer finite", epoch)
 
@@ -286,26 +260,6 @@ class Fit:
             "learned before this task is untouched. A lower lr usually helps; look for NaN or "
             "huge numbers in the inputs too"
         )
-
-
-def record(
-    epoch: int, loss: float, correct: float, validation: float, lr: float
-) -> dict[str, float]:
-    """What a history says of an epoch."""
-    return {
-        "epoch": epoch,
-        "loss": loss,
-        "train_accuracy": correct,
-        "validation_accuracy": validation,
-        "lr": lr,
-    }
-
-
-def _check_labels(y: Tensor, classes: int) -> None:
-    """Labels of a data set that makes its items when asked are seen here first."""
-    worst = y[(y < 0) | (y >= classes)]
-    if worst.numel():
-        raise DataError(f"train: label {int(worst[0])} is outside the head's {classes} classes")
 
 
 def trainable(model: Model, head_only: bool = False) -> list[nn.Parameter]:
@@ -329,24 +283,3 @@ def parameter_groups(
     rest = [p for p in trainable(model, head_only) if id(p) not in chosen]
     groups: list[dict[str, Any]] = [{"params": [weight], "l1": alpha} for weight, alpha in weights]
     return [*groups, {"params": rest, "l1": 0.0}] if rest else groups
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies of an optimizer's tensors on the CPU: "number of the parameter.name" -> tensor."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": torch.as_tensor(value).detach().cpu().clone()
-        for index, values in state.items()
-        for name, value in values.items()
-        if value is not None
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in flat.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value.clone()
-    saved = optimizer.state_dict()
-    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})

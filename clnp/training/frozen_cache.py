@@ -64,7 +64,7 @@ class FrozenActivations:
 
     @property
     def bytes(self) -> int:
-        """How many are kept."""
+        """Bytes kept."""
         return sum(values.nbytes for values in self.values.values())
 
     def __bool__(self) -> bool:
@@ -100,7 +100,7 @@ class FrozenActivations:
         return self.dtype != torch.float32
 
     def _pays(self, name: str) -> bool:
-        """Whether enough of a layer's work is frozen to be worth joining two tensors."""
+        """True if enough of a layer's work is frozen to pay for joining two tensors."""
         layer = self.model.masked_layers.get(name)
         if layer is None or layer.skip_active:
             return False

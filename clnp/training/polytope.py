@@ -30,7 +30,7 @@ def vertex(m: Tensor, k: int, tau: float) -> Tensor:
 
 
 def in_polytope(x: Tensor, k: int, tau: float, slack: float = 1e-5) -> bool:
-    """Whether x lies in C(k, tau), up to a relative slack."""
+    """True if x is in C(k, tau), up to a relative slack."""
     size = x.abs().double()
     return bool(size.max() <= tau * (1 + slack)) and bool(size.sum() <= tau * k * (1 + slack))
 
@@ -52,5 +52,5 @@ def channel_vertex(m: Tensor, k: int, tau: float) -> Tensor:
 
 
 def in_channel_polytope(x: Tensor, k: int, tau: float, slack: float = 1e-5) -> bool:
-    """Whether x [O, ...] lies in the channel polytope, up to a relative slack."""
+    """True if x [O, ...] is in the channel polytope, up to a relative slack."""
     return in_polytope(x.reshape(x.shape[0], -1).norm(dim=1), k, tau, slack)

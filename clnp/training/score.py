@@ -183,7 +183,7 @@ def make(setting: Any) -> Score:
 
 
 def is_score(setting: Any) -> bool:
-    """Whether the setting is a score's name or a function."""
+    """True for the name of a score and for a function."""
     return callable(setting) or (isinstance(setting, str) and setting in SCORES)
 
 

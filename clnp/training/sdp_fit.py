@@ -1,9 +1,9 @@
 """Structured SDP: sharpness-aware Frank-Wolfe training whose sparsity is whole channels.
 
-The oracle picks output channels instead of single weights (`polytope.channel_vertex`), so weights
-that are not needed fade row by row, and what is pruned is activation sparsity: on masked layers
-that saves real time. [D: a combination of EsaCL's SDP with CLNP that has not been published; the
-oracle is the group norm's form of the K-sparse polytope.]
+The oracle picks output channels instead of single weights (`polytope.channel_vertex`), so useless
+weights fade row by row. Pruning then removes whole channels, which saves time on masked layers. [D:
+a combination of EsaCL's SDP with CLNP that has not been published; the oracle is the group norm's
+form of the K-sparse polytope.]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PREFIX = "wolfe."
 
 @dataclass(frozen=True)
 class SDPSettings:
-    """How channels are made sparse.
+    """Settings of structured SDP.
 
     Attributes:
         rho: length of the sharpness-aware perturbation; 0: none.

@@ -30,12 +30,11 @@ from .fit import (
     Fit,
     FitSettings,
     FitState,
-    load_optimizer,
-    optimizer_tensors,
     parameter_groups,
     record,
     trainable,
 )
+from .optimizer_state import load_optimizer_tensors, numbered, optimizer_tensors
 from .step_graph import set_group_rate
 
 EXCEPT = ("log_softmax", "stochastic_depth")  # elementwise operations that are not, among points
@@ -55,8 +54,8 @@ class Parts:
 
 
 def stackable(model: Model) -> bool:
-    """Whether the model's grid points can be trained together: a network of linear layers, dropout
-    and elementwise operations, with free channels in every hidden layer.
+    """True if the grid points of a model can be trained together: its network consists of linear
+    layers, dropout and elementwise operations, with free channels in every hidden layer.
     """
     if not all(model.free(group) for group in model.groups.prunable):
         return False
@@ -162,14 +161,14 @@ class StackedNetwork:
 class StackedFit(Fit):
     """Trains the free weights of a model on one task at several grid points together.
 
-    The model's own parameters stay as they are. What becomes of a point is what becomes of it in a
-    `Fit` of its own, within rounding.
+    The model's own parameters stay as they are. Every point ends as in a `Fit` of its own, within
+    rounding.
 
     Arguments:
         model: in a task, `stackable`.
         train, validation, seed: as for `Fit`.
         settings: one for each point; they differ in `lr` and `l1` only.
-        on_batch: as for `Fit`; is told means over the points.
+        on_batch: as for `Fit`, with means over the points.
     """
 
     def __init__(
@@ -209,7 +208,7 @@ class StackedFit(Fit):
                     view.copy_(saved)
             held |= {_renumbered(key, p * len(views)): t for key, t in state.optimizer.items()}
             self.states[p] = FitState(state.epoch, list(state.history))
-        load_optimizer(self.optimizer, held)
+        load_optimizer_tensors(self.optimizer, numbered(self.optimizer), held, ".")
 
     def run_all(
         self, after_epoch: Callable[[list[FitState], Callable[[int], FitState]], None]
@@ -243,7 +242,8 @@ class StackedFit(Fit):
         return [record(epoch, a, b, n / count(self.validation), lr) for a, b, n, lr in rows]
 
     def _snapshot_of(self, p: int) -> FitState:
-        views, state, held = self.views[p], self.states[p], optimizer_tensors(self.optimizer)
+        views, state = self.views[p], self.states[p]
+        held = optimizer_tensors(self.optimizer, numbered(self.optimizer), ".")
         numbers = range(p * len(views), (p + 1) * len(views))
         own = {k: t for k, t in held.items() if int(k.split(".", 1)[0]) in numbers}
         return FitState(

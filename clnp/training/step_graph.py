@@ -19,7 +19,7 @@ WARM_UP = 3  # steps before the capture: they make the optimizer's state and loa
 
 
 class Backend(Protocol):
-    """How steps are run before the capture, and how one is captured."""
+    """Runs steps before the capture, and captures one."""
 
     def run(self, step: Step, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Run a step at once."""
@@ -39,13 +39,13 @@ class CudaGraphs:
 
     def run(self, step: Step, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Run a step at once, on the stream aside."""
-        here = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(here)
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             outputs = step(*inputs)
-        here.wait_stream(self.stream)
+        current.wait_stream(self.stream)
         for tensor in outputs:
-            tensor.record_stream(here)
+            tensor.record_stream(current)
         return outputs
 
     def capture(

@@ -7,7 +7,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import pytest
 import torch
 
 from benchmarks.reproduce import __main__ as reproduce
-from benchmarks.reproduce import page
 from benchmarks.reproduce.capacity import accuracy_at, effective_rank
 from benchmarks.reproduce.experiment import Run
 from benchmarks.reproduce.figures import accuracy_per_task
@@ -177,7 +175,7 @@ def test_reuse_is_told_with_the_rank_of_the_features(tmp_path: Path) -> None:
     tests = [float(row["test"]) for row in rows(folder / "tasks.csv")]
     assert [float(plain[key]) for key in ("first", "second")] == tests[:2]
     assert 1 < float(plain["rank"]) < float(orthogonal["rank"]) <= 60
-    assert "effective rank of fc1" in page.summary(folder)
+    assert "effective rank of fc1" in reproduced.summary(folder)
 
 
 def test_the_effective_rank_counts_directions() -> None:
@@ -202,7 +200,7 @@ def test_recipes_are_compared_at_equal_capacity(tmp_path: Path) -> None:
     low, at, high = (float(there[name]["weights"]) for name in (names[1], names[2], names[0]))
     compared = [(row["seed"], row["recipe"]) for row in rows(folder / "equal.csv")]
     assert compared == ([("0", "no fine-tuning")] if low <= at <= high else [])
-    assert "weights kept, thousands" in page.summary(folder)
+    assert "weights kept, thousands" in reproduced.summary(folder)
     assert (folder / "frontier.png").exists()
 
 
@@ -249,15 +247,3 @@ def test_a_damaged_folder_does_not_stop_the_others(
     assert command("table1", *words) == 3
     assert "CLNP, seed 0" in capsys.readouterr().out
     assert len(rows(tmp_path / "quick" / "results" / "table1" / "tasks.csv")) == 1
-
-
-def test_the_page_says_what_the_files_say() -> None:
-    names = []
-    for path in page.PAGES:
-        text = path.read_text()
-        assert page.text(text) == text
-        names += re.findall(r"<!-- (\S+): begin -->", text)
-    wanted = [*reproduce.EXPERIMENTS, "compare"]
-    wanted.insert(wanted.index("capacity") + 1, "equal")
-    wanted.insert(wanted.index("fig5") + 1, "quick/fig5")
-    assert names == wanted

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import memory, page, plots, run
+from benchmarks import memory, plots, run
 from benchmarks.cases import TINY
 from benchmarks.op_cases import OPERATORS
+from benchmarks.pages import __main__ as pages
+from benchmarks.pages import suites
 from benchmarks.record import COLUMNS, Row, read
 
 ROOT = Path(__file__).parents[2]
@@ -88,31 +90,21 @@ def test_plots(results: Path) -> None:
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in drawn)
 
 
-def test_page(results: Path, tmp_path: Path) -> None:
-    document = tmp_path / "page.md"
-    document.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
-    page.write([results], document)
-    text = document.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith(f"{page.END}\nafter\n")
-    assert "old" not in text
-    assert all(f"## {title}" in text for title, _ in page.SECTIONS.values())
+def test_tables_have_the_ratios_of_the_files(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pages.main([str(results)]) == 0
+    text = capsys.readouterr().out
+    assert all(f"## {title}" in text for title, _ in suites.SECTIONS.values())
     (slices,) = (
         r for r in rows(results, "step") if r["contender"] == "slices" and r["case"][:3] == "mlp"
     )
     assert f"| against slices | {slices['ratio']:.2f} x |" in text
-    page.write([results], document)
-    assert document.read_text() == text
 
 
-def test_page_needs_results(tmp_path: Path) -> None:
+def test_tables_need_results(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="expected CSV files"):
-        page.write([tmp_path])
-
-
-def test_committed_page_has_its_marks() -> None:
-    assert page.BEGIN in page.PAGE.read_text()
-    assert page.END in page.PAGE.read_text()
+        suites.text([tmp_path], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ...data.task import Task
 from ...training.frank_wolfe import FrankWolfe, perturbed, prune_to, still_statistics
+from ...training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from ..er import REPLAY, Replay
 from ..ewc import EWC
 from ..method import Batch, Method, chosen, examples, indexed, shuffled
 from ..network import TaskNet
 from ..options import Options, choice, number, whole
-from ..state import load_optimizer_state, optimizer_state, prefixed, without
+from ..state import prefixed, without
 from .co2l import asymmetric_contrast, instance_distillation
 from .ids import select
 
@@ -74,7 +75,7 @@ class EsaCL(Method):
         return self.optimizer_over({n: p for n, p in trained.items() if p.dim() < 2})
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """What a task trains, by name."""
+        """Parameters that a task trains, by name."""
         return self.net.trainable()
 
     def start_epoch(self, task: Task, epoch: int) -> None:
@@ -144,7 +145,7 @@ class EsaCL(Method):
 
     def state(self) -> dict[str, Tensor]:
         named = self.named_parameters()
-        tensors = super().state() | prefixed("wolfe.", optimizer_state(self.wolfe, named))
+        tensors = super().state() | prefixed("wolfe.", optimizer_tensors(self.wolfe, named))
         if self.selected is not None:
             tensors["selected"] = self.selected
         return tensors
@@ -155,7 +156,7 @@ class EsaCL(Method):
         selected = state.get("selected")
         self.selected = None if selected is None else selected.cpu()
         named = self.named_parameters()
-        load_optimizer_state(self.wolfe, named, without("wolfe.", state))
+        load_optimizer_tensors(self.wolfe, named, without("wolfe.", state))
 
 
 class EsaCLEWC(EsaCL, EWC):

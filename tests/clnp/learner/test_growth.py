@@ -9,7 +9,7 @@ import torch
 
 import clnp
 from clnp.errors import ConfigError
-from clnp.learner.learner import CHECKPOINT
+from clnp.learner.base import CHECKPOINT
 from clnp.methods import clnp_cost
 from tests.clnp.cases import Residual, blobs, convert, mlp
 from tests.clnp.conv_cases import Plan, patterns

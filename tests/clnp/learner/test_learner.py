@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 import clnp
 from clnp.data import Task
 from clnp.errors import CapacityError, CheckpointError, ConfigError, DataError, TrainingError
-from clnp.learner.learner import CHECKPOINT
+from clnp.learner.base import CHECKPOINT
 from clnp.learner.task_run import TaskRun
 from clnp.pruning.search import ThresholdSearch
 from clnp.training.fit import Fit
@@ -432,7 +432,7 @@ def changed(split: str, change: Any) -> Task:
     ("make", "message"),
     [
         (lambda: blobs(0).train, "expected a clnp.data.Task"),
-        (lambda: blobs(0, inputs=13), r"shape \[13\].*\[12\]"),
+        (lambda: blobs(0, inputs=13), r"shape \[12\].*\[13\]"),
         (lambda: blobs(0, dtype=torch.float64), "float64.*float32"),
         (
             lambda: changed("train", lambda x, y: (x, y + 3)),

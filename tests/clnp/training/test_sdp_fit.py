@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import clnp
 from clnp.errors import ConfigError
-from clnp.methods.esacl import SDPSettings, StructuredFit, channel_scores, structured_sdp
-from clnp.network.keep import check_keep
+from clnp.methods.esacl import SDPSettings, StructuredFit, channel_scores
 from clnp.network.model import Model
 from clnp.training.evaluation import accuracy
 from clnp.training.fit import Fit, FitSettings, FitState
@@ -79,9 +79,9 @@ def test_three_tasks_by_structured_sdp(head: str) -> None:
     for k in range(3):
         task = blobs(k)
         model.begin_task(3)
-        keep = structured_sdp(model, task.train, task.validation, settings(model, 12), margin=0.02)
-        check_keep(model, keep)
-        model.consolidate(keep)
+        StructuredFit(model, task.train, task.validation, settings(model, 12), 0).run()
+        clnp.prune(model, task.train, task.validation, margin=0.02, sparsifier="sdp")
+        clnp.consolidate(model)
         assert accuracy(model.subnetwork(k), task.test, CPU) > 0.9
         for j, before in enumerate(logits):
             assert torch.equal(model(blobs(j).test[0], task=j), before)
@@ -89,16 +89,6 @@ def test_three_tasks_by_structured_sdp(head: str) -> None:
         scores = channel_scores(model)
         assert all(len(v) == model.sizes[g] for g, v in scores.items())
     assert all(model.free(g) > 0 for g in model.groups.prunable)
-
-
-def test_a_share_of_the_channels() -> None:
-    model = begun()
-    task = blobs(0)
-    keep = structured_sdp(model, task.train, task.validation, settings(model), share=0.25)
-    assert {g: len(v) for g, v in keep.items()} == {"0": 10, "2": 8}
-    check_keep(model, keep)
-    with pytest.raises(ConfigError, match="share=0"):
-        structured_sdp(begun(), task.train, task.validation, settings(model), share=0)
 
 
 def test_scores_are_norms() -> None:

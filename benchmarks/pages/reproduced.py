@@ -1,25 +1,22 @@
-"""The tables of docs/reproducibility.md and docs/methods.md from the committed CSV files: python -m
-benchmarks.reproduce.page
+"""Tables of docs/reproducibility.md and docs/methods.md, from the files of `benchmarks.reproduce`
+and `clnp compare`.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.documented import COMPARED, differences
-from benchmarks.page import table
+from benchmarks.documented import differences
+from benchmarks.pages.markdown import table
 from benchmarks.record import Row, read
 from clnp.cli import compare
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "docs" / "reproducibility.md", ROOT / "docs" / "methods.md")
 RESULTS = ROOT / "benchmarks" / "results" / "reproduce"
 # Further numbers of a run: title, factor, digits.
 MORE = {
@@ -41,23 +38,12 @@ PAPER = {
         "CLNP": "98.42 ± 0.04",
     }
 }
-BLOCK = re.compile(r"<!-- (\S+): begin -->\n.*?<!-- \1: end -->", re.DOTALL)
-
-
-def block(name: str, folder: Path) -> str:
-    """The marked block of an experiment: its table, or that it was not run."""
-    path = folder / name / "summary.csv"
-    if name == "compare":
-        body = methods(COMPARED)
-    elif name == "equal":
-        body = equal(folder / "capacity")
-    else:
-        body = summary(folder / name) if path.is_file() else "Not run yet."
-    return f"<!-- {name}: begin -->\n\n{body}\n\n<!-- {name}: end -->"
 
 
 def summary(folder: Path) -> str:
-    """The table of an experiment, and what it ran on."""
+    """Return the table of an experiment, and the machine it ran on."""
+    if not (folder / "summary.csv").is_file():
+        return "Not run yet."
     rows = read(folder / "summary.csv")
     groups = [key[5:-5] for key in rows[0] if key.startswith("used_") and key.endswith("_mean")]
     more = [name for name in MORE if f"{name}_mean" in rows[0]]
@@ -82,7 +68,7 @@ def summary(folder: Path) -> str:
 
 
 def methods(folder: Path) -> str:
-    """The table of a comparison of methods."""
+    """Return the table of a comparison of methods."""
     rows = [
         {key: None if value == "" else value for key, value in row.items()}
         for row in read(folder / "methods.csv")
@@ -100,9 +86,7 @@ def methods(folder: Path) -> str:
 
 
 def equal(folder: Path) -> str:
-    """The table of what the recipes of `capacity` have more or less than the base where that keeps
-    as many weights.
-    """
+    """Return the accuracies of the recipes of `capacity`, less the base's at as many weights."""
     if not (folder / "equal.csv").is_file():
         return "Not run yet."
     more: dict[str, list[float]] = {}
@@ -133,7 +117,7 @@ def _spread(row: Row, key: str, factor: float, digits: int) -> str:
 
 
 def conditions(folder: Path) -> str:
-    """Machine, versions and dates, over all runs; where the files are."""
+    """Return machine, versions and dates of all runs, and the folder of the files."""
     contenders = json.loads((folder / "settings.json").read_text())["contenders"]
     runs = [
         {"dtype": run.get("config", about["config"])["dtype"], **run}
@@ -150,19 +134,3 @@ def conditions(folder: Path) -> str:
 
 def _all(runs: Sequence[dict[str, Any]], key: str) -> str:
     return ", ".join(sorted({str(run[key]) for run in runs}))
-
-
-def text(page: str, folder: Path = RESULTS) -> str:
-    """A page with its blocks written anew."""
-    return BLOCK.sub(lambda found: block(found[1], folder), page)
-
-
-def main() -> int:
-    """Writes the pages."""
-    for page in PAGES:
-        page.write_text(text(page.read_text()))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

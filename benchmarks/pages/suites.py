@@ -1,26 +1,16 @@
-"""The tables of docs/benchmarks.md from CSV files: ``python -m benchmarks.page FOLDER...``."""
+"""Tables of docs/benchmarks.md, from the CSV files of `benchmarks.run`."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.memory import TRAINING
+from benchmarks.pages.markdown import table
 from benchmarks.plots import PLOTS, against_dense, values, where
 from benchmarks.record import OURS, Row, read
-from clnp.cli.once import OnceParser
-
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rows = [list(head), ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def conditions(rows: Sequence[Row]) -> str:
@@ -166,8 +156,16 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
 }
 
 
-def text(folders: Sequence[Path], page: Path = PAGE) -> str:
-    """The tables of all CSV files in folders, one folder for each machine, with their plots."""
+def text(folders: Sequence[Path], place: Path) -> str:
+    """Return the tables of all CSV files, with their plots.
+
+    Arguments:
+        folders: what `benchmarks.run --out` wrote, one folder for each machine.
+        place: folder of the page, which links to the plots.
+
+    Raises:
+        SystemExit: the folders have no results.
+    """
     parts = []
     for name, (title, section) in SECTIONS.items():
         found = [f for f in folders if (f / f"{name}.csv").exists() and read(f / f"{name}.csv")]
@@ -178,44 +176,8 @@ def text(folders: Sequence[Path], page: Path = PAGE) -> str:
             parts += [conditions(rows), section(rows)]
             for plot in PLOTS:
                 if plot.split("_")[0] == name and (folder / f"{plot}.png").exists():
-                    link = os.path.relpath(folder / f"{plot}.png", page.parent)
-                    parts.append(f"![{title}]({link})")
-    return "\n\n".join(parts)
-
-
-def write(folders: Sequence[Path], page: Path = PAGE) -> None:
-    """Puts the tables between the marks of a page.
-
-    Raises:
-        SystemExit: the folders have no results, or the page no marks.
-    """
-    tables = text(folders, page)
-    if not tables:
+                    parts.append(f"![{title}]({os.path.relpath(folder / f'{plot}.png', place)})")
+    if not parts:
         names = ", ".join(map(str, folders))
         raise SystemExit(f"{names}: expected CSV files of benchmarks.run, such as step.csv")
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{page}: expected the lines {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
-
-
-def parser() -> OnceParser:
-    """The command line."""
-    made = OnceParser(prog="python -m benchmarks.page", description=__doc__)
-    made.add_argument(
-        "folders", type=Path, nargs="+", metavar="FOLDER", help="what benchmarks.run --out wrote"
-    )
-    made.add_argument("--page", type=Path, default=PAGE)
-    return made
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes the tables into the page."""
-    options = parser().parse_args(arguments)
-    write(options.folders, options.page)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return "\n\n".join(parts)

@@ -1,4 +1,4 @@
-"""A finished run of an experiment, as its run folder holds it."""
+"""A finished run of an experiment."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""One epoch of any method, and what it costs."""
+"""Cost of learning a task: operations, memory, time."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,19 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..data.batches import count
-from ..data.task import Task
-from ..errors import DataError, TrainingError
-from ..training.fit import REPORT_SECONDS
 from .cost import held, layer_products
 from .method import Batch, Method
-
-OnBatch = Callable[[float, float, int, int], None]
 
 
 @dataclass
 class Cost:
-    """What learning a task has cost so far.
+    """Cost of learning a task so far.
 
     Attributes:
         flops: operations of matrix products and convolutions that were carried out, replayed
@@ -116,62 +109,3 @@ class Meter:
         now += held(method.state().values())
         now += self.inputs * (len(batch) + method.replayed())
         self.cost.peak_memory = max(self.cost.peak_memory, now)
-
-
-def run_epoch(
-    method: Method, meter: Meter, task: Task, epoch: int, seed: int, on_batch: OnBatch
-) -> tuple[float, float]:
-    """Trains for one epoch; (mean loss, fraction of its examples classified correctly in training).
-
-    Arguments:
-        method: between `begin` and `end`.
-        meter: counts.
-        task, epoch: which.
-        seed: of the order of examples. Torch's global generator is the caller's affair.
-        on_batch: called a few times a second with (loss, fraction correct, examples seen, examples
-            in all).
-
-    Raises:
-        TrainingError: the loss is not finite.
-    """
-    device, total = method.device, max(count(task.train), 1)
-    losses = torch.zeros((), dtype=torch.float64, device=device)
-    hits = torch.zeros((), dtype=torch.int64, device=device)
-    seen, last = 0, time.monotonic()
-    meter.start_epoch()
-    with meter.passes():
-        method.start_epoch(task, epoch)
-    for batch in method.batches(task, epoch, torch.Generator().manual_seed(seed)):
-        _check_labels(method, batch)
-        loss, logits = meter.step(batch)
-        losses += loss * len(batch)
-        hits += (logits.argmax(dim=-1) == batch.y).sum()
-        seen += len(batch)
-        now = time.monotonic()
-        if device.type == "cpu" or now - last > REPORT_SECONDS:
-            _check_loss(method, float(losses), epoch)
-        if now - last > REPORT_SECONDS:
-            on_batch(float(losses) / seen, float(hits) / seen, min(seen, total), total)
-            last = now
-    _check_loss(method, float(losses), epoch)
-    on_batch(float(losses) / max(seen, 1), float(hits) / max(seen, 1), total, total)
-    return float(losses) / max(seen, 1), float(hits) / max(seen, 1)
-
-
-def _check_labels(method: Method, batch: Batch) -> None:
-    """Labels of a data set that makes its items when asked are seen here first."""
-    if isinstance(batch.task, Tensor):
-        return
-    classes = method.net.tasks[batch.task]
-    worst = batch.y[(batch.y < 0) | (batch.y >= classes)]
-    if worst.numel():
-        raise DataError(f"train: label {int(worst[0])} is outside the head's {classes} classes")
-
-
-def _check_loss(method: Method, loss: float, epoch: int) -> None:
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"method {method.name!r}: the loss became {loss} in epoch {epoch + 1} (lr "
-            f"{method.settings.lr}, options {method.o}); what was learned before this task is "
-            "untouched. A lower lr or a weaker penalty usually helps"
-        )

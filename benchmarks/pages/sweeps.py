@@ -1,0 +1,50 @@
+"""Tables of docs/accuracy-and-capacity.md: the effect of single settings."""
+
+from __future__ import annotations
+
+from benchmarks import settings
+from benchmarks.pages.markdown import table
+from clnp.metrics import mean_std
+
+HEAD = (
+    "tasks learned",
+    "mean accuracy, %",
+    "worst task, %",
+    "layer 1 used, %",
+    "layer 2 used, %",
+)
+NUMBERS = (
+    ("tasks", 1, 1),
+    ("acc", 100, 1),
+    ("lowest", 100, 1),
+    ("used_fc1", 100, 0),
+    ("used_fc2", 100, 0),
+)
+
+
+def sweep(name: str) -> str:
+    """Return the table of a sweep: a line for each value, means over the seeds."""
+    rows = [row for row in settings.read() if row["sweep"] == name]
+    lines = []
+    for value in dict.fromkeys(row["value"] for row in rows):
+        own = [row for row in rows if row["value"] == value]
+        means = [mean_std([float(row[key]) for row in own])["mean"] for key, _, _ in NUMBERS]
+        cells = [
+            f"{factor * (mean or 0):.{digits}f}"
+            for mean, (_, factor, digits) in zip(means, NUMBERS, strict=True)
+        ]
+        lines.append([f"`{value}`", *cells])
+    return table([name.partition("-")[0], *HEAD], lines)
+
+
+def conditions() -> str:
+    """Return versions, seeds and settings that the tables share."""
+    rows = settings.read()
+    seeds = len({row["seed"] for row in rows})
+    base = ", ".join(f"`{key}={value:g}`" for key, value in settings.BASE.items())
+    torches = ", ".join(sorted({row["torch"] for row in rows}))
+    return (
+        f"{settings.TASKS} tasks of permuted digits, MLP with two hidden layers, one head, one "
+        f"thread of a shared CPU, torch {torches}, means over {seeds} seeds. Where a table does "
+        f"not say otherwise: {base}."
+    )

@@ -1,0 +1,96 @@
+"""A progress bar of the task in training, for a terminal or a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .callback import Callback, epoch_of, tuning_epochs
+
+
+class ProgressBar(Callback):
+    """Shows task, epoch, loss, accuracy and time left on one line while a task is learned.
+
+    Learners use it by default where standard error is a terminal or a notebook shows it
+    (`progress_bar=None`). It is a context manager: the bar is gone where the block ends, whatever
+    ends it.
+
+    Arguments:
+        console: a `rich.console.Console`; None: standard error.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._row = self._bar.add_task("", numbers="", visible=False)
+        self._name, self._epochs, self._done = "", 1, 0.0
+
+    @property
+    def visible(self) -> bool:
+        """Whether somebody can see it: a terminal or a notebook."""
+        return self.console.is_terminal or self.console.is_jupyter
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def on_task_begin(self, learner: Any, task_index: int, name: str, total_epochs: int) -> None:
+        """Start the bar of a task."""
+        self._name, self._epochs, self._done = f"task {task_index + 1} {name}", total_epochs, 0.0
+        self._bar.reset(self._row, total=max(total_epochs, 1), visible=True)
+        self._show("")
+
+    def on_resume(self, learner: Any, records: Sequence[Mapping[str, Any]]) -> None:
+        """Count the epochs of an earlier process."""
+        self._done += len(records)
+
+    def on_batch_end(
+        self, learner: Any, loss: float, correct: float, seen: int, total: int
+    ) -> None:
+        """Move within the epoch."""
+        self._show(f"loss {loss:.3f}, accuracy {correct:.1%}", seen / max(total, 1))
+
+    def on_epoch_end(self, learner: Any, record: Mapping[str, Any]) -> None:
+        """Move to the next epoch."""
+        if record.get("fine_tune"):
+            before = self._epochs - tuning_epochs(learner)
+            self._done = before + epoch_of(learner, record) + 1
+        else:
+            self._done = record.get("done", record["epoch"] + 1)
+        self._show(f"loss {record['loss']:.3f}, validation {record['validation_accuracy']:.1%}")
+
+    def on_search(self, learner: Any, done: int, total: int) -> None:
+        """Show how many networks the threshold search has evaluated."""
+        self._show(f"pruning, {done} network{'' if done == 1 else 's'} evaluated")
+
+    def _show(self, numbers: str, part: float = 0.0) -> None:
+        epoch = min(int(self._done) + 1, max(self._epochs, 1))
+        self._bar.update(
+            self._row,
+            completed=min(self._done + part, self._epochs),
+            description=f"{self._name}, epoch {epoch}/{self._epochs}"
+            if self._epochs
+            else self._name,
+            numbers=numbers,
+        )
