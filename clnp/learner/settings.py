@@ -363,10 +363,10 @@ def without_removed(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: v for name, v in data.items() if name not in REMOVED or v != REMOVED[name]}
 
 
-# setting -> (expected, check), for functions that take some of the settings.
-CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    name: (row.values.expected, row.values.holds) for name, row in rows(Settings).items()
-}
+def check_some(**values: Any) -> None:
+    """Raise ConfigError for the first of some settings that is out of its range."""
+    for name, value in values.items():
+        rows(Settings)[name].values.check(name, value)
 
 
 class SettingsGiven(TypedDict, total=False):
