@@ -170,9 +170,8 @@ def consolidate(model: Model, *, name: str | None = None) -> LearnedTask:
 def _check_model(model: Model) -> Model:
     if not isinstance(model, Model):
         raise ConfigError(
-            f"model: got {type(model).__name__}, expected the network that clnp.convert returned "
-            "(not what wraps it: `.module` of DistributedDataParallel, `._orig_mod` of "
-            "torch.compile)"
+            f"model: expected the network that clnp.convert returned, got {type(model).__name__}; "
+            "unwrap it: `.module` of DistributedDataParallel, `._orig_mod` of torch.compile"
         )
     return model
 
@@ -180,13 +179,16 @@ def _check_model(model: Model) -> Model:
 def _check_trained(model: Model, what: str) -> None:
     """Raise unless the model is in a task and all its tensors are finite."""
     if not _check_model(model).in_task:
-        raise ConfigError(f"{what}() needs a task in training; call begin_task() first")
+        raise ConfigError(
+            f"{what}(): expected a task in training, got none; call begin_task() first"
+        )
     tensors: list[tuple[str, torch.Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         if not bool(torch.isfinite(tensor).all()):
             raise TrainingError(
-                f"{what}(): {name} is not finite, so training has failed. What was learned before "
-                "is untouched: model.cancel_task() drops this task; a lower lr usually helps"
+                f"{what}(): expected finite parameters, got NaN or Inf in {name}; "
+                "model.cancel_task() drops this task and keeps the earlier ones; a lower lr often "
+                "helps"
             )
 
 

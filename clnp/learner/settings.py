@@ -17,10 +17,10 @@ from typing_extensions import TypedDict
 from ..errors import ConfigError
 from ..network.heads import HEADS
 from ..pruning.margin import check_margin
+from ..ranges import Range, choice, flag, number, whole
 from ..training.fit import SCHEDULES
 from ..training.score import WANTED, is_score, name_of
 from .grid import per_layer
-from .ranges import Range, choice, flag, number, whole
 
 T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..learner import ranges
-from ..learner.ranges import Range
+from ..ranges import Range
 
 
 @dataclass(frozen=True)
