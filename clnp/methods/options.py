@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .. import ranges
 from ..errors import ConfigError
-from ..learner import ranges
 from ..ranges import Range
 
 
