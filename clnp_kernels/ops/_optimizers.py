@@ -1,4 +1,4 @@
-"""Checks that ``adam_l1`` and ``sgd_l1`` share."""
+"""Checks that `adam_l1` and `sgd_l1` share."""
 
 from collections.abc import Mapping, Sequence
 
@@ -40,7 +40,7 @@ def check_step(
 
 
 def check_length(name: str, value: object, count: int) -> None:
-    """Raise unless ``value`` is a list of ``count`` entries, one for each parameter."""
+    """Raise unless `value` is a list of `count` entries, one for each parameter."""
     check_list(name, value)
     assert isinstance(value, Sequence)
     if len(value) != count:

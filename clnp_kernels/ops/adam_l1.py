@@ -1,4 +1,4 @@
-"""``adam_l1``: one step of Adam with a coupled L1 subgradient for many tensors, in place."""
+"""`adam_l1`: one step of Adam with a coupled L1 subgradient for many tensors, in place."""
 
 from collections.abc import Sequence
 
@@ -38,9 +38,9 @@ def adam_l1(
 ) -> None:
     """One step of Adam (Kingma & Ba 2015, Algorithm 1) with the L1 penalty of CLNP, in place.
 
-    For each tensor w the gradient that enters Adam is ``grad / grad_scale + weight_decay * w + l1 *
-    sign(w)`` with ``sign(0) = 0``, the subgradient of ``l1 * sum |w|`` (CLNP, Golkar et al. 2019,
-    Sec. 2.2). With ``l1 = 0`` this is ``torch.optim.Adam`` to rounding. Sums are in float32
+    For each tensor w the gradient that enters Adam is `grad / grad_scale + weight_decay * w + l1 *
+    sign(w)` with `sign(0) = 0`, the subgradient of `l1 * sum |w|` (CLNP, Golkar et al. 2019,
+    Sec. 2.2). With `l1 = 0` this is `torch.optim.Adam` to rounding. Sums are in float32
     (float64 for float64).
 
     Arguments:
@@ -49,8 +49,8 @@ def adam_l1(
             call. On the device of the parameters or on the CPU, for which a GPU has to wait.
         lr: learning rate, a number or a tensor of one element.
         l1: one alpha for each tensor.
-        beta1, beta2, eps, weight_decay, maximize: as ``torch.optim.Adam``.
-        grad_scale: gradients are divided by it (one element), as ``torch.amp.GradScaler`` wants.
+        beta1, beta2, eps, weight_decay, maximize: as `torch.optim.Adam`.
+        grad_scale: gradients are divided by it (one element), as `torch.amp.GradScaler` wants.
         found_inf: if not zero (one element), nothing is changed.
 
     Raises:
@@ -86,7 +86,7 @@ def adam_l1(
 
 
 def _check_steps(steps: Sequence[Tensor], count: int) -> None:
-    """Raise unless ``steps`` are ``count`` float32 tensors without dimensions."""
+    """Raise unless `steps` are `count` float32 tensors without dimensions."""
     check_length("steps", steps, count)
     for i, step in enumerate(steps):
         if not isinstance(step, Tensor) or step.dtype != torch.float32 or step.ndim != 0:

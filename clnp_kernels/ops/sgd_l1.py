@@ -1,4 +1,4 @@
-"""``sgd_l1``: one step of SGD with a coupled L1 subgradient for many tensors, in place."""
+"""`sgd_l1`: one step of SGD with a coupled L1 subgradient for many tensors, in place."""
 
 from collections.abc import Sequence
 
@@ -36,15 +36,15 @@ def sgd_l1(
 ) -> None:
     """One step of SGD with the L1 penalty of CLNP (Golkar et al. 2019, Sec. 2.2), in place.
 
-    The gradient of each tensor w is ``grad / grad_scale + weight_decay * w + l1 * sign(w)`` with
-    ``sign(0) = 0``; momentum, dampening and Nesterov as in ``torch.optim.SGD``.
+    The gradient of each tensor w is `grad / grad_scale + weight_decay * w + l1 * sign(w)` with
+    `sign(0) = 0`; momentum, dampening and Nesterov as in `torch.optim.SGD`.
 
     Arguments:
         params, grads: lists of tensors, alike in shape, dtype and device.
-        momentum_buffers: as ``params``; an empty list if ``momentum`` is 0.
+        momentum_buffers: as `params`; an empty list if `momentum` is 0.
         lr: learning rate, a number or a tensor of one element.
         l1: one alpha for each tensor.
-        momentum, dampening, nesterov, weight_decay, maximize: as ``torch.optim.SGD``.
+        momentum, dampening, nesterov, weight_decay, maximize: as `torch.optim.SGD`.
         grad_scale: gradients are divided by it (one element).
         found_inf: if not zero (one element), nothing is changed.
         first: which buffers are new: they become the gradient, without dampening. None: none is.

@@ -12,7 +12,7 @@ from ..errors import message
 
 
 def check_rate(lr: float | Tensor) -> None:
-    """Raise unless ``lr`` is a finite number, at least 0, or a floating-point tensor of one
+    """Raise unless `lr` is a finite number, at least 0, or a floating-point tensor of one
     element.
     """
     if isinstance(lr, Tensor):
@@ -29,7 +29,7 @@ class CoupledL1(torch.optim.Optimizer):
     """Base of the optimizers. A state that is loaded is completed and checked before it is used.
 
     Attributes:
-        entries: names of the tensors that ``state`` holds for a parameter, once it has a state.
+        entries: names of the tensors that `state` holds for a parameter, once it has a state.
     """
 
     entries: frozenset[str]
@@ -38,10 +38,10 @@ class CoupledL1(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the state that ``load_state_dict``, ``pickle`` or ``copy`` gives.
+        """Take the state that `load_state_dict`, `pickle` or `copy` gives.
 
         A group takes the options that it lacks from the group in its place, so a state of
-        ``torch.optim.Adam`` or ``torch.optim.SGD`` keeps this optimizer's ``l1``.
+        `torch.optim.Adam` or `torch.optim.SGD` keeps this optimizer's `l1`.
 
         Raises:
             TypeError, ValueError: an option or a state that does not fit; nothing is changed.
@@ -77,7 +77,7 @@ class CoupledL1(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one step; return the loss that ``closure`` returns, or None."""
+        """Make one step; return the loss that `closure` returns, or None."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -98,12 +98,12 @@ class CoupledL1(torch.optim.Optimizer):
             group: options.
             params, grads: the parameters and their gradients.
             common: arguments of the operator: lr, l1 (one for each parameter), grad_scale and
-                found_inf, which ``torch.amp.GradScaler`` has set for this step.
+                found_inf, which `torch.amp.GradScaler` has set for this step.
         """
 
 
 def check_variant(name: str, group: Mapping[str, Any]) -> None:
-    """Raise if a group asks for a variant of its optimizer that we do not have."""
+    """Raise if a group sets a variant of its optimizer that is not implemented."""
     way_out = "start with a fresh state"
     if group.get("amsgrad"):
         raise ValueError(message(f"{name}['amsgrad']", True, "False", way_out))
@@ -114,7 +114,7 @@ def check_variant(name: str, group: Mapping[str, Any]) -> None:
 
 
 def check_state(name: str, param: Tensor, values: dict[str, Any], entries: Collection[str]) -> None:
-    """Raise unless ``values`` are a state of the parameter; numbers of steps become tensors."""
+    """Raise unless `values` are a state of the parameter; numbers of steps become tensors."""
     for entry in [entry for entry, value in values.items() if value is None]:
         del values[entry]  # torch.optim.SGD without momentum
     if values and set(values) != set(entries):
@@ -137,7 +137,7 @@ def _trained(
     optimizer: torch.optim.Optimizer,
 ) -> Iterator[tuple[dict[str, Any], list[Tensor], list[float]]]:
     """Yield the parameters with gradients by device and options: a group with these options, the
-    parameters, and the alpha of each of them. Groups that differ in ``l1`` only are one.
+    parameters, and the alpha of each of them. Groups that differ in `l1` only are one.
 
     Raises:
         TypeError: a gradient is sparse.

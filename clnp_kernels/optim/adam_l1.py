@@ -1,4 +1,4 @@
-"""``AdamL1``: Adam with a coupled L1 term."""
+"""`AdamL1`: Adam with a coupled L1 term."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,30 +14,30 @@ from . import _common
 
 
 class AdamL1(_common.CoupledL1):
-    """Adam (Kingma & Ba 2015) on the loss plus ``l1 * sum |w|``, the sparsity term of CLNP.
+    """Adam (Kingma & Ba 2015) on the loss plus `l1 * sum |w|`, the sparsity term of CLNP.
 
-    The subgradient ``l1 * sign(w)`` enters Adam like any other gradient (coupled; Golkar et al.
-    2019, Sec. 2.2), computed within the step's single pass over memory. With ``l1 = 0`` it is
-    ``torch.optim.Adam``, to rounding. Closures, schedulers, ``state_dict`` and
-    ``torch.amp.GradScaler`` work as with ``torch.optim``. A state of ``torch.optim.Adam`` can be
-    loaded: groups then keep their ``l1``.
+    The subgradient `l1 * sign(w)` enters Adam like any other gradient (coupled; Golkar et al.
+    2019, Sec. 2.2), computed within the step's single pass over memory. With `l1 = 0` it is
+    `torch.optim.Adam`, to rounding. Closures, schedulers, `state_dict` and
+    `torch.amp.GradScaler` work as with `torch.optim`. A state of `torch.optim.Adam` can be
+    loaded: groups then keep their `l1`.
 
     On a GPU the numbers of steps are on the GPU too and nothing waits for it, so a CUDA graph can
     hold a step once the state exists (after the first step). A captured step reads the rate anew if
-    ``lr`` is a tensor on the device, and keeps that of the capture if it is a number.
+    `lr` is a tensor on the device, and keeps that of the capture if it is a number.
 
     Arguments:
-        params: parameters or groups of them; ``l1`` is an option of a group.
+        params: parameters or groups of them; `l1` is an option of a group.
         lr: learning rate, a number or a tensor of one element.
-        betas, eps: as ``torch.optim.Adam``.
+        betas, eps: as `torch.optim.Adam`.
         l1: alpha, at least 0.
-        weight_decay: coupled L2, as ``torch.optim.Adam``.
-        maximize: ascend the objective; ``l1`` still shrinks the weights.
+        weight_decay: coupled L2, as `torch.optim.Adam`.
+        maximize: ascend the objective; `l1` still shrinks the weights.
 
     Raises:
         ValueError: a number is out of its range.
-        ValueError: (in ``load_state_dict``) a state of another optimizer or of other shapes.
-        TypeError: (in ``step``) a gradient is sparse.
+        ValueError: (in `load_state_dict`) a state of another optimizer or of other shapes.
+        TypeError: (in `step`) a gradient is sparse.
     """
 
     entries = frozenset({"step", "exp_avg", "exp_avg_sq"})

@@ -1,4 +1,4 @@
-"""``SGDL1``: SGD with a coupled L1 term."""
+"""`SGDL1`: SGD with a coupled L1 term."""
 
 import math
 from collections.abc import Mapping
@@ -15,23 +15,23 @@ from . import _common
 
 
 class SGDL1(_common.CoupledL1):
-    """SGD on the loss plus ``l1 * sum |w|``, the term of CLNP (Golkar et al. 2019, Sec. 2.2).
+    """SGD on the loss plus `l1 * sum |w|`, the term of CLNP (Golkar et al. 2019, Sec. 2.2).
 
-    With ``l1 = 0`` it is ``torch.optim.SGD``, to rounding. Closures, schedulers, ``state_dict`` and
-    ``torch.amp.GradScaler`` work as with ``torch.optim``. A state of ``torch.optim.SGD`` can be
-    loaded: groups then keep their ``l1``.
+    With `l1 = 0` it is `torch.optim.SGD`, to rounding. Closures, schedulers, `state_dict` and
+    `torch.amp.GradScaler` work as with `torch.optim`. A state of `torch.optim.SGD` can be
+    loaded: groups then keep their `l1`.
 
     Arguments:
-        params: parameters or groups of them; ``l1`` is an option of a group.
+        params: parameters or groups of them; `l1` is an option of a group.
         lr: learning rate, a number or a tensor of one element.
-        momentum, dampening, weight_decay, nesterov: as ``torch.optim.SGD``.
+        momentum, dampening, weight_decay, nesterov: as `torch.optim.SGD`.
         l1: alpha, at least 0.
-        maximize: ascend the objective; ``l1`` still shrinks the weights.
+        maximize: ascend the objective; `l1` still shrinks the weights.
 
     Raises:
         ValueError: a number is out of its range, or Nesterov without momentum or with dampening.
-        ValueError: (in ``load_state_dict``) a state of another optimizer or of other shapes.
-        TypeError: (in ``step``) a gradient is sparse.
+        ValueError: (in `load_state_dict`) a state of another optimizer or of other shapes.
+        TypeError: (in `step`) a gradient is sparse.
     """
 
     entries = frozenset({"momentum_buffer"})
