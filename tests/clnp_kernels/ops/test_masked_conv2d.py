@@ -77,8 +77,8 @@ def test_gradients(
         exact = gradients(arguments.to(torch.float64), case, grad_y, mask)
         torchs = gradients(arguments, case, grad_y, mask)
         ours = gradients(arguments, case, grad_y, mask, activation=activation, full_input_grad=full)
-        assert not ours[0].numel() or ours[0].is_contiguous(memory_format=FORMATS[layout])
         if not full:
+            assert not ours[0].numel() or ours[0].is_contiguous(memory_format=FORMATS[layout])
             assert not ours[0][:, :active_in].any()
             exact[0], torchs[0], ours[0] = (g[0][:, active_in:] for g in (exact, torchs, ours))
         for our, their, true in zip(ours, torchs, exact, strict=True):
