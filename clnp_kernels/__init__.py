@@ -1,15 +1,14 @@
 """Kernels for networks of which a part is frozen: an active (frozen) part and a free part.
 
-This package has never heard of a task or of continual learning: it takes tensors and returns
-tensors.
+The package takes tensors and returns tensors; tasks and continual learning are no part of it.
 
-- ``clnp_kernels.ops``: the operators, with autograd, checked arguments and documentation
-- ``clnp_kernels.nn``: modules built on them
-- ``clnp_kernels.optim``: optimizers with a coupled L1 term
-- ``clnp_kernels.info``: which implementation serves which operator, and why (``python -m
-  clnp_kernels.info``)
+- `clnp_kernels.ops`: the operators, with autograd, checked arguments and documentation
+- `clnp_kernels.nn`: modules built on them
+- `clnp_kernels.optim`: optimizers with a coupled L1 term
+- `clnp_kernels.info`: the implementation of each operator, with the reason (`python -m
+  clnp_kernels.info`)
 
-Importing the package is cheap: the parts are imported when they are first touched.
+Importing the package is cheap: the parts are imported on first use.
 """
 
 from importlib import import_module
@@ -20,7 +19,7 @@ __all__ = ["info", "nn", "ops", "optim"]
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import the parts of the package when they are first asked for."""
+    """Import a part of the package on first use."""
     if name in __all__:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(

@@ -11,7 +11,7 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_tensor(name: str, value: object, ndim: int | None = None) -> None:
-    """Raise unless ``value`` is a dense floating-point tensor (of ``ndim`` dimensions)."""
+    """Raise unless `value` is a dense floating-point tensor (of `ndim` dimensions)."""
     if not isinstance(value, Tensor):
         raise TypeError(message(name, type(value).__name__, "a torch.Tensor"))
     if value.layout != torch.strided:
@@ -35,20 +35,20 @@ def check_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
 
 
 def check_shape(name: str, value: Tensor, wanted: Sequence[int], letters: str) -> None:
-    """Raise unless ``value.shape`` is ``wanted``; ``letters`` names the sizes: ``[Of, I]``."""
+    """Raise unless `value.shape` is `wanted`; `letters` names the sizes: `[Of, I]`."""
     if tuple(value.shape) != tuple(wanted):
         text = f"{letters} = {list(wanted)}"
         raise ValueError(message(f"{name}.shape", list(value.shape), text))
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise unless ``value`` is one of ``choices``."""
+    """Raise unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(message(name, repr(value), "one of " + ", ".join(map(repr, choices))))
 
 
 def check_number(name: str, value: float, low: float = 0.0, below: float = float("inf")) -> None:
-    """Raise unless ``low <= value < below`` (NaN is refused)."""
+    """Raise unless `low <= value < below` (NaN is refused)."""
     if isinstance(value, (str, bytes, list, tuple, dict, Tensor)) or value is None:
         raise TypeError(message(name, repr(value), "a number"))
     if not low <= value < below:
@@ -57,8 +57,8 @@ def check_number(name: str, value: float, low: float = 0.0, below: float = float
 
 
 def check_count(name: str, value: int, most: int, what: str) -> None:
-    """Raise unless ``value`` is a whole number from 0 to ``most``, how many ``what`` there are."""
-    # Sizes are symbols, not int, where a compiler looks.
+    """Raise unless `value` is a whole number from 0 to `most`, the number of `what`."""
+    # While a compiler traces, sizes are symbols and no int.
     if isinstance(value, (float, str, bytes, list, tuple, dict, Tensor)) or value is None:
         raise TypeError(message(name, repr(value), "a whole number"))
     if not 0 <= value <= most:
@@ -66,13 +66,13 @@ def check_count(name: str, value: int, most: int, what: str) -> None:
 
 
 def check_list(name: str, value: object) -> None:
-    """Raise unless ``value`` is a list or a tuple."""
+    """Raise unless `value` is a list or a tuple."""
     if not isinstance(value, (list, tuple)):
         raise TypeError(message(name, type(value).__name__, "a list"))
 
 
 def check_scalar(name: str, value: object, like: Tensor) -> None:
-    """Raise unless ``value`` is one floating-point element on the CPU or where ``like`` is."""
+    """Raise unless `value` is one floating-point element on the CPU or the device of `like`."""
     check_tensor(name, value)
     assert isinstance(value, Tensor)
     if value.numel() != 1:
@@ -102,7 +102,7 @@ def check_lists(names: Sequence[str], lists: Sequence[Sequence[Tensor]]) -> None
 
 
 def _are_alike(value: object, like: Tensor) -> bool:
-    """Whether a tensor passes as `like` has: every optimizer step asks this of hundreds."""
+    """Return whether a tensor is like a checked one. Fast: a step does this hundreds of times."""
     return (
         isinstance(value, Tensor)
         and value.shape == like.shape

@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def as_planes(x: Tensor, dim: int) -> Tensor:
-    """``x`` as [P, C, Q], a view where there is one whose last or middle stride is 1, else a copy.
+    """`x` as [P, C, Q], a view where there is one whose last or middle stride is 1, else a copy.
 
     Any order of the summed elements will do, so the dimensions are sorted by their strides first.
     """

@@ -1,14 +1,14 @@
-"""Registration of operators, and the table of who serves them.
+"""Registration of operators, and the choice of the implementation that serves them.
 
 An operator is a schema plus a reference in plain PyTorch, registered for every device
 (CompositeExplicitAutograd). Faster implementations register themselves for their own dispatch key
-and take precedence: on the CPU the compiled library ``clnp_kernels/_cpu*.so``, on CUDA whatever
-``chooser`` says of the call. Adding a device means adding a row to ``LIBRARIES``; no operator
-contains an ``if device``.
+and take precedence: on the CPU the compiled library `clnp_kernels/_cpu*.so`, on CUDA the one
+that `chooser` chooses for the call. Adding a device means adding a row to `LIBRARIES`; no operator
+contains an `if device`.
 
-Environment: ``CLNP_REFERENCE=1`` leaves compiled libraries unloaded and lets the reference serve
-silently; ``CLNP_STRICT=1`` makes the reference, or what serves instead of the implementation that
-was chosen, an error; ``CLNP_GPU`` prefers an implementation on CUDA, see ``chooser``.
+Environment: `CLNP_REFERENCE=1` leaves compiled libraries unloaded, and the reference serves
+without a warning. `CLNP_STRICT=1` makes it an error if the reference, or another implementation
+than the chosen one, has to serve. `CLNP_GPU` prefers an implementation on CUDA, see `chooser`.
 """
 
 import multiprocessing
@@ -30,7 +30,7 @@ NAMESPACE = "clnp_kernels"
 FOLDER = Path(__file__).parent
 # device type -> (dispatch key, owner, pattern of the library's file in FOLDER)
 LIBRARIES = {"cpu": ("CPU", "C++ (csrc/cpu)", "_cpu*.so"), "cuda": ("CUDA", "CUDA", "_cuda*.so")}
-# what `owner` calls the implementations on CUDA
+# names of the implementations on CUDA, as `owner` returns them
 CUDA_NAMES = {
     "torch": "PyTorch on slices",
     "triton": "Triton (triton_kernels)",
@@ -55,21 +55,21 @@ class _Ways(NamedTuple):
 
 
 def reference_forced() -> bool:
-    """Whether ``CLNP_REFERENCE`` asks for the reference."""
+    """Return whether `CLNP_REFERENCE` is set."""
     return os.environ.get("CLNP_REFERENCE", "0") not in ("", "0")
 
 
 def strict() -> bool:
-    """Whether ``CLNP_STRICT`` makes a missing implementation an error."""
+    """Return whether `CLNP_STRICT` is set."""
     return os.environ.get("CLNP_STRICT", "0") not in ("", "0")
 
 
 def define(name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Register an operator ``clnp_kernels::name`` with its reference and its shapes.
+    """Register an operator `clnp_kernels::name` with its reference and its shapes.
 
     Arguments:
         name: the operator's name.
-        schema: arguments and returns, as in ``"(Tensor x) -> Tensor"``.
+        schema: arguments and returns, as in `"(Tensor x) -> Tensor"`.
         reference: the definition in plain PyTorch, serves any device without a faster owner.
         fake: returns empty tensors of the right shapes and dtypes, for compilers.
     """
@@ -86,7 +86,7 @@ def define(name: str, schema: str, reference: Callable[..., Any], fake: Callable
 
 
 def differentiate(name: str, backward: Callable[..., Any], setup: Callable[..., Any]) -> None:
-    """Register the gradient of an operator; see ``torch.library.register_autograd``."""
+    """Register the gradient of an operator; see `torch.library.register_autograd`."""
     qualname = f"{NAMESPACE}::{name}"
     torch.library.register_autograd(qualname, backward, setup_context=setup, lib=_library)
     op = getattr(_ops, name).default
@@ -108,11 +108,11 @@ def differentiate(name: str, backward: Callable[..., Any], setup: Callable[..., 
 
 
 def call(name: str, *args: Any) -> Any:
-    """Call an operator the cheapest way that does what is asked for.
+    """Call an operator in the cheapest way that gives the gradients the caller needs.
 
     The gradient that torch.library registers serves compilers; it can't be used within
-    ``torch.func`` transforms and costs more than an autograd.Function with the same formulas. One
-    with ``setup_context`` serves ``torch.func``, one without it is the cheapest.
+    `torch.func` transforms and costs more than an autograd.Function with the same formulas. One
+    with `setup_context` serves `torch.func`, one without it is the cheapest.
     """
     if torch.compiler.is_compiling():
         return getattr(_ops, name)(*args)
@@ -125,14 +125,14 @@ def call(name: str, *args: Any) -> Any:
 
 
 def vmap_by_loop(name: str) -> None:
-    """Let ``torch.func.vmap`` call the operator once per element and stack the results."""
+    """Let `torch.func.vmap` call the operator once per element and stack the results."""
     op = getattr(_ops, name)
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         results = []
         for i in range(info.batch_size):
             pairs = zip(args, in_dims, strict=True)
-            # of a list of numbers d is a list of None
+            # The entry of a list of numbers is a list of None.
             results.append(op(*(a.select(d, i) if isinstance(d, int) else a for a, d in pairs)))
         if isinstance(results[0], Tensor):
             return torch.stack(results), 0
@@ -142,7 +142,7 @@ def vmap_by_loop(name: str) -> None:
 
 
 def load_libraries() -> None:
-    """Load the compiled libraries that are there and remember why the others are not."""
+    """Load the compiled libraries, and record the reason for each one that can't be loaded."""
     for device, (_, _, pattern) in LIBRARIES.items():
         _reasons[device] = _load(pattern)
     if not reference_forced():
@@ -156,7 +156,7 @@ def library_state(device: str) -> str:
 
 
 def _load(pattern: str) -> str:
-    """Load one library; the reason why not, or an empty string."""
+    """Load one library; return the reason why that failed, or ''."""
     if reference_forced():
         return "CLNP_REFERENCE is set"
     files = sorted(FOLDER.glob(pattern))
@@ -170,7 +170,7 @@ def _load(pattern: str) -> str:
 
 
 def in_source_tree() -> bool:
-    """Whether this package is imported from a source tree instead of an installation."""
+    """Return whether this package is imported from a source tree, not from an installation."""
     return (FOLDER.parent / "csrc").is_dir() and (FOLDER.parent / "setup.py").is_file()
 
 
@@ -188,7 +188,7 @@ def build_advice() -> str:
 
 
 def _installed_library() -> bool:
-    """Whether an installed clnp outside of this source tree has a compiled CPU library."""
+    """Return whether an installed clnp outside of this source tree has a compiled CPU library."""
     pattern = LIBRARIES["cpu"][2]
     for distribution in metadata.distributions(name="clnp"):
         folder = Path(str(distribution.locate_file("clnp_kernels")))
@@ -198,8 +198,8 @@ def _installed_library() -> bool:
 
 
 def _cuda_server(name: str) -> Callable[..., Any]:
-    """What serves an operator on CUDA: the implementation that is chosen for the call; what that
-    one can't take goes to PyTorch's operators.
+    """Return a function that serves an operator on CUDA by the implementation chosen for the call,
+    or by PyTorch's operators where that one can't take the arguments.
     """
 
     def serve(*args: Any) -> Any:
@@ -215,7 +215,7 @@ def _cuda_server(name: str) -> Callable[..., Any]:
 
 
 def _unavailable(implementation: str) -> str:
-    """Why an implementation for CUDA is missing here, or an empty string."""
+    """Return the reason why an implementation for CUDA is missing, or ''."""
     if implementation == "triton" and find_spec("triton") is None:
         return "triton is not installed"
     if implementation == "cuda" and _reasons.get("cuda"):
@@ -224,7 +224,7 @@ def _unavailable(implementation: str) -> str:
 
 
 def _unsupported(implementation: str, args: tuple[Any, ...]) -> str:
-    """Why an implementation can't take these arguments, or an empty string."""
+    """Return the reason why an implementation can't take these arguments, or ''."""
     if implementation == "torch":
         return ""
     folder = "triton_kernels" if implementation == "triton" else "cuda_kernels"
@@ -233,7 +233,7 @@ def _unsupported(implementation: str, args: tuple[Any, ...]) -> str:
 
 
 def owner(name: str, device: str) -> tuple[str, str]:
-    """Who serves an operator on a device type, and why it is nothing faster (or '')."""
+    """Return the implementation of an operator on a device type, and the reason for a slow one."""
     key, implementation, _ = LIBRARIES[device]
     if device == "cuda" and not reference_forced():
         chosen, reason = chooser.choose(name)
@@ -254,7 +254,7 @@ def _device_type(arguments: list[Any]) -> str:
 
 
 def _note_fallback(name: str, device: str, reason: str = "") -> None:
-    """Say once per device that something slower serves than was chosen, or raise in strict mode."""
+    """Warn once per device of a slower implementation than the chosen one; raise in strict mode."""
     if reference_forced() or device not in LIBRARIES:
         return
     reason = reason or owner(name, device)[1]
@@ -264,7 +264,7 @@ def _note_fallback(name: str, device: str, reason: str = "") -> None:
             f"{NAMESPACE}::{name} has only its reference on {device}: {reason}; {way_out}, or "
             "unset CLNP_STRICT to accept the slower reference"
         )
-    # A worker's parent has said so already.
+    # The parent of a worker has warned already.
     if device not in _warned and multiprocessing.parent_process() is None:
         _warned.add(device)
         warnings.warn(

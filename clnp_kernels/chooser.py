@@ -1,11 +1,11 @@
-"""Which implementation serves an operator on CUDA: a small table by operator and size.
+"""Choice of the implementation of an operator on CUDA: a small table by operator and size.
 
-``"torch"``: PyTorch's own operators (cuBLAS, cuDNN and ATen kernels) on contiguous slices.
-``"triton"``: ``clnp_kernels/triton_kernels``. ``"cuda"``: the CUDA C++ of ``csrc/cuda``. A row is
-changed only with its evidence, a measurement of ``python -m benchmarks.gpu_suite ops``.
+`"torch"`: PyTorch's own operators (cuBLAS, cuDNN and ATen kernels) on contiguous slices.
+`"triton"`: `clnp_kernels/triton_kernels`. `"cuda"`: the CUDA C++ of `csrc/cuda`. A row is
+changed only with its evidence, a measurement of `python -m benchmarks.gpu_suite ops`.
 
-Environment: ``CLNP_GPU=torch``, ``triton`` or ``cuda`` prefers that one wherever it has the
-operator, ``CLNP_GPU=ours`` whichever of ours has it. :func:`prefer` does the same within a block.
+Environment: `CLNP_GPU=torch`, `triton` or `cuda` prefers that one wherever it has the
+operator, `CLNP_GPU=ours` whichever of ours has it. `prefer` does the same within a block.
 """
 
 import os
@@ -21,7 +21,7 @@ PREFERENCES = ("torch", "triton", "cuda", "ours")
 
 
 class Row(NamedTuple):
-    """From ``least`` on (in the unit of :func:`size`) this implementation serves."""
+    """An implementation that serves calls of a size from `least` on, see `size`."""
 
     least: int
     implementation: str
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 _UNKNOWN = "not measured on a GPU yet, so vendor products and PyTorch's operators on slices"
 _BYTES = "not measured on a GPU yet, so PyTorch's operators"
-# operator -> rows by ascending size; the last one whose `least` is not above the size holds
+# operator -> rows by ascending size; the last one with `least` at most the size is chosen
 TABLE: dict[str, tuple[Row, ...]] = {
     "masked_linear_fwd": (Row(0, "torch", _UNKNOWN),),
     "masked_linear_relu_grad": (Row(0, "torch", _BYTES),),
@@ -43,7 +43,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "partial_batch_norm_fwd": (Row(0, "torch", _BYTES),),
     "partial_batch_norm_bwd": (Row(0, "torch", _BYTES),),
     "channel_activity": (Row(0, "torch", _BYTES),),
-    "dropout": (Row(0, "torch", "modules take PyTorch's own dropout there"),),
+    "dropout": (Row(0, "torch", "modules take PyTorch's own dropout on a GPU"),),
     "adam_l1": (Row(0, "torch", _BYTES),),
     "sgd_l1": (Row(0, "torch", _BYTES),),
 }
@@ -81,26 +81,25 @@ _PRODUCTS: dict[str, Callable[..., int]] = {
 
 
 def size(name: str, args: tuple[Any, ...]) -> int:
-    """How large a call is: multiply-adds of a linear product, else elements of the first argument.
-
-    The first argument of an optimizer is all its tensors.
+    """Return the size of a call: multiply-adds of a linear product, else the elements of its first
+    argument, which for an optimizer is the list of parameters.
     """
     count = _PRODUCTS.get(name)
     return count(*args) if count else _numel(args[0])
 
 
 def preference() -> str:
-    """What is preferred over the table: a key of ``PREFERENCES``, or an empty string.
+    """Return the implementation preferred over the table, one of `PREFERENCES`, or ''.
 
     Raises:
-        ValueError: ``CLNP_GPU`` is something else.
+        ValueError: `CLNP_GPU` is something else.
     """
     if _preferred:
         return _preferred[-1]
-    asked = os.environ.get("CLNP_GPU", "")
-    if asked and asked not in PREFERENCES:
-        raise ValueError(message("CLNP_GPU", repr(asked), f"one of {', '.join(PREFERENCES)}"))
-    return asked
+    preferred = os.environ.get("CLNP_GPU", "")
+    if preferred and preferred not in PREFERENCES:
+        raise ValueError(message("CLNP_GPU", repr(preferred), f"one of {', '.join(PREFERENCES)}"))
+    return preferred
 
 
 @contextmanager
@@ -130,11 +129,11 @@ def choose(name: str, args: tuple[Any, ...] | None = None) -> tuple[str, str]:
         name: the operator.
         args: its arguments; None: those of a call of no particular size (the first row).
     """
-    offers, asked = OFFERS[name], preference()
-    if asked == "ours":
-        asked = "cuda" if "cuda" in offers else "triton"
-    if asked in offers:
-        return asked, "preferred (CLNP_GPU)"
+    offers, preferred = OFFERS[name], preference()
+    if preferred == "ours":
+        preferred = "cuda" if "cuda" in offers else "triton"
+    if preferred in offers:
+        return preferred, "preferred (CLNP_GPU)"
     rows = TABLE[name]
     count = size(name, args) if args is not None and len(rows) > 1 else 0
     row = [row for row in rows if row.least <= count][-1]

@@ -1,4 +1,4 @@
-"""The operators of the CUDA C++ library (``csrc/cuda``), called as the others are."""
+"""The operators of the CUDA C++ library (`csrc/cuda`), with the arguments of the others."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from .reference.channel_activity import accumulator
 
 
 def available() -> bool:
-    """Whether the library is loaded."""
+    """Return whether the library is loaded."""
     return hasattr(torch.ops.clnp_kernels_cuda, "adam_l1")
 
 
 def unsupported(x: Tensor) -> str:
-    """Why the library can't take a tensor like ``x``, or an empty string."""
+    """Return the reason why the library can't take a tensor like `x`, or ''."""
     if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
         return f"{torch.cuda.get_device_name(x.device)} is older than sm_80"
     return ""
@@ -31,16 +31,16 @@ def adam_l1(
 ) -> None:
     """One launch for all tensors (and one block that advances the steps).
 
-    Steps that lie on the host are taken to the device and back, which waits for the device.
+    Steps on the CPU are copied to the device and back, which waits for the device.
     """
     op, device = torch.ops.clnp_kernels_cuda.adam_l1, params[0].device
     if all(step.device == device for step in steps):
         op(params, grads, exp_avgs, exp_avg_sqs, steps, *rest)
         return
-    there = list(torch.stack([step.to(device) for step in steps]).unbind())
-    op(params, grads, exp_avgs, exp_avg_sqs, there, *rest)
-    for step, moved in zip(steps, there, strict=True):
-        step.copy_(moved)
+    copies = list(torch.stack([step.to(device) for step in steps]).unbind())
+    op(params, grads, exp_avgs, exp_avg_sqs, copies, *rest)
+    for step, copy in zip(steps, copies, strict=True):
+        step.copy_(copy)
 
 
 def sgd_l1(*args: Any) -> None:
@@ -49,7 +49,7 @@ def sgd_l1(*args: Any) -> None:
 
 
 def channel_activity(x: Tensor, dim: int) -> Tensor:
-    """Sum of ``|x|`` over every dimension but ``dim``: [..., C, ...] -> [C]."""
+    """Sum of `|x|` over every dimension but `dim`: [..., C, ...] -> [C]."""
     if x.numel() == 0:
         return x.new_zeros(x.shape[dim], dtype=accumulator(x.dtype))
     partial: Tensor = torch.ops.clnp_kernels_cuda.channel_activity(as_planes(x, dim))

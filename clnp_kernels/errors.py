@@ -2,7 +2,7 @@
 
 
 class MissingImplementationError(RuntimeError):
-    """Strict mode (``CLNP_STRICT=1``): an operator has no fast implementation for this device."""
+    """Strict mode (`CLNP_STRICT=1`): an operator has no fast implementation for this device."""
 
 
 class ReferenceWarning(RuntimeWarning):

@@ -1,4 +1,4 @@
-"""Which implementation serves which operator, and why: ``python -m clnp_kernels.info``."""
+"""Table of the implementations that serve the operators: `python -m clnp_kernels.info`."""
 
 import platform
 from importlib import metadata
@@ -9,10 +9,10 @@ from . import __version__
 
 
 def implementations() -> dict[tuple[str, str], tuple[str, str]]:
-    """The table ``{(operator, device type): (implementation, reason)}``.
+    """The table `{(operator, device type): (implementation, reason)}`.
 
-    The reason is empty unless the reference serves because something is missing. On CUDA it is why
-    the implementation is chosen for a small call (the choice may depend on the size).
+    The reason is empty unless the reference serves for lack of an implementation. On CUDA it is the
+    evidence for the choice for a small call (the choice may depend on the size).
     """
     from . import _register, ops  # noqa: F401  (importing ops registers the operators)
 
@@ -21,7 +21,7 @@ def implementations() -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what matters here."""
+    """Return the versions that results and speed depend on."""
     from . import _register, ops  # noqa: F401  (importing ops loads the libraries)
 
     return {
@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
 
 
 def _triton() -> str:
-    """The version of triton, which is not imported for that."""
+    """Return the version of triton without importing it."""
     try:
         return metadata.version("triton")
     except metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
 """Linear layers of several networks that share their frozen channels, as one product.
 
 The networks differ in their free weights alone (grid points of one task): inputs that come from
-frozen channels are the same for all and lie in memory once.
+frozen channels are the same for all and are stored once.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from .errors import message
 def stacked_linear(shared: Tensor, own: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """y[p] = [shared, own[p]] @ weight[p]^T + bias[p] for P networks at once.
 
-    No gradient flows into ``shared``. Under autocast the products are in its dtype.
+    No gradient flows into `shared`. Under autocast the products are in its dtype.
 
     Arguments:
         shared: [B, S], inputs that all networks have in common.

@@ -1,7 +1,7 @@
 """Private names of PyTorch that this project uses, all in this file.
 
 They are not documented and may change with any release. Tried with torch 2.11, 2.13, 2.14.1 and
-2.15; for a new release run ``tests/clnp_kernels/test_torch_private.py`` first.
+2.15; for a new release run `tests/clnp_kernels/test_torch_private.py` first.
 """
 
 from contextlib import AbstractContextManager
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Dictionaries of hooks that an ``nn.Module`` and a tensor carry.
+# Dictionaries of hooks that an `nn.Module` and a tensor carry.
 MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
@@ -22,7 +22,7 @@ def below_autograd() -> AbstractContextManager[None]:
 
 
 def within_transform() -> bool:
-    """Return whether a transform of ``torch.func`` (grad, vmap, ...) is running."""
+    """Return whether a transform of `torch.func` (grad, vmap, ...) is running."""
     return torch._C._are_functorch_transforms_active()
 
 
@@ -32,11 +32,11 @@ def any_requires_grad(*args: Any) -> bool:
 
 
 def has_kernel(operator: str, key: str) -> bool:
-    """Return whether ``"namespace::operator"`` has a kernel of its own for a dispatch key."""
+    """Return whether `"namespace::operator"` has a kernel of its own for a dispatch key."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
 
 
-# Operations on lists of tensors in few launches, as ``torch.optim`` uses them; a trailing
+# Operations on lists of tensors in few launches, as `torch.optim` uses them; a trailing
 # underscore stands for "in place".
 foreach_add, foreach_add_ = torch._foreach_add, torch._foreach_add_
 foreach_addcmul_ = torch._foreach_addcmul_
@@ -57,7 +57,7 @@ def fused_adam_(
     steps: list[Tensor],
     **options: Any,
 ) -> None:
-    """Make one step of ``torch.optim.Adam(fused=True)`` without AMSGrad and gradient scale.
+    """Make one step of `torch.optim.Adam(fused=True)` without AMSGrad and gradient scale.
 
     Arguments:
         params, grads, exp_avgs, exp_avg_sqs, steps: of one dtype and device; the steps are those

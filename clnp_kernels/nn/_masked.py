@@ -1,4 +1,4 @@
-"""What the layers with a frozen block share, whatever their kernel."""
+"""Base of the layers with a frozen block: tensors, boundaries and state."""
 
 import math
 from collections.abc import Mapping
@@ -54,8 +54,8 @@ class Masked(nn.Module):
 
     @torch.no_grad()
     def _copy(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Take over the weights [O, I, ...] of a dense layer, and which of them are trained;
-        interference is dropped.
+        """Copy the weights [O, I, ...] of a dense layer, with their `requires_grad` and without
+        interference.
         """
         rows, columns = self.active_weight.shape[:2]
         layout = memory_format(weight)
@@ -97,13 +97,13 @@ class Masked(nn.Module):
         return self.active_weight.shape[0] + self.free_weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x -> y, all outputs, or the free ones only with ``skip_active``."""
+        """x -> y, all outputs, or the free ones only with `skip_active`."""
         y = self._call(x, activity=False)
         assert isinstance(y, Tensor)
         return y
 
     def forward_with_activity(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``forward``, and per output the sum of ``|y|`` over everything else: [O], float32 or
+        """`forward`, and per output the sum of `|y|` over everything else: [O], float32 or
         float64.
         """
         result = self._call(x, activity=True)
@@ -117,7 +117,7 @@ class Masked(nn.Module):
     def reset_free_parameters(
         self, generator: torch.Generator | None = None, scale: float = 1.0
     ) -> None:
-        """Initialise the free parameters in place as the dense ``torch.nn`` layer would with all
+        """Initialise the free parameters in place as the dense `torch.nn` layer would with all
         inputs.
 
         Arguments:
@@ -140,13 +140,13 @@ class Masked(nn.Module):
 
         Old active outputs get zero weights from the new inputs. Kept outputs keep their weights
         from the active and the kept inputs and lose the others. The parameters are replaced by
-        smaller ones filled with zeros: call :meth:`reset_free_parameters` next, and build a new
+        smaller ones filled with zeros: call `reset_free_parameters` next, and build a new
         optimizer. From now on the inputs are expected in the new order: active, kept, rest.
 
         Arguments:
             keep_out: int64 [n], different numbers of free outputs, 0 to Of - 1.
             keep_in: int64 [m], different numbers of free inputs, 0 to If - 1; of a depthwise layer
-                the same as ``keep_out``.
+                the same as `keep_out`.
 
         Raises:
             TypeError, ValueError: an argument is not that; nothing is changed.
@@ -172,7 +172,7 @@ class Masked(nn.Module):
         The parameters are replaced: build a new optimizer. What is active stays as it is.
 
         Arguments:
-            keep_out, keep_in: as in :meth:`freeze`.
+            keep_out, keep_in: as in `freeze`.
 
         Raises:
             TypeError, ValueError: an argument is not that; nothing is changed.
@@ -184,8 +184,8 @@ class Masked(nn.Module):
         self.free_weight = replacement(self.free_weight, weight)
 
     def _kept(self, keep_out: Tensor, keep_in: Tensor) -> tuple[Tensor, Tensor]:
-        """``keep_out`` on the layer's device, and the free weights of these outputs from the active
-        inputs and ``keep_in``.
+        """`keep_out` on the layer's device, and the free weights of these outputs from the active
+        inputs and `keep_in`.
         """
         device, active = self.free_weight.device, self.active_in
         keep_out = check_index("keep_out", keep_out, self.free_weight.shape[0]).to(device)
@@ -230,7 +230,7 @@ class Masked(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _nonsense(self, shapes: Mapping[str, list[int]]) -> str:
-        """What is wrong with the shapes of a state, or ''."""
+        """Describe the first wrong shape of a state, or return ''."""
         kernel = list(self.free_weight.shape[2:])
         problem = wrong_dimensions(shapes, self.free_weight.ndim)
         if problem:
@@ -252,7 +252,7 @@ class Masked(nn.Module):
 
 
 def check_boundary(name: str, value: int, size_name: str, size: int) -> None:
-    """Raise TypeError or ValueError unless ``value`` is a boundary within ``size`` channels."""
+    """Raise TypeError or ValueError unless `value` is a boundary within `size` channels."""
     for what, number in ((size_name, size), (name, value)):
         if not hasattr(number, "__index__"):
             raise TypeError(message(what, repr(number), "a whole number"))
@@ -270,7 +270,7 @@ def check_added(**numbers: int) -> None:
 
 
 def check_index(name: str, index: Tensor, size: int) -> Tensor:
-    """``index`` if it holds different numbers from 0 to ``size - 1``; else raise."""
+    """`index` if it holds different numbers from 0 to `size - 1`; else raise."""
     if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 1:
         is_tensor = isinstance(index, Tensor)
         got = f"{index.dtype} {list(index.shape)}" if is_tensor else type(index).__name__

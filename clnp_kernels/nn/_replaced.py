@@ -7,7 +7,7 @@ class ReplacedParameter(nn.Parameter):
     """A parameter that its layer does not hold any more, because a boundary moved.
 
     It never gets a gradient again, so an optimizer that was built before would train nothing and
-    not say so. Optimizers, gradient scalers and gradient clipping look at ``grad`` before all else:
+    not say so. Optimizers, gradient scalers and gradient clipping look at `grad` before all else:
     that raises.
     """
 
@@ -21,7 +21,7 @@ class ReplacedParameter(nn.Parameter):
 
 
 def retire(old: nn.Parameter) -> None:
-    """Mark a parameter as replaced, in place, as ``torch.nn.UninitializedParameter`` changes into a
+    """Mark a parameter as replaced, in place, as `torch.nn.UninitializedParameter` changes into a
     parameter.
     """
     if type(old) is nn.Parameter:
@@ -30,7 +30,7 @@ def retire(old: nn.Parameter) -> None:
 
 
 def replacement(old: Tensor, value: Tensor) -> nn.Parameter:
-    """A parameter with ``value`` in the place of ``old``, which is retired."""
+    """A parameter with `value` in the place of `old`, which is retired."""
     new = nn.Parameter(value, requires_grad=old.requires_grad)
     if isinstance(old, nn.Parameter):
         retire(old)

@@ -1,4 +1,4 @@
-"""Loading a state whose boundaries are others: tensors change shapes, not their identity."""
+"""Loading a state with other boundaries: tensors change their shapes and stay the same objects."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,13 +17,13 @@ def take_shapes(
     prefix: str,
     nonsense: Callable[[Mapping[str, list[int]]], str],
 ) -> str:
-    """Give the tensors ``names`` of ``module`` the shapes that a state has.
+    """Give the tensors `names` of `module` the shapes that a state has.
 
-    Nothing is changed if the state lacks one of them (``load_state_dict`` says so) or if
-    ``nonsense`` finds the shapes wrong.
+    Nothing is changed if the state lacks one of them (`load_state_dict` reports that) or if
+    `nonsense` finds the shapes wrong.
 
     Returns:
-        What is wrong, or ''.
+        the text of the error, or ''.
     """
     names = [name for name in names if getattr(module, name) is not None]
     entries = {name: state_dict.get(prefix + name) for name in names}
@@ -41,18 +41,18 @@ def take_shapes(
 
 
 def _reshape(own: Tensor, shape: torch.Size) -> None:
-    """Give a parameter or buffer another shape; it stays the tensor that an optimizer holds."""
+    """Give a parameter or buffer another shape; an optimizer still holds the same tensor."""
     dtype, layout = own.dtype, memory_format(own)
     own.grad = None
-    # A graph that is still alive (of the last loss) keeps what autograd knows of the old shape;
-    # only with another dtype does it look anew.
+    # A graph that is still alive (of the last loss) keeps autograd's record of the old shape; only
+    # another dtype makes autograd record the shape anew.
     other = torch.float32 if dtype == torch.float64 else torch.float64
     own.data = torch.empty(0, dtype=other, device=own.device)
     own.data = torch.empty(shape, dtype=dtype, device=own.device, memory_format=layout)
 
 
 def wrong_dimensions(shapes: Mapping[str, list[int]], weight_ndim: int) -> str:
-    """What is wrong with the numbers of dimensions of weights and vectors, or ''."""
+    """Describe the first wrong number of dimensions of weights and vectors, or return ''."""
     for name, shape in shapes.items():
         ndim = weight_ndim if name.endswith("weight") else 1
         if len(shape) != ndim:

@@ -6,11 +6,11 @@ from .. import ops
 
 
 class Dropout(nn.Dropout):
-    """``torch.nn.Dropout`` by ``ops.dropout`` where that is faster: on the CPU, for contiguous
-    inputs. Elsewhere it is ``torch.nn.Dropout``.
+    """`torch.nn.Dropout` by `ops.dropout` where that is faster: on the CPU, for contiguous
+    inputs. Elsewhere it is `torch.nn.Dropout`.
 
     Arguments:
-        p, inplace: as of ``torch.nn.Dropout``; what ``ops.dropout`` does is never in place.
+        p, inplace: as of `torch.nn.Dropout`; what `ops.dropout` does is never in place.
     """
 
     def forward(self, x: Tensor) -> Tensor:

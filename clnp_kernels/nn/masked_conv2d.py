@@ -1,4 +1,4 @@
-"""``MaskedConv2d``: ``torch.nn.Conv2d`` with a frozen block."""
+"""`MaskedConv2d`: `torch.nn.Conv2d` with a frozen block."""
 
 from typing import Any
 
@@ -18,15 +18,15 @@ class MaskedConv2d(Masked):
 
     The boundaries are the shapes of its tensors; only the free ones are parameters:
 
-    - ``active_weight`` [Oa, Ia, K, K'] and ``active_bias`` [Oa]: buffers, frozen
-    - ``free_weight`` [Of, I, K, K'] and ``free_bias`` [Of]: parameters
+    - `active_weight` [Oa, Ia, K, K'] and `active_bias` [Oa]: buffers, frozen
+    - `free_weight` [Of, I, K, K'] and `free_bias` [Of]: parameters
 
-    Depthwise (``groups`` = inputs = outputs > 1) each channel has its own filter: weights
+    Depthwise (`groups` = inputs = outputs > 1) each channel has its own filter: weights
     [Ca, 1, K, K'] and [Cf, 1, K, K'], and the boundaries of inputs and outputs are one.
 
-    With ``active_in = active_out = 0`` it computes exactly what ``torch.nn.Conv2d`` does, and is
+    With `active_in = active_out = 0` it computes exactly what `torch.nn.Conv2d` does, and is
     initialised alike. CLNP, Golkar et al. 2019, Sec. 2.1; gradients as in
-    :func:`clnp_kernels.ops.masked_conv2d`.
+    `clnp_kernels.ops.masked_conv2d`.
 
     Arguments:
         in_channels, out_channels: I and O, at least 0.
@@ -39,12 +39,12 @@ class MaskedConv2d(Masked):
         device, dtype: of all tensors.
 
     Attributes:
-        skip_active: if set, ``forward`` computes and returns the free outputs only; a depthwise
-            layer then takes the last Cf channels of ``x``, which may be all there are.
+        skip_active: if set, `forward` computes and returns the free outputs only; a depthwise
+            layer then takes the last Cf channels of `x`, which may be all there are.
 
     Raises:
         TypeError: a size is not a whole number.
-        ValueError: a size or boundary is out of range, the activation is unknown, or ``groups`` is
+        ValueError: a size or boundary is out of range, the activation is unknown, or `groups` is
             neither 1 nor the number of channels.
     """
 
@@ -108,7 +108,7 @@ class MaskedConv2d(Masked):
         active_out: int = 0,
         activation: str = "none",
     ) -> "MaskedConv2d":
-        """A masked layer with copies of the weights of ``conv``, without interference.
+        """A masked layer with copies of the weights of `conv`, without interference.
 
         Raises:
             ValueError: as the constructor; or padding that is not of zeros or not symmetric.
@@ -132,7 +132,7 @@ class MaskedConv2d(Masked):
         return layer.train(conv.training)
 
     def to_dense(self) -> nn.Conv2d:
-        """A ``torch.nn.Conv2d`` without the activation: all weights copied, interference zero."""
+        """A `torch.nn.Conv2d` without the activation: all weights copied, interference zero."""
         weight, bias = self._dense()
         conv = nn.Conv2d(
             self.in_channels,
@@ -196,7 +196,7 @@ class MaskedConv2d(Masked):
 
 
 def _padding(conv: nn.Conv2d) -> tuple[int, int]:
-    """The padding of ``conv`` in pixels on each side."""
+    """The padding of `conv` in pixels on each side."""
     if conv.padding_mode != "zeros":
         way_out = "leave this layer as it is"
         raise ValueError(message("conv.padding_mode", repr(conv.padding_mode), "'zeros'", way_out))

@@ -1,4 +1,4 @@
-"""``MaskedLinear``: ``torch.nn.Linear`` with a frozen block."""
+"""`MaskedLinear`: `torch.nn.Linear` with a frozen block."""
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,12 @@ class MaskedLinear(Masked):
 
     The boundaries are the shapes of its tensors; only the free ones are parameters:
 
-    - ``active_weight`` [Oa, Ia] and ``active_bias`` [Oa]: buffers, frozen
-    - ``free_weight`` [Of, I] and ``free_bias`` [Of]: parameters
+    - `active_weight` [Oa, Ia] and `active_bias` [Oa]: buffers, frozen
+    - `free_weight` [Of, I] and `free_bias` [Of]: parameters
 
-    With ``active_in = active_out = 0`` it computes exactly what ``torch.nn.Linear`` does, and is
+    With `active_in = active_out = 0` it computes exactly what `torch.nn.Linear` does, and is
     initialised alike. CLNP, Golkar et al. 2019, Sec. 2.1; gradients as in
-    :func:`clnp_kernels.ops.masked_linear`.
+    `clnp_kernels.ops.masked_linear`.
 
     Arguments:
         in_features, out_features: I and O, at least 0.
@@ -28,7 +28,7 @@ class MaskedLinear(Masked):
         device, dtype: of all tensors.
 
     Attributes:
-        skip_active: if set, ``forward`` computes and returns the free outputs only, [..., Of].
+        skip_active: if set, `forward` computes and returns the free outputs only, [..., Of].
 
     Raises:
         TypeError: a size is not a whole number.
@@ -73,7 +73,7 @@ class MaskedLinear(Masked):
         active_out: int = 0,
         activation: str = "none",
     ) -> "MaskedLinear":
-        """A masked layer with copies of the weights of ``linear``, without interference.
+        """A masked layer with copies of the weights of `linear`, without interference.
 
         Raises:
             ValueError: as the constructor.
@@ -91,7 +91,7 @@ class MaskedLinear(Masked):
         return layer.train(linear.training)
 
     def to_dense(self) -> nn.Linear:
-        """A ``torch.nn.Linear`` without the activation: all weights copied, interference zero."""
+        """A `torch.nn.Linear` without the activation: all weights copied, interference zero."""
         weight, bias = self._dense()
         linear = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
         linear.weight = nn.Parameter(weight)

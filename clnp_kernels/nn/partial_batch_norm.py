@@ -1,4 +1,4 @@
-"""``PartialBatchNorm2d``: ``torch.nn.BatchNorm2d`` whose first channels are frozen."""
+"""`PartialBatchNorm2d`: `torch.nn.BatchNorm2d` whose first channels are frozen."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -25,13 +25,13 @@ class PartialBatchNorm2d(nn.Module):
 
     The boundary is the shape of its tensors; only two are parameters:
 
-    - ``active_mean``, ``active_var``, ``active_weight``, ``active_bias`` [Ca]: buffers, frozen; the
+    - `active_mean`, `active_var`, `active_weight`, `active_bias` [Ca]: buffers, frozen; the
       active channels are in evaluation mode always
-    - ``free_mean``, ``free_var`` [Cf]: buffers, running statistics
-    - ``free_weight``, ``free_bias`` [Cf]: parameters
+    - `free_mean`, `free_var` [Cf]: buffers, running statistics
+    - `free_weight`, `free_bias` [Cf]: parameters
 
-    With ``active = 0`` it computes what ``torch.nn.BatchNorm2d`` does, to rounding. CLNP, Golkar et
-    al. 2019, Sec. 2; see :func:`clnp_kernels.ops.partial_batch_norm`.
+    With `active = 0` it computes what `torch.nn.BatchNorm2d` does, to rounding. CLNP, Golkar et
+    al. 2019, Sec. 2; see `clnp_kernels.ops.partial_batch_norm`.
 
     Arguments:
         num_features: C, at least 0.
@@ -44,10 +44,10 @@ class PartialBatchNorm2d(nn.Module):
         device, dtype: of all tensors.
 
     Attributes:
-        skip_active: if set, ``forward`` computes and returns the free channels only: the last Cf of
-            ``x``, which may be all there are.
-        process_group: None, or a group of ``torch.distributed``: in training the free channels take
-            the statistics of the batches of all its processes, as ``torch.nn.SyncBatchNorm`` does.
+        skip_active: if set, `forward` computes and returns the free channels only: the last Cf of
+            `x`, which may be all there are.
+        process_group: None, or a group of `torch.distributed`: in training the free channels take
+            the statistics of the batches of all its processes, as `torch.nn.SyncBatchNorm` does.
 
     Raises:
         TypeError: a size is not a whole number.
@@ -116,17 +116,17 @@ class PartialBatchNorm2d(nn.Module):
 
     @property
     def affine(self) -> bool:
-        """Whether there are weights and biases."""
+        """Return whether the layer has weights and biases."""
         return self.free_weight is not None
 
     @classmethod
     def from_dense(
         cls, norm: nn.BatchNorm1d | nn.BatchNorm2d, *, active: int = 0, activation: str = "none"
     ) -> "PartialBatchNorm2d":
-        """A layer with copies of the tensors of ``norm``.
+        """A layer with copies of the tensors of `norm`.
 
         Raises:
-            ValueError: as the constructor; or ``norm`` has no running statistics.
+            ValueError: as the constructor; or `norm` has no running statistics.
         """
         if norm.running_mean is None or norm.running_var is None:
             wanted = "running statistics, to be frozen"
@@ -153,7 +153,7 @@ class PartialBatchNorm2d(nn.Module):
         return layer.train(norm.training)
 
     def to_dense(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
-        """The ``torch.nn`` layer with copies of all tensors, without the activation."""
+        """The `torch.nn` layer with copies of all tensors, without the activation."""
         like = self.free_mean
         norm = self.dense(
             self.num_features,
@@ -174,13 +174,13 @@ class PartialBatchNorm2d(nn.Module):
         return norm.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W] -> y alike, or [B, Cf, H, W] with ``skip_active``."""
+        """x [B, C, H, W] -> y alike, or [B, Cf, H, W] with `skip_active`."""
         y = self._call(x, activity=False)
         assert isinstance(y, Tensor)
         return y
 
     def forward_with_activity(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``forward``, and the sum of ``|y|`` over batch and pixels: [C], float32 or float64."""
+        """`forward`, and the sum of `|y|` over batch and pixels: [C], float32 or float64."""
         result = self._call(x, activity=True)
         assert isinstance(result, tuple)
         return result
@@ -248,7 +248,7 @@ class PartialBatchNorm2d(nn.Module):
         """Make free channels active: they move behind the active ones, in the order given.
 
         Their statistics and parameters stay as they are. The other free channels are as new
-        (:meth:`reset_free_parameters`), and the parameters are replaced: build a new optimizer.
+        (`reset_free_parameters`), and the parameters are replaced: build a new optimizer.
         From now on the channels are expected in the new order: active, kept, rest.
 
         Arguments:
@@ -274,7 +274,7 @@ class PartialBatchNorm2d(nn.Module):
         The parameters are replaced: build a new optimizer. What is active stays as it is.
 
         Arguments:
-            keep: as in :meth:`freeze`.
+            keep: as in `freeze`.
 
         Raises:
             TypeError, ValueError: the argument is not that; nothing is changed.
@@ -322,7 +322,7 @@ class PartialBatchNorm2d(nn.Module):
 
 class PartialBatchNorm1d(PartialBatchNorm2d):
     """Batch normalisation of vectors [B, C] whose first Ca channels are frozen; arguments, tensors
-    and methods as of :class:`PartialBatchNorm2d`.
+    and methods as of `PartialBatchNorm2d`.
     """
 
     dense: ClassVar[Any] = nn.BatchNorm1d
@@ -338,7 +338,7 @@ class PartialBatchNorm1d(PartialBatchNorm2d):
 
 
 def _nonsense(shapes: Mapping[str, list[int]]) -> str:
-    """What is wrong with the shapes of a state, or ''."""
+    """Describe the first wrong shape of a state, or return ''."""
     problem = wrong_dimensions(shapes, 1)
     if problem:
         return problem

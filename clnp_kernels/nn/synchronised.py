@@ -1,4 +1,4 @@
-"""Statistics of a batch that is spread over the processes of ``torch.distributed``.
+"""Statistics of a batch that is spread over the processes of `torch.distributed`.
 
 Letters: B this process's batch, C channels, Ca active (frozen), Cf free, n values per channel.
 """
@@ -20,12 +20,12 @@ def shared_statistics(
     eps: float,
     group: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean and variance of the last ``free`` channels over the batches of all processes, with
+    """Mean and variance of the last `free` channels over the batches of all processes, with
     their gradient.
 
-    Normalising the returned ``x`` by the returned statistics as constants has the value and the
+    Normalising the returned `x` by the returned statistics as constants has the value and the
     gradient of batch normalisation over all processes (Ioffe & Szegedy 2015): the share of the
-    gradient that flows through mean and variance is added where it flows into ``x``.
+    gradient that flows through mean and variance is added where it flows into `x`.
 
     Arguments:
         x: B may differ between processes and be 0.

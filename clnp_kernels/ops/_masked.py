@@ -1,8 +1,8 @@
-"""Checks, autocast and gradients that ``masked_linear`` and ``masked_conv2d`` share.
+"""Checks, autocast and gradients that `masked_linear` and `masked_conv2d` share.
 
 Letters: B batch, I/O inputs/outputs, Ia/Oa active (frozen), If/Of free, I = Ia + If, O = Oa + Of.
-Tensors are [B, C] in the linear operators and [B, C, H, W] in the convolutions. ``z`` is the output
-before the activation. ``stem`` is "masked_linear" or "masked_conv2d".
+Tensors are [B, C] in the linear operators and [B, C, H, W] in the convolutions. `z` is the output
+before the activation. `stem` is "masked_linear" or "masked_conv2d".
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ def check_biases(
 
 
 def check_dtypes(x: Tensor, *others: Tensor | None) -> None:
-    """Raise unless the weights and biases have the dtype and the device of ``x``."""
+    """Raise unless the weights and biases have the dtype and the device of `x`."""
     for name, other in zip(NAMES, others, strict=True):
         if other is not None:
             check_alike(name, other, "x", x)
@@ -62,7 +62,7 @@ def with_full_input_grad(
     """Call a reference in plain PyTorch, of which autograd derives the gradient of all inputs.
 
     Arguments:
-        reference: ``masked_linear_fwd`` or ``masked_conv2d_fwd`` of ``reference``.
+        reference: `masked_linear_fwd` or `masked_conv2d_fwd` of `reference`.
         tensors: x, active weight, free weight, active bias, free bias; frozen ones get no gradient.
         options: the other arguments of the reference.
 
@@ -79,7 +79,7 @@ def with_full_input_grad(
 def relu_grad(
     stem: str, letters: str, grad_y: Tensor, y: Tensor, active: int, bias: bool
 ) -> tuple[Tensor, Tensor]:
-    """Check the arguments of the operator ``<stem>_relu_grad`` and call it."""
+    """Check the arguments of the operator `<stem>_relu_grad` and call it."""
     ndim = letters.count(",") + 1
     check_tensor("grad_y", grad_y, ndim)
     check_tensor("y", y, ndim)
@@ -90,7 +90,7 @@ def relu_grad(
 
 
 def empty(like: Tensor, channels: int, size: Sequence[int] | None = None) -> Tensor:
-    """An empty tensor [B, channels, *size] in the memory format of ``like``, whose size it has if
+    """An empty tensor [B, channels, *size] in the memory format of `like`, whose size it has if
     none is given.
     """
     shape = (like.shape[0], channels, *(like.shape[2:] if size is None else size))
@@ -102,8 +102,8 @@ def register(stem: str, reference: Any, fakes: Sequence[Any], backwards: Sequenc
     """Register the four operators of a stem.
 
     Arguments:
-        stem: their stem; ``<stem>_fwd``, ``_relu_grad``, ``_dgrad`` and ``_wgrad`` are in
-            ``reference``.
+        stem: their stem; `<stem>_fwd`, `_relu_grad`, `_dgrad` and `_wgrad` are in
+            `reference`.
         reference: the module with their definitions.
         fakes: empty outputs of fwd, dgrad and wgrad.
         backwards: (gradient, what it needs saved) of dgrad and wgrad.

@@ -1,4 +1,4 @@
-"""Shapes and gradients of the operators of ``masked_conv2d``."""
+"""Shapes and gradients of the operators of `masked_conv2d`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -50,7 +50,7 @@ def _setup_dgrad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_dgrad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient is linear in ``grad_z`` and in the weight."""
+    """The gradient is linear in `grad_z` and in the weight."""
     grad_z, free_weight = ctx.saved_tensors
     missing = 0 if ctx.geometry[3] else ctx.active
     free, weight = grad[:, ctx.active :], free_weight[:, missing:]

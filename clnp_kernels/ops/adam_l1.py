@@ -1,4 +1,4 @@
-"""``adam_l1``: one step of Adam with a coupled L1 subgradient for many tensors, in place."""
+"""`adam_l1`: one step of Adam with a coupled L1 subgradient for many tensors, in place."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from .. import _register
-from .._checks import check_list, check_lists, check_number, check_scalar, check_tensor
+from .._checks import check_number
 from ..errors import message
 from ..reference import adam_l1 as reference
+from ._optimizers import check_length, check_step
 
 SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
@@ -16,33 +17,6 @@ SCHEMA = (
     "float weight_decay, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()"
 )
 _register.define("adam_l1", SCHEMA, reference.adam_l1, lambda *args: None)
-
-
-def check_l1(l1: Sequence[float], count: int) -> None:
-    """Raise unless ``l1`` holds one finite number, at least 0, for each of ``count`` tensors."""
-    check_list("l1", l1)
-    if len(l1) != count:
-        raise ValueError(message("len(l1)", len(l1), f"{count}, as many as params"))
-    for i, alpha in enumerate(l1):
-        check_number(f"l1[{i}]", alpha)
-
-
-def as_rate(lr: float | Tensor) -> Tensor:
-    """The learning rate as a tensor without dimensions: a number becomes float64."""
-    if not isinstance(lr, Tensor):
-        check_number("lr", lr)
-        return torch.tensor(lr, dtype=torch.float64)
-    check_tensor("lr", lr)
-    if lr.numel() != 1:
-        raise ValueError(message("lr.shape", list(lr.shape), "one element"))
-    return lr.reshape(())
-
-
-def check_scalars(like: Tensor, **tensors: Tensor | float | None) -> None:
-    """Raise unless every tensor among these is one element that goes with ``like``."""
-    for name, value in tensors.items():
-        if value is not None and not (name == "lr" and not isinstance(value, Tensor)):
-            check_scalar(name, value, like)
 
 
 def adam_l1(
@@ -64,19 +38,19 @@ def adam_l1(
 ) -> None:
     """One step of Adam (Kingma & Ba 2015, Algorithm 1) with the L1 penalty of CLNP, in place.
 
-    For each tensor w the gradient that enters Adam is ``grad / grad_scale + weight_decay * w + l1 *
-    sign(w)`` with ``sign(0) = 0``, the subgradient of ``l1 * sum |w|`` (CLNP, Golkar et al. 2019,
-    Sec. 2.2). With ``l1 = 0`` this is ``torch.optim.Adam`` to rounding. Sums are in float32
+    For each tensor w the gradient that enters Adam is `grad / grad_scale + weight_decay * w + l1 *
+    sign(w)` with `sign(0) = 0`, the subgradient of `l1 * sum |w|` (CLNP, Golkar et al. 2019,
+    Sec. 2.2). With `l1 = 0` this is `torch.optim.Adam` to rounding. Sums are in float32
     (float64 for float64).
 
     Arguments:
         params, grads, exp_avgs, exp_avg_sqs: lists of tensors, alike in shape, dtype and device.
-        steps: tensors without dimensions, float32, counting the steps made; raised by 1 here. On
-            the CPU, or with the parameters: on a GPU steps on the CPU make it wait.
+        steps: tensors without dimensions, float32, counting the steps made; raised by 1 by this
+            call. On the device of the parameters or on the CPU, for which a GPU has to wait.
         lr: learning rate, a number or a tensor of one element.
         l1: one alpha for each tensor.
-        beta1, beta2, eps, weight_decay, maximize: as ``torch.optim.Adam``.
-        grad_scale: gradients are divided by it (one element), as ``torch.amp.GradScaler`` wants.
+        beta1, beta2, eps, weight_decay, maximize: as `torch.optim.Adam`.
+        grad_scale: gradients are divided by it (one element), as `torch.amp.GradScaler` wants.
         found_inf: if not zero (one element), nothing is changed.
 
     Raises:
@@ -84,18 +58,15 @@ def adam_l1(
         differ.
         ValueError: lengths, shapes or devices differ, or a number is out of its range.
     """
-    names = ("params", "grads", "exp_avgs", "exp_avg_sqs")
-    check_lists(names, (params, grads, exp_avgs, exp_avg_sqs))
-    check_steps(steps, len(params))
-    check_l1(l1, len(params))
+    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    scalars = {"lr": lr, "grad_scale": grad_scale, "found_inf": found_inf}
+    rate = check_step(lists, l1, weight_decay, scalars)
+    _check_steps(steps, len(params))
     check_number("beta1", beta1, below=1.0)
     check_number("beta2", beta2, below=1.0)
     check_number("eps", eps)
-    check_number("weight_decay", weight_decay)
-    rate = as_rate(lr)
     if not params:
         return
-    check_scalars(params[0], lr=lr, grad_scale=grad_scale, found_inf=found_inf)
     torch.ops.clnp_kernels.adam_l1(
         list(params),
         list(grads),
@@ -114,11 +85,9 @@ def adam_l1(
     )
 
 
-def check_steps(steps: Sequence[Tensor], count: int) -> None:
-    """Raise unless ``steps`` are ``count`` float32 tensors of one element."""
-    check_list("steps", steps)
-    if len(steps) != count:
-        raise ValueError(message("len(steps)", len(steps), f"{count}, as many as params"))
+def _check_steps(steps: Sequence[Tensor], count: int) -> None:
+    """Raise unless `steps` are `count` float32 tensors without dimensions."""
+    check_length("steps", steps, count)
     for i, step in enumerate(steps):
         if not isinstance(step, Tensor) or step.dtype != torch.float32 or step.ndim != 0:
             wanted = "a float32 tensor without dimensions"

@@ -1,4 +1,4 @@
-"""``channel_activity``: how strongly each channel of a tensor is active."""
+"""`channel_activity`: how strongly each channel of a tensor is active."""
 
 from typing import cast
 
@@ -28,7 +28,7 @@ _register.vmap_by_loop("channel_activity")
 
 
 def channel_activity(x: Tensor, dim: int = -1) -> Tensor:
-    """Sum of ``|x|`` over every dimension but ``dim`` (CLNP, Golkar et al. 2019, Sec. 2.2).
+    """Sum of `|x|` over every dimension but `dim` (CLNP, Golkar et al. 2019, Sec. 2.2).
 
     Divided by the number of summed elements and averaged over a data set this is the average
     activity by which a channel counts as active.
@@ -38,11 +38,11 @@ def channel_activity(x: Tensor, dim: int = -1) -> Tensor:
         dim: the dimension of the channels.
 
     Returns:
-        [C], float32 (float64 for a float64 ``x``). No gradient flows through it.
+        [C], float32 (float64 for a float64 `x`). No gradient flows through it.
 
     Raises:
-        TypeError: ``x`` is not a dense floating-point tensor.
-        ValueError: ``dim`` is not a dimension of ``x``.
+        TypeError: `x` is not a dense floating-point tensor.
+        ValueError: `dim` is not a dimension of `x`.
     """
     check_tensor("x", x)
     if not isinstance(dim, int):

@@ -1,4 +1,4 @@
-"""``dropout``: dropout that remembers one number instead of a mask."""
+"""`dropout`: dropout that remembers one number instead of a mask."""
 
 from typing import Any, cast
 
@@ -33,7 +33,7 @@ _register.vmap_by_loop("dropout")
 
 
 def dropout(x: Tensor, p: float = 0.5) -> Tensor:
-    """Zero each element with probability ``p`` and divide the others by ``1 - p`` (Srivastava et
+    """Zero each element with probability `p` and divide the others by `1 - p` (Srivastava et
     al. 2014).
 
     Which elements are dropped follows from one number that PyTorch's generator of the CPU gives,
@@ -45,11 +45,11 @@ def dropout(x: Tensor, p: float = 0.5) -> Tensor:
         p: 0 <= p < 1, in steps of 1 / 65536.
 
     Returns:
-        contiguous, like ``x`` otherwise; with the gradient of the elements that stay.
+        contiguous, like `x` otherwise; with the gradient of the elements that stay.
 
     Raises:
-        TypeError: ``x`` is not a dense floating-point tensor, or ``p`` no number.
-        ValueError: ``p`` is out of range.
+        TypeError: `x` is not a dense floating-point tensor, or `p` no number.
+        ValueError: `p` is out of range.
     """
     check_tensor("x", x)
     if isinstance(p, bool) or not isinstance(p, (int, float)):

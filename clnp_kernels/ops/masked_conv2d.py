@@ -1,7 +1,7 @@
-"""``masked_conv2d``: a convolution whose first outputs are frozen and see the first inputs only.
+"""`masked_conv2d`: a convolution whose first outputs are frozen and see the first inputs only.
 
 Letters: B batch, I/O inputs/outputs, Ia/Oa active (frozen), If/Of free, I = Ia + If, O = Oa + Of,
-C = Ca + Cf channels of a depthwise convolution, H/W height and width, K, K' kernel. ``z`` is the
+C = Ca + Cf channels of a depthwise convolution, H/W height and width, K, K' kernel. `z` is the
 output before the activation.
 """
 
@@ -52,18 +52,18 @@ def masked_conv2d(
     The weights from free inputs to active outputs (the interference of CLNP, Golkar et al. 2019,
     Sec. 2.1) do not exist, so nothing a free channel does can reach an active one.
 
-    The gradient with respect to ``x`` is *defined* as zero for the first Ia (Ca) inputs: these are
-    active channels, which depend on frozen weights only, so nothing trainable lies behind them.
-    ``full_input_grad=True`` computes the true gradient. Frozen weights and biases get no gradient.
+    The gradient with respect to `x` is *defined* as zero for the first Ia (Ca) inputs: these are
+    active channels, which depend on frozen weights only, so no trainable weight needs it.
+    `full_input_grad=True` computes the true gradient. Frozen weights and biases get no gradient.
 
-    The output has the memory format of ``x``: channels_last or contiguous. Under ``torch.autocast``
-    the arguments are cast as those of ``torch.nn.functional.conv2d`` are.
+    The output has the memory format of `x`: channels_last or contiguous. Under `torch.autocast`
+    the arguments are cast as those of `torch.nn.functional.conv2d` are.
 
     Arguments:
         x: [B, I, H, W], float32, bfloat16, float16 or float64.
         active_weight: [Oa, Ia, K, K'], frozen; depthwise [Ca, 1, K, K'].
         free_weight: [Of, I, K, K']; depthwise [Cf, 1, K, K'] with Ca + Cf = I.
-        active_bias: [Oa], frozen; given if and only if ``free_bias`` is.
+        active_bias: [Oa], frozen; given if and only if `free_bias` is.
         free_bias: [Of].
         stride, dilation: pixels, at least 1; one number or two.
         padding: pixels of zeros on each side, at least 0; one number or two.
@@ -74,8 +74,8 @@ def masked_conv2d(
 
     Returns:
         y [B, O, H', W'] with H' = (H + 2 padding - dilation (K - 1) - 1) // stride + 1, W' alike;
-        with ``activity`` also [O], float32 (float64 for float64): the sum over batch and pixels of
-        ``|y|``. No gradient flows through the activity.
+        with `activity` also [O], float32 (float64 for float64): the sum over batch and pixels of
+        `|y|`. No gradient flows through the activity.
 
     Raises:
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ.
@@ -107,12 +107,12 @@ def masked_conv2d_fwd(
     activation: str,
     activity: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The operator of :func:`masked_conv2d`: y [B, O, H', W'] and activity [O] (or empty).
+    """The operator of `masked_conv2d`: y [B, O, H', W'] and activity [O] (or empty).
 
-    ``stride``, ``padding`` and ``dilation`` are two numbers each.
+    `stride`, `padding` and `dilation` are two numbers each.
 
     Raises:
-        TypeError, ValueError: as :func:`masked_conv2d`.
+        TypeError, ValueError: as `masked_conv2d`.
     """
     geometry = _pairs(stride, padding, dilation)
     tensors = (x, active_weight, free_weight, active_bias, free_bias)
@@ -124,7 +124,7 @@ def masked_conv2d_fwd(
 def masked_conv2d_relu_grad(
     grad_y: Tensor, y: Tensor, active: int, bias: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Gradients before the ReLU and of the bias, of the outputs from ``active`` on, in one pass.
+    """Gradients before the ReLU and of the bias, of the outputs from `active` on, in one pass.
 
     Arguments:
         grad_y: [B, O, H', W'], gradient of the output.
@@ -133,8 +133,8 @@ def masked_conv2d_relu_grad(
         bias: compute the gradient of the bias.
 
     Returns:
-        [B, O - active, H', W'] in the memory format of ``y``: ``grad_y`` where ``y > 0``, else 0;
-        and its sum over batch and pixels, [O - active] (an empty tensor without ``bias``).
+        [B, O - active, H', W'] in the memory format of `y`: `grad_y` where `y > 0`, else 0;
+        and its sum over batch and pixels, [O - active] (an empty tensor without `bias`).
 
     Raises:
         TypeError, ValueError: dtypes, devices or shapes do not fit.
@@ -163,11 +163,11 @@ def masked_conv2d_dgrad(
         depthwise: one filter per channel.
 
     Returns:
-        [B, I, H, W] in the memory format of ``x``: zero for the active inputs, for the others the
+        [B, I, H, W] in the memory format of `x`: zero for the active inputs, for the others the
         gradient that comes from the free outputs.
 
     Raises:
-        TypeError, ValueError: dtypes, devices or shapes do not fit, or ``active`` is out of range.
+        TypeError, ValueError: dtypes, devices or shapes do not fit, or `active` is out of range.
     """
     geometry = _pairs(stride, padding, dilation)
     check_tensor("grad_z", grad_z, 4)
@@ -204,8 +204,8 @@ def masked_conv2d_wgrad(
         bias: compute the gradient of the bias.
 
     Returns:
-        [Of, I, K, K'] (depthwise [Cf, 1, K, K']) in the memory format of ``x``, and [Of] (an
-        empty tensor without ``bias``).
+        [Of, I, K, K'] (depthwise [Cf, 1, K, K']) in the memory format of `x`, and [Of] (an
+        empty tensor without `bias`).
 
     Raises:
         TypeError, ValueError: dtypes, devices or shapes do not fit.

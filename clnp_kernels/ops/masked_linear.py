@@ -1,7 +1,7 @@
-"""``masked_linear``: a linear layer whose first outputs are frozen and see the first inputs only.
+"""`masked_linear`: a linear layer whose first outputs are frozen and see the first inputs only.
 
 Letters: B batch, I/O inputs/outputs, Ia/Oa active (frozen), If/Of free, I = Ia + If, O = Oa + Of.
-``z`` is the output before the activation.
+`z` is the output before the activation.
 """
 
 from typing import Any, cast
@@ -39,25 +39,25 @@ def masked_linear(
     The weights from free inputs to active outputs (the interference of CLNP, Golkar et al. 2019,
     Sec. 2.1) do not exist, so nothing a free channel does can reach an active one.
 
-    The gradient with respect to ``x`` is *defined* as zero for the first Ia inputs: these are
-    active channels, which depend on frozen weights only, so nothing trainable lies behind them.
-    ``full_input_grad=True`` computes the true gradient. Frozen weights and biases get no gradient.
+    The gradient with respect to `x` is *defined* as zero for the first Ia inputs: these are
+    active channels, which depend on frozen weights only, so no trainable weight needs it.
+    `full_input_grad=True` computes the true gradient. Frozen weights and biases get no gradient.
 
-    Under ``torch.autocast`` the arguments are cast as those of ``torch.nn.functional.linear`` are.
+    Under `torch.autocast` the arguments are cast as those of `torch.nn.functional.linear` are.
 
     Arguments:
         x: [..., I], float32, bfloat16, float16 or float64.
         active_weight: [Oa, Ia], frozen.
         free_weight: [Of, I].
-        active_bias: [Oa], frozen; given if and only if ``free_bias`` is.
+        active_bias: [Oa], frozen; given if and only if `free_bias` is.
         free_bias: [Of].
         activation: "none" or "relu", applied to all outputs.
         activity: also return the activity.
         full_input_grad: compute the gradient of the active inputs too.
 
     Returns:
-        y [..., O]; with ``activity`` also [O], float32 (float64 for float64): the sum over all
-        leading dimensions of ``|y|``. No gradient flows through the activity.
+        y [..., O]; with `activity` also [O], float32 (float64 for float64): the sum over all
+        leading dimensions of `|y|`. No gradient flows through the activity.
 
     Raises:
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ.
@@ -92,10 +92,10 @@ def masked_linear_fwd(
     activation: str,
     activity: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The operator of :func:`masked_linear` on rows: y [B, O] and activity [O] (or empty).
+    """The operator of `masked_linear` on rows: y [B, O] and activity [O] (or empty).
 
     Raises:
-        TypeError, ValueError: as :func:`masked_linear`.
+        TypeError, ValueError: as `masked_linear`.
     """
     check_choice("activation", activation, ACTIVATIONS)
     check_tensor("x", x, 2)
@@ -109,7 +109,7 @@ def masked_linear_fwd(
 def masked_linear_relu_grad(
     grad_y: Tensor, y: Tensor, active: int, bias: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Gradients before the ReLU and of the bias, of the outputs from ``active`` on, in one pass.
+    """Gradients before the ReLU and of the bias, of the outputs from `active` on, in one pass.
 
     Arguments:
         grad_y: [B, O], gradient of the output.
@@ -118,8 +118,8 @@ def masked_linear_relu_grad(
         bias: compute the gradient of the bias.
 
     Returns:
-        [B, O - active], contiguous: ``grad_y`` where ``y > 0``, else 0; and its sum over B, [O -
-        active] (an empty tensor without ``bias``).
+        [B, O - active], contiguous: `grad_y` where `y > 0`, else 0; and its sum over B, [O -
+        active] (an empty tensor without `bias`).
 
     Raises:
         TypeError, ValueError: dtypes, devices or shapes do not fit.
@@ -136,10 +136,10 @@ def masked_linear_dgrad(grad_z: Tensor, free_weight: Tensor, active: int) -> Ten
         active: Ia, the inputs at the front that get no gradient.
 
     Returns:
-        [B, I]: the first Ia columns are zero, the others ``grad_z @ free_weight[:, Ia:]``.
+        [B, I]: the first Ia columns are zero, the others `grad_z @ free_weight[:, Ia:]`.
 
     Raises:
-        TypeError, ValueError: dtypes, devices or shapes do not fit, or ``active`` is out of range.
+        TypeError, ValueError: dtypes, devices or shapes do not fit, or `active` is out of range.
     """
     check_tensor("grad_z", grad_z, 2)
     check_tensor("free_weight", free_weight, 2)
@@ -158,7 +158,7 @@ def masked_linear_wgrad(grad_z: Tensor, x: Tensor, bias: bool = True) -> tuple[T
         bias: compute the gradient of the bias.
 
     Returns:
-        [Of, I] and [Of] (an empty tensor without ``bias``).
+        [Of, I] and [Of] (an empty tensor without `bias`).
 
     Raises:
         TypeError, ValueError: dtypes, devices or shapes do not fit.

@@ -1,4 +1,4 @@
-"""``partial_batch_norm``: batch normalisation whose first channels are frozen.
+"""`partial_batch_norm`: batch normalisation whose first channels are frozen.
 
 Letters: B batch, C channels, Ca active (frozen), Cf free, C = Ca + Cf, H/W height and width.
 """
@@ -42,21 +42,21 @@ def partial_batch_norm(
         y = activation((x - mean) / sqrt(var + eps) * weight + bias)
 
     The active channels take the frozen running statistics and affine parameters always. The free
-    ones take the statistics of the batch if ``training``, and ``free_mean`` and ``free_var`` move
-    towards them in place: ``running = (1 - momentum) * running + momentum * batch``, the variance
-    with n / (n - 1) as in ``torch.nn.functional.batch_norm``; else they take the running ones. So
+    ones take the statistics of the batch if `training`, and `free_mean` and `free_var` move
+    towards them in place: `running = (1 - momentum) * running + momentum * batch`, the variance
+    with n / (n - 1) as in `torch.nn.functional.batch_norm`; else they take the running ones. So
     an active channel depends on its own input only, and nothing that is trained reaches it (CLNP,
     Golkar et al. 2019, Sec. 2).
 
-    The gradient with respect to ``x`` is *defined* as zero for the active channels, which depend on
-    frozen weights only; ``full_input_grad=True`` computes the true gradient. Frozen tensors get no
+    The gradient with respect to `x` is *defined* as zero for the active channels, which depend on
+    frozen weights only; `full_input_grad=True` computes the true gradient. Frozen tensors get no
     gradient. There are no second gradients.
 
     Arguments:
         x: [B, C, H, W], float32, bfloat16, float16 or float64.
         active_mean, active_var: [Ca], frozen statistics; these and all other vectors have one
-            dtype, that of ``x`` or float32.
-        free_mean, free_var: [Cf], running statistics, changed in place if ``training``.
+            dtype, that of `x` or float32.
+        free_mean, free_var: [Cf], running statistics, changed in place if `training`.
         active_weight, free_weight: [Ca] and [Cf], scale; both or none.
         active_bias, free_bias: [Ca] and [Cf], shift; both or none.
         training: free channels take the statistics of the batch.
@@ -67,13 +67,13 @@ def partial_batch_norm(
         full_input_grad: compute the gradient of the active channels too.
 
     Returns:
-        y [B, C, H, W] in the memory format of ``x``; with ``activity`` also [C], float32
-        (float64 for float64): the sum over batch and pixels of ``|y|``, without gradient.
+        y [B, C, H, W] in the memory format of `x`; with `activity` also [C], float32
+        (float64 for float64): the sum over batch and pixels of `|y|`, without gradient.
 
     Raises:
         TypeError: an argument is no dense floating-point tensor, or the dtypes differ.
         ValueError: shapes or devices do not fit, one of a pair is missing, a number is out of
-            range, the activation is unknown, or ``training`` with one value per free channel.
+            range, the activation is unknown, or `training` with one value per free channel.
     """
     check_number("momentum", momentum)
     if momentum > 1:
@@ -109,14 +109,14 @@ def partial_batch_norm_fwd(
     activation: str,
     activity: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator of :func:`partial_batch_norm`, which changes nothing in place.
+    """The operator of `partial_batch_norm`, which changes nothing in place.
 
     Returns:
         y [B, C, H, W], activity [C] (or empty), and mean and variance of the batch [Cf] (empty
-        unless ``training``), float32 or float64; the variance is divided by the number of values.
+        unless `training`), float32 or float64; the variance is divided by the number of values.
 
     Raises:
-        TypeError, ValueError: as :func:`partial_batch_norm`.
+        TypeError, ValueError: as `partial_batch_norm`.
     """
     vectors = (active_mean, active_var, free_mean, free_var)
     affine = (active_weight, free_weight, active_bias, free_bias)
@@ -142,12 +142,12 @@ def partial_batch_norm_bwd(
         grad_y: [B, C, H, W], gradient of the output.
         x: [B, C, H, W], the input.
         y: [B, C, H, W], the output if it went through a ReLU, else None.
-        free_mean, free_var: [Cf], of the batch if ``training``.
+        free_mean, free_var: [Cf], of the batch if `training`.
         free_weight: [Cf] or None.
-        training, eps: as in :func:`partial_batch_norm`.
+        training, eps: as in `partial_batch_norm`.
 
     Returns:
-        [B, C, H, W] in the memory format of ``x``, zero for active channels; [Cf] and [Cf], float32
+        [B, C, H, W] in the memory format of `x`, zero for active channels; [Cf] and [Cf], float32
         or float64.
 
     Raises:
@@ -175,7 +175,7 @@ _NAMES = (*_STATISTICS, "active_weight", "free_weight", "active_bias", "free_bia
 def _check_fwd(
     x: Tensor, active_mean: Tensor, active_var: Tensor, free_mean: Tensor, *rest: Any
 ) -> None:
-    """Raise unless the arguments of the operator fit; ``rest`` are the others up to activation."""
+    """Raise unless the arguments of the operator fit; `rest` are the others up to activation."""
     *vectors, training, eps, activation = rest
     check_choice("activation", activation, ACTIVATIONS)
     check_number("eps", eps)
@@ -189,7 +189,7 @@ def _check_fwd(
 
 
 def _check_vectors(x: Tensor, *vectors: Tensor | None) -> None:
-    """Raise unless the vectors fit together and to the channels of ``x``."""
+    """Raise unless the vectors fit together and to the channels of `x`."""
     first = vectors[0]
     for name, vector in zip(_NAMES, vectors, strict=True):
         if vector is not None or name in _STATISTICS:

@@ -1,4 +1,4 @@
-"""``sgd_l1``: one step of SGD with a coupled L1 subgradient for many tensors, in place."""
+"""`sgd_l1`: one step of SGD with a coupled L1 subgradient for many tensors, in place."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import _register
-from .._checks import check_list, check_lists, check_number
-from ..errors import message
+from .._checks import check_number
 from ..reference import sgd_l1 as reference
-from .adam_l1 import as_rate, check_l1, check_scalars
+from ._optimizers import check_length, check_step
 
 SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, bool[] first, "
@@ -37,15 +36,15 @@ def sgd_l1(
 ) -> None:
     """One step of SGD with the L1 penalty of CLNP (Golkar et al. 2019, Sec. 2.2), in place.
 
-    The gradient of each tensor w is ``grad / grad_scale + weight_decay * w + l1 * sign(w)`` with
-    ``sign(0) = 0``; momentum, dampening and Nesterov as in ``torch.optim.SGD``.
+    The gradient of each tensor w is `grad / grad_scale + weight_decay * w + l1 * sign(w)` with
+    `sign(0) = 0`; momentum, dampening and Nesterov as in `torch.optim.SGD`.
 
     Arguments:
         params, grads: lists of tensors, alike in shape, dtype and device.
-        momentum_buffers: as ``params``; an empty list if ``momentum`` is 0.
+        momentum_buffers: as `params`; an empty list if `momentum` is 0.
         lr: learning rate, a number or a tensor of one element.
         l1: one alpha for each tensor.
-        momentum, dampening, nesterov, weight_decay, maximize: as ``torch.optim.SGD``.
+        momentum, dampening, nesterov, weight_decay, maximize: as `torch.optim.SGD`.
         grad_scale: gradients are divided by it (one element).
         found_inf: if not zero (one element), nothing is changed.
         first: which buffers are new: they become the gradient, without dampening. None: none is.
@@ -55,28 +54,22 @@ def sgd_l1(
         differ.
         ValueError: lengths, shapes or devices differ, or a number is out of its range.
     """
-    names, lists = ["params", "grads"], [params, grads]
+    lists = {"params": params, "grads": grads}
     if momentum:
-        names, lists = [*names, "momentum_buffers"], [*lists, momentum_buffers]
-    check_lists(names, lists)
-    check_l1(l1, len(params))
+        lists["momentum_buffers"] = momentum_buffers
+    scalars = {"lr": lr, "grad_scale": grad_scale, "found_inf": found_inf}
+    rate = check_step(lists, l1, weight_decay, scalars)
     check_number("momentum", momentum)
     check_number("dampening", dampening, low=float("-inf"))
-    check_number("weight_decay", weight_decay)
-    rate = as_rate(lr)
-    if first is not None:
-        check_list("first", first)
-    flags = [False] * len(params) if first is None else list(first)
-    if len(flags) != len(params):
-        raise ValueError(message("len(first)", len(flags), f"{len(params)}, as many as params"))
+    flags = [False] * len(params) if first is None else first
+    check_length("first", flags, len(params))
     if not params:
         return
-    check_scalars(params[0], lr=lr, grad_scale=grad_scale, found_inf=found_inf)
     torch.ops.clnp_kernels.sgd_l1(
         list(params),
         list(grads),
         list(momentum_buffers) if momentum else [],
-        flags,
+        list(flags),
         rate,
         list(l1),
         momentum,

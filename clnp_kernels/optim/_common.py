@@ -1,5 +1,6 @@
-"""Shared by the optimizers: checks of options and states, and the loop over the parameters."""
+"""Base of the optimizers: checks of options and states, and the loop over the parameters."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..errors import message
 
 
 def check_rate(lr: float | Tensor) -> None:
-    """Raise unless ``lr`` is a finite number, at least 0, or a floating-point tensor of one
+    """Raise unless `lr` is a finite number, at least 0, or a floating-point tensor of one
     element.
     """
     if isinstance(lr, Tensor):
@@ -25,22 +26,22 @@ def check_rate(lr: float | Tensor) -> None:
 
 
 class CoupledL1(torch.optim.Optimizer):
-    """Base of the optimizers: what is loaded is completed and checked before it is taken over.
+    """Base of the optimizers. A state that is loaded is completed and checked before it is used.
 
     Attributes:
-        entries: names of the tensors that ``state`` holds for a parameter, once it has a state.
+        entries: names of the tensors that `state` holds for a parameter, once it has a state.
     """
 
     entries: frozenset[str]
-    # torch.amp.GradScaler then hands over scale and found_inf instead of touching the gradients.
-    # An attribute of the class is there in a copy, too.
+    # With it torch.amp.GradScaler passes scale and found_inf on and leaves the gradients as they
+    # are. An attribute of the class, so that copies have it.
     _step_supports_amp_scaling = True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over what ``load_state_dict``, ``pickle`` or ``copy`` hands over.
+        """Take the state that `load_state_dict`, `pickle` or `copy` gives.
 
         A group takes the options that it lacks from the group in its place, so a state of
-        ``torch.optim.Adam`` or ``torch.optim.SGD`` keeps this optimizer's ``l1``.
+        `torch.optim.Adam` or `torch.optim.SGD` keeps this optimizer's `l1`.
 
         Raises:
             TypeError, ValueError: an option or a state that does not fit; nothing is changed.
@@ -74,9 +75,35 @@ class CoupledL1(torch.optim.Optimizer):
         for name in ("l1", "weight_decay"):
             check_number(name, options[name])
 
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step; return the loss that `closure` returns, or None."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        scaler = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+        for group, params, l1 in _trained(self):
+            grads = [param.grad for param in params if param.grad is not None]
+            self._step_alike(group, params, grads, lr=group["lr"], l1=l1, **scaler)
+        return loss
+
+    @abstractmethod
+    def _step_alike(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], **common: Any
+    ) -> None:
+        """Step parameters of one device with equal options.
+
+        Arguments:
+            group: options.
+            params, grads: the parameters and their gradients.
+            common: arguments of the operator: lr, l1 (one for each parameter), grad_scale and
+                found_inf, which `torch.amp.GradScaler` has set for this step.
+        """
+
 
 def check_variant(name: str, group: Mapping[str, Any]) -> None:
-    """Raise if a group asks for a variant of its optimizer that we do not have."""
+    """Raise if a group sets a variant of its optimizer that is not implemented."""
     way_out = "start with a fresh state"
     if group.get("amsgrad"):
         raise ValueError(message(f"{name}['amsgrad']", True, "False", way_out))
@@ -87,7 +114,7 @@ def check_variant(name: str, group: Mapping[str, Any]) -> None:
 
 
 def check_state(name: str, param: Tensor, values: dict[str, Any], entries: Collection[str]) -> None:
-    """Raise unless ``values`` are a state of the parameter; numbers of steps become tensors."""
+    """Raise unless `values` are a state of the parameter; numbers of steps become tensors."""
     for entry in [entry for entry, value in values.items() if value is None]:
         del values[entry]  # torch.optim.SGD without momentum
     if values and set(values) != set(entries):
@@ -106,20 +133,11 @@ def check_state(name: str, param: Tensor, values: dict[str, Any], entries: Colle
             raise ValueError(message(f"{name}['{entry}'].shape", got, f"{shape}", way_out))
 
 
-def run_closure(closure: Callable[[], Any] | None) -> Any:
-    """Evaluate the closure with gradients enabled."""
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
-
-
-def trained(
+def _trained(
     optimizer: torch.optim.Optimizer,
 ) -> Iterator[tuple[dict[str, Any], list[Tensor], list[float]]]:
-    """The parameters that have gradients, for each device and each set of options: a group with
-    these options, the parameters, and the alpha of each of them. Groups that differ in ``l1`` only
-    are one.
+    """Yield the parameters with gradients by device and options: a group with these options, the
+    parameters, and the alpha of each of them. Groups that differ in `l1` only are one.
 
     Raises:
         TypeError: a gradient is sparse.
@@ -143,15 +161,9 @@ def trained(
 
 
 def _key(option: Any) -> Any:
-    """What is equal for equal options; tensors, such as a rate on the device, are told by which
-    they are.
+    """A key that is equal for equal options, and for tensors if they are one object: reading a rate
+    on the device would wait for it.
     """
     if isinstance(option, Tensor):
         return id(option)
     return tuple(option) if isinstance(option, list) else option
-
-
-def scaler_arguments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor | None]:
-    """What ``torch.amp.GradScaler`` has set on the optimizer for this step."""
-    names = ("grad_scale", "found_inf")
-    return {name: getattr(optimizer, name, None) for name in names}

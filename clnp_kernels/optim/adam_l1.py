@@ -1,6 +1,6 @@
-"""``AdamL1``: Adam with a coupled L1 term."""
+"""`AdamL1`: Adam with a coupled L1 term."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,30 +14,30 @@ from . import _common
 
 
 class AdamL1(_common.CoupledL1):
-    """Adam (Kingma & Ba 2015) on the loss plus ``l1 * sum |w|``, the sparsity term of CLNP.
+    """Adam (Kingma & Ba 2015) on the loss plus `l1 * sum |w|`, the sparsity term of CLNP.
 
-    The subgradient ``l1 * sign(w)`` enters Adam like any other gradient (coupled; Golkar et al.
-    2019, Sec. 2.2), computed within the step's single pass over memory. With ``l1 = 0`` it is
-    ``torch.optim.Adam``, to rounding. Closures, schedulers, ``state_dict`` and
-    ``torch.amp.GradScaler`` work as with ``torch.optim``. A state of ``torch.optim.Adam`` can be
-    loaded: groups then keep the ``l1`` that they have here.
+    The subgradient `l1 * sign(w)` enters Adam like any other gradient (coupled; Golkar et al.
+    2019, Sec. 2.2), computed within the step's single pass over memory. With `l1 = 0` it is
+    `torch.optim.Adam`, to rounding. Closures, schedulers, `state_dict` and
+    `torch.amp.GradScaler` work as with `torch.optim`. A state of `torch.optim.Adam` can be
+    loaded: groups then keep their `l1`.
 
-    On a GPU the numbers of steps lie there and nothing waits for it, so a CUDA graph can hold a
-    step once the state exists (after the first step). A captured step takes the rate of the moment
-    if ``lr`` is a tensor on the device, and keeps the one of the capture if it is a number.
+    On a GPU the numbers of steps are on the GPU too and nothing waits for it, so a CUDA graph can
+    hold a step once the state exists (after the first step). A captured step reads the rate anew if
+    `lr` is a tensor on the device, and keeps that of the capture if it is a number.
 
     Arguments:
-        params: parameters or groups of them; ``l1`` is an option of a group.
+        params: parameters or groups of them; `l1` is an option of a group.
         lr: learning rate, a number or a tensor of one element.
-        betas, eps: as ``torch.optim.Adam``.
+        betas, eps: as `torch.optim.Adam`.
         l1: alpha, at least 0.
-        weight_decay: coupled L2, as ``torch.optim.Adam``.
-        maximize: ascend the objective; ``l1`` still shrinks the weights.
+        weight_decay: coupled L2, as `torch.optim.Adam`.
+        maximize: ascend the objective; `l1` still shrinks the weights.
 
     Raises:
         ValueError: a number is out of its range.
-        ValueError: (in ``load_state_dict``) a state of another optimizer or of other shapes.
-        TypeError: (in ``step``) a gradient is sparse.
+        ValueError: (in `load_state_dict`) a state of another optimizer or of other shapes.
+        TypeError: (in `step`) a gradient is sparse.
     """
 
     entries = frozenset({"step", "exp_avg", "exp_avg_sq"})
@@ -73,30 +73,22 @@ class AdamL1(_common.CoupledL1):
             check_number(f"betas[{i}]", beta, below=1.0)
         check_number("eps", options["eps"])
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one step; the loss that ``closure`` returns, or None."""
-        loss = _common.run_closure(closure)
-        for group, params, l1 in _common.trained(self):
-            self._step_alike(group, params, l1)
-        return loss
-
-    def _step_alike(self, group: dict[str, Any], params: list[Tensor], l1: list[float]) -> None:
+    def _step_alike(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], **common: Any
+    ) -> None:
         states = [self._state_of(param) for param in params]
         ops.adam_l1(
             params,
-            [param.grad for param in params if param.grad is not None],
+            grads,
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [state["step"] for state in states],
-            lr=group["lr"],
-            l1=l1,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             eps=group["eps"],
             weight_decay=group["weight_decay"],
             maximize=group["maximize"],
-            **_common.scaler_arguments(self),
+            **common,
         )
 
     def _state_of(self, param: Tensor) -> dict[str, Tensor]:
@@ -111,5 +103,5 @@ class AdamL1(_common.CoupledL1):
 
 
 def _home(param: Tensor) -> torch.device:
-    """Where the number of steps of a parameter lies: with it on a GPU, else on the CPU."""
+    """The device of a parameter's number of steps: its own if that is a GPU, else the CPU."""
     return param.device if param.is_cuda else torch.device("cpu")

@@ -1,7 +1,7 @@
-"""``SGDL1``: SGD with a coupled L1 term."""
+"""`SGDL1`: SGD with a coupled L1 term."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,23 +15,23 @@ from . import _common
 
 
 class SGDL1(_common.CoupledL1):
-    """SGD on the loss plus ``l1 * sum |w|``, the term of CLNP (Golkar et al. 2019, Sec. 2.2).
+    """SGD on the loss plus `l1 * sum |w|`, the term of CLNP (Golkar et al. 2019, Sec. 2.2).
 
-    With ``l1 = 0`` it is ``torch.optim.SGD``, to rounding. Closures, schedulers, ``state_dict`` and
-    ``torch.amp.GradScaler`` work as with ``torch.optim``. A state of ``torch.optim.SGD`` can be
-    loaded: groups then keep the ``l1`` that they have here.
+    With `l1 = 0` it is `torch.optim.SGD`, to rounding. Closures, schedulers, `state_dict` and
+    `torch.amp.GradScaler` work as with `torch.optim`. A state of `torch.optim.SGD` can be
+    loaded: groups then keep their `l1`.
 
     Arguments:
-        params: parameters or groups of them; ``l1`` is an option of a group.
+        params: parameters or groups of them; `l1` is an option of a group.
         lr: learning rate, a number or a tensor of one element.
-        momentum, dampening, weight_decay, nesterov: as ``torch.optim.SGD``.
+        momentum, dampening, weight_decay, nesterov: as `torch.optim.SGD`.
         l1: alpha, at least 0.
-        maximize: ascend the objective; ``l1`` still shrinks the weights.
+        maximize: ascend the objective; `l1` still shrinks the weights.
 
     Raises:
         ValueError: a number is out of its range, or Nesterov without momentum or with dampening.
-        ValueError: (in ``load_state_dict``) a state of another optimizer or of other shapes.
-        TypeError: (in ``step``) a gradient is sparse.
+        ValueError: (in `load_state_dict`) a state of another optimizer or of other shapes.
+        TypeError: (in `step`) a gradient is sparse.
     """
 
     entries = frozenset({"momentum_buffer"})
@@ -68,37 +68,28 @@ class SGDL1(_common.CoupledL1):
             got = f"momentum={options['momentum']}, dampening={options['dampening']}"
             raise ValueError(message("nesterov=True", got, "momentum > 0 and dampening = 0"))
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one step; the loss that ``closure`` returns, or None."""
-        loss = _common.run_closure(closure)
-        for group, params, l1 in _common.trained(self):
-            self._step_alike(group, params, l1)
-        return loss
-
-    def _step_alike(self, group: dict[str, Any], params: list[Tensor], l1: list[float]) -> None:
-        scaler = _common.scaler_arguments(self)
+    def _step_alike(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], **common: Any
+    ) -> None:
         buffers: list[Tensor] = []
-        first: list[bool] = []
+        first: list[bool] | None = None
         if group["momentum"]:
             first = ["momentum_buffer" not in self.state[param] for param in params]
             # A step that GradScaler skips leaves no buffer behind: the next one is still the first.
-            if any(first) and scaler["found_inf"] is not None and scaler["found_inf"].item():
+            if any(first) and common["found_inf"] is not None and common["found_inf"].item():
                 return
             buffers = [self._buffer_of(param) for param in params]
         ops.sgd_l1(
             params,
-            [param.grad for param in params if param.grad is not None],
+            grads,
             buffers,
-            lr=group["lr"],
-            l1=l1,
             momentum=group["momentum"],
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             weight_decay=group["weight_decay"],
             maximize=group["maximize"],
-            first=first if group["momentum"] else None,
-            **scaler,
+            first=first,
+            **common,
         )
 
     def _buffer_of(self, param: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""The definition of every operator in plain PyTorch; serves any device that has nothing faster."""
+"""The definition of every operator in plain PyTorch; for devices without a faster one."""

@@ -1,4 +1,4 @@
-"""Definition of ``adam_l1``."""
+"""Definition of `adam_l1`."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def gradient_l1(
     maximize: bool,
     scale: Tensor | None,
 ) -> Tensor:
-    """The step's gradient ``grad / scale + weight_decay * w + l1 * sign(w)``, ``sign(0) = 0``.
+    """The step's gradient `grad / scale + weight_decay * w + l1 * sign(w)`, `sign(0) = 0`.
 
     float16 and bfloat16 are computed in float32.
     """

@@ -1,4 +1,4 @@
-"""Definition of ``dropout``."""
+"""Definition of `dropout`."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ PARTS = 1 << 16
 
 
 def dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
-    """``x`` with elements zeroed with probability ``p``, the others divided by ``1 - p``."""
+    """`x` with elements zeroed with probability `p`, the others divided by `1 - p`."""
     threshold = min(round(p * PARTS), PARTS - 1)
     stays = random_bits(int(seed), x.numel(), x.device).view(x.shape) >= threshold
     wide = x.contiguous().to(accumulator(x.dtype))

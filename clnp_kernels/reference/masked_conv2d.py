@@ -1,7 +1,7 @@
-"""Definition of ``masked_conv2d`` and of its gradients.
+"""Definition of `masked_conv2d` and of its gradients.
 
-Images without channels or without elements are no images for PyTorch's convolution, so they are
-answered here.
+PyTorch's convolution refuses images without channels or without elements, so these are computed
+apart.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .channel_activity import accumulator, channel_activity
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """Return ``torch.channels_last`` or ``torch.contiguous_format``, the latter for tensors that
+    """Return `torch.channels_last` or `torch.contiguous_format`, the latter for tensors that
     are not [B, C, H, W].
 
     PyTorch's rule: the order of the strides decides, so a slice of channels has the format of its
@@ -55,7 +55,7 @@ def convolve(
     dilation: Sequence[int],
     depthwise: bool,
 ) -> Tensor:
-    """The plain convolution [B, O, H', W'] in the memory format of ``x``."""
+    """The plain convolution [B, O, H', W'] in the memory format of `x`."""
     outputs, kernel = weight.shape[0], weight.shape[2:]
     if x.numel() and outputs:
         format_x = memory_format(x)
@@ -78,7 +78,7 @@ def input_gradient(
     dilation: Sequence[int],
     depthwise: bool,
 ) -> Tensor:
-    """The gradient [B, I, H, W] of the input of :func:`convolve`."""
+    """The gradient [B, I, H, W] of the input of `convolve`."""
     grad_x = grad_z.new_zeros(shape)
     if not (grad_x.numel() and grad_z.numel()):
         return grad_x
@@ -95,7 +95,7 @@ def weight_gradient(
     dilation: Sequence[int],
     depthwise: bool,
 ) -> Tensor:
-    """The gradient of the weight of :func:`convolve`: [O, I, K, K'], depthwise [O, 1, K, K']."""
+    """The gradient of the weight of `convolve`: [O, I, K, K'], depthwise [O, 1, K, K']."""
     shape = [grad_z.shape[1], 1 if depthwise else x.shape[1], *kernel]
     if not (x.numel() and grad_z.numel()):
         return x.new_zeros(shape)
@@ -119,7 +119,7 @@ def masked_conv2d_fwd(
     activation: str,
     activity: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y [B, O, H', W'] and its activity [O] (an empty tensor unless asked for)."""
+    """y [B, O, H', W'] and its activity [O] (or an empty tensor)."""
     geometry = (stride, padding, dilation, depthwise)
     split = active_weight.shape[0] if depthwise else active_weight.shape[1]
     free_x = x[:, split:] if depthwise else x
@@ -136,7 +136,7 @@ def masked_conv2d_fwd(
 def masked_conv2d_relu_grad(
     grad_y: Tensor, y: Tensor, active: int, bias: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients before the ReLU and of the bias, of the outputs from ``active`` on.
+    """Gradients before the ReLU and of the bias, of the outputs from `active` on.
 
     [B, O, H', W'] twice -> [B, O - active, H', W'], [O - active] (empty without bias).
     """

@@ -1,4 +1,4 @@
-"""Definition of ``masked_linear`` and of its gradients."""
+"""Definition of `masked_linear` and of its gradients."""
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ def masked_linear_fwd(
     activation: str,
     activity: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y [B, O] and its activity [O] (an empty tensor unless asked for)."""
+    """y [B, O] and its activity [O] (or an empty tensor)."""
     active_in = active_weight.shape[1]
     active = F.linear(x[:, :active_in], active_weight, active_bias)
     y = torch.cat([active, F.linear(x, free_weight, free_bias)], dim=1)
@@ -30,7 +30,7 @@ def masked_linear_fwd(
 def masked_linear_relu_grad(
     grad_y: Tensor, y: Tensor, active: int, bias: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients before the ReLU and of the bias, of the outputs from ``active`` on.
+    """Gradients before the ReLU and of the bias, of the outputs from `active` on.
 
     [B, O], [B, O] -> [B, O - active], [O - active] (empty without bias).
     """
@@ -49,9 +49,9 @@ def masked_linear_dgrad(
 
 
 def masked_linear_wgrad(grad_z: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of the free weight [Of, I] and bias [Of] (empty without ``bias``).
+    """Gradients of the free weight [Of, I] and bias [Of] (empty without `bias`).
 
-    ``grad_z`` is [B, Of] and ``x`` [B, I].
+    `grad_z` is [B, Of] and `x` [B, I].
     """
     grad_bias = grad_z.sum(0) if bias else grad_z.new_empty(0)
     return grad_z.t() @ x, grad_bias

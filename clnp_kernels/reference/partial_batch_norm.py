@@ -1,4 +1,4 @@
-"""Definition of ``partial_batch_norm`` and of its gradients, computed in float64."""
+"""Definition of `partial_batch_norm` and of its gradients, computed in float64."""
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ def partial_batch_norm_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y [B, C, H, W], activity [C] or empty, the free channels' batch mean and variance [Cf].
 
-    The statistics are empty unless ``training``; the variance is divided by the number of values.
+    The statistics are empty unless `training`; the variance is divided by the number of values.
     """
     wide, dtype = x.double(), accumulator(x.dtype)
     batch_mean, batch_var = wide.new_empty(0), wide.new_empty(0)

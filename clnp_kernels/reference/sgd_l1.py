@@ -1,4 +1,4 @@
-"""Definition of ``sgd_l1``."""
+"""Definition of `sgd_l1`."""
 
 from collections.abc import Sequence
 

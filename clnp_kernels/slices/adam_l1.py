@@ -1,4 +1,4 @@
-"""``adam_l1`` by PyTorch's fused Adam, or by tensor operations; nothing waits for the device."""
+"""`adam_l1` by PyTorch's fused Adam, or by tensor operations; nothing waits for the device."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -46,8 +46,8 @@ def adam_l1(
 def _fusible(
     param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor
 ) -> bool:
-    """Whether the fused step may take these: it reads them as runs of memory, whatever their
-    strides are.
+    """Return whether the fused step may take these tensors. It reads them as runs of memory and
+    ignores their strides.
     """
     if step.device != param.device:
         return False
@@ -75,7 +75,7 @@ def _fused(
         grads = list(private.foreach_add(signs, grads))
     private.foreach_add_(steps, 1)
     if lr.is_cuda:
-        lr = lr.float()  # the only dtype that it reads there
+        lr = lr.float()  # the only dtype that the fused step reads on a GPU
     private.fused_adam_(
         params, grads, firsts, seconds, steps, lr=lr, beta1=beta1, beta2=beta2,
         weight_decay=weight_decay, eps=eps, maximize=maximize, found_inf=found_inf,

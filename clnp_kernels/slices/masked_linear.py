@@ -1,4 +1,4 @@
-"""``masked_linear`` by vendor products on slices, written straight into the output's columns."""
+"""`masked_linear` by vendor products on slices, written straight into the output's columns."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ __all__ = [
 
 
 def _product(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None) -> None:
-    """out = a @ b (+ bias), where ``out`` may be a slice of columns."""
+    """out = a @ b (+ bias), where `out` may be a slice of columns."""
     if bias is None:
         torch.mm(a, b, out=out)
     else:
@@ -32,7 +32,7 @@ def masked_linear_fwd(
     activation: str,
     activity: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y [B, O] and its activity [O] (an empty tensor unless asked for)."""
+    """y [B, O] and its activity [O] (or an empty tensor)."""
     active_out, active_in = active_weight.shape
     y = x.new_empty(x.shape[0], active_out + free_weight.shape[0])
     with torch.no_grad():

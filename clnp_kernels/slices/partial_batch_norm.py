@@ -1,4 +1,4 @@
-"""``partial_batch_norm`` by PyTorch's batch normalisation on slices of channels."""
+"""`partial_batch_norm` by PyTorch's batch normalisation on slices of channels."""
 
 import torch
 from torch import Tensor

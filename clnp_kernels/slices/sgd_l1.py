@@ -1,4 +1,4 @@
-"""``sgd_l1`` by tensor operations; nothing waits for the device."""
+"""`sgd_l1` by tensor operations; nothing waits for the device."""
 
 from collections.abc import Sequence
 
@@ -35,7 +35,7 @@ def sgd_l1(
 
 
 def _put(tensor: Tensor, value: Tensor, found_inf: Tensor | None) -> None:
-    """Write ``value`` unless ``found_inf``."""
+    """Write `value` unless `found_inf`."""
     if found_inf is not None:
         skip = (found_inf.reshape(()) != 0).to(tensor.device)
         value = torch.where(skip, tensor, value.to(tensor.dtype))

@@ -1,4 +1,4 @@
-"""The kernels of ``masked_conv2d`` that multiply matrices."""
+"""The kernels of `masked_conv2d` that multiply matrices."""
 
 import triton
 import triton.language as tl
@@ -154,7 +154,7 @@ def fwd_kernel(
 def first_tap(
     rest, K: tl.constexpr, S: tl.constexpr, P: tl.constexpr, D: tl.constexpr, STEP: tl.constexpr
 ):
-    """The first tap that meets lines whose number leaves ``rest`` when divided by S; the number of
+    """The first tap that meets lines whose number leaves `rest` when divided by S; the number of
     such taps, STEP apart; and the output line that the first one of them comes from, counted from
     the line's own number divided by S.
     """

@@ -1,4 +1,4 @@
-"""What all launches share: the device, strides and the way to start a kernel."""
+"""Shared by all launches: the device, the tile and the start of a kernel."""
 
 from contextlib import nullcontext
 from functools import cache
@@ -17,7 +17,7 @@ OPTIONS = {"enable_fp_fusion": True}
 
 
 class Device(NamedTuple):
-    """What the choice of tiles depends on."""
+    """Properties of a device that the choice of tiles depends on."""
 
     architecture: int  # row of tiles.TILES
     processors: int
@@ -46,7 +46,7 @@ def product_options(
 
     Arguments:
         rows: of the result.
-        sides: columns of its parts; no tile lies on two of them.
+        sides: columns of its parts; no tile covers two of them.
         operands: the matrices, alike in dtype and device, with rows that are runs of memory.
         lengths: lengths of the parts of their rows, and where in a row parts begin.
     """
@@ -60,15 +60,22 @@ def tile_options(
     numbers: tuple[int, ...],
     table: dict[int, dict[str, tuple[tiles.Tile, ...]]] = tiles.TILES,
 ) -> dict[str, Any]:
-    """The same for operands of any form, from a table of tiles; ``numbers`` are all distances
+    """The same for operands of any form, from a table of tiles; `numbers` are all distances
     between their runs of memory and all lengths of these.
     """
-    here, dtype = describe(operands[0].device), operands[0].dtype
+    device, dtype = describe(operands[0].device), operands[0].dtype
     precision = tiles.precision_of(dtype)
     addresses = [t.data_ptr() for t in operands]
     aligned = all(number % 16 == 0 for number in (*addresses, *numbers))
     tile = tiles.choose(
-        here.architecture, precision, rows, sides, aligned, here.processors, here.shared, table
+        device.architecture,
+        precision,
+        rows,
+        sides,
+        aligned,
+        device.processors,
+        device.shared,
+        table,
     )
     return {
         "PRECISION": "ieee" if precision == "half" else precision,
@@ -82,6 +89,6 @@ def tile_options(
 
 
 def launch(kernel: Any, programs: tuple[int, ...], like: Tensor, arguments: dict[str, Any]) -> None:
-    """Start a kernel on the device of ``like``, which need not be the current one."""
+    """Start a kernel on the device of `like`, which need not be the current one."""
     with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
         kernel[programs](**arguments, **OPTIONS)

@@ -1,4 +1,4 @@
-"""The kernels of ``partial_batch_norm``."""
+"""The kernels of `partial_batch_norm`."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""The matrix product that the kernels of ``masked_linear`` share."""
+"""The matrix product that the kernels of `masked_linear` share."""
 
 import triton
 import triton.language as tl
@@ -38,7 +38,7 @@ def product(
     WIDEN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """acc + a[i, :depth] @ b[:depth, j]; what lies outside [rows, columns] counts as zero."""
+    """acc + a[i, :depth] @ b[:depth, j]; elements outside [rows, columns] count as zero."""
     k = tl.arange(0, BK).to(tl.int64)
     lefts = a + (i[:, None] * a_row + k[None, :] * a_depth)
     rights = b + (k[:, None] * b_depth + j[None, :] * b_column)

@@ -1,4 +1,4 @@
-"""``channel_activity`` in Triton: one pass over memory, channels last or channels first.
+"""`channel_activity` in Triton: one pass over memory, channels last or channels first.
 
 Each program sums a stripe for some channels; the stripes are added in a fixed order, without
 atomics: the same numbers in every run.
@@ -56,7 +56,7 @@ def activity_kernel(
 
 
 def channel_activity(x: Tensor, dim: int, absolute: bool = True) -> Tensor:
-    """Sum of ``|x|``, or of x, over every dimension but ``dim``: [..., C, ...] -> [C] float32."""
+    """Sum of `|x|`, or of x, over every dimension but `dim`: [..., C, ...] -> [C] float32."""
     channels = x.shape[dim]
     count = x.numel() // channels if channels else 0
     if count == 0:

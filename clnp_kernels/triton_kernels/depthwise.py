@@ -235,7 +235,7 @@ def fwd(
     activation: str,
     activity: bool,
 ) -> Tensor:
-    """Fill ``y``; its activity [C] (an empty tensor unless asked for)."""
+    """Fill `y`; its activity [C] (or an empty tensor)."""
     channels, pixels = y.shape[1], y.numel() // y.shape[1]
     programs = (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS))
     partial = x.new_empty(programs[0] if activity else 0, channels, dtype=torch.float32)
@@ -268,7 +268,7 @@ def dgrad(
     grad_x: Tensor,  # [B, C, H, W], dense in channels_last, is written
     geometry: dict[str, int],
 ) -> None:
-    """Fill ``grad_x``; active channels with zeros."""
+    """Fill `grad_x`; active channels with zeros."""
     channels, pixels = grad_x.shape[1], grad_x.numel() // grad_x.shape[1]
     arguments: dict[str, Any] = {
         "grad_z": grad,
@@ -288,7 +288,7 @@ def dgrad(
 
 
 def wgrad(grad: Tensor, x: Tensor, taps: int, geometry: dict[str, int]) -> Tensor:
-    """[parts, taps, Cf, 1] float32, of ``grad`` [B, Cf, H', W'] and ``x`` [B, Cf, H, W]."""
+    """[parts, taps, Cf, 1] float32, of `grad` [B, Cf, H', W'] and `x` [B, Cf, H, W]."""
     channels, pixels = grad.shape[1], grad.numel() // grad.shape[1]
     blocks = triton.cdiv(pixels, PIXELS)
     blocks = triton.cdiv(blocks, min(PARTS, blocks))

@@ -1,11 +1,11 @@
-"""``masked_conv2d`` in Triton: implicit matrix products on images in channels_last.
+"""`masked_conv2d` in Triton: implicit matrix products on images in channels_last.
 
 A product's rows are pixels, its columns channels, and its sum goes over the taps of the kernel and
-the channels that a side of the frozen/free boundary has; as in ``masked_linear`` a tile is on one
-side. 1 x 1 kernels are ``masked_linear`` on the pixels. Images in planes are copied to
-channels_last and the result back. Depthwise: ``depthwise``.
+the channels that a side of the frozen/free boundary has; as in `masked_linear` a tile is on one
+side. 1 x 1 kernels are `masked_linear` on the pixels. Images in planes are copied to
+channels_last and the result back. Depthwise: `depthwise`.
 
-Letters as in ``ops.masked_conv2d``. A pixel is one of the M = B * H * W of an image batch.
+Letters as in `ops.masked_conv2d`. A pixel is one of the M = B * H * W of an image batch.
 """
 
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def masked_conv2d_fwd(
     activation: str,
     activity: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y [B, O, H', W'] and its activity [O] (an empty tensor unless asked for)."""
+    """y [B, O, H', W'] and its activity [O] (or an empty tensor)."""
     kernel, layout = free_weight.shape[2:], memory_format(x)
     (active_out, active_in), (free_out, inputs) = active_weight.shape[:2], free_weight.shape[:2]
     outputs = active_out + free_out

@@ -1,10 +1,10 @@
-"""``masked_linear`` in Triton: each operator is one launch, sums of tiles apart.
+"""`masked_linear` in Triton: each operator is one launch, sums of tiles apart.
 
 A tile of the result is on one side of the frozen/free boundary, so the boundary need not be
 aligned: the columns of each side are covered by tiles of their own, and each tile sums over the
 inputs that its side has. Tiles of the free side, which sum over more, come first.
 
-Letters as in ``ops.masked_linear``. Sums over tiles (activity, bias gradient) are written per tile
+Letters as in `ops.masked_linear`. Sums over tiles (activity, bias gradient) are written per tile
 and added in a fixed order, without atomics: the same numbers in every run.
 """
 
@@ -204,7 +204,7 @@ def masked_linear_fwd(
     activation: str,
     activity: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y [B, O] and its activity [O] (an empty tensor unless asked for)."""
+    """y [B, O] and its activity [O] (or an empty tensor)."""
     rows, inputs = x.shape
     (active_out, active_in), free_out = active_weight.shape, free_weight.shape[0]
     outputs = active_out + free_out
@@ -306,9 +306,9 @@ def masked_linear_dgrad(
 
 
 def masked_linear_wgrad(grad_z: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of the free weight [Of, I] and bias [Of] (empty without ``bias``).
+    """Gradients of the free weight [Of, I] and bias [Of] (empty without `bias`).
 
-    ``grad_z`` is [B, Of] and ``x`` [B, I].
+    `grad_z` is [B, Of] and `x` [B, I].
     """
     (rows, free_out), inputs = grad_z.shape, x.shape[1]
     grad_weight = grad_z.new_empty(free_out, inputs)

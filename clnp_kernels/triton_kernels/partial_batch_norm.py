@@ -1,4 +1,4 @@
-"""``partial_batch_norm`` in Triton: a pass for sums, a small one per channel, one over the images.
+"""`partial_batch_norm` in Triton: a pass for sums, a small one per channel, one over the images.
 
 Images are [P, C, Q]: in channels_last P goes over all pixels and Q is 1, in planes Q goes over the
 pixels of an image; no copy of either. Sums over stripes are written apart and added in a fixed
@@ -53,7 +53,7 @@ def _grid(x: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:
 def _sums(
     x: Tensor, grad: Tensor | None, y: Tensor | None, mean: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """[stripes, C] float32 twice, as ``sums_kernel`` says."""
+    """[stripes, C] float32 twice, as `sums_kernel` says."""
     programs, sizes = _grid(x)
     first = x.new_empty(programs[1], x.shape[1], dtype=torch.float32)
     second = torch.empty_like(first)

@@ -10,7 +10,7 @@ import torch
 
 
 class Tile(NamedTuple):
-    """What one program computes at a time: [rows, columns] of the result, depth of the sum."""
+    """Work of one program at a time: [rows, columns] of the result, depth of the sum."""
 
     rows: int
     columns: int
@@ -19,11 +19,11 @@ class Tile(NamedTuple):
     stages: int
 
     def shared(self, element: int) -> int:
-        """Bytes of shared memory that its stages take, for elements of ``element`` bytes."""
+        """Bytes of shared memory that its stages take, for elements of `element` bytes."""
         return (self.rows + self.columns) * self.depth * self.stages * element
 
     def cover(self, rows: int, sides: tuple[int, ...]) -> int:
-        """How many of them cover ``rows`` and the columns of each side apart."""
+        """Return the number of tiles that cover `rows` and the columns of each side apart."""
         return -(-rows // self.rows) * sum(-(-columns // self.columns) for columns in sides)
 
     def area(self, rows: int, sides: tuple[int, ...]) -> int:
@@ -69,7 +69,7 @@ TILES: dict[int, dict[str, tuple[Tile, ...]]] = {
         "ieee": (Tile(128, 64, 16, 8, 2), Tile(64, 32, 16, 4, 3)),
     },
 }
-# Convolutions hold more addresses, so some of these would spill there.
+# Convolutions hold more addresses, so some of these tiles would spill.
 CONV: dict[int, dict[str, tuple[Tile, ...]]] = {
     0: TILES[0],
     80: {
@@ -84,8 +84,8 @@ CONV: dict[int, dict[str, tuple[Tile, ...]]] = {
         "ieee": (Tile(64, 32, 16, 4, 3),),
     },
 }
-# Where rows of memory don't start at multiples of 16 elements, each element is loaded by itself:
-# many addresses, so larger tiles spill. The interpreter has no such tiles.
+# Rows of memory that don't start at multiples of 16 elements are loaded element by element: many
+# addresses, so larger tiles spill. The interpreter has no such tiles.
 UNALIGNED = {
     "half": Tile(64, 64, 32, 8, 3),
     "tf32": Tile(64, 64, 32, 8, 3),
@@ -108,7 +108,7 @@ WASTE = 1.2
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """How products of this dtype are computed: "half", "tf32" (if torch allows it) or "ieee"."""
+    """Return the arithmetic of products: "half", "tf32" (if torch allows it) or "ieee"."""
     if dtype != torch.float32:
         return "half"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
@@ -131,13 +131,13 @@ def choose(
 
     Arguments:
         architecture: a row of the table.
-        precision: as :func:`precision_of` says.
+        precision: as `precision_of` says.
         rows: of the result.
-        sides: columns of the result's parts; no tile lies on two of them.
+        sides: columns of the result's parts; no tile covers two of them.
         aligned: whether all rows of the operands start and end at multiples of 16 elements.
         processors: multiprocessors of the device.
         shared: bytes of shared memory that one program may take.
-        table: ``TILES`` or ``CONV``.
+        table: `TILES` or `CONV`.
     """
     if architecture and not aligned:
         return UNALIGNED[precision]

@@ -67,7 +67,7 @@ void sum_pieces(int64_t rows, int64_t columns, double* sums, const F& piece) {
 
 // Gradient before a ReLU. The gradient is read in any case: of a read under a condition GCC 12
 // makes wrong code for float64 and AVX-512. kRelu is a template argument because loops over
-// bfloat16 that ask at run time do not vectorise.
+// bfloat16 with a condition at run time do not vectorise.
 template <bool kRelu, class T>
 CLNP_INLINE wide_t<T> opened(const T* grad, const T* y) {
   const wide_t<T> given = load(*grad);

@@ -1,5 +1,5 @@
-// dropout: elements are dropped by the numbers of a counter-based generator, so that nothing is
-// kept for the gradient and threads need not agree on anything.
+// dropout: elements are dropped by the numbers of a counter-based generator, so no mask is kept for
+// the gradient and threads are independent.
 #include "elements.h"
 
 namespace clnp {
@@ -9,7 +9,7 @@ namespace {
 constexpr uint32_t kMultiplier[2] = {0xD2511F53u, 0xCD9E8D57u};
 constexpr uint32_t kStep[2] = {0x9E3779B9u, 0xBB67AE85u};
 constexpr int kRounds = 10;
-// As many blocks at once as make the loops wide; two elements take a word.
+// Blocks at once, enough for wide loops; two elements take a word.
 constexpr int64_t kBlocks = 16;
 constexpr int64_t kGroup = kBlocks * 8;
 constexpr int64_t kGroupsPerThread = 256;
@@ -60,7 +60,7 @@ CLNP_INLINE void drop_groups(const T* x, T* y, int64_t begin, int64_t end, int64
           factors[(2 * w + half) * kBlocks + j] = bits >= n.threshold ? scale : W(0);
         }
     const int64_t first = group * kGroup, size = std::min(kGroup, count - first);
-    // What is dropped is zero, whatever it was.
+    // A dropped element is zero, even if it was NaN or infinite.
     for (int64_t i = 0; i < size; ++i)
       store(y + first + i, factors[i] != W(0) ? load(x[first + i]) * factors[i] : W(0));
   }

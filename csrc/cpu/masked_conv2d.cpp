@@ -49,8 +49,8 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tenso
   return dense(to<Tensor>(stack[0]), last);
 }
 
-// Gradients of the input (if wanted) or of the weight, of the plain convolution; no size is 0. The
-// tensor whose gradient is wanted gives its shape only.
+// Gradient of the input or of the weight of the plain convolution; no size is 0. Of the tensor that
+// it belongs to only the shape is read.
 Tensor convolve_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                          const Geometry& g, bool of_input, bool last) {
   using torch::stable::detail::from;
@@ -75,7 +75,7 @@ Tensor convolve_backward(const Tensor& grad, const Tensor& x, const Tensor& weig
   return dense(results[of_input ? 0 : 1], last);
 }
 
-// x[:, :, ::stride, ::stride]: all that a 1 x 1 filter without padding sees.
+// x[:, :, ::stride, ::stride]: the pixels that a 1 x 1 filter without padding reads.
 Tensor seen_by_points(const Tensor& x, const Geometry& g) {
   using torch::stable::detail::from;
   Tensor seen = x;
@@ -300,7 +300,7 @@ Tensor masked_conv2d_dgrad(const Tensor& grad_z, const Tensor& x, const Tensor& 
     return new_images(grad_z, x.size(0), channels, x.size(2), x.size(3), last);
   };
   const Tensor weight = depthwise ? free_weight : slice_of(free_weight, active, free);
-  // Of the inputs only the shape counts, so where all are free x serves, whose memory exists.
+  // Only the shape of the inputs is read, so x can stand for them where all of them are free.
   const auto gradient = [&] {
     if (grad_z.numel() > 0 && free > 0)
       return convolve_backward(grad_z, active ? empty(free) : dense(x, last), weight, g, true,

@@ -1,5 +1,5 @@
 // partial_batch_norm and its gradients: one pass for the statistics, one that normalises, with the
-// ReLU and the activity; backward likewise. What is one number per channel is computed in float64.
+// ReLU and the activity; backward likewise. Numbers per channel are computed in float64.
 #include <cmath>
 #include <optional>
 #include <tuple>
@@ -9,7 +9,7 @@
 namespace clnp {
 namespace {
 
-// Where the elements of grad, y, x and the result are, in rows: distances between rows.
+// Distances between the rows of grad, y, x and the result.
 struct Rows {
   int64_t grad, y, x, out;
 };

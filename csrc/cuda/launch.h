@@ -1,5 +1,5 @@
-// Plain data that the operators hand to the kernels. So the kernels need no header of PyTorch, which
-// keeps nvcc quick, and the operators none of CUDA.
+// Plain data that the operators hand to the kernels. So the kernels need no header of PyTorch,
+// which keeps nvcc quick, and the operators none of CUDA.
 #pragma once
 
 #include <cstdint>

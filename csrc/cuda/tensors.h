@@ -60,7 +60,7 @@ class Runs {
 inline Number number_of(const char* name, const Tensor& t) {
   const bool single = t.scalar_type() == ScalarType::Float;
   STD_TORCH_CHECK(t.numel() == 1 && (single || t.scalar_type() == ScalarType::Double), name,
-": expected one element of float32 or float64, got ", shape_text(t));
+                  ": expected one element of float32 or float64, got ", shape_text(t));
   Number number{};
   const void* data = t.const_data_ptr();
   if (t.is_cpu())
@@ -99,7 +99,8 @@ void for_tables(const std::vector<Tensor>& params, const std::vector<Runs>& runs
       table->aligned[at] = runs[i].aligned();
       const int64_t chunk = kChunk / bytes_of(type);
       const int64_t blocks = table->start[at] + (params[i].numel() + chunk - 1) / chunk;
-      STD_TORCH_CHECK(blocks < (int64_t{1} << 31), "params: expected fewer elements for one launch");
+      STD_TORCH_CHECK(blocks < (int64_t{1} << 31),
+                      "params: expected fewer elements for one launch");
       table->start[at + 1] = static_cast<int32_t>(blocks);
       if (table->count == kTensors) {
         go(type, *table);

@@ -166,12 +166,12 @@ def test_strides(dtype: torch.dtype, generator: torch.Generator) -> None:
 
 def test_steps_on_the_host(generator: torch.Generator) -> None:
     params = randoms(torch.float32, generator)
-    there, here = Adam(params), Adam(params)
-    here.steps = [torch.zeros(()) for _ in params]
-    for run in (there, here):
+    on_gpu, on_host = Adam(params), Adam(params)
+    on_host.steps = [torch.zeros(()) for _ in params]
+    for run in (on_gpu, on_host):
         run.step(cuda_kernels.adam_l1, params, torch.tensor(0.1), 0.1)
-    assert all(float(step) == 1 for step in here.steps)
-    assert torch.equal(joined(here.params), joined(there.params))
+    assert all(float(step) == 1 for step in on_host.steps)
+    assert torch.equal(joined(on_host.params), joined(on_gpu.params))
 
 
 ACTIVITIES = [(7,), (5, 3), (64, 48), (2, 3, 4, 5), (2, 16, 8, 8), (90, 140), (3, 60, 11)]
@@ -189,7 +189,7 @@ def test_channel_activity(
         layouts.append(x.contiguous(memory_format=torch.channels_last))
     for dim in range(len(shape)):
         if EMULATED and shape[dim] > 64 and dim < len(shape) - 1:
-            continue  # a block for each channel: slow there
+            continue  # a block for each channel: slow in the emulator
         exact = x.movedim(dim, 0).unsqueeze(-1).flatten(1).double().abs().sum(1)
         for layout in layouts:
             sums = cuda_kernels.channel_activity(layout, dim)

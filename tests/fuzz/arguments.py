@@ -34,7 +34,7 @@ class Call:
 def tensor(
     draw: st.DrawFn, *shape: int, dtype: torch.dtype, low: float | None = None, plain: bool = False
 ) -> Tensor:
-    """Random numbers, normal or from `low` to `low` + 1, that lie in memory in any way.
+    """Random numbers, normal or from `low` to `low` + 1, with any strides.
 
     `plain` tensors, which an operator writes to, have no element twice.
     """
@@ -44,10 +44,10 @@ def tensor(
         numbers = torch.rand(shape, generator=generator, dtype=torch.float64) + low
     if draw(st.integers(0, 9)) == 0:
         numbers = torch.zeros_like(numbers) if low is None else numbers
-    lies = ["dense", "permuted", "stepped", "offset"] + ([] if plain else ["expanded"])
+    layouts = ["dense", "permuted", "stepped", "offset"] + ([] if plain else ["expanded"])
     if len(shape) == 4:
-        lies.append("channels_last")
-    return laid(numbers.to(dtype), draw(st.sampled_from(lies)), draw(st.integers(0, 3)))
+        layouts.append("channels_last")
+    return laid(numbers.to(dtype), draw(st.sampled_from(layouts)), draw(st.integers(0, 3)))
 
 
 def laid(x: Tensor, how: str, dim: int) -> Tensor:

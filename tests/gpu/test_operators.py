@@ -1,6 +1,6 @@
 """Every operator on a GPU, by every implementation that has it, against float64 on the CPU.
 
-Without a GPU they are skipped; ``python -m benchmarks.gpu_suite test --dry-run`` rehearses them on
+Without a GPU they are skipped; `python -m benchmarks.gpu_suite test --dry-run` rehearses them on
 the CPU, with Triton's interpreter (CLNP_REHEARSE=1 and the plugin tests.gpu_on_cpu).
 """
 
@@ -41,14 +41,14 @@ CONV_CASES = {name: conv_cases.CASES[name] for name in CONVS} | ({} if REHEARSED
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each implementation in turn, where an operator has it; others are left to the table."""
     if request.param == "cuda" and (REHEARSED or not cuda_kernels.available()):
-        pytest.skip("the CUDA library is not there, or has no GPU")
+        pytest.skip("needs the CUDA library and a GPU")
     if request.param == "triton":
         pytest.importorskip("triton")
     with chooser.prefer(request.param):
         yield request.param
 
 
-def there(tensors: Any) -> list[Any]:
+def on_device(tensors: Any) -> list[Any]:
     return [None if t is None else t.detach().to(DEVICE) for t in tensors]
 
 
@@ -89,7 +89,7 @@ def test_masked_linear(
     grad = torch.randn(rows, active_out + free_out, generator=generator).to(dtype)
     runs = []
     for kind in (None, dtype, torch.float64):
-        own = leaves(there(tensors)) if kind is not torch.float64 else leaves(
+        own = leaves(on_device(tensors)) if kind is not torch.float64 else leaves(
             t.double() for t in tensors)  # fmt: skip
         if kind is None:
             y, _ = ops.masked_linear(*own, activation=activation, activity=True)
@@ -113,7 +113,7 @@ def test_masked_conv2d(
     runs, grad = [], None
     for kind in (None, dtype, torch.float64):
         own = leaves(t.double() for t in tensors) if kind is torch.float64 else leaves(
-            there(tensors))  # fmt: skip
+            on_device(tensors))  # fmt: skip
         if kind is None:
             y, _ = ops.masked_conv2d(*own, **case.geometry, activation="relu", activity=True)
             grad = torch.randn(y.shape, generator=generator).to(dtype)
@@ -126,15 +126,15 @@ def test_masked_conv2d(
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("lies", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("dtype", NARROW)
 def test_partial_batch_norm(
-    dtype: torch.dtype, lies: torch.memory_format, training: bool, implementation: str,
+    dtype: torch.dtype, layout: torch.memory_format, training: bool, implementation: str,
     generator: torch.Generator,
 ) -> None:  # fmt: skip
     skip_unless("partial_batch_norm_fwd", implementation)
     shape, active = ((4, 9, 5, 6), 4) if REHEARSED else ((32, 200, 16, 16), 70)
-    x = (torch.randn(shape, generator=generator) * 2 + 1).to(dtype).contiguous(memory_format=lies)
+    x = (torch.randn(shape, generator=generator) * 2 + 1).to(dtype).contiguous(memory_format=layout)
     grad = torch.randn(shape, generator=generator).to(dtype)
     sizes = (active, active, *(shape[1] - active,) * 2)
     statistics = [torch.rand(n, generator=generator) + 0.5 for n in sizes]
@@ -198,10 +198,10 @@ def test_training(kind: str, implementation: str, generator: torch.Generator) ->
         net = network().to(device)
         make, numbers = options[kind]
         optimizer = make(net.parameters(), **numbers)
-        here = x.to(device)
+        inputs = x.to(device)
         for _ in range(5):
             optimizer.zero_grad()
-            (net(here) - here[:, :5]).square().mean().backward()
+            (net(inputs) - inputs[:, :5]).square().mean().backward()
             optimizer.step()
         grads.append([p.detach().cpu() for p in net.parameters()])
     for ours, want in zip(*grads, strict=True):

@@ -173,7 +173,7 @@ def test_cumulative_average_counts_what_was_seen() -> None:
 
 @layers
 def test_dtypes_and_memory_formats(name: str) -> None:
-    """float64 is as exact as the dense layer; how an image lies changes the values by rounding."""
+    """float64 is as exact as the dense layer; the layout of an image changes values by rounding."""
     dense, _, x = made(name)
     dense, x = dense.double(), x.double()
     layer = LAYERS[name][1](dense, 0)

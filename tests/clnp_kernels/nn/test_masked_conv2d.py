@@ -170,7 +170,7 @@ def test_freeze_keeps_the_function(data: st.DataObject) -> None:
 
 
 def some(draw: Any, size: int) -> Tensor:
-    """Different numbers below ``size``, in any order."""
+    """Different numbers below `size`, in any order."""
     chosen = draw(st.permutations(range(size)))[: draw(st.integers(0, size))]
     return torch.tensor(chosen, dtype=torch.int64)
 

@@ -65,9 +65,9 @@ class Arguments(NamedTuple):
 
 
 def random_arguments(
-    case: Case, dtype: torch.dtype, bias: bool, lies: str, generator: torch.Generator
+    case: Case, dtype: torch.dtype, bias: bool, layout: str, generator: torch.Generator
 ) -> Arguments:
-    """Fresh random arguments; the images lie in the format ``lies``."""
+    """Fresh random arguments; the images have the format `layout`."""
 
     def randn(*sizes: int) -> Tensor:
         return torch.randn(*sizes, generator=generator, dtype=torch.float64).to(dtype)
@@ -78,7 +78,7 @@ def random_arguments(
     weights = randn(active_out, ins[0], *case.kernel), randn(free_out, ins[1], *case.kernel)
     biases = (randn(active_out), randn(free_out)) if bias else (None, None)
     # .contiguous() leaves one channel as it is
-    images = torch.empty(x.shape, dtype=dtype, memory_format=FORMATS[lies]).copy_(x)
+    images = torch.empty(x.shape, dtype=dtype, memory_format=FORMATS[layout]).copy_(x)
     return Arguments(images, *weights, *biases)
 
 

@@ -179,6 +179,7 @@ ONE = torch.zeros(3)
         ({"l1": []}, ValueError, r"^len\(l1\): expected .*, got 0"),
         ({"lr": float("nan")}, ValueError, "^lr: expected .*, got nan"),
         ({"lr": torch.zeros(2)}, ValueError, r"^lr\.shape: expected .*, got \[2\]"),
+        ({"grad_scale": 2.0}, TypeError, "^grad_scale: expected a torch.Tensor, got float"),
         ({"beta1": 1.0}, ValueError, "^beta1: expected .*, got 1.0"),
         ({"eps": -1.0}, ValueError, "^eps: expected .*, got -1.0"),
         ({"weight_decay": float("inf")}, ValueError, "^weight_decay: expected .*, got inf"),

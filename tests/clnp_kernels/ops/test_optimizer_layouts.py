@@ -1,4 +1,4 @@
-"""The optimizers on tensors that lie in any order of dimensions, with and without gaps."""
+"""The optimizers on tensors with any order of dimensions, with and without gaps."""
 
 from itertools import permutations
 

@@ -47,7 +47,7 @@ class Arguments(NamedTuple):
 
 
 def random_arguments(
-    shape: str, dtype: torch.dtype, lies: str, generator: torch.Generator, affine: bool = True
+    shape: str, dtype: torch.dtype, layout: str, generator: torch.Generator, affine: bool = True
 ) -> Arguments:
     """Fresh random arguments; vectors are float32 for a half x."""
     batch, active, free, height, width = SHAPES[shape]
@@ -57,7 +57,7 @@ def random_arguments(
         return torch.rand(size, generator=generator, dtype=torch.float64).add(low).to(wide)
 
     x = torch.randn(batch, active + free, height, width, generator=generator, dtype=torch.float64)
-    images = torch.empty(x.shape, dtype=dtype, memory_format=FORMATS[lies]).copy_(2 * x + 1)
+    images = torch.empty(x.shape, dtype=dtype, memory_format=FORMATS[layout]).copy_(2 * x + 1)
     statistics = [vector(n, low) for n in (active, free) for low in (-0.5, 0.5)]
     pairs = [vector(n, -0.5) if affine else None for n in (active, free, active, free)]
     return Arguments(images, *statistics, *pairs)
@@ -96,15 +96,15 @@ def oracle(arguments: Arguments, training: bool, activation: str = "none") -> Te
 OPTIONS = {"momentum": 0.3, "eps": 1e-3}
 
 
-@pytest.mark.parametrize("lies", FORMATS)
+@pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values(
-    shape: str, dtype: torch.dtype, training: bool, lies: str, generator: torch.Generator
+    shape: str, dtype: torch.dtype, training: bool, layout: str, generator: torch.Generator
 ) -> None:
     for affine, activation in ((True, "none"), (True, "relu"), (False, "none")):
-        arguments = random_arguments(shape, dtype, lies, generator, affine)
+        arguments = random_arguments(shape, dtype, layout, generator, affine)
         exact, torchs = arguments.to(torch.float64), arguments.to(arguments.active_mean.dtype)
         torchs = torchs._replace(x=arguments.x)
         true, want = oracle(exact, training, activation), oracle(torchs, training, activation)
@@ -113,7 +113,7 @@ def test_values(
         )
         assert_accurate(y, want, true)
         if y.numel():
-            assert y.is_contiguous(memory_format=FORMATS[lies])
+            assert y.is_contiguous(memory_format=FORMATS[layout])
         sums = y.double().abs().sum((0, 2, 3))
         assert activity.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         torch.testing.assert_close(activity.double(), sums, rtol=1e-6, atol=1e-9)
@@ -139,12 +139,12 @@ def gradients(
     return [torch.zeros_like(w) if f is None else f for f, w in zip(found, wanted, strict=True)]
 
 
-@pytest.mark.parametrize("lies", FORMATS)
+@pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients(
-    shape: str, dtype: torch.dtype, training: bool, lies: str, generator: torch.Generator
+    shape: str, dtype: torch.dtype, training: bool, layout: str, generator: torch.Generator
 ) -> None:
     active = SHAPES[shape][1]
     for full, activation, affine in (
@@ -153,7 +153,7 @@ def test_gradients(
         (False, "relu", True),
         (True, "relu", True),
     ):
-        arguments = random_arguments(shape, dtype, lies, generator, affine)
+        arguments = random_arguments(shape, dtype, layout, generator, affine)
         options = {"activation": activation, "full_input_grad": full}
         y = call(copied(arguments), training=training, **options, **OPTIONS)
         mask = y if activation == "relu" else None
@@ -162,7 +162,7 @@ def test_gradients(
         torchs = gradients(arguments, grad_y, mask, training)
         ours = gradients(arguments, grad_y, mask, training, **options)
         if ours[0].numel() and not full:
-            assert ours[0].is_contiguous(memory_format=FORMATS[lies])
+            assert ours[0].is_contiguous(memory_format=FORMATS[layout])
         if not full:
             assert not ours[0][:, :active].any()
             exact[0], torchs[0], ours[0] = (g[0][:, active:] for g in (exact, torchs, ours))
@@ -186,10 +186,10 @@ def test_backward_takes_its_own_relu(training: bool, generator: torch.Generator)
         torch.testing.assert_close(our, their)
 
 
-@pytest.mark.parametrize("lies", FORMATS)
+@pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("training", [False, True])
-def test_no_interference(training: bool, lies: str, generator: torch.Generator) -> None:
-    arguments = random_arguments("odd", torch.float32, lies, generator)
+def test_no_interference(training: bool, layout: str, generator: torch.Generator) -> None:
+    arguments = random_arguments("odd", torch.float32, layout, generator)
     split = len(arguments.active_mean)
     before = call(arguments.to(torch.float32), training=training, activation="relu")
     frozen = [t.clone() for t in (arguments.active_mean, arguments.active_var)]
@@ -203,13 +203,13 @@ def test_no_interference(training: bool, lies: str, generator: torch.Generator) 
     assert torch.equal(arguments.active_var, frozen[1])
 
 
-@pytest.mark.parametrize("lies", FORMATS)
+@pytest.mark.parametrize("layout", FORMATS)
 def test_same_for_any_number_of_threads(
-    lies: str, compiled: None, generator: torch.Generator
+    layout: str, compiled: None, generator: torch.Generator
 ) -> None:
-    arguments = random_arguments("even", torch.float32, lies, generator)
+    arguments = random_arguments("even", torch.float32, layout, generator)
     x = torch.randn(40, 16, 24, 24, generator=generator)
-    arguments = arguments._replace(x=x.contiguous(memory_format=FORMATS[lies]))
+    arguments = arguments._replace(x=x.contiguous(memory_format=FORMATS[layout]))
     before = torch.get_num_threads()
     results = []
     for threads in (1, 2, 3):
@@ -251,8 +251,8 @@ def test_strides(generator: torch.Generator) -> None:
 
 
 def test_gradient_of_another_format(generator: torch.Generator) -> None:
-    for lies in FORMATS:
-        arguments = random_arguments("odd", torch.float64, lies, generator)
+    for layout in FORMATS:
+        arguments = random_arguments("odd", torch.float64, layout, generator)
         results = []
         for function in (call, oracle):
             given = arguments.to(torch.float64)
@@ -266,7 +266,7 @@ def test_gradient_of_another_format(generator: torch.Generator) -> None:
 
 
 def other_formats(y: Tensor) -> list[Tensor]:
-    """Gradients that lie otherwise than y."""
+    """Gradients with other strides than y."""
     grad = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape)
     last = grad.contiguous(memory_format=torch.channels_last)
     return [grad, last, grad[:1, :1, :1, :1].expand_as(y)]
@@ -304,10 +304,10 @@ def test_no_second_gradient(generator: torch.Generator) -> None:
 
 # opcheck itself looks at .grad of tensors that are no leaves
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-@pytest.mark.parametrize("lies", FORMATS)
+@pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("training", [False, True])
-def test_opcheck(training: bool, lies: str, generator: torch.Generator) -> None:
-    a = random_arguments("odd", torch.float32, lies, generator)
+def test_opcheck(training: bool, layout: str, generator: torch.Generator) -> None:
+    a = random_arguments("odd", torch.float32, layout, generator)
     assert a.free_weight is not None
     y = call(a.to(torch.float32), activation="relu")
     backward = (y.roll(1), a.x, y, a.free_mean, a.free_var, a.free_weight, training, 1e-3)
@@ -316,9 +316,9 @@ def test_opcheck(training: bool, lies: str, generator: torch.Generator) -> None:
     torch.library.opcheck(OPS.partial_batch_norm_fwd.default, (*a, training, 1e-3, "relu", True))
 
 
-@pytest.mark.parametrize("lies", FORMATS)
-def test_compile(lies: str, generator: torch.Generator) -> None:
-    arguments = random_arguments("odd", torch.float32, lies, generator)
+@pytest.mark.parametrize("layout", FORMATS)
+def test_compile(layout: str, generator: torch.Generator) -> None:
+    arguments = random_arguments("odd", torch.float32, layout, generator)
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     results = []
     for function in (call, compiled):

@@ -53,11 +53,11 @@ class Binary(NamedTuple):
 
 
 def compile_launches(architecture: int, call: Callable[[], Any]) -> list[Binary]:
-    """The kernels that ``call`` (on tensors of the meta device) would launch, compiled."""
+    """The kernels that `call` (on tensors of the meta device) would launch, compiled."""
     launches: list[tuple[Any, dict[str, Any]]] = []
     with pytest.MonkeyPatch.context() as patch:
-        here = _launch.Device(architecture, *DEVICES[architecture])
-        patch.setattr(_launch, "describe", lambda device: here)
+        device = _launch.Device(architecture, *DEVICES[architecture])
+        patch.setattr(_launch, "describe", lambda _: device)
         patch.setattr(_launch, "launch", lambda *given: launches.append((given[0], given[3])))
         call()
     assert launches

@@ -54,9 +54,9 @@ def conv_calls(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     }  # fmt: skip
 
 
-def norm_calls(dtype: torch.dtype, lies: torch.memory_format) -> dict[str, Callable[[], Any]]:
+def norm_calls(dtype: torch.dtype, layout: torch.memory_format) -> dict[str, Callable[[], Any]]:
     """256 channels, half of them frozen."""
-    x = torch.empty(256, 256, 32, 32, dtype=dtype, device="meta").contiguous(memory_format=lies)
+    x = torch.empty(256, 256, 32, 32, dtype=dtype, device="meta").contiguous(memory_format=layout)
     vectors = [torch.empty(128, device="meta") for _ in range(8)]
     rest = (*vectors[2:4], vectors[5], True, 1e-5)
     norm = partial_batch_norm
@@ -107,11 +107,11 @@ def test_depthwise(architecture: int, name: str) -> None:
     aot.check_offsets(binary)
 
 
-@pytest.mark.parametrize("lies", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("name", ["fwd", "bwd"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES if EVERY_TILE else (90,))
-def test_batch_norm(architecture: int, name: str, lies: torch.memory_format) -> None:
-    binaries = aot.compile_launches(architecture, norm_calls(torch.bfloat16, lies)[name])
+def test_batch_norm(architecture: int, name: str, layout: torch.memory_format) -> None:
+    binaries = aot.compile_launches(architecture, norm_calls(torch.bfloat16, layout)[name])
     assert len(binaries) == 3
     for binary in binaries:
         aot.check_launchable(binary)

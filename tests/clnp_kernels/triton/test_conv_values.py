@@ -45,8 +45,8 @@ def _nan_memory(nan_memory: None) -> None:
     return None
 
 
-def given(name: str, dtype: torch.dtype, generator: torch.Generator, lies: str) -> Arguments:
-    found = random_arguments(CASES[name], dtype, True, lies, generator)
+def given(name: str, dtype: torch.dtype, generator: torch.Generator, layout: str) -> Arguments:
+    found = random_arguments(CASES[name], dtype, True, layout, generator)
     return Arguments(*(None if t is None else t.to(DEVICE) for t in found))
 
 
@@ -61,15 +61,15 @@ def format_of(case: Case) -> str:
 
 @pytest.mark.parametrize(("name", "dtype"), PAIRS)
 def test_forward(name: str, dtype: torch.dtype, generator: torch.Generator) -> None:
-    case, lies = CASES[name], format_of(CASES[name])
-    arguments = given(name, dtype, generator, lies)
+    case, layout = CASES[name], format_of(CASES[name])
+    arguments = given(name, dtype, generator, layout)
     exact, theirs = arguments.to(torch.float64), arguments
     options = geometry(case)
     y, sums = kernels.masked_conv2d_fwd(*arguments, *options, "relu", True)
     want = conv_cases.masked_conv2d(exact, case, "relu")
     assert_accurate(y, conv_cases.masked_conv2d(theirs, case, "relu"), want)
     if arguments.x.numel():
-        assert y.is_contiguous(memory_format=FORMATS[lies])
+        assert y.is_contiguous(memory_format=FORMATS[layout])
     assert sums.dtype == torch.float32
     real = y.double().abs().sum((0, 2, 3))
     torch.testing.assert_close(sums.double(), real, rtol=1e-5, atol=1e-30)
@@ -82,15 +82,15 @@ def test_forward(name: str, dtype: torch.dtype, generator: torch.Generator) -> N
 
 @pytest.mark.parametrize(("name", "dtype"), PAIRS)
 def test_gradients(name: str, dtype: torch.dtype, generator: torch.Generator) -> None:
-    case, lies = CASES[name], format_of(CASES[name])
-    x, active, free, _, _ = given(name, dtype, generator, lies)
+    case, layout = CASES[name], format_of(CASES[name])
+    x, active, free, _, _ = given(name, dtype, generator, layout)
     options, split = geometry(case), len(active)
     size = reference.output_size(x, case.kernel, *options[:3])
     shape = (len(x), split + len(free), *size)
     grad = torch.randn(shape, generator=generator).to(DEVICE, dtype)
-    grad = grad.contiguous(memory_format=FORMATS[lies])
+    grad = grad.contiguous(memory_format=FORMATS[layout])
     y = torch.randn(shape, generator=generator).to(grad).relu()
-    y = y.contiguous(memory_format=FORMATS[lies])
+    y = y.contiguous(memory_format=FORMATS[layout])
     ours = kernels.masked_conv2d_relu_grad(grad, y, split, True)
     kept = reference.masked_conv2d_relu_grad(grad.double(), y.double(), split, True)
     assert torch.equal(ours[0].double(), kept[0])
@@ -104,7 +104,7 @@ def test_gradients(name: str, dtype: torch.dtype, generator: torch.Generator) ->
     theirs = reference.masked_conv2d_dgrad(part, x, free, frozen, *options)
     assert_accurate(got, theirs, exact)
     if x.numel():
-        assert got.is_contiguous(memory_format=FORMATS[lies])
+        assert got.is_contiguous(memory_format=FORMATS[layout])
     assert not got[:, :frozen].any()
     kernel = list(case.kernel)
     got_weight, got_bias = kernels.masked_conv2d_wgrad(part, x, kernel, *options, True)
@@ -161,7 +161,7 @@ def test_slices_of_images(generator: torch.Generator) -> None:
 @pytest.mark.skipif(not INTERPRETED, reason="takes memory that only a CPU hands out untouched")
 @pytest.mark.parametrize("depthwise", [False, True])
 def test_offsets_beyond_32_bits(depthwise: bool, generator: torch.Generator) -> None:
-    """Images that lie 2^31 elements apart, in memory that is never touched in between."""
+    """Images 2^31 elements apart, in memory that is never touched in between."""
     stride = 2**31 + 16
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
     with mmap.mmap(-1, 2 * (stride + 64), flags=flags) as memory:
@@ -202,15 +202,15 @@ def close(ours: Tensor, exact: Tensor) -> None:
     assert float((ours.double() - exact.double()).norm()) <= bound
 
 
-@pytest.mark.parametrize("lies", FORMATS)
+@pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", NORMS)
-def test_batch_norm(name: str, dtype: torch.dtype, lies: str, generator: torch.Generator) -> None:
+def test_batch_norm(name: str, dtype: torch.dtype, layout: str, generator: torch.Generator) -> None:
     batch, active, free, size = NORMS[name]
     if dtype != torch.float32 and name not in ("odd", "even"):
         pytest.skip("one case of each kind is enough")
     x = torch.randn(batch, active + free, *size, generator=generator) * 2 + 30
-    x = x.to(DEVICE, dtype).contiguous(memory_format=FORMATS[lies])
+    x = x.to(DEVICE, dtype).contiguous(memory_format=FORMATS[layout])
     grad = torch.randn(x.shape, generator=generator).to(x)
 
     def vector(count: int) -> Tensor:
@@ -229,7 +229,7 @@ def test_batch_norm(name: str, dtype: torch.dtype, lies: str, generator: torch.G
             torch.testing.assert_close(y.double(), want[0], rtol=1e-5, atol=1e-5)
         else:
             close(y, want[0])
-        assert y.is_contiguous(memory_format=FORMATS[lies]) or not x.numel()
+        assert y.is_contiguous(memory_format=FORMATS[layout]) or not x.numel()
         real = y.double().abs().sum((0, 2, 3))
         torch.testing.assert_close(sums.double(), real, rtol=1e-5, atol=1e-30)
         torch.testing.assert_close(mean.double(), want[2], rtol=1e-6, atol=1e-6)

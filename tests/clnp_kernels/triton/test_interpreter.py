@@ -23,7 +23,7 @@ def python(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def run(*command: str) -> str:
-    """The output of :func:`python`, which must succeed."""
+    """The output of `python`, which must succeed."""
     result = python(*command)
     assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
     return result.stdout

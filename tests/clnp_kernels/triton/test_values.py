@@ -188,7 +188,7 @@ def test_activity_makes_no_copy_of_usual_layouts() -> None:
 
 @pytest.mark.skipif(not INTERPRETED, reason="takes memory that only a CPU hands out untouched")
 def test_offsets_beyond_32_bits(generator: torch.Generator) -> None:
-    """Rows that lie 2^31 elements apart, in memory that is never touched in between."""
+    """Rows 2^31 elements apart, in memory that is never touched in between."""
     stride = 2**31 + 16
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
     with mmap.mmap(-1, 2 * (stride + 64), flags=flags) as memory:
