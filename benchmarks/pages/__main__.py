@@ -33,6 +33,7 @@ REPRODUCED = ("table1", "fig3", "fig4", "fig5", "quick/fig5", "capacity", "reuse
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": readme.results,
     "peers": readme.peers,
+    "settings": sweeps.every_setting,
     "sweeps": sweeps.conditions,
     **{name: partial(sweeps.sweep, name) for name in settings.SWEEPS},
     "tables": lambda: suites.text(SUITES, DOCS),

@@ -1,4 +1,4 @@
-"""Tables of docs/accuracy-and-capacity.md: the effect of single settings."""
+"""Tables of docs/settings.md and docs/accuracy-and-capacity.md."""
 
 from __future__ import annotations
 
@@ -48,3 +48,10 @@ def conditions() -> str:
         f"thread of a shared CPU, torch {torches}, means over {seeds} seeds. Where a table does "
         f"not say otherwise: {base}."
     )
+
+
+def every_setting() -> str:
+    """Return the tables of all settings of `clnp.Learner` and of its fine-tuning."""
+    from clnp.learner.settings import FineTune, Settings, settings_table
+
+    return "\n\n".join(settings_table(kind) for kind in (Settings, FineTune))
