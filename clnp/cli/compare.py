@@ -74,7 +74,7 @@ def describe_methods() -> list[str]:
         lines.append(f"{name}: {info.description}")
         for key, option in info.options.items():
             default = json.dumps(option.default)
-            lines.append(f"  --set {key}={default}  {option.meaning} ({option.wanted})")
+            lines.append(f"  --set {key}={default}  {option.meaning} ({option.values.expected})")
     return lines
 
 

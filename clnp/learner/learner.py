@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..data.batches import first_inputs, seed_for
 from ..data.contents import task_data
@@ -36,7 +37,7 @@ from .grid import GridPoint, grid_points
 from .grid_point import Plan, PointTrainer
 from .learned_data import learned_tasks, test_split
 from .report import TaskReport, capacity_lines, capacity_of, reuse_of
-from .settings import Settings, without_removed
+from .settings import Settings, SettingsGiven, without_removed
 from .task_run import TaskRun
 
 KIND = "learner"
@@ -58,8 +59,7 @@ class Learner(BaseLearner):
             calls the callbacks.
         progress_bar: show a progress bar on standard error; None: where it is a terminal or a
             notebook.
-        settings: the fields of `Settings`: head, margin, l1, lr, epochs, batch_size, schedule,
-            seed, grid, search, fine_tune, dtype, granularity.
+        settings: any fields of `Settings`.
 
     Raises:
         ConfigError: a setting out of range, naming it; `checkpoint_dir` holds another learner; a
@@ -78,7 +78,7 @@ class Learner(BaseLearner):
         workers: int | Workers = 1,
         distributed: bool = False,
         progress_bar: bool | None = None,
-        **settings: Any,
+        **settings: Unpack[SettingsGiven],
     ) -> None:
         if not isinstance(model, Model):
             raise ConfigError(
@@ -225,7 +225,7 @@ class Learner(BaseLearner):
                 "a new head is trained on what earlier tasks learned (final-layer transfer). "
                 "learner.expand() adds channels",
                 CapacityWarning,
-                stacklevel=6,
+                stacklevel=5,
             )
         generator = torch.Generator().manual_seed(seed_for(settings.seed, index, "weights"))
         model.begin_task(

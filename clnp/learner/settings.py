@@ -1,15 +1,18 @@
-"""The learner's settings and the one table that checks them."""
+"""The learner's settings: one row each, from which checks, help and documentation come."""
+
+# ruff: noqa: RUF009 (`setting` makes a dataclass field)
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
+from typing_extensions import TypedDict
 
 from ..errors import ConfigError
 from ..network.heads import HEADS
@@ -17,123 +20,283 @@ from ..pruning.margin import check_margin
 from ..training.fit import SCHEDULES
 from ..training.score import WANTED, is_score, name_of
 from .grid import per_layer
+from .ranges import Range, choice, flag, number, whole
 
+T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SPARSIFIERS = ("activity", "contribution", "sdp")
+SEARCHES = ("auto", "joint", "global")
 # Settings of older files that are gone, with the value that had no effect.
 REMOVED = {"reinit_scale": 1.0, "compensate": False}
-SEARCHES = ("auto", "joint", "global")
 
 
+@dataclass(frozen=True)
+class Row:
+    """One setting.
+
+    Attributes:
+        values: the accepted ones.
+        meaning: its effect, in a line.
+        choose: advice on its value; "" where the default serves.
+        option: of the command line; "" if there is none.
+    """
+
+    values: Range
+    meaning: str
+    choose: str = ""
+    option: str = ""
+
+
+def setting(default: Any, values: Range, meaning: str, choose: str = "", option: str = "") -> Any:
+    """A dataclass field with a default and a `Row`."""
+    row = Row(values, meaning, choose, option)
+    return dataclasses.field(default=default, metadata={"row": row})
+
+
+def rows(settings: type) -> dict[str, Row]:
+    """Setting -> its row, of a dataclass whose fields are made by `setting`."""
+    return {field.name: field.metadata["row"] for field in dataclasses.fields(settings)}
+
+
+def documented(settings: type[T]) -> type[T]:
+    """Appends the rows to the docstring of a dataclass, as its attributes."""
+    lines = [
+        textwrap.fill(
+            f"{name}: {row.meaning} ({row.values.expected}).",
+            100,
+            initial_indent=" " * 8,
+            subsequent_indent=" " * 12,
+        )
+        for name, row in rows(settings).items()
+    ]
+    settings.__doc__ = "\n".join([f"{settings.__doc__}\n\n    Attributes:", *lines, "    "])
+    return settings
+
+
+def settings_table(settings: type) -> str:
+    """A Markdown table of the settings of a dataclass, such as `Settings`, `FineTune` or
+    `clnp.methods.MethodSettings`: name, default, values, meaning, advice, command-line option.
+    """
+    head = ("setting", "default", "values", "meaning", "how to choose", "command line")
+    lines = [head, ("---",) * len(head)]
+    for field in dataclasses.fields(settings):
+        row: Row = field.metadata["row"]
+        option = f"`{row.option}`" if row.option else ""
+        named = (f"`{field.name}`", f"`{field.default!r}`")
+        lines.append((*named, row.values.expected, row.meaning, row.choose, option))
+    escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)
+
+
+def check(settings: Any, prefix: str = "") -> None:
+    """Raises ConfigError for the first setting out of its range."""
+    for name, row in rows(type(settings)).items():
+        row.values.check(prefix + name, getattr(settings, name))
+
+
+PER_LAYER = "a number >= 0, one per layer (the head last), or {layer: number}"
+GROWTH = "None, an integer >= 1, one per group, or {group: integer}"
+
+
+def _any(expected: str) -> Range:
+    """A range that needs the network, and is checked with it."""
+    return Range(expected, lambda value: True)
+
+
+@documented
 @dataclass(frozen=True)
 class FineTune:
-    """Training of the surviving channels after pruning (paper, Sec. 3.2, "CLNP + fine tuning").
+    """Training of the surviving channels after pruning (paper, Sec. 3.2, "CLNP + fine tuning")."""
 
-    Attributes:
-        epochs, lr: as in training.
-        l1: as in `Settings`; None takes that of training.
-        schedule: as in training.
-        rounds: how often pruning (within the same margin) and fine-tuning are done, one after the
-            other; the paper does one (Sec. 2.2).
-    """
+    epochs: int = setting(
+        20,
+        whole(1),
+        "epochs for the survivors after pruning",
+        "half as many as for training",
+        "--fine-tune-epochs",
+    )
+    lr: float = setting(
+        1e-4,
+        number(above=True),
+        "learning rate of fine-tuning",
+        "a tenth of the rate of training",
+        "--fine-tune-lr",
+    )
+    l1: Any = setting(
+        None,
+        _any(f"None, {PER_LAYER}"),
+        "L1 coefficient of fine-tuning; None takes that of training",
+        option="--fine-tune-l1",
+    )
+    schedule: str = setting(
+        "constant",
+        choice(SCHEDULES),
+        "schedule of the rate of fine-tuning",
+        option="--fine-tune-schedule",
+    )
+    rounds: int = setting(
+        1,
+        whole(1),
+        "times that pruning (within the one margin) and fine-tuning alternate; the paper does one "
+        "(Sec. 2.2)",
+        "2 to 4 where capacity is short",
+        "--fine-tune-rounds",
+    )
 
-    epochs: int = 20
-    lr: float = 1e-4
-    l1: Any = None
-    schedule: str = "constant"
-    rounds: int = 1
+
+def _is_fine_tune(value: Any) -> bool:
+    return value is None or isinstance(value, FineTune)
 
 
+@documented
 @dataclass(frozen=True)
 class Settings:
-    """How a `Learner` learns. Fractions are fractions (margin 0.0005 is the paper's m = 0.05 %).
+    """Settings of a `Learner`. Margin 0.0005 is the paper's m = 0.05 %."""
 
-    Attributes:
-        head: "single" or "multi" (paper, Fig. 2).
-        margin: how much of the validation split's score is given up for sparsity; of accuracies a
-            fraction, of a function whatever it returns.
-        score: what the margin is held on: "accuracy", "balanced accuracy" (the mean of the recalls
-            of the classes that occur in the validation split: rare classes count as much as others)
-            or a function (logits [N, C], labels [N]) -> number, higher is better. It is called with
-            the whole validation split at once, on the CPU, for every network that is evaluated.
-        l1: alpha of the L1 penalty alpha * sum |w|: one number, one per layer (the head last), or
-            {layer: alpha}.
-        lr, epochs, batch_size, schedule: of training with Adam; schedule is "constant", "step" or
-            "cosine".
-        seed: of everything random.
-        grid: None, or {"l1": [...], "lr": [...]}: graceful forgetting over all combinations.
-        grid_first_only: search the grid on the first task only and keep what it chose (as the paper
-            does on permuted MNIST, Sec. 3.1).
-        search: "joint" (divides the margin among the groups, so that of what is free in each the
-            squared fractions that are kept add up to least), "global" (one threshold in units of
-            each group's mean activity: far fewer evaluations) or "auto" ("joint" up to 8 groups,
-            "global" beyond).
-        fine_tune: None or `FineTune`.
-        dtype: "fp32", or "bf16" to train under autocast; evaluation is always in the network's own
-            dtype.
-        granularity: active channels per group are rounded up to a multiple of this.
-        growth: the most free channels that a task after the first may train, and so claim: None
-            (all), one number for every prunable group, one per group in execution order, or
-            {group: number}, where a group that is not named takes all.
-        first_growth: the same for the first task.
-        sparsifier: "activity" (L1 penalty, channels ranked by mean activity: the paper's),
-            "contribution" (L1 penalty, channels ranked by what they add to the layers that read
-            them) or "sdp" (structured sharpness-aware Frank-Wolfe steps, channels ranked by the
-            norm of their weights; `l1` then serves fine-tuning only).
-        cache: "auto" computes the activations of frozen channels once per task instead of once per
-            step where they are the same in every epoch (examples held as tensors, nothing random
-            before the layer, within 2 GiB); "off" never.
-        stack: train the grid points of a task as one network of stacked weights, where the network
-            is one of linear layers, dropout and elementwise operations: "auto" on a GPU, "on" on
-            a CPU too, "off" never. The outcome is that of single runs within rounding.
-        infer_tasks: after each task, measure on all test splits how often `model.predict` is right
-            without being told the task (`TaskReport.inferred`): one pass of the widest network.
-    """
-
-    head: str = "multi"
-    margin: float = 0.0005
-    score: Any = "accuracy"
-    l1: Any = 0.0
-    lr: float = 1e-3
-    epochs: int = 10
-    batch_size: int = 256
-    schedule: str = "constant"
-    seed: int = 0
-    grid: dict[str, list[Any]] | None = None
-    grid_first_only: bool = False
-    search: str = "auto"
-    fine_tune: FineTune | None = None
-    dtype: str = "fp32"
-    granularity: int = 1
-    growth: Any = None
-    first_growth: Any = None
-    sparsifier: str = "activity"
-    cache: str = "auto"
-    stack: str = "auto"
-    infer_tasks: bool = True
+    head: str = setting(
+        "multi",
+        choice(HEADS),
+        "one output layer for all tasks, or one each (paper, Fig. 2)",
+        "multi unless the classes of all tasks are the same",
+        "--head",
+    )
+    margin: float = setting(
+        0.0005,
+        _any("a fraction in [0, 1); for a function as score a number >= 0 in its units"),
+        "validation score that pruning may cost",
+        "more frees more channels and costs accuracy; at least a few validation examples' worth",
+        "--margin",
+    )
+    score: Any = setting(
+        "accuracy",
+        Range(WANTED, is_score),
+        "score that the margin is held on; balanced accuracy is the mean of the classes' recalls. "
+        "A function gets the whole validation split at once, on the CPU, for every network",
+        "balanced accuracy for tasks with rare classes",
+        "--score",
+    )
+    l1: Any = setting(
+        0.0,
+        _any(PER_LAYER),
+        "L1 coefficient alpha of the penalty alpha * sum |w|",
+        "raise it by factors of 3 until the validation score suffers; 1e-6 to 5e-4 is usual",
+        "--l1",
+    )
+    lr: float = setting(
+        1e-3, number(above=True), "learning rate of Adam", "1e-3 for most networks", "--lr"
+    )
+    epochs: int = setting(
+        10,
+        whole(1),
+        "epochs of training per task and grid point",
+        "until the validation score levels off; L1 needs more than plain training",
+        "--epochs",
+    )
+    batch_size: int = setting(
+        256, whole(1), "examples per training step", "less for small data sets", "--batch-size"
+    )
+    schedule: str = setting(
+        "constant",
+        choice(SCHEDULES),
+        "schedule of the learning rate",
+        "step or cosine where epochs are few",
+        "--schedule",
+    )
+    seed: int = setting(0, whole(0), "seed of every random number", option="--seed, --seeds")
+    grid: dict[str, list[Any]] | None = setting(
+        None,
+        _any('None or {"l1": [...], "lr": [...]}'),
+        "graceful forgetting over all combinations of these values (paper, Sec. 2.2)",
+        "two or three values of l1 around a good one",
+        "--grid",
+    )
+    grid_first_only: bool = setting(
+        False,
+        flag(),
+        "search the grid on the first task and keep its choice (paper, Sec. 3.1)",
+        "True where tasks are alike",
+        "--grid-first-only",
+    )
+    search: str = setting(
+        "auto",
+        choice(SEARCHES),
+        "search for thresholds: joint divides the margin among the groups, global has one "
+        "threshold in units of each group's mean activity, auto is joint up to 8 groups",
+        "global where the search takes too long",
+        "--search",
+    )
+    fine_tune: FineTune | None = setting(
+        None,
+        Range("None, a FineTune or a dictionary of its fields", _is_fine_tune),
+        "training of the surviving channels after pruning",
+        "use it where capacity is short or pruning costs accuracy",
+        "--fine-tune-epochs",
+    )
+    dtype: str = setting(
+        "fp32",
+        choice(DTYPES),
+        "bf16 trains under autocast; evaluation is in the network's dtype",
+        "bf16 on a GPU or a CPU that has it",
+        "--dtype",
+    )
+    granularity: int = setting(
+        1,
+        whole(1),
+        "active channels per group are rounded up to a multiple of this",
+        "1 on a CPU; 16 may pay on a GPU",
+        "--granularity",
+    )
+    growth: Any = setting(
+        None,
+        _any(GROWTH),
+        "most new channels of a task after the first; None for no limit",
+        "set it where early tasks fill the network",
+        "--growth",
+    )
+    first_growth: Any = setting(
+        None, _any(GROWTH), "most channels of the first task", option="--first-growth"
+    )
+    sparsifier: str = setting(
+        "activity",
+        choice(SPARSIFIERS),
+        "channels are ranked by mean activity (the paper's) or by contribution to the layers that "
+        "read them, both under L1; sdp takes structured sharpness-aware Frank-Wolfe steps and "
+        "ranks by weight norms",
+        "contribution where capacity is short",
+        "--sparsifier",
+    )
+    cache: str = setting(
+        "auto",
+        choice(("auto", "off")),
+        "compute the activations of frozen channels once per task where every epoch has the same "
+        "(up to 2 GiB)",
+        "off to save memory",
+    )
+    stack: str = setting(
+        "auto",
+        choice(("auto", "on", "off")),
+        "train the grid points of a task as one network of stacked weights where its layers allow "
+        "it: auto on a GPU only, on always; outcomes agree within rounding",
+    )
+    infer_tasks: bool = setting(
+        True,
+        flag(),
+        "measure after each task how often `model.predict` finds the task (`TaskReport.inferred`)",
+        "False saves a pass of the widest network over all test splits",
+    )
 
     def __post_init__(self) -> None:
-        for name, (wanted, holds) in CHECKS.items():
-            value = getattr(self, name)
-            if not holds(value):
-                raise ConfigError(f"{name}={value!r}: expected {wanted}")
-        check_margin(self.margin, self.score)
-        tune = self.fine_tune
-        if isinstance(tune, dict):
-            unknown = set(tune) - {f.name for f in dataclasses.fields(FineTune)}
+        if isinstance(self.fine_tune, dict):
+            unknown = sorted(set(self.fine_tune) - set(rows(FineTune)))
             if unknown:
-                names = ", ".join(f.name for f in dataclasses.fields(FineTune))
-                raise ConfigError(f"fine_tune: unknown keys {sorted(unknown)}; there are {names}")
-            object.__setattr__(self, "fine_tune", FineTune(**tune))
-            tune = self.fine_tune
-        if tune is not None:
-            if not isinstance(tune, FineTune):
-                raise ConfigError(f"fine_tune={tune!r}: expected None, a FineTune or a dictionary")
-            for name, (wanted, holds) in FINE_TUNE_CHECKS.items():
-                if not holds(getattr(tune, name)):
-                    raise ConfigError(
-                        f"fine_tune {name}={getattr(tune, name)!r}: expected {wanted}"
-                    )
+                raise ConfigError(
+                    f"fine_tune: expected some of {', '.join(rows(FineTune))}, got {unknown}"
+                )
+            object.__setattr__(self, "fine_tune", FineTune(**self.fine_tune))
+        check(self)
+        check_margin(self.margin, self.score)
+        if self.fine_tune is not None:
+            check(self.fine_tune, "fine_tune ")
 
     def check_layers(self, layers: list[str], groups: Sequence[str] = ()) -> None:
         """Raises ConfigError where a setting does not fit a network with these layers and prunable
@@ -163,18 +326,17 @@ class Settings:
         if isinstance(growth, (list, tuple)):
             if len(growth) != len(groups):
                 raise ConfigError(
-                    f"{name}={list(growth)}: expected {len(groups)} numbers, one for each of "
-                    f"{list(groups)}"
+                    f"{name}: expected {len(groups)} numbers, one for each of {list(groups)}, got "
+                    f"{list(growth)}"
                 )
             growth = dict(zip(groups, growth, strict=True))
         elif not isinstance(growth, dict):
             growth = dict.fromkeys(groups, growth)
         unknown = sorted(set(growth) - set(groups))
         if unknown:
-            raise ConfigError(f"{name}: no groups named {unknown}; there are {list(groups)}")
+            raise ConfigError(f"{name}: expected names of {list(groups)}, got {unknown}")
         for group, most in growth.items():
-            if not _whole(most) or most < 1:
-                raise ConfigError(f"{name} of {group!r}: got {most!r}, expected an integer >= 1")
+            whole(1).check(f"{name} of {group!r}", most)
         return dict(growth)
 
     def changed(self) -> dict[str, Any]:
@@ -196,37 +358,33 @@ def without_removed(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: v for name, v in data.items() if name not in REMOVED or v != REMOVED[name]}
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _one_of(names: Any) -> tuple[str, Callable[[Any], bool]]:
-    return f"one of {sorted(names)}", lambda v: isinstance(v, str) and v in names
-
-
-# setting -> (what is expected, check)
+# setting -> (expected, check), for functions that take some of the settings.
 CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "head": _one_of(HEADS),
-    "score": (WANTED, is_score),
-    "lr": ("a positive number", lambda v: _number(v) and v > 0),
-    "epochs": ("an integer >= 1", lambda v: _whole(v) and v >= 1),
-    "batch_size": ("an integer >= 1", lambda v: _whole(v) and v >= 1),
-    "schedule": _one_of(SCHEDULES),
-    "seed": ("an integer >= 0", lambda v: _whole(v) and v >= 0),
-    "grid_first_only": ("True or False", lambda v: isinstance(v, bool)),
-    "search": _one_of(SEARCHES),
-    "dtype": _one_of(DTYPES),
-    "sparsifier": _one_of(SPARSIFIERS),
-    "cache": _one_of(("auto", "off")),
-    "stack": _one_of(("auto", "on", "off")),
-    "infer_tasks": ("True or False", lambda v: isinstance(v, bool)),
-    "granularity": ("an integer >= 1", lambda v: _whole(v) and v >= 1),
+    name: (row.values.expected, row.values.holds) for name, row in rows(Settings).items()
 }
-FINE_TUNE_CHECKS = {
-    **{name: CHECKS[name] for name in ("epochs", "lr", "schedule")},
-    "rounds": CHECKS["epochs"],
-}
+
+
+class SettingsGiven(TypedDict, total=False):
+    """The fields of `Settings` as keyword arguments, for type checkers and completion."""
+
+    head: Literal["multi", "single"]
+    margin: float
+    score: Literal["accuracy", "balanced accuracy"] | Callable[[Any, Any], Any]
+    l1: float | Sequence[float] | Mapping[str, float]
+    lr: float
+    epochs: int
+    batch_size: int
+    schedule: Literal["constant", "step", "cosine"]
+    seed: int
+    grid: dict[str, list[Any]] | None
+    grid_first_only: bool
+    search: Literal["auto", "joint", "global"]
+    fine_tune: FineTune | None
+    dtype: Literal["fp32", "bf16"]
+    granularity: int
+    growth: int | Sequence[int] | Mapping[str, int] | None
+    first_growth: int | Sequence[int] | Mapping[str, int] | None
+    sparsifier: Literal["activity", "contribution", "sdp"]
+    cache: Literal["auto", "off"]
+    stack: Literal["auto", "on", "off"]
+    infer_tasks: bool

@@ -23,7 +23,7 @@ from .grid import GridPoint, candidates, per_layer, sparsest
 from .grid_point import PointTrainer, Report, Trained, restore
 from .settings import FineTune
 
-STACK = 8  # frames from a warning here to the caller of `Learner.learn` or `adopt`
+STACK = 7  # frames from a warning here to the caller of `Learner.learn` or `adopt`
 
 
 class TaskRun:

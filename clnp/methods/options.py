@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
+from ..learner import ranges
+from ..learner.ranges import Range
 
 
 @dataclass(frozen=True)
@@ -17,14 +19,12 @@ class Option:
     Attributes:
         default: taken where none is given.
         meaning: one line for help texts.
-        wanted: what values are possible, for errors.
-        holds: whether a value is.
+        values: the accepted ones.
     """
 
     default: Any
     meaning: str
-    wanted: str
-    holds: Callable[[Any], bool]
+    values: Range
 
 
 Options = Mapping[str, Option]
@@ -34,39 +34,22 @@ def number(
     default: float, meaning: str, low: float = 0.0, high: float = math.inf, *, above: bool = False
 ) -> Option:
     """A finite number in [low, high], or in (low, high] with `above`."""
-    sign = ">" if above else ">="
-    wanted = f"a number {sign} {low:g}" + ("" if high == math.inf else f" and <= {high:g}")
-
-    def holds(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return False
-        return math.isfinite(value) and (value > low if above else value >= low) and value <= high
-
-    return Option(default, meaning, wanted, holds)
+    return Option(default, meaning, ranges.number(low, high, above=above))
 
 
 def whole(default: int, meaning: str, low: int = 0) -> Option:
     """An integer of at least `low`."""
-
-    def holds(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-    return Option(default, meaning, f"an integer >= {low}", holds)
+    return Option(default, meaning, ranges.whole(low))
 
 
 def choice(default: str, meaning: str, names: Sequence[str]) -> Option:
     """One of the names."""
-    return Option(
-        default,
-        meaning,
-        f"one of {list(names)}",
-        lambda value: isinstance(value, str) and value in names,
-    )
+    return Option(default, meaning, ranges.choice(names))
 
 
 def flag(default: bool, meaning: str) -> Option:
     """True or False."""
-    return Option(default, meaning, "True or False", lambda value: isinstance(value, bool))
+    return Option(default, meaning, ranges.flag())
 
 
 def checked(method: str, options: Options, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,12 +60,9 @@ def checked(method: str, options: Options, given: Mapping[str, Any]) -> dict[str
     """
     unknown = sorted(set(given) - set(options))
     if unknown:
-        known = f"there are {sorted(options)}" if options else "it has none"
-        raise ConfigError(f"method {method!r}: unknown options {unknown}; {known}")
+        known = f"expected some of {sorted(options)}" if options else "expected no options"
+        raise ConfigError(f"method {method!r}: {known}, got {unknown}")
     values = {name: given.get(name, option.default) for name, option in options.items()}
     for name, value in values.items():
-        if not options[name].holds(value):
-            raise ConfigError(
-                f"method {method!r}, {name}={value!r}: expected {options[name].wanted}"
-            )
+        options[name].values.check(f"method {method!r}, {name}", value)
     return values

@@ -1,55 +1,46 @@
-"""The settings that all methods share, and the one table that checks them."""
+"""The settings that all methods share."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigError
-from ..learner.settings import CHECKS as LEARNER
-
-# setting -> (what is expected, check); those that `clnp.Settings` has too are checked alike
-CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **{k: LEARNER[k] for k in ("head", "lr", "epochs", "batch_size", "schedule", "seed", "dtype")},
-    "optimizer": ("'adam' or 'sgd'", lambda v: v in ("adam", "sgd")),
-    "momentum": (
-        "a number in [0, 1)",
-        lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v < 1,
-    ),
-    "reset_optimizer": ("True or False", lambda v: isinstance(v, bool)),
-}
+from ..learner.ranges import choice, flag, number
+from ..learner.settings import Settings, check, documented, setting
 
 
+def _same(name: str) -> Any:
+    """The setting of that name of `clnp.Settings`, with its default and its row."""
+    field = Settings.__dataclass_fields__[name]
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
+@documented
 @dataclass(frozen=True)
 class MethodSettings:
-    """How a method trains.
+    """How a method trains."""
 
-    Attributes:
-        head: "single": all tasks share the outputs; "multi": an output layer for each.
-        lr, epochs, batch_size, schedule, seed, dtype: as in `clnp.Settings`.
-        optimizer: "adam" or "sgd" (EsaCL's own steps apart).
-        momentum: of "sgd".
-        reset_optimizer: start every task with fresh moments; False carries them on.
-    """
-
-    head: str = "multi"
-    lr: float = 1e-3
-    epochs: int = 10
-    batch_size: int = 256
-    schedule: str = "constant"
-    seed: int = 0
-    dtype: str = "fp32"
-    optimizer: str = "adam"
-    momentum: float = 0.0
-    reset_optimizer: bool = True
+    head: str = _same("head")
+    lr: float = _same("lr")
+    epochs: int = _same("epochs")
+    batch_size: int = _same("batch_size")
+    schedule: str = _same("schedule")
+    seed: int = _same("seed")
+    dtype: str = _same("dtype")
+    optimizer: str = setting(
+        "adam", choice(("adam", "sgd")), "optimizer (EsaCL takes its own steps)", option="--set"
+    )
+    momentum: float = setting(0.0, number(high=1, below=True), "momentum of sgd", option="--set")
+    reset_optimizer: bool = setting(
+        True,
+        flag(),
+        "start every task with fresh moments; False carries them on",
+        option="--set",
+    )
 
     def __post_init__(self) -> None:
-        for name, (wanted, holds) in CHECKS.items():
-            value = getattr(self, name)
-            if not holds(value):
-                raise ConfigError(f"{name}={value!r}: expected {wanted}")
+        check(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `MethodSettings(**data)`."""

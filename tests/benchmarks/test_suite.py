@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import memory, plots, run
-from benchmarks.pages import __main__ as pages
-from benchmarks.pages import suites
 from benchmarks.cases import TINY
 from benchmarks.op_cases import OPERATORS
+from benchmarks.pages import __main__ as pages
+from benchmarks.pages import suites
 from benchmarks.record import COLUMNS, Row, read
 
 ROOT = Path(__file__).parents[2]

@@ -128,10 +128,9 @@ def test_weights_that_only_the_last_step_spoils(
     steps = Fit._steps
 
     def spoiled(self: Fit, *args: Any) -> Any:
-        result = steps(self, *args)
+        yield from steps(self, *args)
         with torch.no_grad():
             self.moving[0][0, 0] = float("nan")
-        return result
 
     with monkeypatch.context() as patch:
         patch.setattr(Fit, "_steps", spoiled)

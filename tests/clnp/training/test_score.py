@@ -186,7 +186,7 @@ def test_a_function_that_gives_no_number_is_refused_before_training(score: Any, 
 
 @pytest.mark.parametrize("score", ["f1", "Accuracy", None, 3, ["accuracy"]])
 def test_what_is_no_score_is_refused(score: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^score=.*balanced accuracy.*function"):
+    with pytest.raises(ConfigError, match=r"^score: .*balanced accuracy.*function"):
         Settings(score=score)
 
 
