@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks import settings
 from benchmarks.pages.markdown import table
+from clnp.learner.settings import FineTune, Settings, settings_table
 from clnp.metrics import mean_std
 
 HEAD = (
@@ -52,6 +53,4 @@ def conditions() -> str:
 
 def every_setting() -> str:
     """Return the tables of all settings of `clnp.Learner` and of its fine-tuning."""
-    from clnp.learner.settings import FineTune, Settings, settings_table
-
     return "\n\n".join(settings_table(kind) for kind in (Settings, FineTune))
