@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from benchmarks.reproduce import figures
-from benchmarks.reproduce.experiment import Contender, Experiment, Run
+from benchmarks.reproduce.experiment import Contender, Experiment
+from benchmarks.reproduce.finished import Run
 from benchmarks.reproduce.permuted_mnist import QUICK, SPLIT, UNTIL_FULL
 from benchmarks.reproduce.tables import Row, Tables, groups_of, share, task_rows
 from clnp import Learner, plots
-from clnp.cli.results import write_csv
+from clnp.cli.run_folder import write_csv
 
 # A reduced problem: two tasks on half the images, narrower and shorter than table 1's, so that a
 # run takes a minute on a core. It begins wide, is pruned and fine-tuned in two rounds.

@@ -22,7 +22,7 @@ from clnp.cli import experiment as command
 from clnp.cli import run_folder as runs
 from clnp.cli.arguments import parse
 from clnp.cli.config import Config
-from clnp.cli.run_folder import Places
+from clnp.cli.run_folder import Places, RunFolder
 from clnp.errors import CapacityError, ClnpError
 
 
@@ -136,17 +136,18 @@ def _carry_out(
     console: Console,
 ) -> None:
     config, places = settings_of(experiment, contender, seed, folder, options)
-    runs.check_free(folder, resume=True, overwrite=False)
-    if runs.is_run(folder):
-        runs.check_same(folder, config)
-        if finished(folder, config.tasks):
+    run = RunFolder(folder)
+    run.check_free(resume=True, overwrite=False)
+    if run.is_run:
+        run.check_same(config)
+        if run.has_learned(config.tasks):
             return
     console.print(f"\n{experiment.name}: {folder}", markup=False, highlight=False)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MACHINE).is_file():
         runs.write_json(folder / MACHINE, machine.facts(config.device))
     try:
-        command.run(folder, config, places, console)
+        command.carry_out(runs.Run(run, config, places), console)
     except CapacityError:
         if not contender.until_full:
             raise
@@ -160,12 +161,6 @@ def wanted(experiment: Experiment, options: Options) -> dict[str, Contender]:
 def folder_of(experiment: Experiment, out: Path, contender: str, seed: int) -> Path:
     """The run folder of a contender and seed."""
     return out / experiment.runs / contender / f"seed-{seed}"
-
-
-def finished(folder: Path, tasks: int) -> bool:
-    """Has a run learned all its tasks?"""
-    path = folder / runs.METRICS
-    return path.is_file() and runs.read_json(path)["tasks_learned"] == tasks
 
 
 def found(experiment: Experiment, out: Path) -> list[Run]:

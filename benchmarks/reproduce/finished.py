@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clnp.cli import results
-from clnp.cli import run_folder as runs
+from clnp.cli.run_folder import RunFolder, read_json
 
 MACHINE = "machine.json"
 
@@ -20,7 +19,7 @@ class Run:
         contender: its name.
         seed: which.
         folder: the run folder.
-        metrics: as `clnp.cli.results.read` gives them.
+        metrics: as `RunFolder.read_metrics` gives them.
         seconds: of each task.
         machine: date, revision, hardware and versions.
     """
@@ -35,6 +34,7 @@ class Run:
     @classmethod
     def read(cls, contender: str, seed: int, folder: Path) -> Run:
         """A run that has learned at least one task. Raises RunError where it has not."""
-        seconds = [row["total"] for row in results.read_seconds(folder)]
-        facts = runs.read_json(folder / MACHINE)
-        return cls(contender, seed, folder, results.read(folder), seconds, facts)
+        run = RunFolder(folder)
+        seconds = [row["total"] for row in run.read_table("timing.csv")]
+        facts = read_json(folder / MACHINE)
+        return cls(contender, seed, folder, run.read_metrics(), seconds, facts)

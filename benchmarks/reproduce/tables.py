@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reproduce.finished import Run
-from clnp.cli.results import write_csv
+from clnp.cli.run_folder import write_csv
 from clnp.metrics import average_accuracy, mean_accuracies, mean_std
 
 Row = dict[str, Any]

@@ -10,13 +10,15 @@ from typing import Any, NoReturn
 
 from clnp_kernels import __version__
 
-from .defaults import DEFAULTS, NAMED
+from .build_config import experiment_defaults
+from .config import Config, shown
+from .defaults import DEFAULTS, NAMED, NO_METHOD, ONLY, SOME, STREAMS
 from .once import OnceParser
-from .options import OPTIONS, PLACES
+from .options import OPTIONS, PLACES, Option
 
 USAGE = 2
-STREAMS = tuple(DEFAULTS)
 FORMATS = ("pt2", "onnx", "safetensors")
+RUN = "run folder, or a checkpoint file (.safetensors)"
 
 
 class Parser(OnceParser):
@@ -26,6 +28,21 @@ class Parser(OnceParser):
         """Prints the complaint and exits with code 2."""
         print(f"clnp: error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(USAGE)
+
+
+class ExperimentHelp(argparse.Action):
+    """--help of `run` and `compare`: of the experiment and method named before it, if any."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Prints the help and exits with code 0."""
+        words = namespace.words or []
+        method = getattr(namespace, "method", None) or "clnp"
+        if words and words[0] in STREAMS:
+            made = Parser(prog=f"{parser.prog} {words[0]}", usage=_usage(words[0]), add_help=False)
+            _add_options(made, words[0], method)
+            parser = made
+        parser.print_help()
+        parser.exit()
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -48,15 +65,14 @@ def _experiment(top: Parser, words: list[str]) -> tuple[str | None, tuple[str, .
         return None, ()
     stream, paths = words[0], tuple(words[1:])
     if stream not in STREAMS:
-        choices = ", ".join(map(repr, STREAMS))
-        top.error(f"EXPERIMENT: invalid choice: {stream!r} (choose from {choices})")
+        top.error(f"EXPERIMENT: expected one of {', '.join(STREAMS)}, got {stream!r}")
     if paths and stream not in NAMED:
-        top.error(f"unrecognized arguments: {' '.join(paths)}; {stream} takes no files")
+        top.error(f"{stream}: expected no files, got {' '.join(paths)}")
     known: dict[Path, str] = {}
     for path in paths:
         place = Path(path).resolve()
         if place in known:
-            top.error(f"{stream}: got {known[place]} and {path}, the same; wanted each task once")
+            top.error(f"{stream}: expected each task once, got {known[place]} and {path}, the same")
         known[place] = path
     return stream, paths
 
@@ -69,38 +85,37 @@ def parser() -> Parser:
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="learn a stream of tasks and write a run folder")
-    run.add_argument("--method", metavar="NAME", help="clnp (default) or another, see clnp methods")
-    _add_experiment(run)
-    compare = commands.add_parser("compare", help="run several methods and put them in one table")
-    compare.add_argument(
-        "--methods",
-        metavar="A,B,...",
-        default="clnp,finetune,ewc,si",
-        help="default: %(default)s; see clnp methods",
-    )
-    _add_experiment(compare)
+    _add_experiment(commands, "run", "learn a stream of tasks and write a run folder")
+    _add_experiment(commands, "compare", "run several methods and put them in one table")
     commands.add_parser("methods", help="list the methods and their options")
     commands.add_parser("info", help="versions, hardware, and who serves each operator")
-    show = commands.add_parser(
+    report = commands.add_parser(
         "report", help="print the tables of a run or a comparison, and write them as an HTML page"
     )
-    show.add_argument("run", metavar="RUN", type=Path, help="its folder")
-    show.add_argument("--plots", action="store_true", help="draw the plots anew from metrics.json")
-    show.add_argument(
-        "--html", type=Path, metavar="FILE", help="where the page goes (default: RUN/report.html)"
+    report.add_argument("run", metavar="RUN", type=Path, help=f"{RUN}; or folder of a comparison")
+    report.add_argument(
+        "--plots", action="store_true", help="draw the plots of a folder anew from metrics.json"
+    )
+    report.add_argument(
+        "--html", type=Path, metavar="FILE", help="file of the page (default: RUN/report.html)"
     )
     verify = commands.add_parser(
         "verify", help="recompute earlier tasks' logits and compare bit by bit"
     )
-    verify.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    verify.add_argument("run", metavar="RUN", type=Path, help=RUN)
     _add_export(commands.add_parser("export", help="write one task's narrow network to a file"))
     return top
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
-    export.add_argument("run", metavar="RUN", type=Path, help="run folder (of one seed)")
-    export.add_argument("--task", type=int, required=True, metavar="K", help="task, from 0")
+    export.add_argument("run", metavar="RUN", type=Path, help=f"{RUN}, of one seed")
+    export.add_argument(
+        "--task",
+        required=True,
+        metavar="K",
+        help="name of the task, or its index as in Python and in the CSV files: 0 is the first "
+        "task, which tables and progress call task 1",
+    )
     export.add_argument(
         "--format",
         choices=FORMATS,
@@ -110,25 +125,80 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument(
         "--fold-batch-norm", action="store_true", help="work batch norms into the convolutions"
     )
-    export.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/task-K.FORMAT")
+    export.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: task-K.FORMAT in the run folder"
+    )
     export.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
 
 
-def _add_experiment(run: argparse.ArgumentParser) -> None:
-    """Options of `run` and `compare`. None has a default here: what isn't given comes from the
-    experiment's settings or the run resumed.
+def _usage(stream: str) -> str:
+    return f"%(prog)s{' PATH [PATH ...]' if stream in NAMED else ''} [OPTION ...]"
+
+
+def _add_experiment(commands: Any, command: str, text: str) -> None:
+    """Adds a command that runs experiments. Its options have no defaults here: they come from the
+    experiment or from the resumed run.
     """
-    run.add_argument(
+    made = commands.add_parser(
+        command,
+        help=text,
+        add_help=False,
+        usage="%(prog)s [EXPERIMENT [PATH ...]] [OPTION ...]",
+        epilog=f"clnp {command} EXPERIMENT --help shows the defaults and the options of one.",
+    )
+    made.add_argument("-h", "--help", action=ExperimentHelp, nargs=0, help="show this help")
+    made.add_argument(
         "words",
         nargs="*",
         metavar="EXPERIMENT",
         help=f"{', '.join(STREAMS)} (default: {STREAMS[0]}, which needs no download); folder and "
         "arrays are followed by one folder of images or .npz file per task",
     )
+    if command == "run":
+        made.add_argument(
+            "--method", metavar="NAME", help="clnp (default) or another, see clnp methods"
+        )
+    else:
+        made.add_argument(
+            "--methods",
+            metavar="A,B,...",
+            default="clnp,finetune,ewc,si",
+            help="default: %(default)s; see clnp methods",
+        )
+    _add_options(made)
+
+
+def _add_options(made: Parser, stream: str | None = None, method: str = "clnp") -> None:
+    """The options of experiments; of one experiment those that apply, with its defaults."""
+    base = None if stream is None else experiment_defaults(stream, method)
     for title, options in (*PLACES.items(), *OPTIONS.items()):
-        group: Any = run.add_argument_group(title)
+        group: Any = made.add_argument_group(title)
         if title == "seeds":
             group = group.add_mutually_exclusive_group()
-        for name, keywords in options.items():
-            flags = [f"--{word}" for word in name.split()]
-            group.add_argument(*flags, **keywords)
+        for name, option in options.items():
+            field = name.split()[0].replace("-", "_")
+            if stream is None or applies(field, stream, method):
+                flags = [f"--{word}" for word in name.split()]
+                group.add_argument(*flags, **option.keywords, help=_help(field, option, base))
+
+
+def applies(field: str, stream: str, method: str) -> bool:
+    """Whether an option serves an experiment with a method."""
+    if field in SOME and field not in DEFAULTS[stream]:
+        return False
+    if stream not in ONLY.get(field, (stream,)):
+        return False
+    if field == "set":
+        return method != "clnp"
+    return method == "clnp" or field not in (*NO_METHOD, "grid")
+
+
+def _help(field: str, option: Option, base: dict[str, Any] | None) -> str:
+    text = option.help
+    if base is not None and option.values is not None:
+        value = base.get(field, Config.__dataclass_fields__[field].default)
+        usual = option.unset if value is None or value == () else shown(value)
+        if isinstance(value, bool):
+            usual = "yes" if value else "no"
+        text += f" (default: {usual})"
+    return text.replace("%", "%%")

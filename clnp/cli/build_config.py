@@ -5,17 +5,28 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from . import config as configs
-from . import run_folder
-from .arguments import STREAMS
-from .config import SHARED, Config
-from .defaults import AUTHORS, CLNP_ONLY, DEFAULTS, METHODS, NAMED, NETS, SOME, SPLITS, WITH_NET
-from .run_folder import Places
+from .config import SHARED, Config, option
+from .defaults import (
+    AUTHORS,
+    CLNP_ONLY,
+    DEFAULTS,
+    METHODS,
+    NAMED,
+    NETS,
+    NO_METHOD,
+    SOME,
+    SPLITS,
+    STREAMS,
+    WITH_NET,
+)
+from .run_folder import Places, RunFolder
 
 # argparse destinations that are no settings of `clnp.cli.config.Config`.
 NOT_SETTINGS = (
@@ -23,16 +34,16 @@ NOT_SETTINGS = (
     *("out", "resume", "overwrite", "data_root", "pretrained"),
     *("image_threads", "workers", "executor"),
 )
+NO_SET = "--set applies to the other methods only; clnp's settings have options of their own"
 # What decides for how many epochs CLNP trains.
 EPOCHS = ("epochs", "fine_tune_epochs", "fine_tune_rounds")
 
 
-def out_folder(options: argparse.Namespace) -> Path:
+def out_folder(options: argparse.Namespace) -> RunFolder:
     """The folder of a run or a comparison."""
     name = options.stream or STREAMS[0]
     default = Path("runs") / (name if options.command == "run" else f"compare-{name}")
-    folder: Path = options.out or default
-    return folder
+    return RunFolder(options.out or default)
 
 
 def compared_methods(text: str) -> list[str]:
@@ -41,7 +52,7 @@ def compared_methods(text: str) -> list[str]:
 
 
 def settings(
-    options: argparse.Namespace, folder: Path, method: str | None = None
+    options: argparse.Namespace, folder: str | os.PathLike[str], method: str | None = None
 ) -> tuple[Config, Places]:
     """The settings of a run: the given options over the resumed run's settings, or else over the
     experiment's defaults.
@@ -56,9 +67,9 @@ def settings(
         ConfigError: an option out of range, or one that doesn't go with the experiment or method.
     """
     given = _given(options)
-    places = Places.of(options)
-    if options.resume and run_folder.is_run(folder):
-        old, old_places = run_folder.read_config(folder)
+    places, run = Places.of(options), RunFolder(folder)
+    if options.resume and run.is_run:
+        old, old_places = run.read_config()
         base: dict[str, Any] = {name: getattr(old, name) for name in old.__dataclass_fields__}
         places = places.over(old_places)
     else:
@@ -107,7 +118,9 @@ def _check_name(method: str) -> None:
     from ..methods import METHODS as KNOWN
 
     if method not in KNOWN:
-        raise ConfigError(f"--method: got {method!r}, wanted one of {', '.join(('clnp', *KNOWN))}")
+        raise ConfigError(
+            f"--method: expected one of {', '.join(('clnp', *KNOWN))}, got {method!r}"
+        )
 
 
 def _check_options(config: Config) -> None:
@@ -126,9 +139,14 @@ def _check_fine_tuning(base: Mapping[str, Any], given: Mapping[str, Any]) -> Non
     names = [name for name in given if name.startswith("fine_tune_")]
     if names and "fine_tune_epochs" not in given and not base["fine_tune_epochs"]:
         raise ConfigError(
-            f"{configs.option(names[0])}: there is no fine-tuning in {base['stream']}; ask for it "
-            "with --fine-tune-epochs N"
+            f"{option(names[0])} applies to runs with fine-tuning only (got {base['stream']}, "
+            "without); ask for it with --fine-tune-epochs N"
         )
+
+
+def experiment_defaults(stream: str, method: str) -> dict[str, Any]:
+    """The settings of an experiment where the command line says nothing more."""
+    return _base(stream, method, {}, 1)
 
 
 def _base(stream: str, method: str, given: dict[str, Any], paths: int) -> dict[str, Any]:
@@ -180,7 +198,7 @@ def _check_of_method(
     options: argparse.Namespace, compared: str | None, name: str, given: Mapping[str, Any]
 ) -> None:
     """Refuses settings that only CLNP has where they serve no method."""
-    useless = [key for key in CLNP_ONLY if key in given]
+    useless = [key for key in NO_METHOD if key in given]
     how = f"--method {name}"
     if options.command == "compare":
         # Epochs of fine-tuning count for every compared method.
@@ -188,8 +206,9 @@ def _check_of_method(
         how = f"--methods {options.methods}"
         compared = None if "clnp" not in compared_methods(options.methods) else compared
     if useless and compared is None:
-        names = ", ".join(map(configs.option, useless))
-        raise ConfigError(f"{names}: is of the method clnp alone, got {how}")
+        names = ", ".join(map(option, useless))
+        verb = "apply" if len(useless) > 1 else "applies"
+        raise ConfigError(f"{names} {verb} to --method clnp only (got {how})")
 
 
 def _same_epochs(stream: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -212,9 +231,9 @@ def _check_some(stream: str, given: dict[str, Any], paths: Sequence[str]) -> Non
     for name in SOME:
         if name in given and name not in DEFAULTS[stream]:
             users = ", ".join(s for s in STREAMS if name in DEFAULTS[s])
-            raise ConfigError(f"{configs.option(name)}: is of {users}, not of {stream}")
+            raise ConfigError(f"{option(name)} applies to {users} only (got {stream})")
     if stream in NAMED and "tasks" in given:
-        raise ConfigError(f"--tasks: {stream} has one task per file or folder named")
+        raise ConfigError(f"--tasks: {stream} has one task per file or folder named; leave it out")
 
 
 def _seeds(options: argparse.Namespace) -> dict[str, Any]:
@@ -222,7 +241,7 @@ def _seeds(options: argparse.Namespace) -> dict[str, Any]:
         if len(options.seeds) > 1:
             return {"seeds": tuple(options.seeds)}
         if not 1 <= options.seeds[0] <= 1000:
-            raise ConfigError(f"--seeds: got {options.seeds[0]}, wanted 1 to 1000 seeds")
+            raise ConfigError(f"--seeds: expected 1 to 1000 seeds, got {options.seeds[0]}")
         return {"seeds": tuple(range(options.seeds[0]))}
     return {} if options.seed is None else {"seeds": (options.seed,)}
 
@@ -236,17 +255,17 @@ def _grid(items: Sequence[str] | None) -> dict[str, Any]:
         name, equals, text = item.partition("=")
         if name not in ("l1", "lr") or not equals or f"grid_{name}" in grid:
             raise ConfigError(
-                f"--grid: got {item!r}, wanted l1=LIST and lr=LIST, each at most once"
+                f"--grid: expected l1=LIST and lr=LIST, each at most once, got {item!r}"
             )
         try:
             points = tuple(tuple(float(v) for v in point.split(":")) for point in text.split(","))
         except ValueError:
             raise ConfigError(
-                f"--grid {name}: got {text!r}, wanted numbers with commas between"
+                f"--grid {name}: expected numbers with commas between, got {text!r}"
             ) from None
         if name == "lr":
             if any(len(point) != 1 for point in points):
-                raise ConfigError(f"--grid lr: got {text!r}, wanted one number per candidate")
+                raise ConfigError(f"--grid lr: expected one number per candidate, got {text!r}")
             grid["grid_lr"] = tuple(point[0] for point in points)
         else:
             grid["grid_l1"] = points
@@ -262,12 +281,12 @@ def _set(items: Sequence[str] | None, method: str, lenient: bool) -> dict[str, A
         name, equals, text = item.partition("=")
         whose, dot, own = name.rpartition(".")
         if not equals or not own or (dot and not whose):
-            raise ConfigError(f"--set: got {item!r}, wanted NAME=VALUE or METHOD.NAME=VALUE")
+            raise ConfigError(f"--set: expected NAME=VALUE or METHOD.NAME=VALUE, got {item!r}")
         if method == "clnp" and not lenient:
-            raise ConfigError(f"--set: got {item!r}, but clnp's settings have options of their own")
+            raise ConfigError(f"{NO_SET} (got {item!r})")
         if (dot and whose != method) or method == "clnp":
             if not lenient:
-                raise ConfigError(f"--set: got {item!r}, wanted options of {method}")
+                raise ConfigError(f"--set: expected options of {method}, got {item!r}")
             continue
         try:
             value = json.loads(text)
@@ -275,7 +294,9 @@ def _set(items: Sequence[str] | None, method: str, lenient: bool) -> dict[str, A
             value = text
         value = tuple(value) if isinstance(value, list) else value
         if own in found and found[own] != value:
-            raise ConfigError(f"--set: got {item!r}, but {method} has {own}={found[own]} already")
+            raise ConfigError(
+                f"--set: expected one {own} of {method}, got {found[own]} and {value}"
+            )
         found[own] = value
     return found
 

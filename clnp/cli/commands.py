@@ -17,10 +17,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from ..errors import (
     CheckpointError,
@@ -33,8 +35,10 @@ from ..errors import (
     out_of_memory,
 )
 from ..learner.learner import Learner
-from . import build_config, run_folder
+from . import build_config
 from .arguments import FORMATS, STREAMS, USAGE, parse
+from .options import SETTINGS
+from .run_folder import PAGE, Run, RunError, RunFolder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with (
             one_line_warnings(),
-            run_folder.reading(options.run) if options.command == "report" else nullcontext(),
+            RunFolder(options.run).reading() if options.command == "report" else nullcontext(),
         ):
             return COMMANDS[options.command](options)
     except KeyboardInterrupt:
@@ -103,17 +107,16 @@ def command_run(options: argparse.Namespace) -> int:
             return OK if experiment.follow(ranks) else USAGE
         _check_flags(options)
         folder = build_config.out_folder(options)
-        config, places = build_config.settings(options, folder)
-        torchrun.check(ranks, config, places)
-        run_folder.check_free(folder, resume=options.resume, overwrite=options.overwrite)
-        if options.resume and run_folder.is_run(folder):
-            run_folder.check_same(folder, config)
+        run = Run(folder, *build_config.settings(options, folder))
+        torchrun.check(ranks, run)
+        folder.check_free(resume=options.resume, overwrite=options.overwrite)
+        if options.resume and folder.is_run:
+            folder.check_same(run.config)
         elif options.resume and not build_config.names_a_run(options):
             raise ConfigError(
                 f"--resume: {folder} holds no run; name another --out, or the experiment to begin"
             )
-        console, overwrite = make_console(), options.overwrite
-        holds = experiment.run(folder, config, places, console, overwrite=overwrite, ranks=ranks)
+        holds = experiment.carry_out(run, make_console(), overwrite=options.overwrite, ranks=ranks)
     return OK if holds else FAILED
 
 
@@ -125,15 +128,17 @@ def command_compare(options: argparse.Namespace) -> int:
     torchrun.check_alone("compare")
     _check_flags(options)
     folder = build_config.out_folder(options)
-    names = compare.method_names(options.methods, options.set)
-    plan = {name: build_config.settings(options, folder / name, name) for name in names}
+    plan = {}
+    for name in compare.method_names(options.methods, options.set):
+        below = folder.below(name)
+        plan[name] = Run(below, *build_config.settings(options, below, name))
     compare.check_free(folder, plan, resume=options.resume, overwrite=options.overwrite)
-    done = compare.run(folder, plan, make_console(), overwrite=options.overwrite)
+    done = compare.carry_out(folder, plan, make_console(), overwrite=options.overwrite)
     return OK if done else STOPPED
 
 
 def command_methods(options: argparse.Namespace) -> int:
-    """`clnp methods`: names, what they are, their options and defaults."""
+    """`clnp methods`: names, descriptions, options and defaults."""
     from . import compare
 
     for line in compare.describe_methods():
@@ -142,47 +147,53 @@ def command_methods(options: argparse.Namespace) -> int:
 
 
 def command_info(options: argparse.Namespace) -> int:
-    """`clnp info`: versions, hardware, and which implementation serves each operator."""
-    from . import info
+    """`clnp info`: versions, hardware, and the implementation that serves each operator."""
+    from .environment import info_lines
 
-    print("\n".join(info.lines()))
+    print("\n".join(info_lines()))
     return OK
 
 
 def command_report(options: argparse.Namespace) -> int:
     """`clnp report`: the tables again, from the files; and all of it as an HTML page."""
-    from . import compare, report
+    from . import compare, report, results
     from .console import make_console
     from .html import report as html_report
 
-    console = make_console()
-    if compare.is_compare(options.run):
-        if options.plots:
-            compare.draw(options.run)
-        compare.show(options.run, console)
+    console, folder = make_console(), RunFolder(options.run)
+    if options.run.is_file():
+        learner = _load(options.run)
+        metrics, seconds, _ = results.numbers_of(learner)
+        report.show(console, metrics, seconds)
+        page = html_report.write_learner_report(
+            learner, options.html or folder.path.with_name(PAGE)
+        )
     else:
-        _report_run(options, console)
-    report.show_line(console, f"page: {html_report.write(options.run, options.html)}")
+        if folder.is_comparison:
+            if options.plots:
+                compare.draw(folder)
+            compare.show(folder, console)
+        else:
+            _report_run(folder, console, options.plots)
+        page = html_report.write(folder, options.html)
+    report.show_line(console, f"page: {page}")
     return OK
 
 
-def _report_run(options: argparse.Namespace, console: Console) -> None:
+def _report_run(folder: RunFolder, console: Console, plots: bool) -> None:
     """Prints the tables of a run's seeds."""
     from . import report, results
 
-    config, _ = run_folder.read_config(options.run)
-    every, times = [], []
-    for seed, folder in run_folder.seed_folders(options.run, config):
-        if len(config.seeds) > 1:
-            report.show_line(console, f"seed {seed}")
-        every.append(results.read(folder))
-        times.append(results.read_seconds(folder))
-        report.show(console, every[-1], times[-1])
-        if options.plots:
-            results.draw(folder, every[-1])
-    if len(every) > 1:
-        report.show_summary(console, results.summarise(every), every)
-        report.show_line(console, report.time_line(times))
+    done, seconds = [], []
+    for run in folder.seeds().values():
+        done.append(run.read_metrics())
+        seconds.append(run.read_table("timing.csv"))
+        report.show(console, done[-1], seconds[-1])
+        if plots:
+            results.draw(run, done[-1])
+    if len(done) > 1:
+        report.show_summary(console, results.summarise(done), done)
+        report.show_line(console, report.time_line(seconds))
 
 
 def command_verify(options: argparse.Namespace) -> int:
@@ -190,15 +201,11 @@ def command_verify(options: argparse.Namespace) -> int:
     from . import report
     from .console import make_console
 
-    console = make_console()
-    config, _ = run_folder.read_config(options.run)
-    _check_clnp(options, config.method)
-    torch.set_num_threads(config.threads)
-    tasks = identical = 0
-    for seed, folder in run_folder.seed_folders(options.run, config):
-        verdicts = Learner.load(folder / run_folder.CHECKPOINT, device=config.device).verify()
-        if len(config.seeds) > 1:
-            report.show_line(console, f"seed {seed}")
+    console, tasks, identical = make_console(), 0, 0
+    for seed, learner in _learners(options):
+        verdicts = learner.verify()
+        if seed:
+            report.show_line(console, seed)
         report.show_table(console, report.verdict_table(verdicts))
         tasks += len(verdicts)
         identical += sum(v.identical for v in verdicts)
@@ -210,32 +217,81 @@ def command_export(options: argparse.Namespace) -> int:
     """`clnp export`: one task's network as a file that needs no clnp."""
     from . import export
 
-    config, _ = run_folder.read_config(options.run)
-    _check_clnp(options, config.method)
-    if len(config.seeds) > 1:
-        folders = ", ".join(
-            str(folder) for _, folder in run_folder.seed_folders(options.run, config)
-        )
-        raise ConfigError(f"RUN: {options.run} holds several seeds, wanted one of {folders}")
+    if not options.run.is_file() and len(runs := RunFolder(options.run).seeds()) > 1:
+        seeds = ", ".join(map(str, runs.values()))
+        raise ConfigError(f"RUN: expected one seed, one of {seeds}, got {options.run}")
+    ((_, learner),) = _learners(options)
+    task = _task_of(learner, options)
     ending = options.format or (options.out.suffix[1:] if options.out else "") or FORMATS[0]
-    target = options.out or options.run / f"task-{options.task}.{ending}"
+    folder = options.run.parent if options.run.is_file() else options.run
+    target = options.out or folder / f"task-{task}.{ending}"
     if target.suffix != f".{ending}" or ending not in FORMATS:
+        endings = [options.format] if options.format else FORMATS
         raise ConfigError(
-            f"--out: got {target}, wanted a file that ends in "
-            + (f".{options.format}" if options.format else " or ".join(f".{f}" for f in FORMATS))
+            f"--out: expected a file that ends in {' or '.join(f'.{e}' for e in endings)}, got "
+            f"{target}"
         )
     if target.exists() and not options.overwrite:
         raise ConfigError(
             f"--out: {target} exists; replace it with --overwrite, or name another file"
         )
-    learner = Learner.load(options.run / run_folder.CHECKPOINT)
-    if not 0 <= options.task < len(learner.reports):
-        raise ConfigError(
-            f"--task: got {options.task}, wanted 0 to {len(learner.reports) - 1}, the tasks of "
-            f"{options.run}"
-        )
-    print(export.write(learner, options.task, target, fold_batch_norm=options.fold_batch_norm))
+    print(export.write(learner, task, target, fold_batch_norm=options.fold_batch_norm))
     return OK
+
+
+def _task_of(learner: Learner, options: argparse.Namespace) -> int:
+    """The index that --task gives, by number or by name."""
+    text, names = options.task, [report.name for report in learner.reports]
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    if text in names:
+        return names.index(text)
+    raise ConfigError(
+        f"--task: expected 0 to {len(names) - 1} or a name, one of the tasks of {options.run} "
+        f"({', '.join(names)}), got {text}"
+    )
+
+
+def _learners(options: argparse.Namespace) -> Iterator[tuple[str, Learner]]:
+    """("seed 3", learner) of every seed of a run; ("", learner) of one seed or a checkpoint."""
+    if options.run.is_file():
+        learner = _load(options.run)
+        if not isinstance(learner, Learner):
+            _refuse_method(options, learner.settings["method"])
+        # Another number of threads may round otherwise.
+        for entry in learner.certificate.entries[-1:]:
+            threads = entry.conditions.get("threads")
+            if SETTINGS["threads"].holds(threads):
+                torch.set_num_threads(threads)
+        yield "", learner
+        return
+    folder = RunFolder(options.run)
+    config, _ = folder.read_config()
+    if config.method != "clnp":
+        _refuse_method(options, config.method)
+    torch.set_num_threads(config.threads)
+    device = config.device if options.command == "verify" else "cpu"
+    for seed, run in folder.seeds(config).items():
+        name = f"seed {seed}" if len(config.seeds) > 1 else ""
+        yield name, Learner.load(run.checkpoint, device=device)
+
+
+def _load(path: Path) -> Any:
+    """The learner in a checkpoint file, of CLNP or of another method."""
+    from ..methods import load
+
+    kind = ""
+    # `Learner.load` says what is wrong with a file.
+    with suppress(SafetensorError, OSError), safe_open(str(path), framework="pt") as file:
+        kind = (file.metadata() or {}).get("kind", "")
+    return load(path) if kind == "method" else Learner.load(path)
+
+
+def _refuse_method(options: argparse.Namespace, method: str) -> NoReturn:
+    raise ConfigError(
+        f"RUN: {options.command} applies to the method clnp only (got {options.run}, made by "
+        f"{method})"
+    )
 
 
 COMMANDS = {
@@ -252,19 +308,12 @@ COMMANDS = {
 def _check_flags(options: argparse.Namespace) -> None:
     for one, other in (("resume", "overwrite"), ("seed", "seeds")):
         if getattr(options, one) not in (None, False) and getattr(options, other):
-            raise ConfigError(f"--{one} and --{other}: got both, wanted one")
+            raise ConfigError(f"--{one} and --{other}: expected one of them, got both")
     for option in ("workers", "image_threads"):
         value = getattr(options, option)
         if value is not None and value < 1:
             name = option.replace("_", "-")
-            raise ConfigError(f"--{name}: got {value}, wanted at least 1")
-
-
-def _check_clnp(options: argparse.Namespace, method: str) -> None:
-    if method != "clnp":
-        raise ConfigError(
-            f"RUN: {options.run} was made by the method {method}; {options.command} is for clnp"
-        )
+            raise ConfigError(f"--{name}: expected an integer >= 1, got {value}")
 
 
 def _interrupted(options: argparse.Namespace) -> int:
@@ -284,7 +333,7 @@ def _complain(error: Exception) -> int:
         traceback.print_exception(error)
     usage = isinstance(
         error,
-        (ConfigError, DataError, ConvertError, CheckpointError, ExportError, run_folder.RunError),
+        (ConfigError, DataError, ConvertError, CheckpointError, ExportError, RunError),
     )
     refused = out_of_memory(error)
     ours = refused or isinstance(error, (ClnpError, OSError))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,11 @@ from .. import plots
 from ..errors import ClnpError, ConfigError, TrialError, out_of_memory
 from ..methods import METHODS
 from ..metrics import mean_std
-from . import (
-    build_config,
-    configurations,
-    experiment,
-    report,
-    results,
-    run_folder,
-    seeds_in_workers,
-)
-from .config import Config, differences
-from .run_folder import Places
+from . import build_config, configurations, experiment, report, results, seeds_in_workers
+from .config import differences
+from .prepare import try_out
+from .run_folder import Run, RunFolder, write_csv
 
-FORMAT = "clnp-compare"
-FILE = "compare.json"
 # Column of the tables, key of a row, how a mean is written.
 COLUMNS = (
     ("ACC (%)", "acc", lambda v: f"{100 * v:.2f}"),
@@ -40,8 +32,7 @@ COLUMNS = (
     ("memory (MiB)", "peak_memory", lambda v: f"{v / (1 << 20):.1f}"),
     ("time (s)", "seconds", lambda v: f"{v:.1f}"),
 )
-Plan = Mapping[str, tuple[Config, Places]]
-Trials = Mapping[str, seeds_in_workers.Trial]
+Plan = Mapping[str, Run]
 
 
 def method_names(text: str, sets: Sequence[str] | None) -> list[str]:
@@ -54,16 +45,16 @@ def method_names(text: str, sets: Sequence[str] | None) -> list[str]:
     known = ["clnp", *METHODS]
     unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise ConfigError(f"--methods: got {text!r}, wanted some of {', '.join(known)}")
+        raise ConfigError(f"--methods: expected some of {', '.join(known)}, got {text!r}")
     if len(set(names)) != len(names):
-        raise ConfigError(f"--methods: got {text!r}, wanted each once")
+        raise ConfigError(f"--methods: expected each once, got {text!r}")
     others = [name for name in names if name != "clnp"]
     for item in sets or ():
         whose = item.partition("=")[0].rpartition(".")[0]
         if whose == "clnp" or not others:
-            raise ConfigError(f"--set: got {item!r}, but clnp's settings have options of their own")
+            raise ConfigError(f"{build_config.NO_SET} (got {item!r})")
         if whose and whose not in names:
-            raise ConfigError(f"--set: got {item!r}, wanted options of {', '.join(others)}")
+            raise ConfigError(f"--set: expected options of {', '.join(others)}, got {item!r}")
     return names
 
 
@@ -78,40 +69,36 @@ def describe_methods() -> list[str]:
     return lines
 
 
-def is_compare(folder: Path) -> bool:
-    """Was a comparison begun in this folder?"""
-    return (folder / FILE).is_file()
-
-
-def check_free(folder: Path, plan: Plan, *, resume: bool, overwrite: bool) -> None:
-    """May a comparison begin in this folder? Nothing is written or deleted.
+def check_free(folder: RunFolder, plan: Plan, *, resume: bool, overwrite: bool) -> None:
+    """Checks that a comparison may begin in this folder. Nothing is written or deleted.
 
     Raises:
         ConfigError: it holds something else, a comparison that isn't to be resumed or overwritten,
             or runs with other settings.
     """
-    if not is_compare(folder):
-        if folder.exists() and not run_folder.is_empty(folder):
+    if not folder.is_comparison:
+        if folder.path.exists() and not folder.is_empty:
             raise ConfigError(
                 f"--out: {folder} is not empty and holds no comparison; name another folder"
             )
-        run_folder.check_free(folder, resume=resume, overwrite=overwrite)
+        folder.check_free(resume=resume, overwrite=overwrite)
     elif not (resume or overwrite):
         raise ConfigError(
             f"--out: {folder} holds a comparison; continue it with --resume (other methods may be "
             "added), or replace it with --overwrite"
         )
-    for name, (config, _) in plan.items():
-        if resume and run_folder.is_run(folder / name):
-            run_folder.check_same(folder / name, config)
-    first, *others = [config for config, _ in plan.values()]
+    for run in plan.values():
+        if resume and run.folder.is_run:
+            run.folder.check_same(run.config)
+    first, *others = [run.config for run in plan.values()]
     for config in others:
-        odd = [d for d in differences(first, config) if d.split()[0] in ("--tasks", "--seeds")]
-        if odd:
-            raise ConfigError(f"--resume: the methods' runs differ: {', '.join(odd)}")
+        changed = differences(first, config)
+        unequal = [text for text in changed if text.split()[0] in ("--tasks", "--seeds")]
+        if unequal:
+            raise ConfigError(f"--resume: the methods' runs differ: {', '.join(unequal)}")
 
 
-def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) -> bool:
+def carry_out(folder: RunFolder, plan: Plan, console: Console, *, overwrite: bool = False) -> bool:
     """Runs what is missing of every method and seed, then writes and prints the comparison.
 
     A seed of a method that fails is reported and left out of the table; the other seeds run, and
@@ -119,7 +106,7 @@ def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) 
 
     Arguments:
         folder: as `check_free` approved it.
-        plan: method -> (settings with all seeds, places).
+        plan: method -> its run, with all seeds.
         console: for progress and tables.
         overwrite: run everything anew.
 
@@ -129,22 +116,18 @@ def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) 
     Raises:
         ClnpError: data, network or settings that don't fit, before anything is written.
     """
-    missing = {
-        name: both
-        for name, both in plan.items()
-        if overwrite or not _finished(folder / name, both[0])
-    }
-    for k, (name, (config, places)) in enumerate(missing.items()):
+    missing = {name: run for name, run in plan.items() if overwrite or not _finished(run)}
+    for k, (name, run) in enumerate(missing.items()):
         # All methods learn the same data, which is read once.
-        missing[name] = (experiment.try_out(config, places, contents=k == 0)[0], places)
-    with run_folder.locked(folder):
-        known = run_folder.read_json(folder / FILE)["methods"] if is_compare(folder) else []
+        missing[name] = try_out(run, contents=k == 0)[0]
+    with folder.locked():
+        known = folder.read_methods() if folder.is_comparison else []
         names = [*plan] if overwrite else [*known, *(name for name in plan if name not in known)]
-        run_folder.write_json(folder / FILE, {"format": FORMAT, "methods": names})
+        folder.write_methods(names)
         for name in plan:
             if name not in missing:
                 report.show_line(console, f"method {name} finished before")
-        failed = _carry_out(folder, missing, console, overwrite)
+        failed = _run_missing(missing, console, overwrite)
         write(folder)
         show(folder, console)
     for name, text in failed.items():
@@ -152,34 +135,31 @@ def run(folder: Path, plan: Plan, console: Console, *, overwrite: bool = False) 
     return not failed
 
 
-def _carry_out(folder: Path, plan: Plan, console: Console, overwrite: bool) -> dict[str, str]:
-    """Runs the seeds of all methods; "method, seed S" -> why it did not finish."""
+def _run_missing(plan: Plan, console: Console, overwrite: bool) -> dict[str, str]:
+    """Runs the seeds of all methods; "method, seed S" -> reason why it did not finish."""
     with contextlib.ExitStack() as locks:
-        trials: dict[str, seeds_in_workers.Trial] = {}
-        own: dict[str, list[str]] = {}
-        for name, (config, places) in plan.items():
-            locks.enter_context(run_folder.locked(folder / name))
-            experiment.prepare(folder / name, config, places, overwrite=overwrite)
-            seeds = experiment.seed_trials(folder / name, config, places)
-            own[name] = [f"{name}, {seed}" for seed in seeds]
-            trials |= dict(zip(own[name], seeds.values(), strict=True))
-        several = len(trials) > 1 and any(places.workers > 1 for _, places in plan.values())
-        done, failed = (_side_by_side if several else _one_by_one)(trials, console)
-        for name, (config, _) in plan.items():
-            if not any(trial in failed for trial in own[name]):
-                every = [done[trial] for trial in own[name]]
-                experiment.summarise(folder / name, config, every, console)
+        seeds: dict[str, dict[str, Run]] = {}
+        for name, run in plan.items():
+            locks.enter_context(run.folder.locked())
+            experiment.begin(run, overwrite=overwrite)
+            seeds[name] = {f"{name}, {seed}": one for seed, one in run.seeds().items()}
+        every = {name: one for own in seeds.values() for name, one in own.items()}
+        several = len(every) > 1 and any(run.places.workers > 1 for run in plan.values())
+        done, failed = (_in_workers if several else _one_by_one)(every, console)
+        for name, run in plan.items():
+            if not any(seed in failed for seed in seeds[name]):
+                experiment.summarise(run, [done[seed] for seed in seeds[name]], console)
     return failed
 
 
-def _one_by_one(trials: Trials, console: Console) -> tuple[dict[str, Any], dict[str, str]]:
-    """(metrics of the trials, why others did not finish)."""
+def _one_by_one(runs: Mapping[str, Run], console: Console) -> tuple[dict[str, Any], dict[str, str]]:
+    """(metrics of runs of one seed, reasons why others did not finish)."""
     done, failed = {}, {}
-    for name, (folder, config, places) in trials.items():
+    for name, run in runs.items():
         report.show_line(console, f"\nmethod {name}")
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(run.config.threads)
         try:
-            done[name] = experiment.run_alone(folder, config, places, console)
+            done[name] = experiment.run_alone(run, console)
         except Exception as error:
             if not isinstance(error, ClnpError) and not out_of_memory(error):
                 raise
@@ -188,41 +168,36 @@ def _one_by_one(trials: Trials, console: Console) -> tuple[dict[str, Any], dict[
     return done, failed
 
 
-def _side_by_side(trials: Trials, console: Console) -> tuple[dict[str, Any], dict[str, str]]:
+def _in_workers(runs: Mapping[str, Run], console: Console) -> tuple[dict[str, Any], dict[str, str]]:
     """The same in workers."""
-    places = next(iter(trials.values()))[2]
     try:
-        return seeds_in_workers.run(experiment.run_alone, trials, places, console), {}
+        return seeds_in_workers.run(experiment.run_alone, runs, console), {}
     except TrialError as error:
         return error.results, {name: failure.text for name, failure in error.failures.items()}
 
 
-def _finished(folder: Path, config: Config) -> bool:
-    """Has every seed of a method learned all its tasks?"""
-    return all(_has_learned(below, config) for _, below in run_folder.seed_folders(folder, config))
+def _finished(run: Run) -> bool:
+    """Whether every seed of a method learned all its tasks."""
+    return all(seed.folder.has_learned(run.config.tasks) for seed in run.seeds().values())
 
 
-def _has_learned(folder: Path, config: Config) -> bool:
-    path = folder / run_folder.METRICS
-    return path.is_file() and bool(run_folder.read_json(path)["tasks_learned"] == config.tasks)
-
-
-def runs_of(folder: Path) -> dict[tuple[str, int], tuple[Path, bool]]:
+def seeds_of(folder: RunFolder) -> dict[tuple[str, int], tuple[RunFolder, bool]]:
     """(method, seed) -> (its folder, whether it learned all its tasks), of a comparison.
 
     Raises:
         RunError: a file of the comparison is missing or damaged.
     """
     found = {}
-    for name in run_folder.read_json(folder / FILE)["methods"]:
-        if run_folder.is_run(folder / name):
-            config, _ = run_folder.read_config(folder / name)
-            for seed, below in run_folder.seed_folders(folder / name, config):
-                found[name, seed] = (below, _has_learned(below, config))
+    for name in folder.read_methods():
+        run = folder.below(name)
+        if run.is_run:
+            config, _ = run.read_config()
+            for seed, one in run.seeds(config).items():
+                found[name, seed] = (one, one.has_learned(config.tasks))
     return found
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
+def rows_of(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """One row per method and seed that learned all its tasks: {"method", "seed", "acc", "bwt",
     "forgetting", "used" (mean over the layers of the share of channels used, None for other methods
     than CLNP), "flops", "examples", "peak_memory" (bytes), "seconds" (of everything)}.
@@ -231,12 +206,12 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
         RunError: a file of the comparison is missing or damaged.
     """
     rows = []
-    for (name, seed), (below, learned) in runs_of(folder).items():
+    for (name, seed), (run, learned) in seeds_of(RunFolder(folder)).items():
         if not learned:
             continue
-        metrics = results.read(below)
+        metrics = run.read_metrics()
         used = [c["used"] / c["size"] for c in metrics["reports"][-1]["capacity"].values()]
-        costs, seconds = results.read_costs(below), results.read_seconds(below)
+        costs, seconds = run.read_table("cost.csv"), run.read_table("timing.csv")
         rows.append(
             {
                 "method": name,
@@ -269,52 +244,50 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 KEYS = ("acc", "bwt", "forgetting", "used", "flops", "examples", "peak_memory", "seconds")
 
 
-def write(folder: Path) -> None:
+def write(folder: RunFolder) -> None:
     """Writes methods.csv (a row per method), compare.csv (per method and seed), configurations.json
     and the plots. Raises OSError.
     """
-    write_tables(folder, rows_of(folder))
+    write_tables(folder.path, rows_of(folder))
     configurations.write(folder, learned_runs(folder))
     draw(folder)
 
 
 def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes compare.csv, the rows of `rows_of`, and methods.csv, what they come to. Raises
-    OSError.
-    """
+    """Writes compare.csv, the rows of `rows_of`, and methods.csv, their means. Raises OSError."""
     fields = [f"{key}_{part}" for key in KEYS for part in ("mean", "std")]
-    results.write_csv(folder / "compare.csv", ("method", "seed", *KEYS), rows)
-    results.write_csv(folder / "methods.csv", ("method", "seeds", *fields), summarise(rows))
+    write_csv(folder / "compare.csv", ("method", "seed", *KEYS), rows)
+    write_csv(folder / "methods.csv", ("method", "seeds", *fields), summarise(rows))
 
 
-def learned_runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+def learned_runs(folder: str | os.PathLike[str]) -> list[tuple[RunFolder, dict[str, Any]]]:
     """(folder, metrics) of the runs that learned all their tasks. Raises RunError."""
-    return [(below, results.read(below)) for below, done in runs_of(folder).values() if done]
+    runs = seeds_of(RunFolder(folder)).values()
+    return [(run, run.read_metrics()) for run, learned in runs if learned]
 
 
-def draw(folder: Path) -> None:
+def draw(folder: RunFolder) -> None:
     """Draws the plots of a comparison anew. Raises OSError."""
     rows = rows_of(folder)
-    matrices = matrices_of(folder, rows)
+    matrices = matrices_of(folder)
     if matrices:
-        plots.save(plots.mean_accuracies(matrices), folder / "plots" / "mean_accuracy.png")
-        plots.save(plots.accuracy_against_cost(rows), folder / "plots" / "cost.png")
+        plots.save(plots.mean_accuracies(matrices), folder.plots / "mean_accuracy.png")
+        plots.save(plots.accuracy_against_cost(rows), folder.plots / "cost.png")
 
 
-def matrices_of(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Method -> the accuracy matrix of each of its seeds, for the rows of `rows_of`."""
+def matrices_of(folder: RunFolder) -> dict[str, list[Any]]:
+    """Method -> the accuracy matrix of each of its seeds that learned all tasks."""
     matrices: dict[str, list[Any]] = {}
-    every = runs_of(folder)
-    for row in rows:
-        below, _ = every[row["method"], row["seed"]]
-        matrices.setdefault(row["method"], []).append(results.read(below)["accuracy_matrix"])
+    for (name, _), (run, learned) in seeds_of(folder).items():
+        if learned:
+            matrices.setdefault(name, []).append(run.read_metrics()["accuracy_matrix"])
     return matrices
 
 
-def show(folder: Path, console: Console) -> None:
+def show(folder: RunFolder, console: Console) -> None:
     """Prints the table of a comparison."""
     rows = rows_of(folder)
-    for (name, seed), (_, learned) in runs_of(folder).items():
+    for (name, seed), (_, learned) in seeds_of(folder).items():
         if not learned:
             report.show_line(console, f"not finished, and not in the table: {name}, seed {seed}")
     if not rows:

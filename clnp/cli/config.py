@@ -1,22 +1,19 @@
-"""The settings of a command-line run: defaults per stream, and one table of checks."""
+"""The settings of a command-line run, and what is checked of them together."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError
-from ..learner.settings import DTYPES, SEARCHES, SPARSIFIERS, without_removed
-from ..models.networks import INITS
-from ..network.heads import HEADS
-from ..training.fit import SCHEDULES
-from ..training.score import SCORES
-from .defaults import DEFAULTS, SPLITS
+from ..learner.ranges import Range, choice, whole
+from ..learner.settings import without_removed
+from .defaults import DEFAULTS
+from .options import L1, SETTINGS, Option
 
 Numbers = tuple[float, ...]
 # What `clnp.Learner` and `clnp.methods.make` take alike.
@@ -27,16 +24,13 @@ SHARED = ("head", "lr", "epochs", "batch_size", "schedule", "dtype", "device")
 class Config:
     """What decides the numbers of a run, and nothing else: no paths, no dates.
 
-    Numbers without a unit are counts or fractions; l1 is the coefficient of the summed absolute
-    weights of a layer, one for all layers or one per layer (depth + 1); fine_tune_l1 () takes that
-    of training. grid_l1 and grid_lr are the candidates of graceful forgetting, () for none.
-    threads is torch's number of CPU threads: another number can change the last bits. width, depth,
-    dropout, image_size, classes_per_task and validation are None where the network's or the data's
-    own are taken, examples where all are.
-    image_size, and image_range (black and white of images of more than 8 bits), are found out when
-    a run is begun, where they aren't given. options are (name, value) pairs of the method's own.
-    pretrained is the SHA-256 of the file of weights that training starts from. Fields with a
-    default came later: the default is what was done before them.
+    l1 is a tuple of one coefficient for all layers or one per layer (depth + 1); fine_tune_l1 ()
+    takes those of training. grid_l1 and grid_lr are the candidates of graceful forgetting, () for
+    none. width, depth, dropout, classes_per_task, validation and examples are None where the
+    network's or the data's own are taken. image_size and image_range are found out from the data
+    where they are not given. options are (name, value) pairs of the method's own. pretrained is the
+    SHA-256 of the file of weights that training starts from. A field with a default may be missing
+    in an older config.json, which then had this value.
 
     Raises:
         ConfigError: from `validate`, naming the field.
@@ -105,10 +99,11 @@ class Config:
         fields = dataclasses.fields(cls)
         known = {field.name for field in fields}
         needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-        odd = sorted((set(values) - known) | (needed - set(values)))
-        if odd:
+        wrong = sorted((set(values) - known) | (needed - set(values)))
+        if wrong:
             raise ConfigError(
-                f"configuration: settings {', '.join(odd)} are missing or unknown to this version"
+                f"configuration: expected the settings of this version, got {', '.join(wrong)} "
+                "missing or unknown"
             )
         config = cls(**{name: _tuples(value) for name, value in values.items()})
         validate(config)
@@ -132,13 +127,7 @@ class Config:
             "rounds": self.fine_tune_rounds,
             "l1": _one_or_list(self.fine_tune_l1) if self.fine_tune_l1 else None,
         }
-        own = [
-            "margin",
-            "score",
-            "search",
-            "granularity",
-            "grid_first_only",
-        ]
+        own = ["margin", "score", "search", "granularity", "grid_first_only"]
         # Settings without a sparsifier know none but activity.
         if self.sparsifier != "activity":
             own.append("sparsifier")
@@ -168,102 +157,42 @@ class Config:
         }
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2
+
+
+def _is_point(value: Any) -> bool:
+    """Whether this is a candidate of --grid l1: one number or one per layer."""
+    return isinstance(value, tuple) and bool(value) and all(map(L1.holds, value))
+
+
 def defaults(stream: str) -> dict[str, Any]:
     """All settings of an experiment. Raises ConfigError for an unknown one."""
     if stream not in DEFAULTS:
-        raise ConfigError(f"stream: got {stream!r}, wanted one of {', '.join(DEFAULTS)}")
+        raise ConfigError(f"stream: expected one of {', '.join(DEFAULTS)}, got {stream!r}")
     return {"stream": stream, "threads": torch.get_num_threads(), **DEFAULTS[stream]}
 
 
-def _whole(low: int, high: int) -> tuple[Callable[[Any], bool], str]:
-    return lambda v: type(v) is int and low <= v <= high, f"a whole number from {low} to {high}"
-
-
-def _real(low: float, high: float, *, above: bool = False) -> tuple[Callable[[Any], bool], str]:
-    def ok(value: Any) -> bool:
-        number = type(value) in (int, float) and math.isfinite(value)
-        return bool(number and (low < value if above else low <= value) and value <= high)
-
-    return ok, f"a number {'above' if above else 'from'} {low:g} and up to {high:g}"
-
-
-def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
-    return lambda v: v in names, "one of " + ", ".join(names)
-
-
-def _each(
-    check: tuple[Callable[[Any], bool], str], least: int = 0
-) -> tuple[Callable[[Any], bool], str]:
-    return (
-        lambda v: isinstance(v, tuple) and len(v) >= least and all(map(check[0], v)),
-        f"each {check[1]}",
-    )
-
-
-def _maybe(check: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
-    return lambda v: v is None or check[0](v), check[1]
-
-
-def _is_range(value: Any) -> bool:
-    low_high = isinstance(value, tuple) and all(type(v) in (int, float) for v in value)
-    return low_high and (
-        not value or (len(value) == 2 and -math.inf < value[0] < value[1] < math.inf)
-    )
-
-
-FLAG = (lambda v: type(v) is bool, "true or false")
-SHARE = (lambda v: _real(0, 1)[0](v) and v < 1, "a number from 0 to below 1")
-L1 = _real(0, 1)
-LR = _real(0, 10, above=True)
-# Field, test, what was wanted. Order is the order of the complaints.
-CHECKS: tuple[tuple[str, tuple[Callable[[Any], bool], str]], ...] = (
-    ("stream", _one_of(*DEFAULTS)),
-    ("tasks", _whole(1, 1000)),
-    ("seeds", _each(_whole(0, 2**31 - 1), least=1)),
-    ("epochs", _whole(1, 100_000)),
-    ("batch_size", _whole(1, 1_000_000)),
-    ("lr", LR),
-    ("l1", _each(L1, least=1)),
-    ("schedule", _one_of(*SCHEDULES)),
-    ("width", _maybe(_whole(1, 1_000_000))),
-    ("depth", _maybe(_whole(1, 100))),
-    ("dropout", _maybe(SHARE)),
-    ("init", _maybe(_one_of(*INITS))),
-    ("head", _one_of(*HEADS)),
-    ("margin", (lambda v: _real(0, 1)[0](v) and v < 1, "a fraction from 0 to below 1")),
-    ("score", _one_of(*SCORES)),
-    ("search", _one_of(*SEARCHES)),
-    ("grid_l1", _each(_each(L1, least=1))),
-    ("grid_lr", _each(LR)),
-    ("grid_first_only", FLAG),
-    ("fine_tune_epochs", _whole(0, 100_000)),
-    ("fine_tune_lr", LR),
-    ("fine_tune_l1", _each(L1)),
-    ("granularity", _whole(1, 4096)),
-    ("dtype", _one_of(*DTYPES)),
-    ("threads", _whole(1, 4096)),
-    ("net", (lambda v: isinstance(v, str) and bool(v), "the name of a network")),
-    ("net_scale", _maybe(_real(0, 64, above=True))),
-    ("pretrained", _maybe((lambda v: isinstance(v, str), "a file of weights"))),
-    ("adopt", FLAG),
-    ("method", (lambda v: isinstance(v, str) and bool(v), "the name of a method")),
-    ("options", (lambda v: all(len(pair) == 2 for pair in v), "NAME=VALUE pairs")),
-    ("sparsifier", _one_of(*SPARSIFIERS)),
-    ("fine_tune_schedule", _one_of(*SCHEDULES)),
-    ("fine_tune_rounds", _whole(1, 1000)),
-    ("growth", _each(_whole(1, 10_000_000))),
-    ("first_growth", _each(_whole(1, 10_000_000))),
-    ("split", _maybe(_one_of(*SPLITS))),
-    ("classes_per_task", _maybe(_whole(1, 100))),
-    ("validation", _maybe(_real(0, 1_000_000, above=True))),
-    ("examples", _maybe(_whole(1, 1_000_000_000))),
-    ("identity_first", FLAG),
-    ("normalise", _one_of("constants", "train", "none")),
-    ("augment", FLAG),
-    ("image_size", _maybe(_whole(1, 4096))),
-    ("convert_images", FLAG),
-    ("image_range", (_is_range, "two numbers, black and white, the first below the second")),
-)
+# The settings that no option of their name gives, and their ranges.
+FURTHER: dict[str, Option] = {
+    "stream": Option("", choice(DEFAULTS)),
+    "seeds": Option("", whole(0, 2**31 - 1), many=1),
+    "grid_l1": Option("", Range("a list of numbers >= 0", _is_point), many=0),
+    "grid_lr": Option("", SETTINGS["lr"].values, many=0),
+    "pretrained": Option("", Range("a file of weights", _is_text, str), unset="random weights"),
+    "method": Option("", Range("the name of a method", _is_text, str)),
+    "options": Option("", Range("a NAME=VALUE pair", _is_pair), many=0),
+}
+# In the order of `Config`, which is that of the complaints.
+CHECKS = {
+    field.name: {**FURTHER, **SETTINGS}[field.name]
+    for field in dataclasses.fields(Config)
+    if field.name != "device"
+}
 
 
 def validate(config: Config) -> None:
@@ -273,15 +202,15 @@ def validate(config: Config) -> None:
     Raises:
         ConfigError: the first setting that fails, with what came and what was wanted.
     """
-    for field, (test, wanted) in CHECKS:
+    for field, row in CHECKS.items():
         value = getattr(config, field)
-        if not test(value):
-            raise ConfigError(f"{option(field)}: got {_shown(value)}, wanted {wanted}")
+        if not row.holds(value):
+            raise ConfigError(f"{option(field)}: expected {row.expected}, got {shown(value)}")
     _check_net(config)
     if config.adopt and config.pretrained is None:
-        raise ConfigError("--adopt: got no weights, wanted a trained network by --pretrained FILE")
+        raise ConfigError("--adopt: expected a trained network by --pretrained FILE, got none")
     if len(set(config.seeds)) != len(config.seeds):
-        raise ConfigError(f"--seeds: got {_shown(config.seeds)}, wanted different seeds")
+        raise ConfigError(f"--seeds: expected different seeds, got {shown(config.seeds)}")
     _check_device(config.device)
 
 
@@ -291,11 +220,12 @@ def _check_net(config: Config) -> None:
         for field in ("width", "depth"):
             if getattr(config, field) is not None:
                 raise ConfigError(
-                    f"{option(field)}: is of the network mlp; {config.net} is scaled by --net-scale"
+                    f"{option(field)} applies to --net mlp only (got --net {config.net}); scale "
+                    f"{config.net} by --net-scale"
                 )
         return
     if config.width is None or config.depth is None:
-        raise ConfigError("--net: the network mlp needs --width and --depth")
+        raise ConfigError("--net: mlp needs --width and --depth, got none; give both")
     layers = config.depth + 1
     for field, points in (
         ("l1", [config.l1]),
@@ -305,16 +235,16 @@ def _check_net(config: Config) -> None:
         for point in points:
             if point and len(point) not in (1, layers):
                 raise ConfigError(
-                    f"{option(field)}: got {len(point)} numbers ({_shown(point)}), wanted one, or "
-                    f"one per layer ({layers})"
+                    f"{option(field)}: expected one number, or one per layer ({layers}), got "
+                    f"{len(point)} ({shown(point)})"
                 )
 
 
 def differences(old: Config, new: Config) -> list[str]:
     """Settings in which two configurations differ, as "--lr 0.001 (was 0.002)"."""
     return [
-        f"{option(field.name)} {_shown(getattr(new, field.name))} (was "
-        f"{_shown(getattr(old, field.name))})"
+        f"{option(field.name)} {shown(getattr(new, field.name))} (was "
+        f"{shown(getattr(old, field.name))})"
         for field in dataclasses.fields(Config)
         if getattr(old, field.name) != getattr(new, field.name)
     ]
@@ -333,21 +263,21 @@ def _check_device(name: Any) -> None:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise ConfigError(f"--device: got {name!r}, wanted cpu, cuda or cuda:N") from None
+        raise ConfigError(f"--device: expected cpu, cuda or cuda:N, got {name!r}") from None
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise ConfigError(
-                f"--device: got {name!r}, but torch {torch.__version__} sees {count} GPUs here; "
-                "use cpu"
+                f"--device: expected one of the {count} GPUs that torch {torch.__version__} sees, "
+                f"got {name!r}; take cpu"
             )
     elif device.type != "cpu":
-        raise ConfigError(f"--device: got {name!r}, wanted cpu, cuda or cuda:N")
+        raise ConfigError(f"--device: expected cpu, cuda or cuda:N, got {name!r}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(_shown(v) for v in value) or "none"
+        return ",".join(shown(v) for v in value) or "none"
     return f"{value:g}" if type(value) is float else str(value)
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from . import run_folder
 from .config import SHARED, Config
 from .defaults import CLNP_ONLY
+from .run_folder import RunFolder, write_json
 
 FILE = "configurations.json"
 FORMAT = "clnp-configurations"
-# Fields of `Config` that are told otherwise here.
+# Fields of `Config` that stand elsewhere in the file.
 ELSEWHERE = ("seeds", "method", "options")
 
 
@@ -50,7 +49,7 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     return _plain({**settings, **common, "options": own})
 
 
-def of_runs(done: Iterable[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
+def of_runs(done: Iterable[tuple[RunFolder, Mapping[str, Any]]]) -> dict[str, Any]:
     """Configurations of finished runs as `write` writes them.
 
     Returns:
@@ -60,26 +59,25 @@ def of_runs(done: Iterable[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
     Raises:
         RunError: a folder's environment.json is damaged.
     """
-    every: dict[str, list[dict[str, Any]]] = {}
+    methods: dict[str, list[dict[str, Any]]] = {}
     for folder, metrics in done:
-        path = folder / "environment.json"
         about = {
             "settings": resolved(metrics["config"]),
-            "environment": run_folder.read_json(path) if path.is_file() else None,
+            "environment": folder.read_environment(),
         }
-        entries = every.setdefault(metrics["config"].get("method", "clnp"), [])
+        entries = methods.setdefault(metrics["config"].get("method", "clnp"), [])
         for entry in entries:
             if {key: entry[key] for key in about} == about:
                 entry["seeds"] += metrics["config"]["seeds"]
                 break
         else:
             entries.append({"seeds": [*metrics["config"]["seeds"]], **about})
-    return {"format": FORMAT, "methods": every}
+    return {"format": FORMAT, "methods": methods}
 
 
-def write(folder: Path, done: Iterable[tuple[Path, Mapping[str, Any]]]) -> None:
+def write(folder: RunFolder, done: Iterable[tuple[RunFolder, Mapping[str, Any]]]) -> None:
     """Writes configurations.json of the runs of `of_runs`. Raises OSError, RunError."""
-    run_folder.write_json(folder / FILE, of_runs(done))
+    write_json(folder.path / FILE, of_runs(done))
 
 
 def _plain(value: Any) -> Any:

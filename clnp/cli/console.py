@@ -1,6 +1,4 @@
-"""What a run shows while it works: a progress bar on a terminal, plain lines elsewhere, and all of
-it in log.txt.
-"""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere, and all lines in log.txt."""
 
 from __future__ import annotations
 
@@ -21,6 +19,11 @@ from ..callbacks.callback import epoch_of, tuning_epochs
 MOST_LAYERS = 6
 # Seconds between two lines about epochs where the output is no terminal.
 QUIET = 10.0
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """ "1 epoch", "3 epochs"; `many` for a plural that is not `one` with an s."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def make_console() -> Console:
@@ -78,7 +81,7 @@ class Reporter(Callback):
     def on_task_begin(self, learner: Any, task_index: int, name: str, total_epochs: int) -> None:
         """Starts a task; `total_epochs` counts those of all grid points and of fine-tuning."""
         self.task, self.name, self.epochs, self.epoch = task_index, name, max(1, total_epochs), 0
-        self.say(f"task {task_index + 1}/{self.tasks} {name}: {total_epochs} epochs")
+        self.say(f"task {task_index + 1}/{self.tasks} {name}: {counted(total_epochs, 'epoch')}")
         self._show("")
 
     def on_batch_end(
@@ -93,7 +96,7 @@ class Reporter(Callback):
     def on_epoch_end(self, learner: Any, record: Mapping[str, Any]) -> None:
         """Logs an epoch; on a console that is no terminal at most every ten seconds."""
         self.epoch = self._count(learner, record)
-        if self.begun is None:  # workers tell no batches
+        if self.begun is None:  # workers report no batches
             self.begun, self.before = time.monotonic(), self._done()
         point = ""
         if record.get("points", 1) > 1:
@@ -124,13 +127,13 @@ class Reporter(Callback):
         return int(record["done"])
 
     def on_task_end(self, learner: Any, report: Any) -> None:
-        """Says what a task reached and what it claimed."""
+        """Shows the accuracy of a task and the channels that it claimed."""
         self.task, self.epoch = self.task + 1, 0
         before, after = 100 * report.validation_before, 100 * report.validation
         pruned = f" -> {after:.2f} % by pruning; {claimed(report.capacity)}"
         self.say(
             f"task {self.task}/{self.tasks} {report.name}: test {100 * report.test:.2f} %, "
-            f"{not_told(report.inferred)}"
+            f"{not_given(report.inferred)}"
             f"validation {before:.2f} %{pruned if report.capacity else ''}; "
             f"{report.seconds['total']:.1f} s"
         )
@@ -143,7 +146,8 @@ class Reporter(Callback):
         now = time.monotonic()
         if not self.console.is_terminal and now - self.spoke >= QUIET:
             self.spoke = now
-            self.say(f"task {self.task + 1}/{self.tasks} {text} networks tried")
+            networks = f"{done}/{total} networks" if total else counted(done, "network")
+            self.say(f"task {self.task + 1}/{self.tasks} search {networks} tried")
 
     def on_retry(self, learner: Any, trial: str, reason: str) -> None:
         """Says that something failed in a worker."""
@@ -188,7 +192,7 @@ class Reporter(Callback):
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def not_told(inferred: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+def not_given(inferred: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """ "task not given 91.20 %, ": task and label right, by entropy, over all tasks; nothing where
     there is one task or nothing was measured.
     """

@@ -121,6 +121,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "augment": False,
     },
 }
+STREAMS = tuple(DEFAULTS)
 # The networks that an experiment calls by a shorter name.
 NETS: dict[str, dict[str, str]] = {"split-cifar": {"resnet18": "resnet18_small"}}
 # Golkar et al. 2019, Sec. 3.2: the wide network has a single head and learns ten tasks.
@@ -157,6 +158,14 @@ SOME = (
 )
 # Experiments whose tasks are files or folders that the command line names.
 NAMED = ("folder", "arrays")
+# Options that serve some experiments only, beyond `SOME`: those that read files of data, images,
+# and those whose networks have channels to scale.
+ONLY: dict[str, tuple[str, ...]] = {
+    "data_root": ("permuted-mnist", "split-cifar"),
+    "image_threads": ("folder",),
+    "net_scale": ("split-cifar", "folder", "arrays"),
+    "tasks": ("permuted-digits", "permuted-mnist", "split-cifar"),
+}
 # Fields that mean nothing to other methods than CLNP.
 CLNP_ONLY = (
     "l1",
@@ -176,3 +185,5 @@ CLNP_ONLY = (
     "first_growth",
     "adopt",
 )
+# Options that are refused for other methods than CLNP.
+NO_METHOD = (*CLNP_ONLY, "score")

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, hardware, threads."""
+"""Versions, hardware and threads: of a run, and for the report of a bug (`clnp info`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 
+from clnp_kernels import info
+
 PACKAGES = ("clnp", "torch", "triton", "numpy", "safetensors")
+# Optional packages and what each is for.
+OPTIONAL = {
+    "torchvision": "downloads, networks by name",
+    "onnx": "ONNX files",
+    "onnxscript": "ONNX files",
+    "onnxruntime": "running ONNX files",
+}
 
 
 def environment() -> dict[str, Any]:
@@ -50,3 +59,22 @@ def _cpu() -> str:
         return platform.processor()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def info_lines() -> list[str]:
+    """Versions, hardware, optional packages, and who serves each operator. No host name, user or
+    path.
+    """
+    found = environment()
+    rows: dict[str, Any] = {**found.pop("packages"), **found}
+    rows |= {name: _optional(name, use) for name, use in OPTIONAL.items()}
+    rows["cuda library"] = info.versions()["cuda library"]
+    return [*(f"{name:15} {_text(value)}" for name, value in rows.items()), "", *info.table()]
+
+
+def _text(value: Any) -> str:
+    return ", ".join(value) or "none" if isinstance(value, list) else str(value)
+
+
+def _optional(name: str, use: str) -> str:
+    return _version(name) or f"not installed ({use})"

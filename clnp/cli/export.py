@@ -43,8 +43,9 @@ def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False)
         widths[4:-3] = ["..."]
     cost = footprint(narrow, probe)
     shape = " x ".join(map(str, probe.shape[1:]))
+    name = f"task {task + 1} of {len(learner.reports)}, {learner.reports[task].name}"
     return (
-        f"{path}: task {task}, {shape} -> {' -> '.join(widths)}, {cost.parameters} parameters, "
+        f"{path}: {name}, {shape} -> {' -> '.join(widths)}, {cost.parameters} parameters, "
         f"{path.stat().st_size} bytes; in memory {cost.bytes} bytes, {cost.multiply_adds} "
         f"multiply-adds an example, {1000 * cost.seconds:.3g} ms for {len(probe)} examples"
         + _difference(learner, task, path, probe)

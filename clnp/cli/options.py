@@ -1,16 +1,20 @@
-"""The options of an experiment on the command line. Nothing but data."""
+"""The options of an experiment: one row each, from which the parser, its help and the checks of a
+run's settings come. Nothing but data.
+"""
 
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..learner.settings import DTYPES, SEARCHES, SPARSIFIERS
+from ..learner.ranges import Range, choice, flag, number, whole
+from ..learner.settings import FineTune, Row, Settings, rows
 from ..models.networks import INITS
-from ..network.heads import HEADS
 from ..parallel import EXECUTORS
-from ..training.fit import SCHEDULES
 from ..training.score import SCORES
 from .defaults import SPLITS
 
@@ -25,188 +29,223 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-FLAG: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-NUMBERS: dict[str, Any] = {"type": numbers, "metavar": "A[,A...]"}
+@dataclass(frozen=True)
+class Option:
+    """An option of `clnp run` and `compare`.
+
+    Attributes:
+        help: one line.
+        values: accepted by the setting of that name; None for an option that is no setting.
+        many: the setting is a tuple of such values, and of at least so many; None for one value.
+        unset: the meaning of None or () as the setting; "" where it may be neither.
+        words: further arguments of `add_argument`, before those that follow from `values`.
+    """
+
+    help: str
+    values: Range | None = None
+    many: int | None = None
+    unset: str = ""
+    words: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Keyword arguments of `add_argument`, without the help."""
+        kind = self.values.kind if self.values else None
+        if kind is bool:
+            return {"action": argparse.BooleanOptionalAction}
+        if self.many is not None:
+            kinds = {int: (whole_numbers, "N[,N...]"), float: (numbers, "A[,A...]")}
+            read, metavar = kinds[kind]
+            return {"type": read, "metavar": metavar, **self.words}
+        if self.values and self.values.names:
+            return {"choices": self.values.names, **self.words}
+        if kind in (int, float):
+            return {"type": kind, "metavar": "N" if kind is int else "X", **self.words}
+        return dict(self.words)
+
+    def holds(self, value: Any) -> bool:
+        """Whether the setting accepts a value."""
+        assert self.values is not None
+        if value is None:
+            return bool(self.unset) and self.many is None and self.values.kind is not None
+        if self.many is None:
+            return self.values.holds(value)
+        several = isinstance(value, tuple) and len(value) >= self.many
+        return several and all(map(self.values.holds, value))
+
+    @property
+    def expected(self) -> str:
+        """The accepted values, for errors."""
+        assert self.values is not None
+        return self.values.expected if self.many is None else f"a list, each {self.values.expected}"
+
+
+def _is_range(value: Any) -> bool:
+    known = isinstance(value, tuple) and all(map(number(-math.inf).holds, value))
+    return known and (not value or (len(value) == 2 and value[0] < value[1]))
+
+
+def _of(
+    row: Row, values: Range | None = None, many: int | None = None, unset: str = "", **words: Any
+) -> Option:
+    """The option of a learner's setting; `values` where a command line can give fewer."""
+    return Option(row.meaning, values or row.values, many, unset, words)
+
+
+LEARNER, TUNING = rows(Settings), rows(FineTune)
+L1, LIMIT = number(), whole(1, 10_000_000)
 # Where things are, and which seeds: no settings of `Config`.
-PLACES: dict[str, dict[str, dict[str, Any]]] = {
+PLACES: dict[str, dict[str, Option]] = {
     "folder": {
-        "out": {"type": Path, "metavar": "DIR", "help": "run folder (default: runs/EXPERIMENT)"},
-        "resume": {"action": "store_true", "help": "go on with the run in --out, its settings"},
-        "overwrite": {"action": "store_true", "help": "delete the run in --out first"},
-        "data-root": {
-            "metavar": "DIR",
-            "help": "folder with MNIST's idx files, or with CIFAR in any of its forms; without it "
-            "they are downloaded",
-        },
-        "pretrained": {
-            "metavar": "FILE",
-            "help": "weights to begin with: .safetensors, or a state dict saved by torch.save",
-        },
-        "image-threads": {"type": int, "metavar": "N", "help": "threads that read image files"},
+        "out": Option(
+            "run folder (default: runs/EXPERIMENT)", words={"type": Path, "metavar": "DIR"}
+        ),
+        "resume": Option(
+            "go on with the run in --out, its settings", words={"action": "store_true"}
+        ),
+        "overwrite": Option("delete the run in --out first", words={"action": "store_true"}),
+        "data-root": Option(
+            "folder with MNIST's idx files, or with CIFAR in any of its forms; without it they are "
+            "downloaded",
+            words={"metavar": "DIR"},
+        ),
+        "pretrained": Option(
+            "weights to begin with: .safetensors, or a state dict saved by torch.save",
+            words={"metavar": "FILE"},
+        ),
+        "image-threads": Option(
+            "threads that read image files (default: 2)", words={"type": int, "metavar": "N"}
+        ),
     },
     "several at a time": {
-        "workers": {
-            "type": int,
-            "metavar": "N",
-            "help": "processes (default: 1), for seeds and compared methods, or else for the grid "
-            "points of a task",
-        },
-        "executor": {
-            "choices": EXECUTORS,
-            "help": "what the workers are: processes of this machine (default) or tasks on Ray",
-        },
+        "workers": Option(
+            "processes (default: 1), for seeds and compared methods, or else for the grid points "
+            "of a task",
+            words={"type": int, "metavar": "N"},
+        ),
+        "executor": Option(
+            "the workers are processes of this machine (default) or tasks on Ray",
+            words={"choices": EXECUTORS},
+        ),
     },
     "seeds": {
-        "seed": {"type": int, "metavar": "S", "help": "one seed (default: 0)"},
-        "seeds": {
-            "type": int,
-            "nargs": "+",
-            "metavar": "N",
-            "help": "one number: seeds 0 to N-1; several: these seeds. Each has its own sub-folder",
-        },
+        "seed": Option("one seed (default: 0)", words={"type": int, "metavar": "S"}),
+        "seeds": Option(
+            "one number: seeds 0 to N-1; several: these seeds. Each has its own sub-folder",
+            words={"type": int, "nargs": "+", "metavar": "N"},
+        ),
     },
 }
-OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+OPTIONS: dict[str, dict[str, Option]] = {
     "data": {
-        "tasks": {"type": int, "metavar": "T", "help": "tasks of the stream"},
-        "split": {
-            "choices": tuple(SPLITS),
-            "help": "split-cifar: CIFAR-10 then CIFAR-100 in parts (default), or one in parts",
-        },
-        "classes-per-task": {"type": int, "metavar": "N"},
-        "validation": {
-            "type": float,
-            "metavar": "X",
-            "help": "training examples set aside for validation, a fraction, or (MNIST) a number",
-        },
-        "examples": {
-            "type": int,
-            "metavar": "N",
-            "help": "training examples of each task, drawn at random (default: all)",
-        },
-        "identity-first": {**FLAG, "help": "permuted: the first task keeps its pixels' order"},
-        "normalise": {
-            "choices": ("constants", "train", "none"),
-            "help": "images by stated constants (default), by the task's training images, or not",
-        },
-        "augment": {**FLAG, "help": "random crops and mirror images while training"},
-        "image-size": {
-            "type": int,
-            "metavar": "N",
-            "help": "folder: side to which images are scaled (default: theirs, where all are "
-            "squares of one size)",
-        },
-        "convert-images": {
-            **FLAG,
-            "help": "folder: take images that are transparent, of inks, or of more than 8 bits",
-        },
-        "image-range": {
-            "type": numbers,
-            "metavar": "BLACK,WHITE",
-            "help": "folder: of images of more than 8 bits (default: as measured)",
-        },
+        "tasks": Option("tasks of the stream", whole(1, 1000), words={"metavar": "T"}),
+        "split": Option(
+            "split-cifar: CIFAR-10 then CIFAR-100 in parts, or one of them in parts",
+            choice(SPLITS),
+            unset="cifar10-100",
+        ),
+        "classes-per-task": Option("split-cifar: classes of a task", whole(1, 100), unset="10"),
+        "validation": Option(
+            "training examples set aside for validation, a fraction, or (MNIST) a number",
+            number(0, 1_000_000, above=True),
+            unset="the data's own",
+        ),
+        "examples": Option(
+            "training examples of each task, drawn at random",
+            whole(1, 1_000_000_000),
+            unset="all",
+        ),
+        "identity-first": Option("permuted: the first task keeps its pixels' order", flag()),
+        "normalise": Option(
+            "scale images by stated constants, by the task's training images, or not",
+            choice(("constants", "train", "none")),
+        ),
+        "augment": Option("random crops and mirror images while training", flag()),
+        "image-size": Option(
+            "folder: side to which images are scaled; needed unless all are squares of one size",
+            whole(1, 4096),
+            unset="that of the images",
+        ),
+        "convert-images": Option(
+            "folder: take images that are transparent, of inks, or of more than 8 bits", flag()
+        ),
+        "image-range": Option(
+            "folder: range of images of more than 8 bits",
+            Range(
+                "two numbers, black and white, the first below the second",
+                _is_range,
+            ),
+            unset="as measured",
+            words={"type": numbers, "metavar": "BLACK,WHITE"},
+        ),
     },
     "training": {
-        "epochs": {"type": int, "metavar": "N", "help": "epochs per task"},
-        "batch-size": {"type": int, "metavar": "B"},
-        "lr": {"type": float, "metavar": "X", "help": "learning rate of Adam"},
-        "l1": {**NUMBERS, "help": "L1 coefficient, one or one per layer"},
-        "schedule": {"choices": tuple(SCHEDULES), "help": "of the learning rate"},
-        "dtype": {"choices": tuple(DTYPES)},
-        "device": {"metavar": "D", "help": "cpu, cuda or cuda:N"},
-        "threads": {
-            "type": int,
-            "metavar": "N",
-            "help": "CPU threads, of each worker; another number can change the last bits",
-        },
-        "set": {
-            "action": "extend",
-            "nargs": "+",
-            "metavar": "NAME=VALUE",
-            "help": "options of the method, as clnp methods lists them; for one of several methods "
+        "epochs": _of(LEARNER["epochs"]),
+        "batch-size": _of(LEARNER["batch_size"], metavar="B"),
+        "lr": _of(LEARNER["lr"]),
+        "l1": _of(LEARNER["l1"], L1, 1),
+        "schedule": _of(LEARNER["schedule"]),
+        "dtype": _of(LEARNER["dtype"]),
+        "device": Option("cpu (default), cuda or cuda:N", words={"metavar": "D"}),
+        "threads": Option(
+            "CPU threads, of each worker; another number can change the last bits", whole(1, 4096)
+        ),
+        "set": Option(
+            "options of the method, as clnp methods lists them; for one of several methods "
             "METHOD.NAME=VALUE",
-        },
+            words={"action": "extend", "nargs": "+", "metavar": "NAME=VALUE"},
+        ),
     },
     "network": {
-        "net model": {
-            "metavar": "NAME",
-            "help": "mlp, narrow, wide, resnet18_small, or one of torchvision's",
-        },
-        "net-scale": {"type": float, "metavar": "X", "help": "factor on the channels of our own"},
-        "width": {"type": int, "metavar": "N", "help": "mlp: channels of each hidden layer"},
-        "depth": {"type": int, "metavar": "N", "help": "mlp: hidden layers"},
-        "dropout": {"type": float, "metavar": "P"},
-        "init": {"choices": INITS, "help": "mlp: how the weights of its first layer are drawn"},
-        "head": {
-            "choices": tuple(HEADS),
-            "help": "one output layer for all tasks, or one each",
-        },
-        "adopt": {**FLAG, "help": "the --pretrained network is the first task, untrained"},
+        "net model": Option(
+            "mlp, narrow, wide, resnet18_small, or one of torchvision's",
+            Range("the name of a network", lambda v: isinstance(v, str) and bool(v), str),
+            words={"metavar": "NAME"},
+        ),
+        "net-scale": Option(
+            "factor on the channels of our own networks", number(0, 64, above=True), unset="1"
+        ),
+        "width": Option(
+            "mlp: channels of each hidden layer", whole(1, 1_000_000), unset="the network's own"
+        ),
+        "depth": Option("mlp: hidden layers", whole(1, 100), unset="the network's own"),
+        "dropout": Option(
+            "probability of dropout",
+            number(0, 1, below=True),
+            unset="the network's own",
+            words={"metavar": "P"},
+        ),
+        "init": Option(
+            "mlp: distribution of the first layer's weights", choice(INITS), unset="default"
+        ),
+        "head": _of(LEARNER["head"]),
+        "adopt": Option("the --pretrained network is the first task, untrained", flag()),
     },
     "pruning": {
-        "margin": {
-            "type": float,
-            "metavar": "M",
-            "help": "validation accuracy that pruning may cost (0.0005 = 0.05 %%)",
-        },
-        "score": {
-            "type": lambda text: text.replace("-", " "),
-            "choices": tuple(SCORES),
-            "help": "what the margin is held on; balanced-accuracy is the mean of the classes' "
-            "recalls, for tasks with rare classes",
-        },
-        "search": {
-            "choices": SEARCHES,
-            "help": "thresholds of all layers together, or one by one",
-        },
-        "sparsifier": {
-            "choices": SPARSIFIERS,
-            "help": "prune by mean activity (default), by what a channel adds to the layers that "
-            "read it, or train sparse by structured SDP",
-        },
-        "growth": {
-            "type": whole_numbers,
-            "metavar": "N[,N...]",
-            "help": "most new channels of a task after the first, one number or one per group",
-        },
-        "first-growth": {
-            "type": whole_numbers,
-            "metavar": "N[,N...]",
-            "help": "most channels of the first task",
-        },
-        "grid": {
-            "action": "extend",
-            "nargs": "+",
-            "metavar": "NAME=LIST",
-            "help": "graceful forgetting over a grid: l1=1e-6,1e-5 lr=1e-3,2e-3; per layer with "
-            "colons, l1=1e-5:1e-5:1e-6",
-        },
-        "grid-first-only": {
-            **FLAG,
-            "help": "search the grid on the first task and keep what it chose",
-        },
-        "granularity": {
-            "type": int,
-            "metavar": "N",
-            "help": "round kept channels up to a multiple",
-        },
-        "reinit-scale": {
-            "type": float,
-            "metavar": "X",
-            "help": "scale of re-initialised free weights",
-        },
-        "fine-tune-epochs": {
-            "type": int,
-            "metavar": "N",
-            "help": "epochs for the survivors after pruning (0: none)",
-        },
-        "fine-tune-lr": {"type": float, "metavar": "X"},
-        "fine-tune-l1": {**NUMBERS, "help": "default: that of training"},
-        "fine-tune-schedule": {"choices": tuple(SCHEDULES)},
-        "fine-tune-rounds": {
-            "type": int,
-            "metavar": "N",
-            "help": "prune and fine-tune so many times, within the one margin",
-        },
+        "margin": _of(LEARNER["margin"], number(0, 1, below=True), metavar="M"),
+        "score": _of(LEARNER["score"], choice(SCORES), type=lambda text: text.replace("-", " ")),
+        "search": _of(LEARNER["search"]),
+        "sparsifier": _of(LEARNER["sparsifier"]),
+        "growth": _of(LEARNER["growth"], LIMIT, 0, "no limit"),
+        "first-growth": _of(LEARNER["first_growth"], LIMIT, 0, "no limit"),
+        "grid": Option(
+            "graceful forgetting over a grid: l1=1e-6,1e-5 lr=1e-3,2e-3; per layer with colons, "
+            "l1=1e-5:1e-5:1e-6",
+            words={"action": "extend", "nargs": "+", "metavar": "NAME=LIST"},
+        ),
+        "grid-first-only": _of(LEARNER["grid_first_only"]),
+        "granularity": _of(LEARNER["granularity"]),
+        "fine-tune-epochs": _of(TUNING["epochs"], whole(0)),
+        "fine-tune-lr": _of(TUNING["lr"]),
+        "fine-tune-l1": _of(TUNING["l1"], L1, 0, "that of training"),
+        "fine-tune-schedule": _of(TUNING["schedule"]),
+        "fine-tune-rounds": _of(TUNING["rounds"]),
     },
+}
+# Setting of `Config` -> its option, without those that are no settings.
+SETTINGS: dict[str, Option] = {
+    name.split()[0].replace("-", "_"): option
+    for group in OPTIONS.values()
+    for name, option in group.items()
+    if option.values is not None
 }

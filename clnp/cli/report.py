@@ -1,4 +1,4 @@
-"""The tables at the end of a run and of `clnp report`."""
+"""The tables of a run in the terminal. Tasks count from 1 here, from 0 in files and in Python."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from . import results
 # them.
 MOST_COLUMNS = 12
 MOST_LAYERS = 6
-# measure of `TaskReport.inferred` -> what it counts as right
+# Longer names wrap.
+WIDEST = 28
+# measure of `TaskReport.inferred` -> the words for a right answer
 INFERRED = {
     "task": "task",
     "class_incremental": "task and label",
@@ -30,19 +32,23 @@ def show(
     console: Console, metrics: Mapping[str, Any], seconds: Sequence[Mapping[str, Any]]
 ) -> None:
     """Prints one run: accuracies, capacity, times, ACC, BWT, forgetting and the certificate."""
-    show_table(console, accuracy_table(metrics))
+    tables = [accuracy_table(metrics)]
     layers = metrics["reports"][0]["capacity"]
     if layers:
         wide = len(layers) > MOST_LAYERS
-        show_table(console, layer_table(metrics) if wide else capacity_table(metrics))
+        tables.append(layer_table(metrics) if wide else capacity_table(metrics))
     if seconds:
-        show_table(console, time_table(seconds))
+        tables.append(time_table(seconds))
+    config = metrics["config"]
+    for table in tables:
+        table.title = f"{config.get('method', 'clnp')}, seed {config['seeds'][0]}: {table.title}"
+        show_table(console, table)
     for line in last_lines(metrics):
         show_line(console, line)
 
 
 def last_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """What a run comes to, in a few lines."""
+    """The numbers of a whole run, in a few lines."""
     lines = [numbers_line(metrics)]
     if metrics["tasks_learned"] > 1:
         lines += [inferred_line(*item) for item in metrics.get("inferred", {}).items()]
@@ -54,10 +60,41 @@ def last_lines(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def show_table(console: Console, table: Table) -> None:
-    """Prints a table below its title, which rich would squeeze to the table's width."""
-    title, table.title = table.title, None
-    show_line(console, f"\n{title}")
-    console.print(table)
+    """Prints a table below its title; one that is too wide for the console in parts, each with the
+    first column and as many of the others as fit.
+    """
+    show_line(console, f"\n{table.title}")  # rich would squeeze it to the table's width
+    first, *columns = range(len(table.columns))
+    while columns:
+        count = len(columns)
+        while count > 1 and console.measure(_part(table, [first, *columns[:count]])).maximum > (
+            console.width
+        ):
+            count -= 1
+        console.print(_part(table, [first, *columns[:count]]))
+        columns = columns[count:]
+        if columns:
+            show_line(console, "")
+
+
+def _part(table: Table, columns: Sequence[int]) -> Table:
+    """Some columns of a table, without its title. Only the first one, of names, may wrap."""
+    part = new_table(None)
+    chosen = [table.columns[k] for k in columns]
+    for column in chosen:
+        first = column is chosen[0]
+        part.add_column(
+            column.header,
+            justify=column.justify,
+            style=column.style,
+            no_wrap=not first,
+            overflow="fold",
+            max_width=WIDEST if first else None,
+        )
+    cells = zip(*(column.cells for column in chosen), strict=True)
+    for row, texts in zip(table.rows, cells, strict=True):
+        part.add_row(*texts, style=row.style, end_section=row.end_section)
+    return part
 
 
 def show_line(console: Console, text: str) -> None:
@@ -78,7 +115,7 @@ def accuracy_table(metrics: Mapping[str, Any]) -> Table:
         return table
     table.add_column("after task")
     for j in range(len(R)):
-        table.add_column(str(j), justify="right")
+        table.add_column(str(j + 1), justify="right")
     table.add_column("mean", justify="right", style="bold")
     for i, row in enumerate(R):
         cells = [_percent(v) for v in row]
@@ -179,7 +216,9 @@ def show_summary(
 ) -> None:
     """Prints several seeds: one row each, then mean and standard deviation."""
     layers = list(summary["used"])[:MOST_LAYERS]
-    table = new_table(f"{len(all_metrics)} seeds")
+    table = new_table(
+        f"{len(all_metrics)} seeds of {all_metrics[0]['config'].get('method', 'clnp')}"
+    )
     for column in ("seed", "ACC", "BWT", "forgetting", *(f"{layer} used" for layer in layers)):
         table.add_column(column, justify="right")
     for m in all_metrics:
@@ -206,9 +245,9 @@ def show_summary(
         show_line(console, certificate_line(summary["certificate"]))
 
 
-def time_line(every: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """ "time per seed: 12.3 +- 0.4 s" of every seed's rows of timing.csv."""
-    time = mean_std([sum(row["total"] for row in seconds) for seconds in every])
+def time_line(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """ "time per seed: 12.3 +- 0.4 s" of the rows of timing.csv of each seed."""
+    time = mean_std([sum(row["total"] for row in seconds) for seconds in seeds])
     deviation = "" if time["std"] is None else f" +- {time['std']:.1f}"
     return f"time per seed: {time['mean']:.1f}{deviation} s"
 
@@ -222,7 +261,7 @@ def spread(value: Mapping[str, Any], percent: bool = False) -> str:
 
 
 def verdict_table(verdicts: Sequence[Any]) -> Table:
-    """What `learner.verify()` found, task by task."""
+    """The verdicts of `learner.verify()`, task by task."""
     table = new_table("Logits on the stored probe batches, recomputed")
     for column in ("task", "bit-identical", "note"):
         table.add_column(column)
@@ -231,13 +270,14 @@ def verdict_table(verdicts: Sequence[Any]) -> Table:
     return table
 
 
-def new_table(title: str) -> Table:
+def new_table(title: str | None) -> Table:
     """An empty table with a title, in the one style of all."""
     return Table(title=title, header_style="", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
 
 
 def _task(index: int, name: str) -> str:
-    return escape(f"{index} {name}")
+    """ "1 digits-0": people count from 1."""
+    return escape(f"{index + 1} {name}")
 
 
 def _percent(value: float) -> str:

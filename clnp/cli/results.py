@@ -6,10 +6,9 @@ times, dates or paths.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ import numpy as np
 
 from .. import metrics as diagnostics
 from .. import plots
-from ..files.atomic import write_text
-from ..files.csv_text import csv_text
+from ..errors import ConfigError
 from ..learner.learner import Learner
 from ..methods import clnp_cost
-from . import configurations, run_folder
-from .config import Config
+from . import configurations
+from .run_folder import METRICS, Run, RunFolder, write_csv, write_json
 
 PHASES = ("fit", "search", "fine_tune", "evaluate", "total")
 SUMMARIES = ("acc", "bwt", "forgetting")
@@ -31,7 +29,7 @@ COST = ("flops", "examples", "peak_memory", "seconds")
 
 def metrics_of(
     learner: Any,
-    config: Config,
+    config: Mapping[str, Any],
     verdicts: Sequence[Any],
     costs: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
@@ -39,7 +37,7 @@ def metrics_of(
 
     Arguments:
         learner: a `clnp.Learner`, or one of `clnp.methods`, with at least one learned task.
-        config: of the run, with one seed.
+        config: settings of the run, with its "method" and one of "seeds".
         verdicts: of `learner.verify()`; empty for a method that promises nothing.
         costs: of `costs_of`.
 
@@ -52,7 +50,7 @@ def metrics_of(
     R = np.asarray(learner.accuracy_matrix, dtype=np.float64)
     reports = [dataclasses.asdict(report) for report in learner.reports]
     return {
-        "config": config.as_dict(),
+        "config": config,
         "tasks_learned": len(reports),
         "accuracy_matrix": R.tolist(),
         **diagnostics.summary(R),
@@ -66,6 +64,31 @@ def metrics_of(
         "inferred": diagnostics.inferred_means(reports[-1]["inferred"]),
         "reports": [{k: v for k, v in report.items() if k != "seconds"} for report in reports],
     }
+
+
+def numbers_of(
+    learner: Any,
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """(metrics, seconds, costs) of a learner that has no run folder, as `metrics_of`, `seconds_of`
+    and `costs_of` give them; no costs where the sizes of its tasks are not known.
+
+    Raises:
+        ConfigError: no task has been learned.
+    """
+    if not learner.reports:
+        raise ConfigError("learner: expected at least one learned task, got none; learn one first")
+    data = [report.data for report in learner.reports]
+    sizes = [task.splits["train"].size for task in data if task is not None]
+    costs = costs_of(learner, sizes) if len(sizes) == len(data) else []
+    settings = settings_of(learner)
+    config = {"method": settings.get("method", "clnp"), "seeds": [settings["seed"]]}
+    return metrics_of(learner, config, learner.verify(), costs), seconds_of(learner), costs
+
+
+def settings_of(learner: Any) -> dict[str, Any]:
+    """The settings of a learner, JSON-able."""
+    settings = learner.settings
+    return dict(settings.to_json() if isinstance(learner, Learner) else settings)
 
 
 def costs_of(learner: Any, sizes: Sequence[int]) -> list[dict[str, Any]]:
@@ -100,8 +123,28 @@ def seconds_of(learner: Any) -> list[dict[str, Any]]:
     ]
 
 
+def record(run: Run, learner: Any, sizes: Sequence[int], *, plots: bool = False) -> dict[str, Any]:
+    """Writes all numbers of a learner into the folder of its run, and draws them if `plots`.
+
+    Arguments:
+        run: of one seed.
+        learner: with at least one learned task.
+        sizes: training examples of each learned task.
+
+    Returns:
+        the metrics.
+    """
+    verdicts = learner.verify() if run.config.method == "clnp" else []
+    costs = costs_of(learner, sizes)
+    metrics = metrics_of(learner, run.config.as_dict(), verdicts, costs)
+    write(run.folder, metrics, seconds_of(learner), costs)
+    if plots:
+        draw(run.folder, metrics)
+    return metrics
+
+
 def write(
-    folder: Path,
+    folder: RunFolder,
     metrics: Mapping[str, Any],
     seconds: Sequence[Mapping[str, Any]],
     costs: Sequence[Mapping[str, Any]],
@@ -110,21 +153,21 @@ def write(
     Raises OSError.
     """
     reports = metrics["reports"]
-    write_csv(folder / "cost.csv", ("task", "name", *COST), costs)
-    write_csv(folder / "timing.csv", ("task", "name", *PHASES), seconds)
+    write_csv(folder.path / "cost.csv", ("task", "name", *COST), costs)
+    write_csv(folder.path / "timing.csv", ("task", "name", *PHASES), seconds)
     names = [f"task_{j}" for j in range(len(reports))]
     rows = [
         {"after_task": i, "name": report["name"], **dict(zip(names, row[: i + 1], strict=False))}
         for i, (report, row) in enumerate(zip(reports, metrics["accuracy_matrix"], strict=True))
     ]
-    write_csv(folder / "accuracy.csv", ("after_task", "name", *names), rows)
-    write_csv(folder / "capacity.csv", CAPACITY, capacity_rows(reports))
+    write_csv(folder.path / "accuracy.csv", ("after_task", "name", *names), rows)
+    write_csv(folder.path / "capacity.csv", CAPACITY, capacity_rows(reports))
     history = [
         {"task": i, **record} for i, report in enumerate(reports) for record in report["history"]
     ]
-    write_csv(folder / "history.csv", HISTORY, history)
+    write_csv(folder.path / "history.csv", HISTORY, history)
     configurations.write(folder, [(folder, metrics)])
-    run_folder.write_json(folder / run_folder.METRICS, _plain(metrics))
+    write_json(folder.path / METRICS, _plain(metrics))
 
 
 HISTORY = ("task", "epoch", "loss", "train_accuracy", "validation_accuracy", "lr")
@@ -147,7 +190,7 @@ def capacity_rows(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def draw(folder: Path, metrics: Mapping[str, Any]) -> list[Path]:
+def draw(folder: RunFolder, metrics: Mapping[str, Any]) -> list[Path]:
     """Writes the plots of a run into folder/plots, from its metrics; the paths. Raises OSError."""
     reports = metrics["reports"]
     capacities = [report["capacity"] for report in reports]
@@ -189,7 +232,7 @@ def summarise(all_metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write_summary(folder: Path, all_metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def write_summary(folder: RunFolder, all_metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Writes summary.json, summary.csv (one row per seed), configurations.json and the plots over
     seeds; the summary. Raises OSError.
     """
@@ -207,10 +250,12 @@ def write_summary(folder: Path, all_metrics: Sequence[Mapping[str, Any]]) -> dic
         for m in all_metrics
     ]
     write_csv(
-        folder / "summary.csv", ("seed", *SUMMARIES, *(f"used_{layer}" for layer in layers)), rows
+        folder.path / "summary.csv",
+        ("seed", *SUMMARIES, *(f"used_{layer}" for layer in layers)),
+        rows,
     )
-    run_folder.write_json(folder / "summary.json", summary)
-    below = (folder / f"seed-{m['config']['seeds'][0]}" for m in all_metrics)
+    write_json(folder.path / "summary.json", summary)
+    below = (folder.below(f"seed-{m['config']['seeds'][0]}") for m in all_metrics)
     configurations.write(folder, zip(below, all_metrics, strict=True))
     if len({m["tasks_learned"] for m in all_metrics}) == 1:
         figures = {
@@ -223,52 +268,10 @@ def write_summary(folder: Path, all_metrics: Sequence[Mapping[str, Any]]) -> dic
     return summary
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """metrics.json of a run, NaN above the diagonal again.
-
-    Raises:
-        RunError: no such file, or damaged.
-    """
-    metrics: dict[str, Any] = run_folder.read_json(folder / run_folder.METRICS)
-    try:
-        rows = metrics["accuracy_matrix"]
-        metrics["accuracy_matrix"] = [[math.nan if v is None else v for v in row] for row in rows]
-    except (TypeError, KeyError) as error:
-        raise run_folder.RunError(
-            f"{folder / run_folder.METRICS}: was not written by clnp ({error!r})"
-        ) from error
-    return metrics
-
-
-def read_seconds(folder: Path) -> list[dict[str, Any]]:
-    """timing.csv as rows; empty where there is no such file."""
-    return _read_csv(folder / "timing.csv")
-
-
-def read_costs(folder: Path) -> list[dict[str, Any]]:
-    """cost.csv as rows; empty where there is no such file."""
-    return _read_csv(folder / "cost.csv")
-
-
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    with open(path, newline="") as file:
-        return [
-            {k: v if k == "name" else float(v) for k, v in row.items()}
-            for row in csv.DictReader(file)
-        ]
-
-
-def write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """A CSV file with a header line; floats keep all their digits, missing values are empty."""
-    write_text(path, csv_text(fields, rows))
-
-
-def _save(folder: Path, figures: Mapping[str, Any]) -> list[Path]:
+def _save(folder: RunFolder, figures: Mapping[str, Any]) -> list[Path]:
     paths = []
     for name, figure in figures.items():
-        paths.append(folder / "plots" / f"{name}.png")
+        paths.append(folder.plots / f"{name}.png")
         plots.save(figure, paths[-1])
     return paths
 

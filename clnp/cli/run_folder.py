@@ -1,12 +1,14 @@
-"""The folder of a run: who may write into it, what is in it, how it is read again."""
+"""The folder of a run: its files, the right to write into it, and reading it again."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,39 +17,24 @@ from typing import Any
 from ..data.names import shown
 from ..errors import ClnpError, ConfigError
 from ..files.atomic import write_text
+from ..files.csv_text import csv_text
 from .config import Config, differences
 
 FORMAT = "clnp-run"
+COMPARISON = "clnp-compare"
 MAX_JSON = 256 << 20
 VERSION = 1
-CONFIG = "config.json"
-METRICS = "metrics.json"
-CHECKPOINT = "checkpoint.safetensors"
-PROGRESS = "progress"
-LOCK = ".lock"
-LOG = "log.txt"
+CONFIG, COMPARE, LOCK, LOG = "config.json", "compare.json", ".lock", "log.txt"
+METRICS, ENVIRONMENT, PAGE = "metrics.json", "environment.json", "report.html"
+CHECKPOINT, PROGRESS, PLOTS = "checkpoint.safetensors", "progress", "plots"
+TABLES = ("timing.csv", "accuracy.csv", "capacity.csv", "history.csv", "cost.csv")
+SUMMARIES = ("summary.json", "summary.csv", "configurations.json", "compare.csv", "methods.csv")
 # All that a run writes; --overwrite deletes these names and no others.
 FILES = (
-    CONFIG,
-    METRICS,
-    CHECKPOINT,
-    LOCK,
-    LOG,
-    "summary.json",
-    "environment.json",
-    "timing.csv",
-    "accuracy.csv",
-    "capacity.csv",
-    "history.csv",
-    "cost.csv",
-    "summary.csv",
-    "configurations.json",
-    "compare.json",
-    "compare.csv",
-    "methods.csv",
-    "report.html",
+    *(CONFIG, METRICS, CHECKPOINT, LOCK, LOG, ENVIRONMENT, PAGE, COMPARE),
+    *(*TABLES, *SUMMARIES),
 )
-FOLDERS = ("plots", PROGRESS)
+FOLDERS = (PLOTS, PROGRESS)
 # Endings of the networks that `clnp export` writes beside them.
 EXPORTS = ("pt2", "onnx", "safetensors")
 
@@ -98,18 +85,38 @@ class Places:
 
     def over(self, old: Places) -> Places:
         """These places, and the old ones where there are none."""
-        return Places(
-            self.data_root or old.data_root,
-            self.paths or old.paths,
-            self.pretrained or old.pretrained,
-            self.image_threads,
-            self.workers,
-            self.executor,
+        return dataclasses.replace(
+            self,
+            data_root=self.data_root or old.data_root,
+            paths=self.paths or old.paths,
+            pretrained=self.pretrained or old.pretrained,
         )
 
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).absolute())
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is to be made: its folder, its settings, its data.
+
+    Attributes:
+        folder: may hold a part of it already.
+        config: with one seed or several.
+        places: of data and weights.
+    """
+
+    folder: RunFolder
+    config: Config
+    places: Places
+
+    def seeds(self) -> dict[str, Run]:
+        """ "seed 3" -> the run of that seed alone."""
+        return {
+            f"seed {seed}": Run(folder, self.config.for_seed(seed), self.places)
+            for seed, folder in self.folder.seeds(self.config).items()
+        }
 
 
 class RunError(ClnpError, RuntimeError):
@@ -137,191 +144,266 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: can't be read ({error})") from error
 
 
-@contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Around what takes numbers out of a run's files: JSON that is whole can hold anything.
+def write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """A CSV file with a header line; floats keep all their digits, missing values are empty."""
+    write_text(path, csv_text(fields, rows))
 
-    Raises:
-        RunError: they hold something else than a run.
+
+class RunFolder:
+    """The folder of a run, of the runs of several seeds, or of a comparison of methods.
+
+    Arguments:
+        path: the folder, which need not exist; another `RunFolder` gives the same one.
+
+    Attributes:
+        path, name: of the folder.
+        checkpoint, log, progress, plots, page: paths of the learner's file, of the text of the
+            console, of the task in training, of the figures and of the HTML page.
     """
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        if isinstance(error, ClnpError):
-            raise
-        raise RunError(
-            f"{folder}: its files are damaged, or not of this version of clnp "
-            f"({type(error).__name__}: {error})"
-        ) from error
 
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.name = self.path.name
+        self.checkpoint, self.log = self.path / CHECKPOINT, self.path / LOG
+        self.progress, self.plots = self.path / PROGRESS, self.path / PLOTS
+        self.page = self.path / PAGE
 
-def write_config(folder: Path, config: Config, places: Places) -> None:
-    """config.json: the settings, and where data and weights were found."""
-    data = {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": config.as_dict(),
-        **dataclasses.asdict(places),
-    }
-    write_json(folder / CONFIG, data)
+    def __fspath__(self) -> str:
+        return str(self.path)
 
+    def __str__(self) -> str:
+        return str(self.path)
 
-def read_config(folder: Path) -> tuple[Config, Places]:
-    """(settings, places) of a run.
+    def below(self, name: str) -> RunFolder:
+        """The run of a seed or method inside this folder."""
+        return RunFolder(self.path / name)
 
-    Raises:
-        RunError: no run folder, or from another version. ConfigError: settings that are nonsense.
-    """
-    data = read_json(folder / CONFIG)
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise RunError(f"{folder / CONFIG}: was not written by clnp")
-    if data.get("version") != VERSION:
-        raise RunError(
-            f"{folder / CONFIG}: version {data.get('version')!r}, this clnp reads {VERSION}"
-        )
-    known = {
-        field.name: data[field.name] for field in dataclasses.fields(Places) if field.name in data
-    }
-    with reading(folder):
-        return Config.from_dict(data["config"]), Places.checked(known)
+    # What it holds
 
+    @property
+    def is_run(self) -> bool:
+        """Whether a run began here."""
+        return (self.path / CONFIG).is_file()
 
-def is_run(folder: Path) -> bool:
-    """Did a run begin in this folder?"""
-    return (folder / CONFIG).is_file()
+    @property
+    def is_comparison(self) -> bool:
+        """Whether a comparison began here."""
+        return (self.path / COMPARE).is_file()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds nothing but the leavings of a run killed before its first file."""
+        if not self.path.exists():
+            return True
+        return all(p.name in (LOCK, LOG) or p.name.endswith(".tmp") for p in self.path.iterdir())
 
-def is_empty(folder: Path) -> bool:
-    """Is there nothing in it but what a run leaves that was killed before its first file?"""
-    if not folder.exists():
-        return True
-    return all(p.name in (LOCK, LOG) or p.name.endswith(".tmp") for p in folder.iterdir())
+    def has_learned(self, tasks: int) -> bool:
+        """Whether this run of one seed learned all its tasks. Raises RunError."""
+        path = self.path / METRICS
+        return path.is_file() and bool(read_json(path)["tasks_learned"] == tasks)
 
+    def seeds(self, config: Config | None = None) -> dict[int, RunFolder]:
+        """Seed -> its run: this folder for one seed, seed-0, seed-1, ... below it for several.
 
-def seed_folders(root: Path, config: Config) -> list[tuple[int, Path]]:
-    """(seed, its folder): the run folder itself for one seed, seed-0, seed-1, ... below it for
-    several.
-    """
-    if len(config.seeds) == 1:
-        return [(config.seeds[0], root)]
-    return [(seed, root / f"seed-{seed}") for seed in config.seeds]
+        Arguments:
+            config: of the run; None reads it.
+        """
+        seeds = (config or self.read_config()[0]).seeds
+        return {s: self if len(seeds) == 1 else self.below(f"seed-{s}") for s in seeds}
 
+    # Reading and writing
 
-def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """May a run begin in this folder? Nothing is written or deleted.
+    def write_config(self, config: Config, places: Places) -> None:
+        """config.json: the settings, and the places of data and weights."""
+        data = {"format": FORMAT, "version": VERSION, "config": config.as_dict()}
+        write_json(self.path / CONFIG, {**data, **dataclasses.asdict(places)})
 
-    Raises:
-        ConfigError: it isn't empty and neither `resume` nor `overwrite` was asked for, it holds
-            something else than a run, or it can't be written.
-    """
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"--out: {folder} is a file, wanted a folder")
-        _check_writable(folder)
-        empty = is_empty(folder)
-        str(folder).encode()
-    except UnicodeEncodeError:
-        raise ConfigError(
-            f"--out: the name {shown(folder)} is no UTF-8, which checkpoints need; take another"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"--out: {folder} can't be used ({error.strerror})") from error
-    if empty:
-        return
-    if not is_run(folder):
-        raise ConfigError(
-            f"--out: {folder} is not empty and holds no run of clnp; name another folder"
-        )
-    if not (resume or overwrite):
-        raise ConfigError(
-            f"--out: {folder} holds a run; continue it with --resume, or replace it with "
-            "--overwrite"
-        )
+    def read_config(self) -> tuple[Config, Places]:
+        """(settings, places) of a run.
 
+        Raises:
+            RunError: no run folder, or from another version. ConfigError: settings that are
+                nonsense.
+        """
+        path = self.path / CONFIG
+        data = read_json(path)
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise RunError(f"{path}: was not written by clnp")
+        if data.get("version") != VERSION:
+            raise RunError(f"{path}: expected version {VERSION}, got {data.get('version')!r}")
+        names = (field.name for field in dataclasses.fields(Places) if field.name in data)
+        with self.reading():
+            places = Places.checked({name: data[name] for name in names})
+            return Config.from_dict(data["config"]), places
 
-def check_same(folder: Path, config: Config) -> None:
-    """Refuses to resume a run with other settings.
-
-    Raises:
-        ConfigError: naming what differs.
-    """
-    found = differences(read_config(folder)[0], config)
-    if found:
-        raise ConfigError(f"--resume: {folder} was begun with other settings: {', '.join(found)}")
-
-
-def clear(folder: Path) -> None:
-    """Deletes what runs write (FILES, FOLDERS, exports, seed folders with runs), nothing else."""
-    for name in FILES:
-        # config.json goes last: until then the folder still counts as a run, should this be
-        # interrupted.
-        if name not in (CONFIG, LOCK):
-            (folder / name).unlink(missing_ok=True)
-    for name in FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for ending in EXPORTS:
-        for export in folder.glob(f"task-*.{ending}"):
-            export.unlink()
-    for below in folder.glob("seed-*"):
-        if is_run(below) and not below.is_symlink():
-            clear(below)
-            if not any(p.name != LOCK for p in below.iterdir()):
-                shutil.rmtree(below)
-    (folder / CONFIG).unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from writing into the same run; the lock goes with the process, however
-    it ends.
-
-    Raises:
-        RunError: another process holds it; a file of the run is a link. ConfigError: the folder
-            can't be written.
-    """
-    _check_links(folder)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise ConfigError(f"--out: {folder} can't be written ({error})") from error
-    try:
+    def read_metrics(self) -> dict[str, Any]:
+        """metrics.json, NaN above the diagonal of the accuracy matrix again. Raises RunError."""
+        path = self.path / METRICS
+        metrics: dict[str, Any] = read_json(path)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            R = metrics["accuracy_matrix"]
+            metrics["accuracy_matrix"] = [[math.nan if v is None else v for v in row] for row in R]
+        except (TypeError, KeyError) as error:
+            raise RunError(f"{path}: was not written by clnp ({error!r})") from error
+        return metrics
+
+    def read_table(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a CSV file of numbers per task, such as timing.csv; empty without it."""
+        path = self.path / name
+        if not path.is_file():
+            return []
+        with open(path, newline="") as file:
+            return [
+                {k: v if k == "name" else float(v) for k, v in row.items()}
+                for row in csv.DictReader(file)
+            ]
+
+    def read_environment(self) -> dict[str, Any] | None:
+        """environment.json; None without it. Raises RunError."""
+        path = self.path / ENVIRONMENT
+        return read_json(path) if path.is_file() else None
+
+    def write_environment(self, found: Mapping[str, Any]) -> None:
+        """Writes environment.json."""
+        write_json(self.path / ENVIRONMENT, found)
+
+    def read_methods(self) -> list[str]:
+        """The methods of a comparison. Raises RunError."""
+        methods: list[str] = read_json(self.path / COMPARE)["methods"]
+        return methods
+
+    def write_methods(self, names: Sequence[str]) -> None:
+        """Writes compare.json."""
+        write_json(self.path / COMPARE, {"format": COMPARISON, "methods": list(names)})
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around what takes numbers out of a run's files: JSON that is whole can hold anything.
+
+        Raises:
+            RunError: they hold something else than a run.
+        """
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            if isinstance(error, ClnpError):
+                raise
             raise RunError(
-                f"{folder} is in use by another clnp process; wait for it or name another --out"
+                f"{self}: its files are damaged, or not of this version of clnp "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    # The right to write
+
+    def check_free(self, *, resume: bool, overwrite: bool) -> None:
+        """Checks that a run may begin here. Nothing is written or deleted.
+
+        Raises:
+            ConfigError: it isn't empty and neither `resume` nor `overwrite` was asked for, it holds
+                something else than a run, or it can't be written.
+        """
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise ConfigError(f"--out: expected a folder, got the file {self}")
+            self._check_writable()
+            empty = self.is_empty
+            str(self).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"--out: the name {shown(self.path)} is no UTF-8, which checkpoints need; take "
+                "another"
             ) from None
-        remove_leftovers(folder)
-        yield
-    finally:
-        os.close(handle)
+        except OSError as error:
+            raise ConfigError(f"--out: {self} can't be used ({error.strerror})") from error
+        if empty:
+            return
+        if not self.is_run:
+            raise ConfigError(
+                f"--out: {self} is not empty and holds no run of clnp; name another folder"
+            )
+        if not (resume or overwrite):
+            raise ConfigError(
+                f"--out: {self} holds a run; continue it with --resume, or replace it with "
+                "--overwrite"
+            )
 
+    def check_same(self, config: Config) -> None:
+        """Refuses to resume a run with other settings. Raises ConfigError, naming what differs."""
+        found = differences(self.read_config()[0], config)
+        if found:
+            raise ConfigError(f"--resume: {self} was begun with other settings: {', '.join(found)}")
 
-def _check_links(folder: Path) -> None:
-    """A run folder from elsewhere must not lead what is written somewhere else."""
-    for path in (*(folder / name for name in (*FILES, *FOLDERS)), *folder.glob("seed-*")):
-        if path.is_symlink():
-            raise RunError(f"{path}: is a link, which a run does not write through; remove it")
+    def clear(self) -> None:
+        """Deletes what runs write (FILES, FOLDERS, exports, seed folders with runs), nothing
+        else.
+        """
+        for name in FILES:
+            # config.json goes last: until then the folder still counts as a run, should this be
+            # interrupted.
+            if name not in (CONFIG, LOCK):
+                (self.path / name).unlink(missing_ok=True)
+        for name in FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for ending in EXPORTS:
+            for export in self.path.glob(f"task-*.{ending}"):
+                export.unlink()
+        for below in map(RunFolder, self.path.glob("seed-*")):
+            if below.is_run and not below.path.is_symlink():
+                below.clear()
+                if not any(p.name != LOCK for p in below.path.iterdir()):
+                    shutil.rmtree(below)
+        (self.path / CONFIG).unlink(missing_ok=True)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from writing into the same run; the lock goes with the process,
+        however it ends.
 
-def remove_leftovers(folder: Path) -> None:
-    """Deletes half-written files of a killed process; only while holding the lock."""
-    for place in (".", "plots", PROGRESS, "seed-*", "seed-*/plots", f"seed-*/{PROGRESS}"):
-        for path in folder.glob(f"{place}/.*.tmp"):
-            path.unlink(missing_ok=True)
+        Raises:
+            RunError: another process holds it; a file of the run is a link. ConfigError: the folder
+                can't be written.
+        """
+        self._check_links()
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise ConfigError(f"--out: {self} can't be written ({error})") from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(
+                    f"{self} is in use by another clnp process; wait for it or name another --out"
+                ) from None
+            self._remove_leftovers()
+            yield
+        finally:
+            os.close(handle)
 
+    def _check_links(self) -> None:
+        """A run folder from elsewhere must not lead what is written somewhere else."""
+        own = (self.path / name for name in (*FILES, *FOLDERS))
+        for path in (*own, *self.path.glob("seed-*")):
+            if path.is_symlink():
+                raise RunError(f"{path}: is a link, which a run does not write through; remove it")
 
-def _check_writable(folder: Path) -> None:
-    place = folder
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        raise ConfigError(f"--out: {folder} can't be made, {place} is a file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out: {folder} can't be written, no permission for {place}")
+    def _remove_leftovers(self) -> None:
+        """Deletes half-written files of a killed process; only while holding the lock."""
+        for place in (".", PLOTS, PROGRESS, "seed-*", f"seed-*/{PLOTS}", f"seed-*/{PROGRESS}"):
+            for path in self.path.glob(f"{place}/.*.tmp"):
+                path.unlink(missing_ok=True)
+
+    def _check_writable(self) -> None:
+        place = self.path
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise ConfigError(f"--out: {self} can't be made, {place} is a file")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ConfigError(f"--out: {self} can't be written, no permission for {place}")

@@ -1,24 +1,20 @@
-"""Whole runs side by side: each in a worker, its lines on this console with its name in front."""
+"""Whole runs at the same time: each in a worker, its lines on this console after its name."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
 
 from ..parallel import Workers, tell
 from . import report
-from .config import Config
-from .run_folder import Places
-
-Trial = tuple[Path, Config, Places]
+from .run_folder import Run
 
 
 class Lines:
-    """A file that tells whole lines to the process that started this trial."""
+    """A file that sends whole lines to the process that started this trial."""
 
     def __init__(self) -> None:
         self.rest = ""
@@ -35,10 +31,10 @@ class Lines:
 
 
 def run(
-    function: Any, trials: Mapping[str, Trial], places: Places, console: Console
+    function: Callable[[Run, Console], Any], runs: Mapping[str, Run], console: Console
 ) -> dict[str, Any]:
-    """Runs `function(folder, settings with one seed, places, console)` for every trial, as many at
-    a time as there are workers: name -> what it returned.
+    """Calls `function(run, console)` for runs of one seed, as many at a time as there are workers:
+    name -> result.
 
     Raises:
         TrialError: some failed twice; the others ran to their ends.
@@ -48,15 +44,18 @@ def run(
         retry = f"{text}; trying again" if event == "on_retry" else text
         report.show_line(console, f"{name} | {retry}")
 
-    threads = next(iter(trials.values()))[1].threads
+    first = next(iter(runs.values()))
+    places, threads = first.places, first.config.threads
     with Workers(places.workers, executor=places.executor, threads=threads) as workers:
         orders = {
-            name: (function, folder, config, dataclasses.replace(places, workers=1))
-            for name, (folder, config, places) in trials.items()
+            name: (
+                function,
+                dataclasses.replace(r, places=dataclasses.replace(r.places, workers=1)),
+            )
+            for name, r in runs.items()
         }
         return workers.run(_quietly, orders, on_event)
 
 
-def _quietly(function: Any, folder: Path, config: Config, places: Places) -> Any:
-    console = Console(file=Lines(), width=160)  # type: ignore[arg-type]
-    return function(folder, config, places, console)
+def _quietly(function: Callable[[Run, Console], Any], run: Run) -> Any:
+    return function(run, Console(file=Lines(), width=160))  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,9 +12,7 @@ import torch.distributed as dist
 from ..errors import ConfigError, TrainingError
 from ..parallel.ranks import ALONE, Ranks
 from .config import Config
-from .run_folder import Places
-
-Order = tuple[Path, Config, Places]
+from .run_folder import Run
 
 
 @contextmanager
@@ -49,7 +46,7 @@ def check_alone(command: str) -> None:
     """Raises ConfigError in the processes of torchrun, for a command that is of one process."""
     if _started() > 1:
         raise ConfigError(
-            f"clnp {command} is for one process, got {_started()} of torchrun; --workers N trains "
+            f"clnp {command} expects one process, got {_started()} of torchrun; --workers N trains "
             "several methods and seeds at a time, and torchrun takes clnp run"
         )
 
@@ -76,23 +73,23 @@ def device_of(config: Config) -> str:
     return f"cuda:{_local_rank()}" if several else str(config.device)
 
 
-def check(ranks: Ranks, config: Config, places: Places) -> None:
+def check(ranks: Ranks, run: Run) -> None:
     """Raises ConfigError for what several processes can't do together."""
     if ranks.size == 1:
         return
-    if config.method != "clnp":
+    if run.config.method != "clnp":
         raise ConfigError(
-            f"--method: got {config.method}; only clnp is trained by the processes of torchrun"
+            f"--method: expected clnp in the processes of torchrun, got {run.config.method}"
         )
-    if places.workers > 1:
+    if run.places.workers > 1:
         raise ConfigError(
-            f"--workers: got {places.workers} in {ranks.size} processes of torchrun, wanted one or "
-            "the other"
+            f"--workers: expected 1 in the {ranks.size} processes of torchrun, got "
+            f"{run.places.workers}; take one or the other"
         )
 
 
-def order_of(ranks: Ranks) -> Order | None:
-    """What the first process is about to run; None if it refused to, for which it gave a reason."""
+def order_of(ranks: Ranks) -> Run | None:
+    """The run that the first process begins; None if it refused, for a reason that it gave."""
     try:
         return ranks.tell()
     except TrainingError:

@@ -125,8 +125,9 @@ class FineTune:
     l1: Any = setting(
         None,
         _any(f"None, {PER_LAYER}"),
-        "L1 coefficient of fine-tuning; None takes that of training",
-        option="--fine-tune-l1",
+        "L1 coefficient of fine-tuning",
+        "None takes that of training",
+        "--fine-tune-l1",
     )
     schedule: str = setting(
         "constant",
@@ -170,9 +171,9 @@ class Settings:
     score: Any = setting(
         "accuracy",
         Range(WANTED, is_score),
-        "score that the margin is held on; balanced accuracy is the mean of the classes' recalls. "
-        "A function gets the whole validation split at once, on the CPU, for every network",
-        "balanced accuracy for tasks with rare classes",
+        "score that the margin is held on; balanced accuracy is the mean of the classes' recalls",
+        "balanced accuracy for tasks with rare classes; a function gets the whole validation split "
+        "at once, on the CPU, for every network",
         "--score",
     )
     l1: Any = setting(
@@ -249,12 +250,16 @@ class Settings:
     growth: Any = setting(
         None,
         _any(GROWTH),
-        "most new channels of a task after the first; None for no limit",
-        "set it where early tasks fill the network",
+        "most new channels of a task after the first",
+        "None sets no limit; set one where early tasks fill the network",
         "--growth",
     )
     first_growth: Any = setting(
-        None, _any(GROWTH), "most channels of the first task", option="--first-growth"
+        None,
+        _any(GROWTH),
+        "most channels of the first task",
+        "None sets no limit",
+        "--first-growth",
     )
     sparsifier: str = setting(
         "activity",
@@ -358,10 +363,10 @@ def without_removed(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: v for name, v in data.items() if name not in REMOVED or v != REMOVED[name]}
 
 
-# setting -> (expected, check), for functions that take some of the settings.
-CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    name: (row.values.expected, row.values.holds) for name, row in rows(Settings).items()
-}
+def check_some(**values: Any) -> None:
+    """Raise ConfigError for the first of some settings that is out of its range."""
+    for name, value in values.items():
+        rows(Settings)[name].values.check(name, value)
 
 
 class SettingsGiven(TypedDict, total=False):

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from clnp.cli import compare, experiment
 from clnp.cli.html import report
 from clnp.cli.options import OPTIONS, PLACES
+from clnp.cli.prepare import try_out
+from clnp.cli.run_folder import Run, RunFolder
 from clnp.plots.svg import Picture
 from tests.clnp.commands import clnp, finished_run
 from tests.fuzz.mutations import mutated
@@ -42,7 +44,8 @@ def option(draw: st.DrawFn) -> list[str]:
     for group in OPTIONS.values():
         every |= group
     # Where to is up to the test.
-    name, keywords = draw(st.sampled_from(sorted((n, k) for n, k in every.items() if n != "out")))
+    name = draw(st.sampled_from(sorted(name for name in every if name != "out")))
+    keywords = every[name].keywords
     flag = f"--{draw(st.sampled_from(name.split()))}"
     if "action" in keywords:
         return [draw(st.sampled_from((flag, f"--no-{flag[2:]}")))]
@@ -61,15 +64,15 @@ STREAMS = ("permuted-digits", "permuted-mnist", "split-cifar", "folder", "arrays
 def tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands go as far as the first step of training: data, network and learner are made."""
 
-    def run(root: Path, config: Any, places: Any, *_: Any, **__: Any) -> bool:
-        experiment.try_out(config, places)
+    def one(run: Run, *_: Any, **__: Any) -> bool:
+        try_out(run)
         return True
 
-    def every(folder: Path, plan: Any, *_: Any, **__: Any) -> bool:
-        return all(run(folder, *both) for both in plan.values())
+    def every(folder: RunFolder, plan: Any, *_: Any, **__: Any) -> bool:
+        return all(map(one, plan.values()))
 
-    monkeypatch.setattr(experiment, "run", run)
-    monkeypatch.setattr(compare, "run", every)
+    monkeypatch.setattr(experiment, "carry_out", one)
+    monkeypatch.setattr(compare, "carry_out", every)
 
 
 def assert_said(code: int, error: str) -> None:

@@ -1,5 +1,5 @@
-"""`report.html`: a run, several seeds, or a comparison of methods as one page that needs nothing
-else.
+"""`report.html`: a run, several seeds, a comparison of methods, or a learner as one page that needs
+nothing else.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from urllib.parse import quote
 from ... import plots
 from ...files.atomic import write_text
 from ...plots.svg import Picture, picture
-from .. import compare, report, results, run_folder
+from .. import compare, report, results
 from ..config import Config, option
+from ..console import counted
+from ..run_folder import PAGE, RunFolder
 from . import tables
 from .page import percent, render
 
-PAGE = "report.html"
 
-
-def write(folder: Path, target: Path | None = None) -> Path:
+def write(folder: RunFolder, target: Path | None = None) -> Path:
     """Writes the page of a run folder or a comparison. Those of its seeds or methods that have a
     page are linked to.
 
@@ -34,49 +34,93 @@ def write(folder: Path, target: Path | None = None) -> Path:
     Raises:
         RunError, ConfigError: no such run, or damaged. OSError: the file can't be written.
     """
-    if compare.is_compare(folder):
+    if folder.is_comparison:
         text = comparison_page(folder, linked=target is None)
-    elif len(run_folder.read_config(folder)[0].seeds) > 1:
+    elif len(folder.read_config()[0].seeds) > 1:
         text = seeds_page(folder, linked=target is None)
     else:
         text = run_page(folder)
-    path = folder / PAGE if target is None else target
+    path = folder.page if target is None else target
     write_text(path, text)
     return path
 
 
-def run_page(folder: Path) -> str:
+def write_learner_report(learner: Any, path: str | Path) -> Path:
+    """Writes the page of a learner: accuracies, capacity, tasks, grids, costs, settings, plots.
+
+    Arguments:
+        learner: a `clnp.Learner`, or one of `clnp.methods`, with at least one learned task.
+        path: the file, or a folder, which gets report.html.
+
+    Returns:
+        the file.
+
+    Raises:
+        ConfigError: no task has been learned. OSError: the file can't be written.
+    """
+    metrics, seconds, costs = results.numbers_of(learner)
+    path = Path(path)
+    path = path / PAGE if path.is_dir() else path
+    text = _page(
+        metrics,
+        seconds,
+        costs,
+        title=f"{metrics['config']['method']}: {counted(metrics['tasks_learned'], 'task')}",
+        subtitle=f"seed {metrics['config']['seeds'][0]}",
+        settings=results.settings_of(learner),
+        machine={},
+    )
+    write_text(path, text)
+    return path
+
+
+def run_page(folder: RunFolder) -> str:
     """The page of a run of one seed."""
-    config, _ = run_folder.read_config(folder)
-    metrics = results.read(folder)
+    config, _ = folder.read_config()
+    return _page(
+        folder.read_metrics(),
+        folder.read_table("timing.csv"),
+        folder.read_table("cost.csv"),
+        title=_title(config),
+        subtitle=f"{folder.path.resolve().name}, seed {config.seeds[0]}",
+        settings=_settings(config),
+        machine=_machine(folder),
+    )
+
+
+def _page(
+    metrics: Mapping[str, Any],
+    seconds: Sequence[Mapping[str, Any]],
+    costs: Sequence[Mapping[str, Any]],
+    **parts: Any,
+) -> str:
+    """The page of one learner; `parts` are title, subtitle, settings and machine."""
     reports = metrics["reports"]
-    seconds = results.read_seconds(folder)
+    names = [r["name"] for r in reports]
     return render(
         "run.html",
-        title=_title(config),
-        subtitle=f"{folder.resolve().name}, seed {config.seeds[0]}",
         facts=_facts(metrics, seconds),
-        names=[r["name"] for r in reports],
+        names=names,
+        differing=[names[k] for k in metrics["certificate"]["differing"]],
         metrics=metrics,
         certificate=metrics["certificate"],
         accuracy=tables.accuracies(metrics),
         tasks=tables.tasks(metrics),
-        grids=[(i, tables.grid(r["grid"])) for i, r in enumerate(reports) if len(r["grid"]) > 1],
+        grids=[(r["name"], tables.grid(r["grid"])) for r in reports if len(r["grid"]) > 1],
         inferred=tables.inferred(metrics),
         channels=tables.channels(metrics),
         reuses=tables.reuse(metrics),
-        costs=tables.costs(results.read_costs(folder), seconds),
-        settings=_settings(config),
-        machine=_machine(folder),
+        costs=tables.costs(costs, seconds),
         **_pictures([metrics]),
+        **parts,
     )
 
 
-def seeds_page(folder: Path, *, linked: bool) -> str:
+def seeds_page(folder: RunFolder, *, linked: bool) -> str:
     """The page of a run of several seeds: means and deviations; `linked` to the seeds' pages."""
-    config, _ = run_folder.read_config(folder)
-    folders = run_folder.seed_folders(folder, config)
-    every = [results.read(path) for _, path in folders]
+    config, _ = folder.read_config()
+    seeds = [*folder.seeds(config).values()]
+    every = [seed.read_metrics() for seed in seeds]
     summary = results.summarise(every)
     facts = [
         _fact("mean accuracy, task given", _percent_spread(summary["acc"])),
@@ -91,23 +135,23 @@ def seeds_page(folder: Path, *, linked: bool) -> str:
     return render(
         "overview.html",
         title=_title(config),
-        subtitle=f"{folder.resolve().name}, {len(every)} seeds",
+        subtitle=f"{folder.path.resolve().name}, {len(every)} seeds",
         facts=facts,
         heading="Seeds",
         table=tables.seeds(summary, every),
-        links=_links(folder, [path.name for _, path in folders], linked),
+        links=_links(seeds, linked),
         pictures=pictures,
         settings={"all": _settings(config)},
-        machine=_machine(folders[0][1]),
+        machine=_machine(seeds[0]),
     )
 
 
-def comparison_page(folder: Path, *, linked: bool) -> str:
+def comparison_page(folder: RunFolder, *, linked: bool) -> str:
     """The page of a comparison of methods; `linked` to the methods' pages."""
     rows = compare.rows_of(folder)
     lines = compare.summarise(rows)
     names = [line["method"] for line in lines]
-    configs = {name: run_folder.read_config(folder / name)[0] for name in names}
+    configs = {name: folder.below(name).read_config()[0] for name in names}
     cells = [
         [line["method"], str(line["seeds"]), *(c.replace("+-", "±") for c in compare.cells(line))]
         for line in lines
@@ -115,7 +159,7 @@ def comparison_page(folder: Path, *, linked: bool) -> str:
     columns = ("method", "seeds", *(title for title, _, _ in compare.COLUMNS))
     pictures = []
     if rows:
-        matrices = compare.matrices_of(folder, rows)
+        matrices = compare.matrices_of(folder)
         pictures = [
             picture(
                 lambda: plots.mean_accuracies(matrices),
@@ -135,24 +179,21 @@ def comparison_page(folder: Path, *, linked: bool) -> str:
     stream = next(iter(configs.values())).stream if configs else "no method has finished"
     return render(
         "overview.html",
-        title=f"{stream}: {len(names)} methods",
-        subtitle=folder.resolve().name,
+        title=f"{stream}: {counted(len(names), 'method')}",
+        subtitle=folder.path.resolve().name,
         facts=facts,
         heading="Methods, the task given, mean ± standard deviation over seeds",
         table=tables.Table(columns, cells),
-        links=_links(folder, names, linked),
+        links=_links([folder.below(name) for name in names], linked),
         pictures=pictures,
         settings={name: _settings(config) for name, config in configs.items()},
         machine={},
     )
 
 
-def _links(folder: Path, names: Sequence[str], linked: bool) -> list[str]:
+def _links(runs: Sequence[RunFolder], linked: bool) -> list[str]:
     """Address of the page in each sub-folder, "" where there is none."""
-    return [
-        f"{quote(name)}/{PAGE}" if linked and (folder / name / PAGE).is_file() else ""
-        for name in names
-    ]
+    return [f"{quote(r.name)}/{PAGE}" if linked and r.page.is_file() else "" for r in runs]
 
 
 def _pictures(every: Sequence[Mapping[str, Any]]) -> dict[str, Picture | None]:
@@ -202,7 +243,7 @@ def _facts(
         facts.append(_fact("channels used", f"{percent(used / size, 1)} %"))
     both = metrics.get("inferred", {}).get("entropy", {}).get("class_incremental")
     if both is not None and metrics["tasks_learned"] > 1:
-        facts.append(_fact("task and label, not told", f"{percent(both)} %"))
+        facts.append(_fact("task and label, task not given", f"{percent(both)} %"))
     if seconds:
         facts.append(_fact("time", f"{sum(row['total'] for row in seconds) / 60:.1f} min"))
     return facts
@@ -236,6 +277,5 @@ def _settings(config: Config) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, [])}
 
 
-def _machine(folder: Path) -> dict[str, Any]:
-    path = folder / "environment.json"
-    return tables.machine(run_folder.read_json(path)) if path.is_file() else {}
+def _machine(folder: RunFolder) -> dict[str, Any]:
+    return tables.machine(folder.read_environment() or {})

@@ -1,4 +1,4 @@
-"""The tables and heat maps of a report's page, as plain text cells."""
+"""The tables and heat maps of a report's page, as plain text cells. Tasks count from 1."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def accuracies(metrics: Mapping[str, Any]) -> HeatMap:
     """
     R = metrics["accuracy_matrix"]
     known = [value for row in R for value in row if not math.isnan(value)]
-    high = max(known)
-    low = min(min(known), high - 0.05)
+    high = max(known, default=1.0)
+    low = min([*known, high - 0.05])
     rows = [[Cell(percent(v) if v == v else "", heat(v, low, high)) for v in row] for row in R]
     forgotten = [report.number(100 * float(v)) for v in diagnostics.forgetting(R)]
     means = [percent(float(v)) for v in diagnostics.mean_accuracies(R)]
@@ -77,7 +77,7 @@ def tasks(metrics: Mapping[str, Any]) -> Table:
     """How each task was learned."""
     rows = [
         [
-            f"{i} {r['name']}" + (" (head only)" if r.get("transfer_only") else ""),
+            f"{i + 1} {r['name']}" + (" (head only)" if r.get("transfer_only") else ""),
             percent(r["test"]),
             percent(r["validation_before"]),
             percent(r["validation"]),
@@ -95,7 +95,7 @@ def grid(points: Sequence[Mapping[str, Any]]) -> Table:
     """The grid points of a task."""
     rows = [
         [
-            str(i),
+            str(i + 1),
             _per_layer(point["l1"]),
             setting(point["lr"]),
             percent(point["validation"]),
@@ -119,7 +119,7 @@ def inferred(metrics: Mapping[str, Any]) -> Table | None:
     columns = [last[rule][m] for rule in last for m in MEASURES]
     given = metrics["accuracy_matrix"][-1]
     rows = [
-        [f"{j} {r['name']}", percent(given[j]), *(percent(column[j]) for column in columns)]
+        [f"{j + 1} {r['name']}", percent(given[j]), *(percent(column[j]) for column in columns)]
         for j, r in enumerate(metrics["reports"])
     ]
     means = [m for row in diagnostics.inferred_means(last).values() for m in row.values()]
@@ -135,7 +135,7 @@ def channels(metrics: Mapping[str, Any]) -> Table:
         rows = [[group, str(c["size"]), _used(c)] for group, c in last.items()]
         return Table(("layer, after the last task", "channels", "used"), rows)
     rows = [
-        [f"{i} {r['name']}", *(_used(r["capacity"][group]) for group in last)]
+        [f"{i + 1} {r['name']}", *(_used(r["capacity"][group]) for group in last)]
         for i, r in enumerate(reports)
     ]
     return Table(["task", *(f"layer {g}, {c['size']} channels" for g, c in last.items())], rows)
@@ -145,7 +145,7 @@ def costs(rows: Sequence[Mapping[str, Any]], seconds: Sequence[Mapping[str, Any]
     """What each task cost: operations, examples, memory, seconds per phase."""
     if not rows and not seconds:
         return None
-    names = [f"{int(row['task'])} {row['name']}" for row in seconds or rows]
+    names = [f"{int(row['task']) + 1} {row['name']}" for row in seconds or rows]
     columns: dict[str, list[str]] = {}
     foot: list[str] = []
     if rows:

@@ -13,10 +13,11 @@ import pytest
 from rich.console import Console
 
 from clnp import cli
-from clnp.cli import results, run_folder, streams
+from clnp.cli import results, streams
 from clnp.cli.commands import one_line_warnings
 from clnp.cli.config import Config, defaults, differences, validate
 from clnp.cli.console import Reporter, claimed
+from clnp.cli.run_folder import RunFolder
 from clnp.errors import ConfigError, MarginWarning
 from clnp.learner.learner import Learner
 from clnp.learner.settings import FineTune, Settings
@@ -34,67 +35,108 @@ BAD_RUNS: dict[str, tuple[list[str], str | tuple[str, ...]]] = {
     "unknown stream": (["permuted-cats"], "permuted-cats"),
     "unknown option": (["--colour=red"], "--colour"),
     "no number": (["--epochs", "many"], ("--epochs", "many")),
-    "no tasks": (["--tasks", "0"], "--tasks: got 0, wanted a whole number from 1"),
-    "negative epochs": (["--epochs", "-3"], "--epochs: got -3"),
-    "no batch": (["--batch-size", "0"], "--batch-size: got 0"),
-    "lr zero": (["--lr", "0"], "--lr: got 0, wanted a number above 0"),
-    "lr NaN": (["--lr", "nan"], "--lr: got nan"),
-    "lr inf": (["--lr", "inf"], "--lr: got inf"),
-    "negative l1": (["--l1=-1e-5"], "--l1: got -1e-05"),
+    "no tasks": (["--tasks", "0"], "--tasks: expected an integer from 1 to 1000, got 0"),
+    "negative epochs": (["--epochs", "-3"], "--epochs: expected an integer >= 1, got -3"),
+    "no batch": (["--batch-size", "0"], "--batch-size: expected an integer >= 1, got 0"),
+    "lr zero": (["--lr", "0"], "--lr: expected a number > 0, got 0"),
+    "lr NaN": (["--lr", "nan"], "--lr: expected a number > 0, got nan"),
+    "lr inf": (["--lr", "inf"], "--lr: expected a number > 0, got inf"),
+    "negative l1": (["--l1=-1e-5"], "--l1: expected a list, each a number >= 0, got -1e-05"),
     "l1 of other layers": (
         ["--l1", "1e-5,1e-5"],
-        "--l1: got 2 numbers (1e-05,1e-05), wanted one, or one per layer (3)",
+        "--l1: expected one number, or one per layer (3), got 2 (1e-05,1e-05)",
     ),
     "l1 words": (["--l1", "a,b"], ("--l1", "a,b")),
-    "margin": (["--margin", "1"], "--margin: got 1, wanted a fraction from 0 to below 1"),
-    "width": (["--width", "0"], "--width: got 0"),
-    "depth": (["--depth", "0"], "--depth: got 0"),
-    "dropout": (["--dropout", "1"], "--dropout: got 1"),
+    "margin": (["--margin", "1"], "--margin: expected a number >= 0 and < 1, got 1"),
+    "width": (["--width", "0"], "--width: expected an integer from 1 to 1000000, got 0"),
+    "depth": (["--depth", "0"], "--depth: expected an integer from 1 to 100, got 0"),
+    "dropout": (["--dropout", "1"], "--dropout: expected a number >= 0 and < 1, got 1"),
     "head": (["--head", "none"], ("--head", "none")),
     "dtype": (["--dtype", "fp8"], ("--dtype", "fp8")),
     "search": (["--search", "luck"], ("--search", "luck")),
     "schedule": (["--schedule", "never"], ("--schedule", "never")),
-    "threads": (["--threads", "0"], "--threads: got 0"),
-    "granularity": (["--granularity", "0"], "--granularity: got 0"),
-    "reinit scale": (["--reinit-scale", "0"], "--reinit-scale: got 0"),
-    "fine-tune": (["--fine-tune-epochs", "-1"], "--fine-tune-epochs: got -1"),
-    "device": (["--device", "abacus"], "--device: got 'abacus', wanted cpu, cuda"),
-    "meta device": (["--device", "meta"], "--device: got 'meta'"),
-    "absent GPU": (["--device", "cuda:99"], "--device: got 'cuda:99', but torch"),
-    "negative seed": (["--seed", "-1"], "--seeds: got -1"),
-    "no seeds": (["--seeds", "0"], "--seeds: got 0, wanted 1 to 1000 seeds"),
+    "threads": (["--threads", "0"], "--threads: expected an integer from 1 to 4096, got 0"),
+    "granularity": (["--granularity", "0"], "--granularity: expected an integer >= 1, got 0"),
+    "fine-tune": (
+        ["--fine-tune-epochs", "-1"],
+        "--fine-tune-epochs: expected an integer >= 0, got -1",
+    ),
+    "device": (["--device", "abacus"], "--device: expected cpu, cuda or cuda:N, got 'abacus'"),
+    "meta device": (["--device", "meta"], "--device: expected cpu, cuda or cuda:N, got 'meta'"),
+    "absent GPU": (
+        ["--device", "cuda:99"],
+        ("--device: expected one of the", "got 'cuda:99'; take cpu"),
+    ),
+    "negative seed": (
+        ["--seed", "-1"],
+        "--seeds: expected a list, each an integer from 0 to 2147483647, got -1",
+    ),
+    "no seeds": (["--seeds", "0"], "--seeds: expected 1 to 1000 seeds, got 0"),
     "seed and seeds": (["--seed", "1", "--seeds", "2"], ("--seed", "--seeds")),
-    "grid name": (["--grid", "momentum=1"], "--grid: got 'momentum=1', wanted l1=LIST and lr=LIST"),
+    "grid name": (["--grid", "momentum=1"], "--grid: expected l1=LIST and lr=LIST"),
     "grid twice": (["--grid", "lr=1e-3", "lr=1e-2"], "each at most once"),
-    "grid words": (["--grid", "lr=fast"], "--grid lr: got 'fast'"),
+    "grid words": (
+        ["--grid", "lr=fast"],
+        "--grid lr: expected numbers with commas between, got 'fast'",
+    ),
     "grid lr per layer": (["--grid", "lr=1e-3:1e-3"], "one number per candidate"),
-    "grid lr zero": (["--grid", "lr=1e-3,0"], "--grid lr: got 0.001,0"),
-    "grid l1 layers": (["--grid", "l1=1e-5:1e-5"], "--grid l1: got 2 numbers"),
-    "resume and overwrite": (["--resume", "--overwrite"], "--resume and --overwrite: got both"),
-    "files where none are wanted": (["permuted-digits", "a"], "permuted-digits takes no files"),
+    "grid lr zero": (
+        ["--grid", "lr=1e-3,0"],
+        "--grid lr: expected a list, each a number > 0, got 0.001,0",
+    ),
+    "grid l1 layers": (
+        ["--grid", "l1=1e-5:1e-5"],
+        "--grid l1: expected one number, or one per layer (3), got 2",
+    ),
+    "resume and overwrite": (
+        ["--resume", "--overwrite"],
+        "--resume and --overwrite: expected one of them, got both",
+    ),
+    "files where none are wanted": (
+        ["permuted-digits", "a"],
+        "permuted-digits: expected no files, got a",
+    ),
     "no folders": (["folder"], "wanted folders of images after it, one per task"),
     "no arrays": (["arrays"], "wanted .npz files"),
     "absent folder": (["folder", "nowhere"], "nowhere: no such folder"),
     "tasks of folders": (["folder", "a", "--tasks", "2"], "--tasks: folder has one task per"),
-    "image size": (["folder", "a", "--image-size", "0"], "--image-size: got 0"),
-    "option of another": (["--image-size", "8"], "--image-size: is of folder, not of permuted-dig"),
-    "validation of digits": (["--validation", "0.1"], "--validation: is of permuted-mnist, split"),
+    "image size": (
+        ["folder", "a", "--image-size", "0"],
+        "--image-size: expected an integer from 1 to 4096, got 0",
+    ),
+    "option of another": (
+        ["--image-size", "8"],
+        "--image-size applies to folder only (got permuted-digits)",
+    ),
+    "validation of digits": (
+        ["--validation", "0.1"],
+        "--validation applies to permuted-mnist, split",
+    ),
     "split": (["split-cifar", "--split", "cifar20"], ("--split", "cifar20")),
     "no cifar": (["split-cifar", "--data-root", "nowhere"], "no cifar10. Wanted one of cifar10."),
     "unknown network": (["--net", "resnet_18"], "network 'resnet_18': unknown; near ones are"),
     "network of images": (["--net", "narrow"], "expected (C, H, W)"),
-    "width of another": (["--net", "narrow", "--width", "8"], "--width: is of the network mlp"),
-    "net scale": (["--net-scale", "0"], "--net-scale: got 0"),
+    "width of another": (
+        ["--net", "narrow", "--width", "8"],
+        "--width applies to --net mlp only (got --net narrow)",
+    ),
+    "net scale": (["--net-scale", "0"], "--net-scale: expected a number > 0 and <= 64, got 0"),
     "mlp has no scale": (["--net-scale", "0.5"], "network 'mlp': takes no scale"),
     "no weights": (["--pretrained", "nowhere"], "nowhere can't be read"),
-    "adopt": (["--adopt"], "--adopt: got no weights"),
-    "workers": (["--workers", "0"], "--workers: got 0"),
-    "unknown method": (["--method", "magic"], "--method: got 'magic', wanted one of clnp, fin"),
-    "setting of clnp": (["--method", "si", "--margin", "0.1"], "--margin: is of the method clnp"),
+    "adopt": (["--adopt"], "--adopt: expected a trained network by --pretrained"),
+    "workers": (["--workers", "0"], "--workers: expected an integer >= 1, got 0"),
+    "unknown method": (
+        ["--method", "magic"],
+        ("--method: expected one of clnp, fin", "got 'magic'"),
+    ),
+    "setting of clnp": (
+        ["--method", "si", "--margin", "0.1"],
+        "--margin applies to --method clnp only (got --method si)",
+    ),
     "option of a method": (["--method", "si", "--set", "z=1"], "unknown options ['z']; its own"),
     "method before data": (
         ["permuted-mnist", "--data-root", "nowhere", "--method", "magic"],
-        "--method: got 'magic'",
+        ("--method: expected one of", "got 'magic'"),
     ),
     "option before data": (
         ["permuted-mnist", "--data-root", "nowhere", "--method", "si", "--set", "z=1"],
@@ -102,28 +144,34 @@ BAD_RUNS: dict[str, tuple[list[str], str | tuple[str, ...]]] = {
     ),
     "range before data": (
         ["permuted-mnist", "--data-root", "nowhere", "--method", "si", "--set", "c=-1"],
-        "--set: method 'si', c=-1: expected a number >= 0",
+        "--set: method 'si', c: expected a number >= 0, got -1",
     ),
     "shared option before data": (
         ["permuted-mnist", "--data-root", "nowhere", "--method", "si", "--set", "momentum=2"],
-        "--set: momentum=2: expected a number in [0, 1)",
+        "--set: momentum: expected a number >= 0 and < 1, got 2",
     ),
     "grid of clnp": (
         ["--method", "si", "--grid", "l1=1e-5", "lr=1e-3"],
-        "--grid l1, --grid lr: is of the method clnp alone, got --method si",
+        "--grid l1, --grid lr apply to --method clnp only (got --method si)",
     ),
     "settings of no fine-tuning": (
         ["--fine-tune-lr", "1e-3"],
-        "--fine-tune-lr: there is no fine-tuning in permuted-digits; ask for it with --fine-tune-e",
+        "--fine-tune-lr applies to runs with fine-tuning only (got permuted-digits, without); ask",
     ),
-    "range of an option": (["--method", "si", "--set", "c=-1"], "c=-1: expected a number >= 0"),
+    "range of an option": (
+        ["--method", "si", "--set", "c=-1"],
+        "c: expected a number >= 0, got -1",
+    ),
     "fewer tasks than the run has": (
         ["--tasks", "5", "--method", "packnet", "--set", "tasks=2"],
-        "--set tasks=2: packnet divides its weights among so many tasks, but the run has 5",
+        "--set tasks: packnet divides its weights among so many tasks, expected 5 or more",
     ),
-    "set of clnp": (["--set", "c=1"], "--set: got 'c=1', but clnp's settings have options"),
-    "set of others": (["--method", "si", "--set", "ewc.c=1"], "wanted options of si"),
-    "set without value": (["--method", "si", "--set", "c"], "wanted NAME=VALUE or METHOD.NAME"),
+    "set of clnp": (
+        ["--set", "c=1"],
+        "--set applies to the other methods only; clnp's settings have options",
+    ),
+    "set of others": (["--method", "si", "--set", "ewc.c=1"], "--set: expected options of si"),
+    "set without value": (["--method", "si", "--set", "c"], "expected NAME=VALUE or METHOD.NAME"),
     "no data": (
         ["permuted-mnist", "--data-root", "nowhere"],
         "no MNIST files. Wanted train-images-idx3-ubyte",
@@ -163,7 +211,7 @@ def test_settings_stored_by_an_earlier_version_are_read():
 
 def test_stored_settings_are_checked():
     values = Config(**defaults("permuted-digits")).as_dict()
-    with pytest.raises(ConfigError, match="--lr: got True"):
+    with pytest.raises(ConfigError, match="--lr: expected a number > 0, got True"):
         Config.from_dict({**values, "lr": True})
     with pytest.raises(ConfigError, match="colour"):
         Config.from_dict({**values, "colour": "red"})
@@ -234,7 +282,7 @@ def test_overwrite_deletes_runs_and_nothing_else(finished, tmp_path, capsys):
     for name in ("config.json", "metrics.json", "checkpoint.safetensors"):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
     assert clnp(capsys, "run", "--out", tmp_path, "--overwrite", *tiny(tasks=1))[0] == 0
-    assert results.read(tmp_path)["tasks_learned"] == 1
+    assert RunFolder(tmp_path).read_metrics()["tasks_learned"] == 1
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert (tmp_path / "seed-7" / "precious").read_text() == "mine too"
 
@@ -249,7 +297,7 @@ def test_resume_of_a_finished_run_changes_no_number(finished, tmp_path, capsys):
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path, capsys):
-    with run_folder.locked(tmp_path):
+    with RunFolder(tmp_path).locked():
         code, _, err = clnp(capsys, "run", "--out", tmp_path, *TINY)
     assert code == 2
     assert "in use by another clnp process" in err

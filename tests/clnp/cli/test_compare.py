@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clnp.cli import build_config, compare, configurations, results
+from clnp.cli import build_config, compare, configurations
 from clnp.cli.arguments import parse
 from clnp.cli.config import SHARED
 from clnp.cli.defaults import DEFAULTS
 from clnp.cli.environment import environment
+from clnp.cli.run_folder import RunFolder
 from clnp.errors import CapacityError
 from clnp.learner.learner import Learner
 from clnp.methods import METHODS, MethodLearner, MethodSettings
@@ -31,7 +32,7 @@ def test_a_run_by_another_method(tmp_path, capsys):
     assert code == 0
     assert "certificate" not in out
     assert "pruning" not in out
-    metrics = results.read(tmp_path / "a")
+    metrics = RunFolder(tmp_path / "a").read_metrics()
     assert metrics["config"]["method"] == "si"
     assert metrics["config"]["options"] == [["c", 0.5]]
     assert metrics["reports"][0]["capacity"] == {}
@@ -49,7 +50,7 @@ def test_a_run_by_another_method(tmp_path, capsys):
     for command in (["verify", tmp_path / "a"], ["export", tmp_path / "a", "--task", 0]):
         code, _, err = clnp(capsys, *command)
         assert code == 2
-        assert "was made by the method si" in err
+        assert "applies to the method clnp only" in err
     code, _, err = clnp(capsys, "run", "--resume", "--out", tmp_path / "a", "--method", "ewc")
     assert code == 2
     assert "--method ewc (was si)" in err
@@ -127,7 +128,7 @@ def test_torchrun_is_for_run(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = clnp(capsys, "compare", "--out", tmp_path / "here")
     assert code == 2
-    assert "clnp compare is for one process, got 2 of torchrun" in err
+    assert "clnp compare expects one process, got 2 of torchrun" in err
     assert not (tmp_path / "here").exists()
 
 
@@ -200,8 +201,8 @@ def test_every_run_has_its_configuration_beside_the_table(comparison):
 
 
 def test_other_settings_have_an_entry_of_their_own(comparison):
-    folder = comparison / "si" / "seed-0"
-    one = results.read(folder)
+    folder = RunFolder(comparison / "si" / "seed-0")
+    one = folder.read_metrics()
     other = {**one, "config": {**one["config"], "seeds": [5], "options": [["c", 0.7]]}}
     entries = configurations.of_runs([(folder, one), (folder, other)])["methods"]["si"]
     told = [(e["seeds"], e["settings"]["options"]["c"]) for e in entries]
@@ -266,7 +267,7 @@ def test_the_table_says_over_how_many_seeds(seeds, told):
 
 def test_settings_reach_the_methods(comparison):
     configs = {
-        name: results.read(comparison / name / "seed-0")["config"]
+        name: RunFolder(comparison / name / "seed-0").read_metrics()["config"]
         for name in ("clnp", "finetune", "si")
     }
     assert configs["clnp"]["margin"] == 0.05
@@ -325,20 +326,26 @@ def test_a_method_that_stops_is_told_and_left_out(tmp_path, capsys):
 
 
 BAD = {
-    "unknown": (["--methods", "clnp,magic"], "--methods: got 'clnp,magic', wanted some of clnp, "),
-    "none": (["--methods", ","], "--methods: got ','"),
-    "twice": (["--methods", "si,si"], "wanted each once"),
-    "set": (["--methods", "si", "--set", "ewc.x=1"], "wanted options of si"),
+    "unknown": (["--methods", "clnp,magic"], "--methods: expected some of clnp, "),
+    "none": (["--methods", ","], "got ','"),
+    "twice": (["--methods", "si,si"], "--methods: expected each once"),
+    "set": (["--methods", "si", "--set", "ewc.x=1"], "--set: expected options of si"),
     "option": (["--methods", "clnp,si", "--set", "si.z=1"], "unknown options ['z']"),
-    "set of clnp": (["--methods", "clnp,si", "--set", "clnp.c=1"], "but clnp's settings have"),
-    "set of nobody": (["--methods", "clnp", "--set", "c=1"], "but clnp's settings have"),
+    "set of clnp": (
+        ["--methods", "clnp,si", "--set", "clnp.c=1"],
+        "--set applies to the other methods only",
+    ),
+    "set of nobody": (
+        ["--methods", "clnp", "--set", "c=1"],
+        "--set applies to the other methods only",
+    ),
     "margin of nobody": (
         ["--methods", "si,ewc", "--margin", "0.1"],
-        "--margin: is of the method clnp alone, got --methods si,ewc",
+        "--margin applies to --method clnp only (got --methods si,ewc)",
     ),
     "before data": (
         ["permuted-mnist", "--data-root", "nowhere", "--methods", "ewc,si", "--set", "si.c=-1"],
-        "--set: method 'si', c=-1: expected a number >= 0",
+        "--set: method 'si', c: expected a number >= 0, got -1",
     ),
     "resume": (["--resume", "--overwrite"], "got both"),
 }

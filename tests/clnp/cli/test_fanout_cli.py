@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from clnp.cli import build_config, run_folder, seeds_in_workers
+from clnp.cli import build_config, seeds_in_workers
 from clnp.cli.arguments import parse
+from clnp.cli.run_folder import Places, RunFolder
 from clnp.parallel import Workers
 from tests.clnp.commands import clnp, tiny
 from tests.clnp.parallel.test_fanout import LONG
@@ -57,7 +58,7 @@ def test_a_comparison_side_by_side_tells_what_failed(
     assert [row.split(",")[0] for row in rows] == ["method", "finetune"]
 
 
-def settings(*words: str) -> tuple[object, run_folder.Places]:
+def settings(*words: str) -> tuple[object, Places]:
     return build_config.settings(parse(["run", *words]), Path("nowhere"))
 
 
@@ -73,7 +74,7 @@ def test_workers_divide_the_threads_that_are_not_given() -> None:
 
 def test_what_runs_a_run_is_no_setting(tmp_path: Path) -> None:
     config, places = settings("permuted-digits", "--workers", "2")
-    run_folder.write_config(tmp_path, config, places)
+    RunFolder(tmp_path).write_config(config, places)
     assert "workers" not in json.loads((tmp_path / "config.json").read_text())["config"]
     options = parse(["run", "--resume", "--out", str(tmp_path)])
-    assert build_config.settings(options, tmp_path) == (config, run_folder.Places(data_root=None))
+    assert build_config.settings(options, tmp_path) == (config, Places(data_root=None))

@@ -16,10 +16,11 @@ from xml.etree import ElementTree
 import pytest
 
 from clnp import plots
-from clnp.cli import results, run_folder
+from clnp.cli import run_folder
 from clnp.cli.config import Config
 from clnp.cli.html import page, tables
 from clnp.cli.html import report as html_report
+from clnp.cli.run_folder import RunFolder
 from clnp.plots import svg
 from tests.clnp.commands import clnp, finished_run
 from tests.clnp.plots.test_plots import METHODS, ROWS, numbers
@@ -70,7 +71,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text(finished):
     """Its page."""
-    return html_report.run_page(finished)
+    return html_report.run_page(RunFolder(finished))
 
 
 @pytest.fixture
@@ -80,9 +81,9 @@ def run(finished, tmp_path):
 
 def several(finished: Path, root: Path, seeds: int = 2) -> Path:
     """A run of several seeds, put together from one."""
-    config, places = run_folder.read_config(finished)
+    config, places = RunFolder(finished).read_config()
     values = {**config.as_dict(), "seeds": list(range(seeds))}
-    run_folder.write_config(root, Config.from_dict(values), places)
+    RunFolder(root).write_config(Config.from_dict(values), places)
     for seed in range(seeds):
         shutil.copytree(finished, root / f"seed-{seed}")
         path = root / f"seed-{seed}" / "metrics.json"
@@ -136,7 +137,7 @@ def test_report_writes_the_page_of_a_run(run, text, capsys):
     found = check_alone(text)
     assert len(found.images()) == 4  # accuracy, without the task, capacity, training
     assert found.tags.count("h1") == 1
-    metrics = results.read(run)
+    metrics = RunFolder(run).read_metrics()
     shown = " ".join(" ".join(found.text).split())
     R = metrics["accuracy_matrix"]
     for i in range(2):
@@ -165,7 +166,7 @@ def test_names_are_shown_as_they_are(run, text, tmp_path):
         text = (run / name).read_text()
         (run / name).write_text(text.replace("digits-0", f'"{quoted}"'))
     nasty = run.rename(tmp_path / "<b onclick=alert(1)>")
-    text = html_report.run_page(nasty)
+    text = html_report.run_page(RunFolder(nasty))
     after = check_alone(text)
     assert after.tags == before.tags
     escaped = html.escape(HOSTILE).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
@@ -188,7 +189,7 @@ def test_the_page_of_several_seeds(finished, tmp_path, capsys):
     found = check_alone((root / "report.html").read_text())
     links = [value for name, value in found.attributes if name == "href"]
     assert links == ["seed-1/report.html"]
-    acc = results.read(finished)["acc"]
+    acc = RunFolder(finished).read_metrics()["acc"]
     shown = " ".join(" ".join(found.text).split())
     assert f"{acc - 0.005:.4f} ± {0.01 / 2**0.5:.4f}" in shown
     assert len(found.images()) == 2
@@ -201,7 +202,7 @@ def test_the_page_of_a_comparison(finished, tmp_path, capsys):
     found = check_alone((root / "report.html").read_text())
     links = [value for name, value in found.attributes if name == "href"]
     assert links == ["si/report.html"]
-    assert f"{100 * results.read(finished)['acc']:.2f}" in " ".join(found.text)
+    assert f"{100 * RunFolder(finished).read_metrics()['acc']:.2f}" in " ".join(found.text)
     assert len(found.images()) == 2
 
 
@@ -224,9 +225,9 @@ def test_a_run_of_an_earlier_version(run):
     run_folder.write_json(run / "metrics.json", metrics)
     for name in ("cost.csv", "timing.csv", "environment.json"):
         (run / name).unlink()
-    shown = " ".join(check_alone(html_report.run_page(run)).text)
+    shown = " ".join(check_alone(html_report.run_page(RunFolder(run))).text)
     assert "Capacity" in shown
-    for title in ("Cost", "Without being told", "Versions"):
+    for title in ("Cost", "Without task ids", "Versions"):
         assert title not in shown
 
 

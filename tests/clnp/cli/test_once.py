@@ -19,22 +19,25 @@ from tests.clnp.commands import clnp
 VALUES = {int: ("1", "2"), float: ("0.1", "0.2"), None: ("a", "b")}
 
 
-def two_values(keywords):
+def two_values(option):
     """Two different values that argparse accepts for an option."""
+    keywords = option.keywords
     if "choices" in keywords:
         return tuple(keywords["choices"])[:2]
     return VALUES.get(keywords.get("type"), ("1", "2"))
 
 
 EVERY = {
-    name: words
+    name: option
     for group in (PLACES, OPTIONS)
     for part in group.values()
-    for name, words in part.items()
+    for name, option in part.items()
 }
-SCALARS = [name for name, words in EVERY.items() if words.get("action") is None]
+SCALARS = [name for name, option in EVERY.items() if option.keywords.get("action") is None]
 FLAGS = [
-    name for name, words in EVERY.items() if words.get("action") is argparse.BooleanOptionalAction
+    name
+    for name, option in EVERY.items()
+    if option.keywords.get("action") is argparse.BooleanOptionalAction
 ]
 
 
@@ -89,8 +92,11 @@ def test_a_value_that_is_the_default_counts(capsys):
 
 
 TWICE = {
-    "one name, two values": (["--set", "c=1", "--set", "c=2"], "si has c=1 already"),
-    "for all and for one": (["--set", "c=1", "si.c=2"], "si has c=1 already"),
+    "one name, two values": (
+        ["--set", "c=1", "--set", "c=2"],
+        "--set: expected one c of si, got 1 and 2",
+    ),
+    "for all and for one": (["--set", "c=1", "si.c=2"], "--set: expected one c of si, got 1 and 2"),
     "one item": (["--set", "c=1", "--set", "c=1"], "got c=1 twice"),
     "grid": (["--grid", "lr=1e-3", "--grid", "lr=1e-2"], "each at most once"),
     "seeds": (["--seeds", "3", "--seeds", "5"], "got 3 and then 5"),

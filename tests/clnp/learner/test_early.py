@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from clnp import methods, models
-from clnp.cli import results, run_folder
+from clnp.cli import run_folder
+from clnp.cli.run_folder import RunFolder
 from clnp.learner.learner import Learner
 from tests.clnp.commands import clnp
 
@@ -240,11 +241,11 @@ task 1/2 animals: 2 classes, examples of 3 x 8 x 8
   all       10           2    12
 """
     assert table in out
-    assert out.index(table) < out.index("task 2/2 fruit: 2 classes") < out.index(": 1 epochs")
+    assert out.index(table) < out.index("task 2/2 fruit: 2 classes") < out.index(": 1 epoch")
     assert "note: animals: 1 file not taken for images: train/cat/notes.txt" in out
     log = (tmp_path / "run" / run_folder.LOG).read_text()
     assert "  1 fig        5           1     6" in log
-    assert run_folder.read_config(tmp_path / "run")[0].image_size == SIDE
+    assert RunFolder(tmp_path / "run").read_config()[0].image_size == SIDE
 
 
 @pytest.mark.usefixtures("trains")
@@ -254,7 +255,7 @@ def test_the_range_of_a_run_is_kept(tmp_path, capsys, monkeypatch):
     b = folder_of(tmp_path / "b", ("x", "y"), bits=12)
     words = ["folder", a, b, "--convert-images", *NET]
     assert clnp(capsys, "run", *words, "--out", tmp_path / "whole")[0] == 0
-    config, _ = run_folder.read_config(tmp_path / "whole")
+    config, _ = RunFolder(tmp_path / "whole").read_config()
     assert config.image_range == (0, 4095)
     learn = Learner.learn
 
@@ -271,8 +272,10 @@ def test_the_range_of_a_run_is_kept(tmp_path, capsys, monkeypatch):
         Image.fromarray(np.full((SIDE, SIDE), 40000, np.uint16)).save(path)
     monkeypatch.setattr("clnp.data.found.measured_range", None)
     assert clnp(capsys, "run", "--resume", "--out", tmp_path / "killed")[0] == 0
-    assert run_folder.read_config(tmp_path / "killed")[0].image_range == (0, 4095)
-    first, again = (results.read(tmp_path / run)["reports"][0] for run in ("whole", "killed"))
+    assert RunFolder(tmp_path / "killed").read_config()[0].image_range == (0, 4095)
+    first, again = (
+        RunFolder(tmp_path / run).read_metrics()["reports"][0] for run in ("whole", "killed")
+    )
     assert first["history"] == again["history"]
     code, _, err = clnp(
         capsys, "run", "--resume", "--out", tmp_path / "killed", "--image-range", "0,65535"
@@ -291,8 +294,8 @@ def test_names_that_are_no_text(tmp_path, capsys):
     assert code == 0, err
     assert r"0 caf\xe9" in printed
     assert r"1 tea\n" in printed
-    assert results.read(out)["reports"][0]["name"] == r"caf\xe9"
-    assert run_folder.read_config(out)[1].paths == (str(task),)
+    assert RunFolder(out).read_metrics()["reports"][0]["name"] == r"caf\xe9"
+    assert RunFolder(out).read_config()[1].paths == (str(task),)
     for words in (["report", out], ["verify", out], ["run", "--resume", "--out", out]):
         code, _, err = clnp(capsys, *words)
         assert code == 0, err

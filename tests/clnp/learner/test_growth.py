@@ -207,5 +207,5 @@ def test_rounds_of_pruning_and_fine_tuning(sparsifier: str) -> None:
 
 
 def test_wrong_rounds_are_refused() -> None:
-    with pytest.raises(ConfigError, match="fine_tune rounds: .*got 0"):
+    with pytest.raises(ConfigError, match=r"fine_tune rounds: .*got 0"):
         learner([8], fine_tune={"rounds": 0})
