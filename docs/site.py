@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)")
 REFERENCE = "reference/"
 REPOSITORY = "repository/"
+OVERRIDDEN = {"forward", "extra_repr"}  # methods that torch documents
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -103,11 +104,13 @@ def _reference(module: griffe.Module) -> str:
 
 
 def _without_docstring(member: griffe.Object | griffe.Alias) -> Iterator[str]:
-    if not (member.is_class or member.is_function):
-        return
-    if not member.docstring:
+    """Return the paths of a class or function, and of its public methods, that have none."""
+    target = member.final_target if member.is_alias else member
+    if (target.is_class or target.is_function) and not target.docstring:
         yield member.path
-    if member.is_class:
-        for name, inner in member.members.items():
-            if not name.startswith("_") and not inner.is_alias:
+    if target.is_class:
+        bases = [base.members for base in target.mro()]
+        for name, inner in target.members.items():
+            documented = any(name in base and base[name].docstring for base in bases)
+            if not (name.startswith("_") or name in OVERRIDDEN or inner.is_alias or documented):
                 yield from _without_docstring(inner)

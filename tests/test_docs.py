@@ -1,9 +1,12 @@
-"""The documentation agrees with the code: messages, links, pictures, the notebook."""
+"""The documentation agrees with the code: messages, links, docstrings, pictures, the notebook."""
 
 import ast
+import importlib
 import importlib.util
+import inspect
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
+WRAPPED = [page for page in PAGES if page.name != "CHANGELOG.md"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CODE = [
     *(path for name in ("clnp", "clnp_kernels") for path in (ROOT / name).rglob("*.py")),
@@ -20,6 +24,12 @@ CODE = [
 ]
 MESSAGES = re.findall(r"```text\n(.*?)\n```", (DOCS / "troubleshooting.md").read_text(), re.DOTALL)
 VARIABLE = "\0"
+# Avalanche is optional, so `make docs` alone looks at clnp.integrations.avalanche.
+MODULES = [
+    name
+    for name in re.findall(r"reference/(\S+)\.md", (ROOT / "mkdocs.yml").read_text())
+    if name != "clnp.integrations.avalanche"
+]
 
 
 def template(node: ast.AST) -> str:
@@ -56,9 +66,53 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target.split("#")[0]).exists(), target
 
 
-def test_the_index_names_every_page() -> None:
-    index = (DOCS / "index.md").read_text()
-    assert [p.name for p in DOCS.glob("*.md") if p.name != "index.md" and p.name not in index] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_anchors_are_headings(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?![a-z]+:)([^)\s#]*)#([^)\s]+)\)", page.read_text()):
+        other = page.parent / target if target else page
+        headings = re.findall(r"^#+ (.*)$", other.read_text(), re.MULTILINE)
+        slugs = [re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings]
+        assert anchor in slugs, f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("file", ["docs/index.md", "mkdocs.yml"])
+def test_the_map_names_every_page(file: str) -> None:
+    text = (ROOT / file).read_text()
+    assert [p.name for p in DOCS.glob("*.md") if p.name != "index.md" and p.name not in text] == []
+
+
+@pytest.mark.parametrize("page", WRAPPED, ids=lambda page: page.name)
+def test_prose_is_at_most_100_columns_wide(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    long = [line for line in text.splitlines() if len(line) > 100]
+    assert [line for line in long if not re.match(r"\||#|!?\[|.*\]\(\S+\)\S*$", line)] == []
+
+
+def public_objects() -> Iterator[tuple[str, Any]]:
+    """The public classes and functions of the API reference, and the methods of these classes."""
+    for module in map(importlib.import_module, MODULES):
+        names = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
+        for name in names:
+            found = getattr(module, name)
+            if not (inspect.isclass(found) or inspect.isroutine(found)):
+                continue
+            if hasattr(module, "__all__") or found.__module__ == module.__name__:
+                yield f"{module.__name__}.{name}", found
+                for inner, method in vars(found).items() if inspect.isclass(found) else ():
+                    if not inner.startswith("_") and inspect.isroutine(method):
+                        yield f"{module.__name__}.{name}.{inner}", getattr(found, inner)
+
+
+@pytest.mark.parametrize(("name", "found"), [pytest.param(*p, id=p[0]) for p in public_objects()])
+def test_docstrings_name_arguments_that_exist(name: str, found: Any) -> None:
+    text = inspect.getdoc(found)  # that of the method which it overrides, if it has none
+    assert text, f"{name} has no docstring"
+    listed = re.search(r"^Arguments:\n((?: {4,}.*\n|\n)*)", text + "\n", re.MULTILINE)
+    parameters = inspect.signature(found).parameters if listed else {}
+    if listed and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        entries = re.findall(r"^ {4}([\w*][\w, *]*):", listed[1], re.MULTILINE)
+        documented = {word.strip("* ") for entry in entries for word in entry.split(",")}
+        assert documented <= set(parameters)
 
 
 def load(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks import settings
 from benchmarks.documented import COMPARED
-from benchmarks.pages import readme, reproduced, suites, sweeps
+from benchmarks.pages import esacl, readme, reproduced, suites, sweeps
 from benchmarks.pages.markdown import filled
 from clnp.cli.once import OnceParser
 
@@ -33,10 +33,15 @@ REPRODUCED = ("table1", "fig3", "fig4", "fig5", "quick/fig5", "capacity", "reuse
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": readme.results,
     "peers": readme.peers,
+    "settings": sweeps.every_setting,
     "sweeps": sweeps.conditions,
     **{name: partial(sweeps.sweep, name) for name in settings.SWEEPS},
     "tables": lambda: suites.text(SUITES, DOCS),
     "compare": lambda: reproduced.methods(COMPARED),
+    **{f"pruning-{data}": partial(esacl.pruning, data) for data in ("digits", "mnist")},
+    **{f"ids-{data}": partial(esacl.selection, data) for data in ("digits", "mnist")},
+    **{f"structured-{data}": partial(esacl.structured, data) for data in ("digits", "mnist")},
+    "fig4-tasks": lambda: reproduced.by_task(RESULTS / "reproduce" / "fig4"),
     "equal": lambda: reproduced.equal(RESULTS / "reproduce" / "capacity"),
     **{name: partial(reproduced.summary, RESULTS / "reproduce" / name) for name in REPRODUCED},
 }

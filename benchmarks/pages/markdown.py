@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 
+WIDTH = 100  # columns of prose
 BLOCK = re.compile(r"<!-- (\S+): begin -->\n.*?<!-- \1: end -->", re.DOTALL)
 
 
@@ -15,13 +17,23 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def filled(page: str, body: Callable[[str], str]) -> str:
-    """Return a page with its blocks written anew.
+    """Return a page with its blocks written anew, their lines wrapped.
 
     Arguments:
         page: Markdown; a block NAME begins with `<!-- NAME: begin -->` and ends with
             `<!-- NAME: end -->`.
         body: the text of a block, by its name.
     """
-    return BLOCK.sub(
-        lambda b: f"<!-- {b[1]}: begin -->\n\n{body(b[1])}\n\n<!-- {b[1]}: end -->", page
-    )
+
+    def block(found: re.Match[str]) -> str:
+        lines = "\n".join(map(wrapped, body(found[1]).split("\n")))
+        return f"<!-- {found[1]}: begin -->\n\n{lines}\n\n<!-- {found[1]}: end -->"
+
+    return BLOCK.sub(block, page)
+
+
+def wrapped(line: str) -> str:
+    """Return a line of prose within `WIDTH`; tables, headings and pictures stay as they are."""
+    if line.startswith(("|", "#", "![")):
+        return line
+    return textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False)

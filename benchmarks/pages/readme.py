@@ -21,103 +21,74 @@ PAPER_TASKS = "about 25"  # paper, Fig. 3
 
 def results() -> str:
     """Return the table of results: ours, the next best, and what the paper reports."""
-    lines = [*_accuracies(), *_speeds()]
+    mnist, cifar = (_summary(name) for name in ("table1", "fig4"))
+    ours, limited = mnist["CLNP"], cifar["CLNP, limited"]
+    smaller = _summary("fig3")["CLNP, m = 1.6 %"]
+    methods = {str(row["method"]): row for row in read(COMPARED / "methods.csv")}
+    used = " and ".join(f"{100 * ours[f'used_{layer}_mean']:.0f}" for layer in ("fc1", "fc2"))
+    fit = f"{smaller['tasks']:.0f}, not full, at {100 * smaller['acc_mean']:.2f} %"
+    clnp, next_best = methods["clnp"], _next(methods)
+    flops = [f"{methods[name]['flops_mean']:.2g}" for name in ("clnp", next_best)]
+    lines = [
+        ["permuted MNIST, 10 tasks: accuracy, %", *_pair(mnist, ours), PAPER["table1"]["CLNP"]],
+        ["the same: channels used in both layers, %", used, "", PAPER_CAPACITY],
+        ["permuted MNIST: number of smaller tasks that fit", fit, "", PAPER_TASKS],
+        ["split CIFAR-10/100, 6 tasks: accuracy, %", *_pair(cifar, limited), "a figure"],
+        ["permuted MNIST, 5 tasks, 784-800-800-10: accuracy, %", *_pair(methods, clnp), ""],
+        ["the same: training FLOP", flops[0], f"{flops[1]} ({next_best})", ""],
+        *_speeds(),
+    ]
     return table(["", "ours", "next best", "the paper"], lines)
 
 
-def _accuracies() -> list[list[str]]:
-    mnist, cifar = (read(REPRODUCED / name / "summary.csv") for name in ("table1", "fig4"))
-    (ours,) = where(mnist, contender="CLNP")
-    (limited,) = where(cifar, contender="CLNP, limited")
-    (smaller,) = where(read(REPRODUCED / "fig3" / "summary.csv"), contender="CLNP, m = 1.6 %")
-    methods = {row["method"]: row for row in read(COMPARED / "methods.csv")}
-    clnp, other = (
-        methods["clnp"],
-        _best([r for m, r in methods.items() if m not in (*BOUNDS, "clnp")]),
-    )
-    used = " and ".join(f"{100 * ours[f'used_{layer}_mean']:.0f}" for layer in ("fc1", "fc2"))
-    return [
-        [
-            "permuted MNIST, 10 tasks: accuracy, %",
-            _accuracy(ours),
-            _next(mnist),
-            PAPER["table1"]["CLNP"],
-        ],
-        ["the same: channels used in both layers, %", used, "", PAPER_CAPACITY],
-        [
-            "permuted MNIST, smaller tasks: how many fit",
-            f"{smaller['tasks']:.0f}, not full ({_accuracy(smaller)} %)",
-            "",
-            PAPER_TASKS,
-        ],
-        [
-            "split CIFAR-10/100, 6 tasks: accuracy, %",
-            _accuracy(limited),
-            _next(cifar),
-            "figure only",
-        ],
-        [
-            "permuted MNIST, 5 small tasks: accuracy, %",
-            _accuracy(clnp),
-            f"{_accuracy(other)} ({other['method']})",
-            "",
-        ],
-        [
-            "the same: training FLOP",
-            f"{clnp['flops_mean']:.2g}",
-            f"{other['flops_mean']:.2g} ({other['method']})",
-            "",
-        ],
-    ]
+def _summary(experiment: str) -> dict[str, Row]:
+    """Return contender -> its row of summary.csv."""
+    rows = read(REPRODUCED / experiment / "summary.csv")
+    return {str(row["contender"]): row for row in rows}
+
+
+def _pair(known: Mapping[str, Row], ours: Row) -> list[str]:
+    """Return the accuracies of ours and of the next best."""
+    name = _next(known)
+    return [_accuracy(ours), f"{_accuracy(known[name])} ({name})"]
+
+
+def _next(known: Mapping[str, Row]) -> str:
+    others = [n for n in known if not (n.upper().startswith("CLNP") or n in BOUNDS)]
+    return max(others, key=lambda name: float(known[name]["acc_mean"]))
 
 
 def _accuracy(row: Row) -> str:
-    std = row["acc_std"]
-    return f"{100 * row['acc_mean']:.2f}" + (f" ± {100 * std:.2f}" if std != "" else "")
-
-
-def _best(rows: Sequence[Row]) -> Row:
-    return max(rows, key=lambda row: float(row["acc_mean"]))
-
-
-def _next(rows: Sequence[Row]) -> str:
-    others = [
-        r for r in rows if not r["contender"].startswith("CLNP") and r["contender"] not in BOUNDS
-    ]
-    best = _best(others)
-    return f"{_accuracy(best)} ({best['contender']})"
+    std, n = row["acc_std"], row.get("n", row.get("seeds"))
+    spread = f" ± {100 * std:.2f}" if std != "" else ""
+    return f"{100 * row['acc_mean']:.2f}{spread}, n = {n:.0f}"
 
 
 def _speeds() -> list[list[str]]:
     step = where(read(RESULTS / "cpu-avx2" / "step.csv"), case="mlp", fraction=0.5)
     tasks = where(read(RESULTS / "cpu-avx2" / "end-to-end.csv"), quantity="time")
     limited = [row for row in tasks if row["case"].endswith("limited")]
-    one, (first, *_) = _times(step), read(RESULTS / "inference.csv")
-    ten = _times(limited)
+    (first, *_) = read(RESULTS / "inference.csv")
     return [
-        ["training step, half the channels frozen: ms", *_race(one, 1)],
-        ["ten tasks in sequence: seconds", *_race({n: t / 1e3 for n, t in ten.items()}, 1)],
+        ["one training step, half the channels frozen: ms", *_race(step, 1)],
+        ["training of ten limited tasks in sequence: s", *_race(limited, 1e-3)],
         [
-            "inference, first task's network: ms",
+            "inference with the first task's network: ms",
             f"{first['ms']:.1f}",
-            f"{first['dense_ms']:.1f} (dense)",
+            f"dense {first['dense_ms']:.1f}",
             "",
         ],
     ]
 
 
-def _times(rows: Sequence[Row]) -> dict[str, float]:
-    """Return contender -> sum of its times."""
+def _race(rows: Sequence[Row], unit: float) -> list[str]:
+    """Return the times of ours, and of the fastest other and dense PyTorch."""
     times: dict[str, float] = {}
     for row in rows:
-        times[row["contender"]] = times.get(row["contender"], 0.0) + row["median"]
-    return times
-
-
-def _race(times: Mapping[str, float], digits: int) -> list[str]:
+        times[row["contender"]] = times.get(row["contender"], 0.0) + unit * row["median"]
     others = {name: t for name, t in times.items() if not name.startswith(OURS)}
     name = min(others, key=lambda n: others[n])
-    return [f"{times[OURS]:.{digits}f}", f"{others[name]:.{digits}f} ({name})", ""]
+    return [f"{times[OURS]:.1f}", f"{name} {others[name]:.1f}, dense {times['dense']:.1f}", ""]
 
 
 # line of the table -> (methods that were measured, forgetting where it was not, what is kept, what

@@ -67,6 +67,24 @@ def summary(folder: Path) -> str:
     return f"{table(head, lines)}\n\n{conditions(folder)}"
 
 
+def over_seeds(folder: Path, contender: str, column: str = "test") -> list[float]:
+    """Return a column of tasks.csv in per cent: for every task the mean over the seeds."""
+    own = [row for row in read(folder / "tasks.csv") if row["contender"] == contender]
+    tasks = dict.fromkeys(row["task"] for row in own)
+    return [100 * float(np.mean([r[column] for r in own if r["task"] == t])) for t in tasks]
+
+
+def by_task(folder: Path) -> str:
+    """Return the table of test accuracies by task."""
+    rows = read(folder / "tasks.csv")
+    names = dict.fromkeys(str(row["name"]) for row in rows)
+    lines = [
+        [name, *(f"{value:.2f}" for value in over_seeds(folder, name))]
+        for name in dict.fromkeys(str(row["contender"]) for row in rows)
+    ]
+    return table(["", *names], lines)
+
+
 def methods(folder: Path) -> str:
     """Return the table of a comparison of methods."""
     rows = [

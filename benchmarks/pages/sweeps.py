@@ -1,9 +1,10 @@
-"""Tables of docs/accuracy-and-capacity.md: the effect of single settings."""
+"""Tables of docs/settings.md and docs/accuracy-and-capacity.md."""
 
 from __future__ import annotations
 
 from benchmarks import settings
 from benchmarks.pages.markdown import table
+from clnp.learner.settings import FineTune, Settings, settings_table
 from clnp.metrics import mean_std
 
 HEAD = (
@@ -48,3 +49,8 @@ def conditions() -> str:
         f"thread of a shared CPU, torch {torches}, means over {seeds} seeds. Where a table does "
         f"not say otherwise: {base}."
     )
+
+
+def every_setting() -> str:
+    """Return the tables of all settings of `clnp.Learner` and of its fine-tuning."""
+    return "\n\n".join(settings_table(kind) for kind in (Settings, FineTune))

@@ -79,8 +79,8 @@ class CLNP(SupervisedTemplate):
             this is an oracle: accuracies are task-incremental and not comparable with those of
             strategies that don't know the task.
         rule: rule of task inference, see `clnp.network.inference.choose`.
-        criterion, train_mb_size, train_epochs, eval_mb_size, device, plugins, evaluator,
-            eval_every, peval_mode: as in Avalanche's templates.
+        criterion, train_mb_size, train_epochs, eval_mb_size: as in Avalanche's templates.
+        device, plugins, evaluator, eval_every, peval_mode: as in Avalanche's templates.
 
     Attributes:
         certificate: `certificate.verify(model)` recomputes the logits of every learned experience
