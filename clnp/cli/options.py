@@ -54,9 +54,8 @@ class Option:
         if kind is bool:
             return {"action": argparse.BooleanOptionalAction}
         if self.many is not None:
-            kinds = {int: (whole_numbers, "N[,N...]"), float: (numbers, "A[,A...]")}
-            read, metavar = kinds[kind]
-            return {"type": read, "metavar": metavar, **self.words}
+            several = (whole_numbers, "N[,N...]") if kind is int else (numbers, "A[,A...]")
+            return {**dict(zip(("type", "metavar"), several, strict=True)), **self.words}
         if self.values and self.values.names:
             return {"choices": self.values.names, **self.words}
         if kind in (int, float):

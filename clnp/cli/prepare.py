@@ -70,7 +70,7 @@ def load_or_make(run: Run, stream: Stream) -> Any:
     if not (world().tell(path.is_file()) if joined else path.is_file()):
         return _make_learner(config, places, stream, run.folder, joined)
     device = torchrun.device_of(config)
-    arguments: dict[str, Any] = {"device": device, "checkpoint_dir": run.folder}
+    arguments: dict[str, Any] = {"device": device, "checkpoint_dir": run.folder.path}
     if config.method == "clnp":
         workers = _workers(config, places)
         learner: Any = Learner.load(
@@ -120,15 +120,16 @@ def _make_learner(
     Raises:
         ConfigError, ConvertError: settings or a network that don't fit.
     """
+    path = None if folder is None else folder.path
     net, example = _make_net(config, places, stream)
     if config.method != "clnp":
         arguments = config.method_arguments()
-        return methods.make(config.method, net, example, checkpoint_dir=folder, **arguments)
+        return methods.make(config.method, net, example, checkpoint_dir=path, **arguments)
     model = convert(net, example, verbose=False)
     arguments = {**config.learner_arguments(), "device": torchrun.device_of(config)}
     return Learner(
         model,
-        checkpoint_dir=folder,
+        checkpoint_dir=path,
         workers=_workers(config, places),
         distributed=distributed,
         **arguments,
