@@ -63,7 +63,7 @@ class Option:
         return dict(self.words)
 
     def holds(self, value: Any) -> bool:
-        """Whether the setting accepts a value."""
+        """Returns whether the setting accepts a value."""
         assert self.values is not None
         if value is None:
             return bool(self.unset) and self.many is None and self.values.kind is not None

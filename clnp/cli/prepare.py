@@ -1,8 +1,8 @@
 """From the settings of a run to its stream, network and learner, with all checks.
 
 Complaints come before anything is downloaded, trained or written, in this order: settings, paths,
-packages, then, of the data, what files there are and what their headers say, the network, and at
-last every file's content.
+packages, then the names and headers of the data files, the network, and at last the content of
+all files.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _found_out(config: Config, stream: Stream) -> Config:
 
 
 def _check_shapes(config: Config, stream: Stream) -> None:
-    """Makes every task, and compares their numbers of classes where they share the outputs.
+    """Makes the tasks, and compares their numbers of classes where they share the outputs.
 
     Raises:
         DataError: a task that can't be made. ConfigError: numbers of classes that differ.

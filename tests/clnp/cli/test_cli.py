@@ -96,8 +96,8 @@ BAD_RUNS: dict[str, tuple[list[str], str | tuple[str, ...]]] = {
         ["permuted-digits", "a"],
         "permuted-digits: expected no files, got a",
     ),
-    "no folders": (["folder"], "wanted folders of images after it, one per task"),
-    "no arrays": (["arrays"], "wanted .npz files"),
+    "no folders": (["folder"], "expected folders of images after it, one per task"),
+    "no arrays": (["arrays"], "expected .npz files"),
     "absent folder": (["folder", "nowhere"], "nowhere: no such folder"),
     "tasks of folders": (["folder", "a", "--tasks", "2"], "--tasks: folder has one task per"),
     "image size": (
