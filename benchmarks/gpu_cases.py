@@ -60,7 +60,7 @@ def linear_calls(
     yield Call(
         "masked_linear_fwd", case, fraction, 2.0 * rows * weights,
         size * (2 * rows * width + weights),
-        lambda: op.masked_linear_fwd(x, active_weight, free_weight, *biases, "relu", True, False),
+        lambda: op.masked_linear_fwd(x, active_weight, free_weight, *biases, "relu", True),
         lambda: F.linear(x, dense, bias).relu_(),
     )  # fmt: skip
     yield Call(
@@ -70,7 +70,7 @@ def linear_calls(
     yield Call(
         "masked_linear_dgrad", case, fraction, 2.0 * rows * free * free,
         size * (rows * free + free * free + rows * width),
-        lambda: op.masked_linear_dgrad(part, active_weight, free_weight, False),
+        lambda: op.masked_linear_dgrad(part, free_weight, active),
         lambda: grad @ dense,
     )  # fmt: skip
     yield Call(
@@ -103,13 +103,13 @@ def conv_calls(
         "masked_conv2d_fwd", case, fraction, 2.0 * pixels * weights,
         size * (2 * pixels * channels + weights),
         lambda: op.masked_conv2d_fwd(x, active_weight, free_weight, None, None, *geometry, "relu",
-                                     False, False),
+                                     False),
         lambda: F.conv2d(x, dense, padding=1).relu_(),
     )  # fmt: skip
     yield Call(
         "masked_conv2d_dgrad", case, fraction, 18.0 * pixels * free * free,
         size * (pixels * (free + channels) + 9 * free * free),
-        lambda: op.masked_conv2d_dgrad(part, x, active_weight, free_weight, *geometry, False),
+        lambda: op.masked_conv2d_dgrad(part, x, free_weight, active, *geometry),
         lambda: convolution(grad, x, dense, None, *rest, [True, False, False]),
     )  # fmt: skip
     yield Call(
@@ -135,10 +135,10 @@ def norm_calls(
     affine = [torch.rand(n, device=device) for n in (active, free, active, free)]
     whole, op = torch.rand(4, channels, device=device) + 0.5, torch.ops.clnp_kernels
     image, part = x.numel() * size, x.numel() // max(channels, 1) * free * size
-    rest = (vectors[1], vectors[2], vectors[3], affine[0], affine[1], True, 1e-5, False)
+    rest = (vectors[2], vectors[3], affine[1], True, 1e-5)
     yield Call(
         "partial_batch_norm_fwd", case, fraction, 0, 2 * image,
-        lambda: op.partial_batch_norm_fwd(x, *vectors, *affine, True, 1e-5, "relu", False, False),
+        lambda: op.partial_batch_norm_fwd(x, *vectors, *affine, True, 1e-5, "relu", False),
         lambda: F.batch_norm(x, whole[0], whole[1], whole[2], whole[3], True).relu_(),
     )  # fmt: skip
     yield Call(

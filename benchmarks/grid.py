@@ -58,7 +58,8 @@ class Search:
     """
 
     def __init__(self, grid: Grid, way: str) -> None:
-        self.grid, self.options = grid, {**WAYS[way], "dtype": grid.dtype}
+        self.grid = grid
+        self.options = {**WAYS[way], "dtype": grid.dtype}
         case = Case("mlp", 1.0, BATCH, 0.0, grid.dtype, grid.device)
         train, validation = task_data(TaskSequence(case, 1, grid.epochs, grid.examples), 0)
         self.task = clnp.data.Task("task", train, validation, validation, classes=10)

@@ -1,7 +1,7 @@
-"""Everything that `clnp` raises on purpose.
+"""Errors and warnings of `clnp`.
 
-Each error also derives from the built-in that a caller would expect, so `except ValueError` works
-for bad arguments without knowing this module.
+Each error also derives from the built-in that a caller expects: `except ValueError` catches bad
+arguments without an import of this module.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class ConfigError(ClnpError, ValueError):
 
 
 class DataError(ClnpError, ValueError):
-    """A data set has the wrong type, shape, range or labels, or is not where it was looked for."""
+    """A data set has the wrong type, shape, range or labels, or is missing."""
 
 
 class DataWarning(UserWarning):
-    """Data that can be worked with, but hardly as it was meant."""
+    """Data is usable, but probably not what was intended."""
 
 
 class ConvertError(ClnpError, TypeError):
-    """A network holds something that can't be turned into masked layers exactly."""
+    """A network can't be converted to masked layers exactly."""
 
 
 class CapacityError(ClnpError, RuntimeError):
@@ -39,11 +39,11 @@ class CapacityError(ClnpError, RuntimeError):
 
 
 class CapacityWarning(UserWarning):
-    """No free channels are left: a task is learned by its head alone."""
+    """No free channels are left; only the head learns the task."""
 
 
 class MarginWarning(UserWarning):
-    """The margin is wider than a class, or finer than the validation split can tell."""
+    """The margin is wider than a class, or finer than the validation split resolves."""
 
 
 class CheckpointError(ClnpError, RuntimeError):
@@ -51,61 +51,65 @@ class CheckpointError(ClnpError, RuntimeError):
 
 
 class SaveError(CheckpointError):
-    """A file can't be written: no space, no permission. What was there before is whole."""
+    """A file can't be written (no space, no permission). The previous file is intact."""
 
 
 class ExportError(ClnpError, RuntimeError):
-    """A format can't express a network, or its file computes something else."""
+    """A format can't express a network, or the exported file gives other results."""
 
 
 class TrainingError(ClnpError, RuntimeError):
-    """Training can't go on: the loss or a weight is no longer finite, or memory ran out."""
+    """Training can't continue: a non-finite loss or weight, or no memory."""
 
 
 class TrialError(ClnpError, RuntimeError):
-    """Some of several trials failed for good (see `clnp.fan_out`).
+    """Some trials failed after every attempt (see `clnp.fan_out`).
 
     Attributes:
-        failures: name -> `clnp.parallel.trial.Failure`, whose `text` is one line and whose
-            `traceback` is that of the worker.
-        results: name -> result of those that did not fail.
+        failures: name -> `clnp.parallel.trial.Failure` with `text` (one line) and `traceback` (of
+            the worker).
+        results: name -> result of each successful trial.
     """
 
     def __init__(
         self, failures: Mapping[str, Any], results: Mapping[str, Any], advice: str = ""
     ) -> None:
         self.failures, self.results = dict(failures), dict(results)
-        told = "; ".join(f"{name}: {failure.text}" for name, failure in failures.items())
+        reasons = "; ".join(f"{name}: {failure.text}" for name, failure in failures.items())
         total = len(failures) + len(results)
-        super().__init__(f"{len(failures)} of {total} failed: {told}{advice}")
+        super().__init__(f"{len(failures)} of {total} failed: {reasons}{advice}")
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, without the traceback that torch.fx appends."""
+    """Return the message without the traceback that torch.fx appends."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory was refused; on the CPU torch says so by a plain RuntimeError."""
+    """Return whether an allocation failed; on the CPU, torch raises a plain RuntimeError."""
     refused = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     return refused or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 @contextmanager
 def memory_needed(what: str, batch_size: int) -> Iterator[None]:
-    """Turns the many ways in which memory is refused into a TrainingError that says what helps.
+    """Convert every out-of-memory error of the block into a TrainingError.
+
+    Arguments:
+        what: the work that needs the memory; begins the message.
+        batch_size: batch size in use.
 
     Raises:
-        TrainingError: memory ran out inside.
+        TrainingError: memory ran out.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        # What the interrupted step holds would be in the way of whoever cleans up.
+        # The frames of the interrupted step keep its tensors alive.
         traceback.clear_frames(error.__traceback__)
         raise TrainingError(
-            f"{what}: memory ran out ({first_line(error)}); what was learned before is untouched. "
-            f"Take a batch_size below {batch_size}, a smaller network, or cache='off'"
+            f"{what}: memory ran out ({first_line(error)}); earlier tasks are intact. "
+            f"Use a batch_size below {batch_size}, a smaller network, or cache='off'"
         ) from error

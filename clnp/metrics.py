@@ -1,8 +1,8 @@
-"""The numbers of a continual-learning run, from its accuracies and channel counts alone.
+"""Metrics of a continual-learning run, computed from accuracies and channel counts.
 
-Letters: T tasks; R [T, T] with R[i, j] = test accuracy (0 to 1) on task j after learning task i.
-Above the diagonal R is NaN where those accuracies were not measured. Every function takes anything
-that numpy turns into such a matrix.
+R [T, T] holds the test accuracies of T tasks: R[i, j] in [0, 1] is the accuracy on task j after
+task i was learned. Above the diagonal, NaN marks accuracies that were not measured. Every function
+accepts anything that numpy converts to such a matrix.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy.typing as npt
 from .errors import DataError
 
 Matrix: TypeAlias = "npt.NDArray[np.float64]"
-# One task's report on its groups of channels: {group: {"size", "used", "new", "reused", "free"}}.
+# Channel counts of one task: {group: {"size", "used", "new", "reused", "free"}}.
 Capacity: TypeAlias = Mapping[str, Mapping[str, int]]
 
 
 def accuracy_matrix(R: npt.ArrayLike) -> Matrix:
-    """R as a float64 matrix [T, T], checked.
+    """Check R and return it as a float64 matrix [T, T].
 
     Raises:
         DataError: not square, empty, NaN on or below the diagonal, or a number outside [0, 1].
@@ -30,25 +30,27 @@ def accuracy_matrix(R: npt.ArrayLike) -> Matrix:
     try:
         matrix = np.asarray(R, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise DataError(f"R: can't be read as a matrix of numbers ({error})") from error
+        raise DataError(f"R: expected a matrix of numbers ({error})") from error
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
-        raise DataError(f"R: got shape {list(matrix.shape)}, wanted [T, T] with T >= 1")
+        raise DataError(f"R: expected shape [T, T] with T >= 1, got {list(matrix.shape)}")
     learned = matrix[np.tril_indices(len(matrix))]
     known = matrix[~np.isnan(matrix)]
     if np.isnan(learned).any() or (known < 0).any() or (known > 1).any():
-        raise DataError("R: wanted accuracies in [0, 1] on and below the diagonal; NaN only above")
+        raise DataError(
+            "R: expected accuracies in [0, 1] on and below the diagonal, and NaN only above it"
+        )
     return matrix
 
 
 def average_accuracy(R: npt.ArrayLike) -> float:
-    """ACC = mean_j R[T, j], over all tasks after the last (Lopez-Paz & Ranzato 2017, Eq. 2)."""
+    """ACC = mean_j R[T, j], over all tasks after the last one (Lopez-Paz & Ranzato 2017, Eq. 2)."""
     return float(accuracy_matrix(R)[-1].mean())
 
 
 def backward_transfer(R: npt.ArrayLike) -> float:
     """BWT = mean_{j<T} (R[T, j] - R[j, j]) (Lopez-Paz & Ranzato 2017, Eq. 3); NaN for one task.
 
-    Zero exactly, not to rounding, when no accuracy on an earlier task moved.
+    Exactly zero when no accuracy on an earlier task changed.
     """
     matrix = accuracy_matrix(R)
     changes = matrix[-1, :-1] - matrix.diagonal()[:-1]
@@ -59,25 +61,27 @@ def forward_transfer(R: npt.ArrayLike, chance: npt.ArrayLike) -> float:
     """FWT = mean_{j>=2} (R[j-1, j] - chance_j) (Lopez-Paz & Ranzato 2017, Eq. 4); NaN for one task.
 
     Arguments:
-        R: [T, T], measured on the first diagonal above the main one too.
+        R: [T, T], measured also on the first diagonal above the main one.
         chance: accuracy of an untrained network on each task, [T] or one number.
 
     Raises:
-        DataError: R is NaN where the formula needs it, or `chance` has another length.
+        DataError: a needed entry of R is NaN, or `chance` has another length.
     """
     matrix = accuracy_matrix(R)
     ahead = matrix.diagonal(offset=1)
     if np.isnan(ahead).any():
-        raise DataError("R: is NaN above the diagonal; forward transfer needs R[j - 1, j]")
+        raise DataError(
+            "R: expected numbers R[j - 1, j] just above the diagonal, got NaN; measure each task "
+            "before it is learned"
+        )
     base = _per_task(chance, len(matrix), "chance")[1:]
     return float((ahead - base).mean()) if len(ahead) else math.nan
 
 
 def forgetting(R: npt.ArrayLike) -> Matrix:
-    """f_j = max_{j<=l<T} R[l, j] - R[T, j] of every task but the last, [T - 1] (Chaudhry et al.
-    2018, Eq. 3).
+    """f_j = max_{j<=l<T} R[l, j] - R[T, j] for j < T, [T - 1] (Chaudhry et al. 2018, Eq. 3).
 
-    What was measured on a task before it was learned is left out of the maximum.
+    Accuracies on a task before it was learned don't enter the maximum.
     """
     matrix = accuracy_matrix(R)
     last = len(matrix) - 1
@@ -92,10 +96,10 @@ def mean_forgetting(R: npt.ArrayLike) -> float:
 
 
 def learning_gain(R: npt.ArrayLike, single_task: npt.ArrayLike) -> Matrix:
-    """R[j, j] - single-task accuracy_j, [T]: what earlier tasks gave to (or took from) learning
-    task j.
+    """R[j, j] - single_task_j, [T]: gain (or loss) on task j from the tasks learned before it.
 
     Arguments:
+        R: [T, T].
         single_task: accuracy of the same network trained on task j alone, [T] or one number.
     """
     matrix = accuracy_matrix(R)
@@ -106,6 +110,7 @@ def intransigence(R: npt.ArrayLike, joint: npt.ArrayLike) -> Matrix:
     """I_k = joint_k - R[k, k], [T] (Chaudhry et al. 2018, Eq. 4).
 
     Arguments:
+        R: [T, T].
         joint: accuracy on task k of a network trained on tasks 1..k together, [T] or one number.
     """
     matrix = accuracy_matrix(R)
@@ -119,13 +124,13 @@ def mean_accuracies(R: npt.ArrayLike) -> Matrix:
 
 
 def known_mean(values: Sequence[float]) -> float:
-    """The mean of those that are not NaN; NaN where there is none."""
+    """Mean of the values that are not NaN; NaN if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
 
 def summary(R: npt.ArrayLike) -> dict[str, float | None]:
-    """{"acc", "bwt", "forgetting"} of a run, None where one task leaves them undefined."""
+    """{"acc", "bwt", "forgetting"} of a run; None where a single task leaves one undefined."""
     numbers = {
         "acc": average_accuracy(R),
         "bwt": backward_transfer(R),
@@ -137,9 +142,7 @@ def summary(R: npt.ArrayLike) -> dict[str, float | None]:
 def inferred_means(
     inferred: Mapping[str, Mapping[str, Sequence[float | None]]],
 ) -> dict[str, dict[str, float | None]]:
-    """Means over the tasks of `TaskReport.inferred`: {rule: {measure: mean}}, None where nothing
-    was measured.
-    """
+    """Means of `TaskReport.inferred` over tasks: {rule: {measure: mean}}, None if unmeasured."""
     means = {
         rule: {
             measure: known_mean([math.nan if v is None else v for v in values])
@@ -154,9 +157,7 @@ def inferred_means(
 
 
 def mean_std(values: Sequence[float | None]) -> dict[str, float | int | None]:
-    """{"mean", "std", "n"} over seeds; std with n - 1, None for one value; None values are left
-    out.
-    """
+    """{"mean", "std", "n"} over seeds without None; std divides by n - 1, None for n = 1."""
     known = np.array([v for v in values if v is not None], dtype=np.float64)
     return {
         "mean": float(known.mean()) if len(known) else None,
@@ -171,10 +172,12 @@ CAPACITY_FIELDS = ("size", "used", "new", "reused", "free")
 def capacity_table(capacities: Sequence[Capacity]) -> list[dict[str, int | str]]:
     """One row per task and group: {"task", "group", "size", "used", "new", "reused", "free"}.
 
+    These are the numbers behind Golkar et al. 2019, Fig. 3. size: channels of the group; used:
+    claimed by any task so far; new: claimed by this task; reused: claimed by an earlier task and
+    active for this one; free: size - used.
+
     Arguments:
-        capacities: `TaskReport.capacity` of tasks 0, 1, ... size: channels of the group; used:
-            claimed by any task so far; new: claimed by this task; reused: claimed earlier and
-            active for this task; free: size - used (the numbers behind Golkar et al. 2019, Fig. 3).
+        capacities: `TaskReport.capacity` of tasks 0, 1, ...
     """
     return [
         {"task": task, "group": group, **{field: int(counts[field]) for field in CAPACITY_FIELDS}}
@@ -183,11 +186,27 @@ def capacity_table(capacities: Sequence[Capacity]) -> list[dict[str, int | str]]
     ]
 
 
-def capacity_shares(capacities: Sequence[Capacity], group: str) -> dict[str, Matrix]:
-    """Shares of a group's channels after each task, each [T]: "reused", "idle", "new", "free"; they
-    add up to 1.
+def capacity_text(capacity: Capacity) -> str:
+    """Text table of one task's channels: a row per group; size, and percent reused, new and free.
 
-    "idle" channels were claimed by earlier tasks and are not used by this one.
+    Arguments:
+        capacity: `TaskReport.capacity`.
+    """
+    columns = ("reused", "new", "free")
+    width = max(map(len, ["group", *capacity]))
+    lines = [f"{'group':{width}} {'size':>6}" + "".join(f" {name:>13}" for name in columns)]
+    for group, counts in capacity.items():
+        size = counts["size"]
+        cells = [f"{counts[name]} ({counts[name] / max(size, 1):.1%})" for name in columns]
+        lines.append(f"{group:{width}} {size:>6}" + "".join(f" {cell:>13}" for cell in cells))
+    return "\n".join(lines)
+
+
+def capacity_shares(capacities: Sequence[Capacity], group: str) -> dict[str, Matrix]:
+    """Shares of a group's channels after each task: "reused", "idle", "new", "free", each [T].
+
+    "idle" channels were claimed by earlier tasks and are not active for this one. The four shares
+    add up to 1.
     """
     counts = [capacity[group] for capacity in capacities]
     size = np.array([c["size"] for c in counts], dtype=np.float64)
@@ -204,22 +223,25 @@ def capacity_shares(capacities: Sequence[Capacity], group: str) -> dict[str, Mat
 def reuse_matrix(
     capacities: Sequence[Capacity], reuse: Sequence[Mapping[str, Sequence[int]]], group: str
 ) -> npt.NDArray[np.int64]:
-    """Channels that task i uses and task j claimed, [T, T]: row i; the diagonal is what task i
-    claimed itself.
+    """Reuse between tasks, [T, T]: entry (i, j) counts channels claimed by task j, active for i.
+
+    The diagonal counts the channels that task i claimed itself.
 
     Arguments:
         capacities, reuse: `TaskReport.capacity` and `.reuse` of tasks 0, 1, ...
-        group: the group of channels.
+        group: name of the group of channels.
 
     Raises:
-        DataError: a report lists another number of earlier tasks than there were.
+        DataError: a report lists a wrong number of earlier tasks.
     """
     tasks = len(capacities)
     matrix = np.zeros((tasks, tasks), dtype=np.int64)
     for i in range(tasks):
         earlier = list(reuse[i].get(group, ()))
         if len(earlier) != i:
-            raise DataError(f"reuse of task {i}, {group!r}: got {len(earlier)} entries, wanted {i}")
+            raise DataError(
+                f"reuse of task {i}, {group!r}: expected {i} entries, got {len(earlier)}"
+            )
         matrix[i, :i] = earlier
         matrix[i, i] = capacities[i][group]["new"]
     return matrix
@@ -230,5 +252,5 @@ def _per_task(values: npt.ArrayLike, tasks: int, name: str) -> Matrix:
     if array.ndim == 0:
         return np.full(tasks, float(array))
     if array.shape != (tasks,):
-        raise DataError(f"{name}: got shape {list(array.shape)}, wanted [{tasks}] or one number")
+        raise DataError(f"{name}: expected shape [{tasks}] or one number, got {list(array.shape)}")
     return array

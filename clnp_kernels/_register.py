@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import chooser
+from . import chooser, torch_private
 from .errors import MissingImplementationError, ReferenceWarning
 
 NAMESPACE = "clnp_kernels"
@@ -92,7 +92,7 @@ def differentiate(name: str, backward: Callable[..., Any], setup: Callable[..., 
     op = getattr(_ops, name).default
 
     def plain(*args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
+        with torch_private.below_autograd():
             return op(*args)
 
     def forward(ctx: Any, *args: Any) -> Any:
@@ -117,9 +117,9 @@ def call(name: str, *args: Any) -> Any:
     if torch.compiler.is_compiling():
         return getattr(_ops, name)(*args)
     ways = _ways[name]
-    if torch._C._are_functorch_transforms_active():
+    if torch_private.within_transform():
         return ways.within_func.apply(*args)
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+    if torch.is_grad_enabled() and torch_private.any_requires_grad(*args):
         return ways.eager.apply(*args)
     return ways.plain(*args)
 
@@ -239,7 +239,7 @@ def owner(name: str, device: str) -> tuple[str, str]:
         chosen, reason = chooser.choose(name)
         missing = _unavailable(chosen)
         return (CUDA_NAMES["torch"], missing) if missing else (CUDA_NAMES[chosen], reason)
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key):
+    if torch_private.has_kernel(f"{NAMESPACE}::{name}", key):
         return implementation, ""
     return "reference", _reasons.get(device) or "no implementation for this device yet"
 

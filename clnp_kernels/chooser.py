@@ -5,8 +5,7 @@
 changed only with its evidence, a measurement of ``python -m benchmarks.gpu_suite ops``.
 
 Environment: ``CLNP_GPU=torch``, ``triton`` or ``cuda`` prefers that one wherever it has the
-operator, ``CLNP_GPU=ours`` whichever of ours has it (``CLNP_TRITON=1`` is an older name for it).
-:func:`prefer` does the same within a block.
+operator, ``CLNP_GPU=ours`` whichever of ours has it. :func:`prefer` does the same within a block.
 """
 
 import os
@@ -76,7 +75,7 @@ def _numel(tensors: Any) -> int:
 # stem -> multiply-adds of a call, from its arguments
 _PRODUCTS: dict[str, Callable[..., int]] = {
     "masked_linear_fwd": lambda x, active, free, *_: len(x) * (_numel(active) + _numel(free)),
-    "masked_linear_dgrad": lambda grad, active, free, *_: len(grad) * _numel(free),
+    "masked_linear_dgrad": lambda grad, free, *_: len(grad) * _numel(free),
     "masked_linear_wgrad": lambda grad, x, *_: _numel(grad) * x.shape[1],
 }
 
@@ -99,9 +98,7 @@ def preference() -> str:
     if _preferred:
         return _preferred[-1]
     asked = os.environ.get("CLNP_GPU", "")
-    if not asked:
-        return "ours" if os.environ.get("CLNP_TRITON", "0") not in ("", "0") else ""
-    if asked not in PREFERENCES:
+    if asked and asked not in PREFERENCES:
         raise ValueError(message("CLNP_GPU", repr(asked), f"one of {', '.join(PREFERENCES)}"))
     return asked
 

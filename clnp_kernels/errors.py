@@ -6,10 +6,10 @@ class MissingImplementationError(RuntimeError):
 
 
 class ReferenceWarning(RuntimeWarning):
-    """An operator is served by its slow reference because no faster implementation is there."""
+    """An operator is served by its slow reference for lack of a faster implementation."""
 
 
 def message(argument: str, got: object, wanted: str, way_out: str = "") -> str:
-    """The form of every message: the argument, what came, what was wanted, the way out."""
-    text = f"{argument}: got {got}, wanted {wanted}"
+    """The text of an error: "argument: expected X, got Y; way out"."""
+    text = f"{argument}: expected {wanted}, got {got}"
     return f"{text}; {way_out}" if way_out else text

@@ -1,5 +1,5 @@
-// Checks of arguments at the border. The Python functions check in full, with better words; these
-// keep a direct call of an operator from reading or writing out of bounds.
+// Checks of arguments. The Python functions check in full, with better texts; these keep a direct
+// call of an operator from reading or writing out of bounds.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -7,8 +7,11 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <vector>
 
 namespace clnp {
 
@@ -32,23 +35,41 @@ inline void check_float(const char* name, const Tensor& t) {
   const auto type = t.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double ||
                       type == ScalarType::BFloat16 || type == ScalarType::Half,
-                  name, ".dtype: wanted float32, bfloat16, float16 or float64");
+                  name, ".dtype: expected float32, bfloat16, float16 or float64");
 }
 
 // A tensor that joins `like`: same dtype, on the CPU.
 inline void check_like(const char* name, const Tensor& t, const Tensor& like) {
   STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name,
-                  ".dtype: wanted that of the other tensors; convert with .to()");
-  STD_TORCH_CHECK(t.is_cpu(), name, ".device: wanted cpu; move with .to()");
+                  ".dtype: expected that of the other tensors; convert with .to()");
+  STD_TORCH_CHECK(t.is_cpu(), name, ".device: expected cpu; move with .to()");
 }
 
 inline void check_matrix(const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(t.dim() == 2, name, ".shape: got ", shape_text(t), ", wanted 2 dimensions");
+  STD_TORCH_CHECK(t.dim() == 2, name, ".shape: expected 2 dimensions, got ", shape_text(t));
 }
 
 inline void check_size(const char* name, const Tensor& t, int64_t dim, int64_t wanted) {
-  STD_TORCH_CHECK(t.dim() > dim && t.size(dim) == wanted, name, ".shape: got ", shape_text(t),
-                  ", wanted ", wanted, " in dimension ", dim);
+  STD_TORCH_CHECK(t.dim() > dim && t.size(dim) == wanted, name, ".shape: expected ", wanted,
+                  " in dimension ", dim, ", got ", shape_text(t));
+}
+
+inline void check_bias(const char* name, const std::optional<Tensor>& bias, const Tensor& weight) {
+  if (!bias) return;
+  check_like(name, *bias, weight);
+  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0), name, ".shape: expected [",
+                  weight.size(0), "], got ", shape_text(*bias));
+}
+
+inline void check_activation(const std::string& activation) {
+  STD_TORCH_CHECK(activation == "none" || activation == "relu",
+                  "activation: expected 'none' or 'relu', got '", activation, "'");
+}
+
+// Raise unless 0 <= active <= y.size(1), the outputs to leave out at the front.
+inline void check_active(int64_t active, const Tensor& t) {
+  STD_TORCH_CHECK(0 <= active && active <= t.size(1), "active: expected 0 to ", t.size(1), ", got ",
+                  active);
 }
 
 }  // namespace clnp

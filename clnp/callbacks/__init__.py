@@ -1,4 +1,4 @@
-"""What listens to a learner while it learns: the events, and loggers to files and TensorBoard."""
+"""Events of a learner, and loggers to CSV files and TensorBoard."""
 
 from .callback import EVENTS, Callback, check_callbacks, notify
 from .csv_logger import CSVLogger

@@ -1,4 +1,4 @@
-"""The events of learning, and how callbacks are told of them."""
+"""Events of learning, and their delivery to callbacks."""
 
 from __future__ import annotations
 
@@ -11,67 +11,68 @@ from ..errors import ConfigError
 
 
 class Callback:
-    """Base of callbacks: every event does nothing until a subclass says otherwise.
+    """Base of callbacks; every event does nothing by default.
 
     Any object with some of these methods is a callback; it need not derive from this class. The
-    first argument is the learner, a `clnp.Learner` or one of `clnp.methods`, whose `reports`
-    holds the tasks learned so far. Fractions are between 0 and 1.
+    first argument is the learner, a `clnp.Learner` or one of `clnp.methods`, whose `reports` has
+    the tasks learned so far. Fractions are between 0 and 1.
 
-    The events of a task come in this order: `on_task_begin`; for every grid point its batches and
-    epochs; `on_search`; the epochs of fine-tuning; `on_task_end`. An exception leaves `learn` with
-    its own type and a note that names the callback. Before `on_task_end` the learner is then as it
-    was before the task, so raising is the way to stop; in `on_task_end` the task is learned.
+    Order of the events of a task: `on_task_begin`; batches and epochs of every grid point;
+    `on_search`; epochs of fine-tuning; `on_task_end`. An exception propagates from `learn` with its
+    own type and a note that names the callback. If it is raised before `on_task_end`, the learner
+    is in its state before the task, so an exception is the way to stop; in `on_task_end` the task
+    is already learned.
     """
 
     def on_task_begin(self, learner: Any, task_index: int, name: str, total_epochs: int) -> None:
         """A task begins.
 
         Arguments:
-            task_index, name: of the task; the first one is 0.
-            total_epochs: of all grid points and of fine-tuning together.
+            task_index, name: index (from 0) and name of the task.
+            total_epochs: number of epochs of all grid points and of fine-tuning.
         """
 
     def on_batch_end(
         self, learner: Any, loss: float, correct: float, seen: int, total: int
     ) -> None:
-        """Some batches are done; told a few times a second, and after the last one of an epoch.
+        """Some batches are done; called a few times a second, and at the end of an epoch.
 
         Arguments:
-            loss, correct: mean loss and fraction classified correctly, over the epoch so far.
-            seen, total: examples of the epoch, so far and in all.
+            loss, correct: mean loss and fraction of correct examples, over the epoch so far.
+            seen, total: number of examples so far, and in the epoch.
         """
 
     def on_epoch_end(self, learner: Any, record: Mapping[str, Any]) -> None:
         """An epoch is done.
 
         Arguments:
-            record: "epoch" (from 0), "loss", "train_accuracy", "validation_accuracy", "lr"; of
-                training also "point" and "points", the number of the grid point and how many there
-                are, and "done", the epochs that all of them have behind them; of fine-tuning
-                "fine_tune", True, and "round", from 0. Where workers train several points at a
-                time their epochs come as they end, and `on_batch_end` is not told.
+            record: "epoch" (from 0), "loss", "train_accuracy", "validation_accuracy", "lr". In
+                training also "point" (index of the grid point), "points" (their number) and "done"
+                (epochs done by all of them). In fine-tuning also "fine_tune" (True) and "round"
+                (from 0). If workers train several points at a time, their epochs come in the order
+                in which they end, without `on_batch_end`.
         """
 
     def on_resume(self, learner: Any, records: Sequence[Mapping[str, Any]]) -> None:
-        """A task goes on where an earlier process stopped; told after `on_task_begin`, for every
-        grid point that was saved.
+        """A task resumes; called after `on_task_begin`, once per saved grid point.
 
         Arguments:
-            records: of its epochs so far, as in `on_epoch_end`, which is not told of them again.
+            records: records of its epochs so far, as in `on_epoch_end`, which isn't called for
+                them again.
         """
 
     def on_search(self, learner: Any, done: int, total: int) -> None:
         """The threshold search evaluated another network.
 
         Arguments:
-            done, total: networks; total is 0 where it is not known.
+            done, total: number of networks; total is 0 if it is not known.
         """
 
     def on_retry(self, learner: Any, trial: str, reason: str) -> None:
-        """Something that ran in a worker failed and is tried again (`Learner(workers=...)`).
+        """A trial in a worker failed and is run again (`Learner(workers=...)`).
 
         Arguments:
-            trial: what it was: the grid point and its settings.
+            trial: the grid point and its settings.
             reason: the error, in one line.
         """
 
@@ -79,7 +80,7 @@ class Callback:
         """A task is learned, tested and, with a `checkpoint_dir`, saved.
 
         Arguments:
-            report: its `clnp.TaskReport`, by now the last of `learner.reports`.
+            report: its `clnp.TaskReport`, already the last of `learner.reports`.
         """
 
 
@@ -87,24 +88,25 @@ EVENTS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
 def check_callbacks(callbacks: Iterable[Any]) -> None:
-    """Refuses callbacks that could not hear what they are meant to hear.
+    """Check the methods of callbacks.
 
     Raises:
-        ConfigError: a class instead of an object, a method `on_...` that is no event, or one that
-            can't be called with the event's arguments.
+        ConfigError: a class instead of an object, a method `on_...` that isn't an event, or one
+            that can't be called with the event's arguments.
     """
     for callback in callbacks:
         if isinstance(callback, type):
             name = callback.__name__
-            raise ConfigError(f"callbacks: got the class {name}, wanted an object: {name}()")
+            raise ConfigError(f"callbacks: expected an object, {name}(), got the class {name}")
         _check_names(callback)
         for event in EVENTS:
             _check_arguments(callback, event)
 
 
 def notify(callbacks: Iterable[Any], event: str, learner: Any, *args: Any) -> None:
-    """Tells every callback that has a method for the event, in order. What one of them raises gets
-    a note that names it.
+    """Call the event's method of every callback that has it, in order.
+
+    An exception gets a note that names the callback.
     """
     for callback in callbacks:
         method = getattr(callback, event, None)
@@ -118,13 +120,13 @@ def notify(callbacks: Iterable[Any], event: str, learner: Any, *args: Any) -> No
 
 
 def settings_of(learner: Any) -> dict[str, Any]:
-    """A learner's settings as plain data; of a method they are that already."""
+    """Return a learner's settings as plain data, which those of a method already are."""
     settings = learner.settings
     return dict(settings) if isinstance(settings, Mapping) else settings.to_json()
 
 
 def tuning_epochs(learner: Any, rounds: int | None = None) -> int:
-    """Epochs of so many rounds of fine-tuning; of all of them by default."""
+    """Return the number of epochs of some rounds of fine-tuning; of all rounds by default."""
     tune = settings_of(learner).get("fine_tune")
     if not tune:
         return 0
@@ -132,7 +134,7 @@ def tuning_epochs(learner: Any, rounds: int | None = None) -> int:
 
 
 def epoch_of(learner: Any, record: Mapping[str, Any]) -> int:
-    """The number of a record's epoch within its phase: rounds of fine-tuning are counted on."""
+    """Return the index of a record's epoch in its phase, counting on over fine-tuning rounds."""
     return int(record["epoch"]) + tuning_epochs(learner, record.get("round", 0))
 
 
@@ -142,10 +144,10 @@ def _check_names(callback: Any) -> None:
             continue
         if callable(inspect.getattr_static(callback, name, None)):
             near = difflib.get_close_matches(name, EVENTS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f"; rename it to {near[0]}" if near else ""
             raise ConfigError(
-                f"callbacks: {type(callback).__name__} has a method {name}, which is no event"
-                f"{hint} The events are {', '.join(EVENTS)}"
+                f"callbacks: expected events ({', '.join(EVENTS)}), got the method {name} of "
+                f"{type(callback).__name__}{hint}"
             )
 
 
@@ -155,20 +157,18 @@ def _check_arguments(callback: Any, event: str) -> None:
         return
     try:
         given = inspect.signature(method)
-    except (TypeError, ValueError):  # made in C: it will be seen when it is called
+    except (TypeError, ValueError):  # a function in C has no signature
         return
-    _, *wanted = inspect.signature(getattr(Callback, event)).parameters
+    _, *expected = inspect.signature(getattr(Callback, event)).parameters
     try:
-        given.bind(*wanted)
+        given.bind(*expected)
     except TypeError as error:
         raise ConfigError(
-            f"callbacks: {type(callback).__name__}.{event}{given} can't be called as "
-            f"{event}({', '.join(wanted)}): {error}"
+            f"callbacks: expected {event}({', '.join(expected)}), got "
+            f"{type(callback).__name__}.{event}{given}: {error}"
         ) from None
 
 
 def _note(error: Exception, text: str) -> None:
-    """`error.add_note`, which Python 3.10 has not; there pytest and rich show the note all the
-    same.
-    """
+    """Add a note as `error.add_note`, which Python 3.10 lacks; pytest and rich show it anyway."""
     error.__notes__ = [*getattr(error, "__notes__", ()), text]

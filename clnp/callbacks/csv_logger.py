@@ -1,4 +1,4 @@
-"""Epochs and tasks as two CSV files that grow while a learner learns."""
+"""Epochs and tasks of a learner in two CSV files."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ Key = tuple[int, int, int, int]
 
 
 class CSVLogger(Callback):
-    """Writes `epochs.csv`, a row per epoch as soon as it is done, and `tasks.csv`, a row per task.
+    """Write `epochs.csv`, a row per epoch as soon as it is done, and `tasks.csv`, a row per task.
 
-    A resumed run goes on in the same files: however often it was stopped, every epoch and every
-    task has one row. Rows that belong to another run, or to tasks that the learner has not learned,
-    are dropped when a task begins.
+    A resumed run continues the files: every epoch and every task has one row, however often the run
+    was stopped. Rows of another run, or of tasks that the learner hasn't learned, are dropped when
+    a task begins.
 
-    `epochs.csv`: task, name, phase ("fit" or "fine_tune", whose rounds are counted on), point (of
-    the grid), epoch, loss, train_accuracy, validation_accuracy, lr. `tasks.csv`: see `task_row`.
+    Columns of `epochs.csv`: task, name, phase ("fit" or "fine_tune"), point (of the grid), epoch
+    (counting on over rounds of fine-tuning), loss, train_accuracy, validation_accuracy, lr. Columns
+    of `tasks.csv`: see `task_row`.
 
     Arguments:
-        folder: where; made if need be. It may be the learner's `checkpoint_dir`.
+        folder: folder of the files, created if missing; may be the learner's `checkpoint_dir`.
 
     Raises:
         ConfigError: `folder` is a file, or its epochs.csv was not written by this class.
@@ -41,23 +42,23 @@ class CSVLogger(Callback):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
-            raise ConfigError(f"folder: {self.folder} is a file, wanted a folder for two CSV files")
+            raise ConfigError(f"folder: expected a folder, got the file {self.folder}")
         self._name = ""
         self._rows: dict[Key, Row] = _read(self.folder / "epochs.csv")
 
     def on_task_begin(self, learner: Any, task_index: int, name: str, total_epochs: int) -> None:
-        """Makes the files agree with the learner; rows of this task stay, in case it is resumed."""
+        """Make the files agree with the learner; rows of this task stay, for a resumed one."""
         self._name = name
         self._write(learner)
 
     def on_resume(self, learner: Any, records: Sequence[Mapping[str, Any]]) -> None:
-        """Adds rows that a kill kept from being written."""
+        """Add rows that were not written before the process was killed."""
         for row in [self._row(learner, record) for record in records]:
             self._rows[_key(row)] = row
         self._write_epochs()
 
     def on_epoch_end(self, learner: Any, record: Mapping[str, Any]) -> None:
-        """Appends a row, in place of those that an earlier attempt left from here on."""
+        """Append a row, and remove later rows of an earlier attempt."""
         row = self._row(learner, record)
         *fit, epoch = key = _key(row)
         stale = [k for k in self._rows if list(k[:3]) == fit and k[3] >= epoch]
@@ -71,12 +72,13 @@ class CSVLogger(Callback):
                 file.write(csv_text(FIELDS, [row], header=False))
 
     def on_task_end(self, learner: Any, report: Any) -> None:
-        """Writes the task's row, and epochs that a kill kept out of epochs.csv."""
+        """Write the task's row, and epochs that are missing in epochs.csv."""
         self._write(learner)
 
     def sync(self, learner: Any) -> None:
-        """Writes what a kill just after the last task may have kept from being written; for a
-        learner that was loaded and has nothing left to learn.
+        """Write rows that are missing if the process was killed right after the last task.
+
+        For a learner that was loaded and has no task left to learn.
         """
         self._name = ""
         self._write(learner)
@@ -108,10 +110,12 @@ class CSVLogger(Callback):
 
 
 def task_row(report: Any) -> Row:
-    """A `clnp.TaskReport` as one flat row: task, name, transfer_only, epochs, lr, accuracies
-    (best_validation, validation_before, validation, test, mean_accuracy over the tasks so far),
-    those without the task given (MEASURE_by_RULE, of `TaskReport.inferred`), used_GROUP, new_GROUP
-    and reused_GROUP in channels, seconds_PHASE, and accuracy_J on every task J so far.
+    """Flatten a `clnp.TaskReport` to one row.
+
+    Columns: task, name, transfer_only, epochs, lr; accuracies best_validation, validation_before,
+    validation, test, and mean_accuracy over the tasks so far; MEASURE_by_RULE, accuracies with
+    inferred tasks (`TaskReport.inferred`); used_GROUP, new_GROUP and reused_GROUP in channels;
+    seconds_PHASE; accuracy_J on every task J so far.
     """
     fields = ("task", "name", "transfer_only", "epochs", "lr")
     accuracies = ("best_validation", "validation_before", "validation", "test")
@@ -134,9 +138,9 @@ def task_row(report: Any) -> Row:
 
 
 def _belongs(row: Row, reports: Sequence[Any], current: str) -> bool:
-    """Whether a row is of a task that was learned, or of the training of the current one."""
+    """Return whether a row is of a learned task, or of the training of the current one."""
     if row["task"] >= len(reports):
-        # Fine-tuning always starts anew.
+        # Fine-tuning is repeated from its start after a stop.
         same = row["task"] == len(reports) and row["name"] == current
         return same and row["phase"] == "fit"
     report = reports[row["task"]]
@@ -146,7 +150,7 @@ def _belongs(row: Row, reports: Sequence[Any], current: str) -> bool:
 
 
 def _history(index: int, report: Any) -> list[Row]:
-    """The rows of the chosen grid point, from the report."""
+    """Return the rows of the chosen grid point, from the report."""
     chosen = [i for i, point in enumerate(report.grid) if point["chosen"]]
     same = {"task": index, "name": report.name, "phase": "fit", "point": chosen[0] if chosen else 0}
     return [{**same, **{k: r[k] for k in ("epoch", *NUMBERS)}} for r in report.history]
@@ -157,10 +161,10 @@ def _key(row: Row) -> Key:
 
 
 def _read(path: Path) -> dict[Key, Row]:
-    """The rows of an earlier process. A last line that a kill cut short is left out.
+    """Read the rows of an earlier process, except an incomplete last line.
 
     Raises:
-        ConfigError: the file holds something else.
+        ConfigError: the file was not written by `CSVLogger`.
     """
     if not path.is_file():
         return {}
@@ -173,7 +177,7 @@ def _read(path: Path) -> dict[Key, Row]:
         rows = [_row(values) for values in reader]
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"folder: {path} was not written by CSVLogger ({error}); name another folder"
+            f"folder: {path} was not written by CSVLogger ({error}); choose another folder"
         ) from error
     return {_key(row): row for row in rows}
 
@@ -184,6 +188,6 @@ def _row(values: Mapping[str, str]) -> Row:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Writes a file, unless it holds just that."""
+    """Write a file unless it has this content already."""
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)

@@ -1,4 +1,4 @@
-"""Scalars and settings of a run for TensorBoard."""
+"""Scalars and settings of a run in TensorBoard's files."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ MEAN = "accuracy/mean"
 
 
 class TensorBoardLogger(Callback):
-    """Writes event files for `tensorboard --logdir LOG_DIR`.
+    """Write event files for `tensorboard --logdir LOG_DIR`.
 
-    Run "epochs" (of a grid, one run per point below it) has epoch/loss, epoch/train_accuracy,
-    epoch/validation_accuracy and epoch/lr; its steps count the epochs of all tasks. Run "tasks" has
-    per task, from 0: accuracy/mean over the tasks so far, accuracy/J on every task J (the accuracy
-    matrix: a level line is a task that was not forgotten), inferred/MEASURE_by_RULE without the
-    task given, the task's own task/test and task/validation, per group of channels
-    capacity/used_GROUP and capacity/reused_GROUP as fractions, seconds/PHASE, and the settings as
-    hyper-parameters.
+    Run "epochs" has epoch/loss, epoch/train_accuracy, epoch/validation_accuracy and epoch/lr, with
+    the epochs of all tasks as steps; a grid has one run per point, "epochs/point-K". Run "tasks"
+    has the tasks as steps, from 0: accuracy/mean over the tasks so far; accuracy/J on every task J,
+    a level line if nothing is forgotten; inferred/MEASURE_by_RULE, accuracies with inferred tasks;
+    task/test, task/validation and task/validation_before of the new task; fractions
+    capacity/used_GROUP and capacity/reused_GROUP per group of channels; seconds/PHASE; and the
+    settings as hyper-parameters.
 
-    A resumed run goes on in the same folder; what it does again takes the place of what an earlier
-    process wrote.
+    A resumed run continues in the same folder; repeated steps replace those of an earlier process.
 
     Arguments:
-        log_dir: where; made if need be.
+        log_dir: folder of the files, created if missing.
 
     Raises:
         ConfigError: tensorboard is not installed.
@@ -45,7 +44,7 @@ class TensorBoardLogger(Callback):
         self._steps: dict[str, int] = {}
 
     def on_epoch_end(self, learner: Any, record: Mapping[str, Any]) -> None:
-        """Writes an epoch's numbers."""
+        """Write the scalars of an epoch."""
         run = "epochs"
         if record.get("points", 1) > 1:
             run = f"epochs/point-{record['point']}"
@@ -56,7 +55,7 @@ class TensorBoardLogger(Callback):
         writer.flush()
 
     def on_task_end(self, learner: Any, report: Any) -> None:
-        """Writes a task's numbers."""
+        """Write the scalars of a task."""
         step = report.task
         known = "tasks" in self._writers
         writer = self._writer("tasks", step)
@@ -68,14 +67,15 @@ class TensorBoardLogger(Callback):
         writer.flush()
 
     def close(self) -> None:
-        """Closes the files; another event opens new ones."""
+        """Close the files; another event opens new ones."""
         for writer in self._writers.values():
             writer.close()
         self._writers = {}
 
     def _writer(self, run: str, step: int) -> Any:
-        """The writer of a run. A new one hides what was written for this step and later ones, by a
-        process that was killed or by an attempt that failed.
+        """Return the writer of a run.
+
+        A new one hides what an earlier process or a failed attempt wrote for this and later steps.
         """
         if step <= self._steps.get(run, -1) and run in self._writers:
             self._writers.pop(run).close()
@@ -90,15 +90,16 @@ def _writer_class() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(
-            f"TensorBoardLogger needs the package tensorboard ({error}); "
+            f"TensorBoardLogger: expected tensorboard to be installed ({error}); "
             'pip install "clnp[tensorboard]"'
         ) from error
     return SummaryWriter
 
 
 def _epochs_before(learner: Any, record: Mapping[str, Any]) -> int:
-    """Steps of the tasks before, and of training where the record is of fine-tuning; they depend on
-    the settings alone, so a resumed run counts alike.
+    """Return the number of steps before this phase: of earlier tasks and earlier phases.
+
+    It depends on the settings only, so a resumed run has the same steps.
     """
     fit = int(settings_of(learner)["epochs"])
     task = fit + tuning_epochs(learner)
@@ -119,8 +120,10 @@ def _scalars(report: Any) -> dict[str, float]:
 
 
 def _add_settings(writer: Any, settings: Mapping[str, Any]) -> None:
-    """The settings as hyper-parameters of the run. `SummaryWriter.add_hparams` would open a second
-    file beside the first, and TensorBoard then stops reading the first.
+    """Add the settings as hyper-parameters of the run.
+
+    `SummaryWriter.add_hparams` would open a second file, and TensorBoard would then stop reading
+    the first.
     """
     from torch.utils.tensorboard.summary import hparams
 

@@ -1,7 +1,4 @@
-"""Tasks and streams of tasks.
-
-A stream is any sequence of `Task`s: one of the classes here, or a plain list.
-"""
+"""Tasks and streams of tasks. A stream is any sequence of `Task`s, also a plain list."""
 
 from .files import ArrayFiles
 from .folder import Folders, folder_task

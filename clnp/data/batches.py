@@ -1,4 +1,4 @@
-"""Batches of a split, and what is measured over a whole one."""
+"""Batches of a split: order, size, device and random seeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVALUATION_VALUES = 1 << 22  # inputs of one batch: 27 images of 3 x 224 x 224
 
 
 def seed_for(*parts: Any) -> int:
-    """A seed that depends on all its arguments, the same on every machine."""
+    """Derive a seed from all arguments, the same on every machine."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
 
@@ -34,11 +34,10 @@ def batches(
     generator: torch.Generator | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (x [B, ...], y [B]) of a split on a device; shuffled by a generator, in order without
-    one.
+    """Yield batches (x [B, ...], y [B]) of a split on a device.
 
-    Several ranks divide every shuffled batch (a rank's share of a small one may be empty); in
-    order, each gets batches of a piece of the split.
+    With a generator, the order is shuffled, and several ranks divide every batch; a rank's share of
+    a small batch may be empty. Without one, each rank gets batches of a contiguous part in order.
     """
     mine = ranks.rows(count(split))
     if isinstance(split, tuple) and generator is None:
@@ -49,23 +48,25 @@ def batches(
         return
     if generator is None:
         chunks = [r for r in torch.arange(mine.start, mine.stop).split(batch_size) if len(r)]
-        asked = chunks
+        loaded = chunks
     else:
         whole = _chunks(torch.randperm(count(split), generator=generator), batch_size)
         chunks = [ranks.part(rows) for rows in whole]
-        # A data set can't be asked for no examples: it is asked for one, which is dropped.
-        asked = [own if len(own) else rows[:1] for own, rows in zip(chunks, whole, strict=True)]
-    taken = _taken(split, asked, anew=generator is not None)
-    for rows, (x, y) in zip(chunks, taken, strict=True):
-        told = torch.as_tensor(y, dtype=torch.int64)
-        yield placed(x[: len(rows)], device), told[: len(rows)].to(device)
+        # A Dataset can't return an empty batch; load one example and discard it.
+        loaded = [own if len(own) else rows[:1] for own, rows in zip(chunks, whole, strict=True)]
+    examples = _examples(split, loaded, anew=generator is not None)
+    for rows, (x, y) in zip(chunks, examples, strict=True):
+        labels = torch.as_tensor(y, dtype=torch.int64)
+        yield placed(x[: len(rows)], device), labels[: len(rows)].to(device)
 
 
-def _taken(
+def _examples(
     split: Split, chunks: Sequence[Tensor], *, anew: bool = False
 ) -> Iterable[tuple[Tensor, Any]]:
-    """The examples of each chunk of rows. Data sets that draw at random draw other examples where
-    `anew` is asked for, seeded by torch's global generator, and the same ones in every pass else.
+    """Return the examples of each chunk of rows.
+
+    With `anew`, random data sets draw new examples in every pass, seeded by torch's global
+    generator; otherwise every pass draws the same ones.
     """
     if isinstance(split, tuple):
         x, y = split
@@ -77,26 +78,27 @@ def _taken(
 
 
 def batch_sizes(total: int, batch_size: int) -> list[int]:
-    """The sizes of the shuffled batches of `total` examples, over all ranks."""
+    """Return the sizes of the shuffled batches of `total` examples, over all ranks."""
     return [len(rows) for rows in _chunks(torch.arange(total), batch_size)]
 
 
 def placed(x: Tensor, device: torch.device) -> Tensor:
-    """A batch on a device; images in channels_last, in which convolutions are fastest."""
+    """Move a batch to a device; images become channels_last, the fastest for convolutions."""
     x = x.to(device)
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 def resident(split: Split, device: torch.device) -> Split:
-    """The split with its tensors on a GPU, if they fit into half of the memory that is free."""
+    """Move the tensors of a split to a GPU if they fit into half of its free memory."""
     if device.type != "cuda" or not isinstance(split, tuple) or not fits(device, *split):
         return split
     return split[0].to(device), split[1].to(device)
 
 
 def _chunks(order: Tensor, size: int) -> list[Tensor]:
-    """Batches of `size`; a last one of a single example, whose variance a batch norm could not
-    take, joins the one before it.
+    """Split an order into batches of `size`.
+
+    A last batch of one example joins the batch before it, because batch norm needs a variance.
     """
     chunks = list(order.split(size))
     if len(chunks) > 1 and len(chunks[-1]) == 1:
@@ -105,12 +107,12 @@ def _chunks(order: Tensor, size: int) -> list[Tensor]:
 
 
 def count(split: Split) -> int:
-    """Examples in a split."""
+    """Return the number of examples in a split."""
     return len(split[1]) if isinstance(split, tuple) else len(split)  # type: ignore[arg-type]
 
 
 def evaluation_batch(split: Split) -> int:
-    """Examples in a batch where no gradients are kept: 1000, fewer where examples are large."""
+    """Return the batch size for evaluation: 1000, or fewer for large examples."""
     sample = split.sample[0] if isinstance(split, Items) else first_inputs(split, 1).shape[1:]
     values = max(math.prod(sample), 1)
     return max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // values))
@@ -118,22 +120,22 @@ def evaluation_batch(split: Split) -> int:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators seeded inside, as they were before outside."""
+    """Seed torch's generators inside, and restore them after."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
 def first_inputs(split: Split | Dataset[Any], rows: int) -> Tensor:
-    """The first inputs of a split, x [rows, ...]."""
+    """Return the first inputs of a split, x [rows, ...]."""
     if isinstance(split, tuple):
         return split[0][:rows]
     chosen = torch.arange(min(rows, count(split)))
-    return next(iter(_taken(split, [chosen])))[0]
+    return next(iter(_examples(split, [chosen])))[0]
 
 
 def fits(device: torch.device, *tensors: Tensor, share: float = 0.5) -> bool:
-    """Whether tensors take at most a share of the memory that is free on a GPU (else True)."""
+    """Return whether tensors fit into a share of a GPU's free memory; True on other devices."""
     if device.type != "cuda":
         return True
     free: Any = torch.cuda.mem_get_info(device)[0]

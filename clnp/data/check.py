@@ -1,4 +1,4 @@
-"""All inputs of a run, checked before anything trains."""
+"""Checks of all tasks of a run before training."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from .items import Items
 from .labels import SHOWN
 from .task import Task
 
-# Splits that are ready to be read: checked, or images that make their batches themselves.
+# Types of splits that need no further wrapping.
 READY = (tuple, Items, ImageSet)
 
 
 def check_tasks(tasks: Sequence[Task]) -> None:
-    """Checks every task of a stream, content included, before the first one trains: every item of
-    every split is read once.
+    """Check every task of a stream, reading every item of every split once.
 
     Arguments:
         tasks: a stream; a lazy one makes each task once.
 
     Raises:
-        DataError: a task that is no `Task`; two tasks named alike; tasks whose samples differ in
-            shape or dtype; an item that is no good, with its split and index.
+        DataError: an element isn't a `Task`; two tasks have one name; samples differ in shape or
+            dtype between tasks; an item is invalid (its split and index are named).
     """
     names: dict[str, int] = {}
     first: Task | None = None
@@ -36,31 +35,32 @@ def check_tasks(tasks: Sequence[Task]) -> None:
         check_is_task(task, f"tasks[{k}]")
         if task.name in names:
             raise DataError(
-                f"tasks[{k}]: is named {task.name!r} like tasks[{names[task.name]}]; wanted a name "
-                "of its own for every task"
+                f"tasks[{k}]: expected a different name for every task, got {task.name!r} as in "
+                f"tasks[{names[task.name]}]"
             )
         names[task.name] = k
         first = task if first is None else first
         for what in ("sample_shape", "dtype"):
-            got, wanted = getattr(task, what), getattr(first, what)
-            if got != wanted:
+            got, expected = getattr(task, what), getattr(first, what)
+            if got != expected:
                 raise DataError(
-                    f"task {task.name!r}: {what} is {got}, wanted {wanted} as in task "
-                    f"{first.name!r}"
+                    f"task {task.name!r}: expected {what} {expected} as in task {first.name!r}, "
+                    f"got {got}"
                 )
         task_data(task)
         warn_unseen(task)
 
 
 def check_is_task(task: Any, where: str = "task") -> None:
-    """Raises DataError unless it is a `Task`."""
+    """Raise DataError unless `task` is a `Task`."""
     if not isinstance(task, Task):
-        raise DataError(f"{where}: got {type(task).__name__}, expected a clnp.data.Task")
+        raise DataError(f"{where}: expected a clnp.data.Task, got {type(task).__name__}")
 
 
 def ready(task: Task) -> Task:
-    """The task as it is learned: checked, with class names where they are known, and with its
-    Datasets in memory where they fit, or else with their workers. Raises as `task_data` does.
+    """Return the task in the form it is learned: checked, with its class names if known.
+
+    Its Datasets are in memory where they fit, or else wrapped as `Items`. Raises as `task_data`.
     """
     if task._data is None or not all(isinstance(task.split(s), READY) for s in SPLITS):
         splits = read_splits(task, keep_bytes=task.cache_bytes)
@@ -77,16 +77,16 @@ def ready(task: Task) -> Task:
 
 
 def warn_unseen(task: Task) -> None:
-    """Warns of classes that are tested but never trained, once for a `Task`.
+    """Warn once per `Task` about classes that occur in validation or test, but not in training.
 
-    It is no error: trials on few training examples leave classes out on purpose, and what is
-    measured then is still right.
+    This isn't an error: trials on few training examples leave classes out on purpose, and their
+    accuracies are still correct.
     """
     for split, missing in task._unseen.items():
         shown = ", ".join(map(str, missing[:SHOWN]))
         warnings.warn(
-            f"{task.where(split)}: class {shown} does not occur in the train split, so it can't be "
-            "learned",
+            f"{task.where(split)}: expected classes of the train split, got class {shown}, which "
+            "can't be learned",
             DataWarning,
             stacklevel=3,
         )

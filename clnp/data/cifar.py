@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 from disk, in any of the forms in which people keep them.
+"""Reading of CIFAR-10 and CIFAR-100 in all common file formats.
 
-The original Python pickles are read by an unpickler that knows numpy arrays and nothing else, so
-that no file can run code.
+The original Python pickles are read by an unpickler that accepts numpy arrays only, so that no file
+can run code.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..errors import DataError
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
 HALVES = ("train", "test")
+ARRAYS = tuple(f"{half}_{part}" for half in HALVES for part in ("images", "labels"))
 # {"train" | "test": (images [N, 3, 32, 32] uint8, labels [N] int64)}
 Halves = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -29,11 +30,10 @@ class Kind:
 
     Attributes:
         classes: number of classes.
-        pickles, binaries: folders of the two original forms.
+        pickles, binaries: folders of the two original formats.
         files: half -> stems of its files.
         label: key of the labels in a pickle.
-        label_bytes: bytes before the pixels of an image in a binary file; the last one is the
-            label.
+        label_bytes: bytes before the pixels of an image in a binary file; the last is the label.
     """
 
     classes: int
@@ -65,31 +65,29 @@ KINDS: dict[str, Kind] = {
 
 
 def read_cifar(root: str | Path, name: str) -> Halves:
-    """A CIFAR data set below `root`, in the first form that is there:
+    """Read a CIFAR data set in the first format found in `root`:
 
-    1. `cifar10.npz` (or `cifar100.npz`): train_images, train_labels, test_images, test_labels, the
-       images [N, 32, 32, 3] or [N, 3, 32, 32] uint8; some of the classes are enough;
-    2. a folder `cifar10` (`cifar100`) with the same names as .npy files;
+    1. `cifar10.npz` (or `cifar100.npz`): train_images, train_labels, test_images, test_labels, with
+       images [N, 32, 32, 3] or [N, 3, 32, 32] uint8; a subset of the classes is enough;
+    2. a folder `cifar10` (`cifar100`) with arrays of these names as .npy files;
     3. `cifar-10-batches-py` (`cifar-100-python`), the Python version;
     4. `cifar-10-batches-bin` (`cifar-100-binary`), the binary version.
 
-    `root` may be that file or folder itself.
-
     Arguments:
-        root: a folder or a file.
+        root: a folder that contains one of these, or that file or folder itself.
         name: "cifar10" or "cifar100" (fine labels).
 
     Returns:
         {"train" | "test": (images [N, 3, 32, 32] uint8, labels [N] int64)}.
 
     Raises:
-        DataError: nothing there, listing what was looked for; or a file that is damaged.
+        DataError: nothing found, listing the names; or a damaged file.
     """
     root, kind = Path(root), KINDS[name]
     if root.is_file():
         return _checked(_read_npz(root, kind), kind, root)
     first = kind.files["train"][0]
-    # Where, a file that tells that it is there, and who reads it.
+    # (file or folder, a file in that folder, reader)
     forms: tuple[tuple[str, str, Callable[[Path, Kind], Halves]], ...] = (
         (f"{name}.npz", "", _read_npz),
         (name, "train_images.npy", _read_npy),
@@ -101,18 +99,18 @@ def read_cifar(root: str | Path, name: str) -> Halves:
             if (path / inside if inside else path).is_file():
                 return _checked(read(path, kind), kind, path)
     raise DataError(
-        f"data root {str(root)!r}: no {name}. Wanted one of "
+        f"data root {str(root)!r}: expected {name} as one of "
         + ", ".join(place for place, _, _ in forms)
-        + " in it"
+        + ", got none of them"
     )
 
 
 def _read_npz(path: Path, kind: Kind) -> Halves:
     try:
-        # numpy leaves files open that it opens itself and that are damaged.
+        # numpy doesn't close damaged files that it opened itself.
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files if _wanted(key)}
-    except Exception as error:  # zip, zlib, numpy and the system each have their own
+            arrays = {key: file[key] for key in file.files if key in ARRAYS}
+    except Exception as error:  # zip, zlib, numpy and the system raise different types
         raise DataError(f"{path}: can't be read ({error})") from error
     return _from_arrays(arrays, path)
 
@@ -120,27 +118,18 @@ def _read_npz(path: Path, kind: Kind) -> Halves:
 def _read_npy(path: Path, kind: Kind) -> Halves:
     arrays = {}
     for file in path.glob("*.npy"):
-        if _wanted(file.stem):
+        if file.stem in ARRAYS:
             try:
                 arrays[file.stem] = np.load(file, allow_pickle=False)
-            except Exception as error:  # numpy and the system each have their own
+            except Exception as error:  # numpy and the system raise different types
                 raise DataError(f"{file}: can't be read ({error})") from error
     return _from_arrays(arrays, path)
 
 
-def _wanted(key: str) -> bool:
-    return key in {f"{half}_{part}" for half in HALVES for part in ("images", "labels")}
-
-
 def _from_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> Halves:
-    missing = [
-        f"{half}_{part}"
-        for half in HALVES
-        for part in ("images", "labels")
-        if f"{half}_{part}" not in arrays
-    ]
+    missing = [name for name in ARRAYS if name not in arrays]
     if missing:
-        raise DataError(f"{path}: lacks {', '.join(missing)}")
+        raise DataError(f"{path}: expected {', '.join(ARRAYS)}, got no {', '.join(missing)}")
     halves = {}
     for half in HALVES:
         images, labels = arrays[f"{half}_images"], arrays[f"{half}_labels"]
@@ -157,10 +146,10 @@ def _read_pickles(path: Path, kind: Kind) -> Halves:
         for stem in stems:
             data = read_pickle(path / stem)
             if not isinstance(data, dict) or not {"data", kind.label} <= set(data):
-                raise DataError(f"{path / stem}: lacks data or {kind.label}")
+                raise DataError(f"{path / stem}: expected a dictionary with data and {kind.label}")
             pixels = data["data"]
             if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != PIXELS:
-                raise DataError(f"{path / stem}: data is no array [N, {PIXELS}]")
+                raise DataError(f"{path / stem}: data: expected an array [N, {PIXELS}]")
             images.append(pixels)
             labels.append(_labels(data[kind.label], path / stem))
         shape = (-1, 3, SIDE, SIDE)
@@ -172,9 +161,9 @@ def _labels(values: Any, path: Path) -> np.ndarray:
     try:
         labels = np.asarray(values)
     except ValueError as error:  # lists of different lengths
-        raise DataError(f"{path}: labels are no list of numbers ({error})") from error
+        raise DataError(f"{path}: labels: expected a list of numbers ({error})") from error
     if labels.ndim != 1:
-        raise DataError(f"{path}: labels are {list(labels.shape)}, wanted [N]")
+        raise DataError(f"{path}: labels: expected [N], got {list(labels.shape)}")
     return labels
 
 
@@ -191,8 +180,8 @@ def _read_binaries(path: Path, kind: Kind) -> Halves:
                 raise DataError(f"{file}: can't be read ({error})") from error
             if not raw.size or raw.size % record:
                 raise DataError(
-                    f"{file}: holds {raw.size} bytes, wanted a multiple of {record}, "
-                    f"{kind.label_bytes} of label and {PIXELS} of pixels an image"
+                    f"{file}: expected a multiple of {record} bytes ({kind.label_bytes} of label "
+                    f"and {PIXELS} of pixels per image), got {raw.size}"
                 )
             rows.append(raw.reshape(-1, record))
         table = np.concatenate(rows)
@@ -206,19 +195,19 @@ def _checked(halves: Halves, kind: Kind, path: Path) -> Halves:
         where = f"{path}, {half}"
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (3, SIDE, SIDE):
             raise DataError(
-                f"{where}: images are {list(images.shape)} {images.dtype}, wanted [N, {SIDE}, "
-                f"{SIDE}, 3] or [N, 3, {SIDE}, {SIDE}] uint8"
+                f"{where}: images: expected [N, {SIDE}, {SIDE}, 3] or [N, 3, {SIDE}, {SIDE}] "
+                f"uint8, got {list(images.shape)} {images.dtype}"
             )
         if labels.dtype.kind not in "iu" or labels.shape != (len(images),) or not len(images):
             raise DataError(
-                f"{where}: labels are {list(labels.shape)} {labels.dtype}, wanted [{len(images)}] "
-                "integers, and at least one"
+                f"{where}: labels: expected [{len(images)}] integers, and at least one, got "
+                f"{list(labels.shape)} {labels.dtype}"
             )
         labels = labels.astype(np.int64)
         if labels.min() < 0 or labels.max() >= kind.classes:
             raise DataError(
-                f"{where}: labels go from {labels.min()} to {labels.max()}, wanted 0 to "
-                f"{kind.classes - 1}"
+                f"{where}: labels: expected 0 to {kind.classes - 1}, got {labels.min()} to "
+                f"{labels.max()}"
             )
         halves[half] = (np.ascontiguousarray(images), labels)
     return halves
@@ -234,8 +223,8 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 _EMPTY: Any = np.empty(0, dtype=np.uint8)
-# All that the files need. The function that makes an empty array has moved between numpy versions;
-# an array's own reduction names it.
+# Everything that the files need. The function that makes an empty array has moved between numpy
+# versions; the reduction of an array names the current one.
 _RECONSTRUCT = _EMPTY.__reduce__()[0]
 ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -247,20 +236,20 @@ ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows numpy arrays, besides numbers, strings and containers."""
+    """Unpickler of numpy arrays, numbers, strings and containers only."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"asks for {module}.{name}") from None
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed") from None
 
 
 def read_pickle(path: Path) -> Any:
-    """A pickle of numbers, strings, containers and numpy arrays.
+    """Read a pickle of numbers, strings, containers and numpy arrays.
 
     Raises:
-        DataError: the file can't be read, is damaged, or asks for anything else.
+        DataError: the file can't be read, is damaged, or needs anything else.
     """
     try:
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Contents of a task: its items read once, with fingerprints, class names and labels."""
+"""Contents of a task, from one pass over its items: fingerprints, class names and labels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .items import Items
 from .labels import check_numbering
 from .scan import Scan, common_names, names_of, scan_items, scan_tensors
 
-# What is worth keeping most comes first: validation items are read again and again.
+# Splits in the order in which they are kept in memory: validation items are read most often.
 BY_WORTH = ("validation", "test", "train")
 
 
 class Splits(Protocol):
-    """The parts of a `Task` that reading it needs."""
+    """Attributes of a `Task` that this module uses."""
 
     @property
     def name(self) -> str: ...
@@ -40,12 +40,13 @@ class Splits(Protocol):
 
 
 def task_data(task: Splits) -> TaskData:
-    """Fingerprints, class names and number of classes of a task. Every item is read and checked the
-    first time that a `Task` is asked.
+    """Return fingerprints, class names and number of classes of a task.
+
+    The first call for a `Task` reads and checks every item.
 
     Raises:
-        DataError: an item that is no good, with its split and index; labels that do not start at 0
-            or have gaps; splits with other class names.
+        DataError: an item is invalid (its split and index are named); labels don't start at 0 or
+            have gaps; splits have different class names.
     """
     if task._data is None:
         read_splits(task, keep_bytes=0)
@@ -55,7 +56,7 @@ def task_data(task: Splits) -> TaskData:
 
 
 def read_splits(task: Splits, keep_bytes: int) -> dict[str, Split]:
-    """Read and check a task once, and return its splits, in memory where they fit."""
+    """Read and check a task once; return its splits, in memory where they fit."""
     scans: dict[str, Scan] = {}
     splits: dict[str, Split] = {}
     for split in BY_WORTH:
@@ -68,7 +69,7 @@ def read_splits(task: Splits, keep_bytes: int) -> dict[str, Split]:
             scans[split] = scan_tensors(*data)
             continue
         items = task.items(split)
-        # Without room, there is nothing to find out by a second reading.
+        # Only training items may be random; they are read twice to find out.
         fixed = True if split != "train" else task.fixed_items
         scan = scan_items(items, keep_bytes, fixed=fixed)
         task.check_range(split, scan.labels)
@@ -89,7 +90,7 @@ def read_splits(task: Splits, keep_bytes: int) -> dict[str, Split]:
 
 
 def known_labels(split: Split | Dataset[Any]) -> Tensor | None:
-    """All labels [N] of a split of a task that is `ready`; None where nobody has read them."""
+    """Return all labels [N] of a split of a `ready` task; None if they were not read yet."""
     if isinstance(split, tuple):
         return split[1]
     if isinstance(split, ImageSet):
@@ -98,16 +99,16 @@ def known_labels(split: Split | Dataset[Any]) -> Tensor | None:
 
 
 def _classes(task: Splits, labels: dict[str, Tensor]) -> tuple[tuple[str, ...] | None, int]:
-    """Class names, where they are known, and the number of classes."""
+    """Return the class names, if known, and the number of classes."""
     if task.class_names is not None:
         return task.class_names, len(task.class_names)
     where = f"task {task.name!r}"
-    told = {
+    reported = {
         split: names_of(data.data if isinstance(data, Items) else data, labels[split])
         for split in SPLITS
         if not isinstance(data := task.split(split), tuple)
     }
-    names = common_names(told, where)
+    names = common_names(reported, where)
     fits = names is not None and all(int(y.max()) < len(names) for y in labels.values())
     if names is not None and fits and task.classes in (None, len(names)):
         return names, len(names)
@@ -117,7 +118,7 @@ def _classes(task: Splits, labels: dict[str, Tensor]) -> tuple[tuple[str, ...] |
 
 
 def _unseen(labels: dict[str, Tensor]) -> dict[str, list[int]]:
-    """Split -> its classes that the train split lacks."""
+    """Return the classes of each split that the train split lacks."""
     seen = set(labels["train"].unique().tolist())
     return {
         split: missing

@@ -1,4 +1,4 @@
-"""Tasks from your own array files."""
+"""Tasks from array files (.npz, or folders of .npy)."""
 
 from __future__ import annotations
 
@@ -21,33 +21,32 @@ from .names import listed, shown, task_names
 from .streams import Stream
 from .task import Task
 
-# Names of the inputs and labels of a split, in the ways in which people write them, in any case;
-# the words for the splits are those of folders.
+# Common names of the inputs and labels of a split, in any case; the words for splits are those of
+# folders.
 NAMES = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("{}_x", "{}_y"))
 
 
 class ArrayFiles(Stream):
-    """Your own arrays from files as a stream, one task each: .npz files, or folders of .npy files.
+    """A stream of array files, one per task: .npz files, or folders of .npy files.
 
-    A task's arrays are `x_train` [N, ...], `y_train` [N], the same for `test` and, if there are
-    any, for `validation` (or val); `train_x`, or `train_images` with `train_labels`, do as well.
-    Without a validation split, a fraction of every class of the training split is set aside.
-    `class_names` [C] of strings, if it is there, names the classes in the order of the labels.
+    The arrays of a task are `x_train` [N, ...] and `y_train` [N], the same for `test` and,
+    optionally, for `validation` (or val). `train_x`, or `train_images` with `train_labels`, work
+    too. Without a validation split, a fraction of every class of the training split is set aside.
+    An optional array `class_names` [C] of strings names the classes in the order of the labels.
 
     uint8 arrays are images, [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels; they stay
-    bytes until a batch is made. Other numbers become float32 as they are.
+    bytes until a batch is made. Other numbers become float32 without scaling.
 
     Arguments:
-        paths: one per task, which is named after it, with the folder's name before where two are
-            alike.
+        paths: one per task. The task is named after it, preceded by its folder if two are equal.
         seed: draws the validation split.
-        validation: fraction that is set aside.
-        normalise, augment: of images, see `clnp.data.SplitCIFAR`; "constants" are those of all
+        validation: fraction set aside.
+        normalise, augment: for images, see `clnp.data.SplitCIFAR`; "constants" are those of all
             training images of the first task, the same for every task.
 
     Raises:
-        DataError: no file, one that isn't there, or the same one twice; from a task, what its file
-            lacks.
+        DataError: no file, a missing file, or the same file twice; on access to a task, arrays
+            that are missing or invalid.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class ArrayFiles(Stream):
     ) -> None:
         self.paths = [Path(path) for path in paths]
         if not self.paths:
-            raise DataError("arrays: got no files, wanted one per task")
+            raise DataError("paths: expected one file per task, got none")
         for path in self.paths:
             if not os.path.exists(path):
                 raise DataError(f"{shown(path)}: no such file")
@@ -74,7 +73,7 @@ class ArrayFiles(Stream):
         return len(self.paths)
 
     def task(self, index: int) -> Task:
-        """Task `index`. Raises DataError where its arrays are no good."""
+        """Make task `index`; raises DataError if its arrays are missing or invalid."""
         name = self.names[index]
         splits, class_names = _read(self.paths[index])
         train = splits["train"][0]
@@ -112,8 +111,8 @@ class ArrayFiles(Stream):
             first = read_splits(self.paths[0])["train"][0]
             if first.dtype != torch.uint8:
                 raise DataError(
-                    f"{shown(self.paths[0])}: holds no images (uint8), but a later task of the "
-                    "stream does; wanted all tasks of one kind"
+                    f"{shown(self.paths[0])}: expected images (uint8), as in a later task of the "
+                    "stream, got other numbers; use one kind for all tasks"
                 )
             self._constants = channel_constants(first)
         return self._constants
@@ -123,41 +122,46 @@ Splits = dict[str, tuple[Tensor, Tensor]]
 
 
 def read_splits(path: Path) -> Splits:
-    """{"train", "test" and perhaps "validation": (x, y [N] int64)} of an .npz file or a folder of
-    .npy files; x is [N, C, H, W] uint8 for images, or else float32.
+    """Read the splits of an .npz file or a folder of .npy files.
+
+    Returns:
+        {"train", "test" and perhaps "validation": (x, y [N] int64)}; x is [N, C, H, W] uint8 for
+        images, or else float32.
 
     Raises:
-        DataError: a file that can't be read, arrays that are missing, don't fit together, or could
-            both be the same.
+        DataError: a file can't be read; arrays are missing, ambiguous, or don't fit together.
     """
     return _read(path)[0]
 
 
 def _read(path: Path) -> tuple[Splits, tuple[str, ...] | None]:
-    """(`read_splits`, the classes' names)."""
+    """Read the splits and the names of the classes."""
     arrays = _Arrays(path)
     splits: Splits = {}
     for split, words in SPLITS.items():
         pairs = [(x.format(word), y.format(word)) for x, y in NAMES for word in words]
-        here = [pair for pair in pairs if any(map(arrays.has, pair))]
-        if len(here) > 1:
+        present = [pair for pair in pairs if any(map(arrays.has, pair))]
+        if len(present) > 1:
             raise DataError(
-                f"{shown(path)}: {listed(n for p in here for n in p if arrays.has(n))} could all "
-                f"be the {split} split; keep one pair of arrays"
+                f"{shown(path)}: expected one pair of arrays for the {split} split, got "
+                f"{listed(n for p in present for n in p if arrays.has(n))}"
             )
-        for pair in here:
+        for pair in present:
             x, y = (arrays.read(name, f"the {split} split") for name in pair)
             splits[split] = _checked(x, y, f"{shown(path)}, {split}")
     for split in ("train", "test"):
         if split not in splits:
             known = ", ".join(f"{x} and {y}".format(split, split) for x, y in NAMES)
-            raise DataError(f"{shown(path)}: has no {split} split, wanted {known}; {arrays.told()}")
+            raise DataError(
+                f"{shown(path)}: expected a {split} split ({known}), got {arrays.found()}"
+            )
     _check_unseen(splits, path)
     names = _class_names(arrays, path) if arrays.has("class_names") else None
     most = max(int(y.max()) for _, y in splits.values())
     if names is not None and most >= len(names):
         raise DataError(
-            f"{shown(path)}: label {most} is outside class_names, which has {len(names)} names"
+            f"{shown(path)}: expected labels below {len(names)}, the number of class_names, got "
+            f"{most}"
         )
     return splits, names
 
@@ -168,7 +172,7 @@ def _check_unseen(splits: Splits, path: Path) -> None:
         unseen = sorted(set(y.unique().tolist()) - known)
         if unseen:
             raise DataError(
-                f"{shown(path)}, {split}: has labels that the training split lacks: "
+                f"{shown(path)}, {split}: expected labels of the training split, got "
                 f"{listed(map(str, unseen))}"
             )
 
@@ -177,18 +181,21 @@ def _class_names(arrays: _Arrays, path: Path) -> tuple[str, ...]:
     names = arrays.read("class_names")
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise DataError(
-            f"{shown(path)}: class_names is {list(names.shape)} {names.dtype}, wanted [C] strings"
+            f"{shown(path)}: class_names: expected [C] strings, got {list(names.shape)} "
+            f"{names.dtype}"
         )
     texts = tuple(
         shown(os.fsdecode(name) if isinstance(name, bytes) else name) for name in names.tolist()
     )
     if len(set(texts)) != len(texts) or "" in texts:
-        raise DataError(f"{shown(path)}: class_names has empty or repeated names: {listed(texts)}")
+        raise DataError(
+            f"{shown(path)}: class_names: expected distinct non-empty names, got {listed(texts)}"
+        )
     return texts
 
 
 class _Arrays:
-    """The arrays of a file or folder by their names, in any case; read when they are asked for."""
+    """Arrays of a file or folder by name, in any case; each is read on access."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -196,7 +203,10 @@ class _Arrays:
         for name in sorted(self._listed()):
             other = self.names.setdefault(name.lower(), name)
             if other != name:
-                raise DataError(f"{shown(path)}: has {shown(other)} and {shown(name)}; keep one")
+                raise DataError(
+                    f"{shown(path)}: expected one array of that name, got {shown(other)} and "
+                    f"{shown(name)}; keep one"
+                )
 
     def _listed(self) -> list[str]:
         with _reading(self.path):
@@ -205,19 +215,19 @@ class _Arrays:
             with open(self.path, "rb") as stream:
                 loaded = np.load(stream, allow_pickle=False)
                 if isinstance(loaded, np.ndarray):
-                    raise ValueError("it holds a single array, wanted an .npz file or a folder")
+                    raise ValueError("expected an .npz file or a folder, got a single array")
                 return list(loaded.files)
 
     def has(self, name: str) -> bool:
         return name in self.names
 
     def read(self, name: str, what: str = "") -> np.ndarray:
-        """An array, of `what`. Raises DataError where it isn't there or can't be read."""
+        """Read an array of `what`; raises DataError if it is missing or can't be read."""
         if name not in self.names:
-            raise DataError(f"{shown(self.path)}: lacks {name} of {what}; {self.told()}")
+            raise DataError(f"{shown(self.path)}: expected {name} for {what}, got {self.found()}")
         own = self.names[name]
         file = self.path / f"{own}.npy" if self.path.is_dir() else self.path
-        # numpy leaves files open that it opens itself and that are damaged.
+        # numpy doesn't close damaged files that it opened itself.
         with _reading(file, own), open(file, "rb") as stream:
             loaded: Any = np.load(stream, allow_pickle=False)
             array = loaded if isinstance(loaded, np.ndarray) else loaded[own]
@@ -225,16 +235,16 @@ class _Arrays:
             raise DataError(f"{shown(file)}: {shown(own)} can't be read as an array")
         return array
 
-    def told(self) -> str:
-        """ "it has x_train, ...", for errors."""
-        return f"it has {listed(self.names.values(), 12) or 'no arrays'}"
+    def found(self) -> str:
+        """Names of all arrays, for errors."""
+        return listed(self.names.values(), 12) or "no arrays"
 
 
 @contextlib.contextmanager
 def _reading(file: Path, name: str = "") -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # zip, zlib, numpy and the system each have their own
+    except Exception as error:  # zip, zlib, numpy and the system raise different types
         what = f"{shown(file)}, {shown(name)}" if name else shown(file)
         text = shown(str(error) or type(error).__name__)
         raise DataError(f"{what}: can't be read as arrays ({text})") from error
@@ -243,29 +253,29 @@ def _reading(file: Path, name: str = "") -> Iterator[None]:
 def _checked(x: np.ndarray, y: np.ndarray, where: str) -> tuple[Tensor, Tensor]:
     if x.ndim < 2 or y.shape[:1] != (len(x),) or not len(x):
         raise DataError(
-            f"{where}: x is {list(x.shape)} and y {list(y.shape)}, wanted [N, ...] and [N]"
+            f"{where}: expected x [N, ...] and y [N], got {list(x.shape)} and {list(y.shape)}"
         )
     labels = as_labels(y, f"{where} y")
     if x.dtype != np.uint8:
         if x.dtype.kind not in "fiu":
-            raise DataError(f"{where}: x is {x.dtype}, wanted numbers")
+            raise DataError(f"{where} x: expected numbers, got {x.dtype}")
         with np.errstate(over="ignore"):
             numbers = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
-        # Here, where rows still have the numbers that they have in the file.
+        # Check before the validation split is drawn, so that errors name rows of the file.
         check_finite(numbers, f"{where} x (as float32)")
         return numbers, labels
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] in (1, 3):
         raise DataError(
-            f"{where}: x is {list(x.shape)} uint8, which could be [N, C, H, W] or [N, H, W, C]; "
-            "give float32, which is taken as it is"
+            f"{where} x: expected images of unambiguous layout, got {list(x.shape)} uint8, which "
+            "could be [N, C, H, W] or [N, H, W, C]; use float32, which is not rearranged"
         )
     elif x.ndim == 4 and x.shape[1] not in (1, 3):
         x = x.transpose(0, 3, 1, 2)
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise DataError(
-            f"{where}: x is {list(x.shape)} uint8, wanted images [N, H, W], [N, H, W, C] or "
-            "[N, C, H, W] with 1 or 3 channels; other numbers as float32"
+            f"{where} x: expected images [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 "
+            f"channels, got {list(x.shape)} uint8; use float32 for other numbers"
         )
     return torch.from_numpy(np.ascontiguousarray(x)), labels

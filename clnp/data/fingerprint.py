@@ -1,4 +1,4 @@
-"""Fingerprints of a task's data: hashes of its content, not names or sizes alone."""
+"""Fingerprints of a task's data: hashes of its content."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ MODULUS = 1 << 256
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The fingerprint of one split.
+    """Fingerprint of one split.
 
     Attributes:
         size: number of examples.
-        shape, dtype: of one x.
-        inputs: SHA-256 over every value of every x, in order; "" where a data set draws its items
-            from a generator of its own, so that no two readings agree.
+        shape, dtype: shape and dtype of one x.
+        inputs: SHA-256 over every value of every x, in order; "" if a data set draws its items from
+            its own generator, so that no two passes agree.
         labels: SHA-256 over all labels, in order.
-        top: the largest label.
-        examples: sum of the examples' SHA-256, so whatever their order; "" as for `inputs`.
-        random: whether two readings of an item with other seeds differ (augmentation). `inputs` is
-            then of the items as they are without augmentation (`ImageSet`) or with fixed seeds.
+        top: largest label.
+        examples: sum of the SHA-256 of all examples, independent of their order; "" as `inputs`.
+        random: whether an item depends on the seed (augmentation). `inputs` is then computed
+            without augmentation (`ImageSet`) or with fixed seeds.
     """
 
     size: int
@@ -44,12 +44,12 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Fingerprint:
-        """The inverse of `dataclasses.asdict`; raises TypeError for other data."""
+        """Rebuild from `dataclasses.asdict`; raises TypeError for other data."""
         fields = dict(data)
         return cls(**{**fields, "shape": tuple(fields["shape"])})
 
     def difference(self, now: Fingerprint) -> str:
-        """The difference from another fingerprint in words; "" where there is none."""
+        """Describe the difference from a later fingerprint; "" if there is none."""
         if self.size != now.size:
             return f"{now.size} examples instead of {self.size}"
         if (self.shape, self.dtype) != (now.shape, now.dtype):
@@ -70,12 +70,12 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class TaskData:
-    """The fingerprints of a task.
+    """Fingerprints and classes of a task.
 
     Attributes:
-        splits: "train", "validation", "test" -> its fingerprint.
-        class_names: of its classes, in order, where they are known.
-        classes: how many there are.
+        splits: "train", "validation", "test" -> fingerprint.
+        class_names: names of the classes, in order, if known.
+        classes: number of classes.
     """
 
     splits: dict[str, Fingerprint]
@@ -83,12 +83,12 @@ class TaskData:
     classes: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return dictionaries and lists for JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TaskData:
-        """The inverse of `to_json`; raises KeyError, TypeError or AttributeError for other data."""
+        """Rebuild from `to_json`; raises KeyError, TypeError or AttributeError for other data."""
         names = data["class_names"]
         return cls(
             {str(k): Fingerprint.from_json(v) for k, v in data["splits"].items()},
@@ -97,13 +97,13 @@ class TaskData:
         )
 
     def differences(self, now: TaskData) -> list[str]:
-        """The differences from another task's data, a line each."""
-        told = []
+        """Describe the differences from later data of the task, one line each."""
+        lines = []
         before, names = self.class_names, now.class_names
-        # Names that are told later only add to what is known.
+        # Names that become known later are no difference.
         if before and names and before != names:
             kind = "order" if sorted(before) == sorted(names) else "names"
-            told.append(
+            lines.append(
                 f"another {kind} of classes: {', '.join(names)} instead of {', '.join(before)}"
                 if kind == "order"
                 else f"other class names: {', '.join(names)} instead of {', '.join(before)}"
@@ -111,12 +111,12 @@ class TaskData:
         for split, fingerprint in self.splits.items():
             difference = fingerprint.difference(now.splits[split])
             if difference:
-                told.append(f"{split}: {difference}")
-        return told
+                lines.append(f"{split}: {difference}")
+        return lines
 
 
 class Digest:
-    """Adds up the fingerprint of a split, batch by batch, in constant memory but for the labels."""
+    """Accumulator of a split's fingerprint, batch by batch; keeps only the labels."""
 
     def __init__(self) -> None:
         self._inputs = hashlib.sha256()
@@ -124,16 +124,16 @@ class Digest:
         self._labels: list[Tensor] = []
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Examples in order: x [B, ...], y [B] int64."""
+        """Add the next examples: x [B, ...], y [B] int64."""
         size = max(1, x[0].numel() * x.element_size())
         step = max(1, PIECE_BYTES // size)
         labels = y.tolist()
         for start in range(0, len(x), step):
             data = tensor_bytes(x[start : start + step])
-            for place, label in zip(range(0, len(data), size), labels[start:], strict=False):
-                row = hashlib.sha256(data[place : place + size]).digest()
+            for offset, label in zip(range(0, len(data), size), labels[start:], strict=False):
+                row = hashlib.sha256(data[offset : offset + size]).digest()
                 self._inputs.update(row)
-                # A sum does not depend on the order.
+                # A sum doesn't depend on the order.
                 self._sum += int.from_bytes(row, "little") * (label + 1)
         self._sum %= MODULUS
         self._labels.append(y.cpu())
@@ -146,7 +146,7 @@ class Digest:
     def result(
         self, shape: tuple[int, ...], dtype: torch.dtype, *, random: bool, repeats: bool = True
     ) -> Fingerprint:
-        """The fingerprint; `repeats`: another reading would give the same values."""
+        """Return the fingerprint; `repeats` means that another pass would read the same values."""
         labels = self.labels
         return Fingerprint(
             len(labels),

@@ -1,4 +1,4 @@
-"""Folders of image files as tasks, one sub-folder per class, as ImageFolder of torchvision."""
+"""Folders of image files as tasks, with one sub-folder per class (torchvision's ImageFolder)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import DataError
 from .found import Found, common_range, common_side, look_into
 from .images import Constants, ImageSet, constants_for, held_out
 from .layout import Item, Layout
-from .names import counted, shown, task_names
+from .names import shown, task_names
 from .pictures import MODES, Range, by_threads, read_image, stored_side
 from .streams import Stream
 from .task import Task
@@ -26,22 +26,21 @@ CACHE_BYTES = 1 << 29
 
 
 class ImageFiles(ImageSet):
-    """Image files, read by threads when they are asked for, then kept as bytes.
+    """Image files, read by threads on access and then kept as bytes.
 
-    An image is turned as its EXIF data say; the square in its middle is kept, scaled to a side of
-    `stored_side(image_size)` pixels, and `ImageSet` crops that to `image_size`.
+    An image is rotated as its EXIF data say and cropped to its middle square. The square is scaled
+    to a side of `stored_side(image_size)` pixels, which `ImageSet` crops to `image_size`.
 
     Arguments:
-        items: (path, label) each.
+        items: (path, label) pairs.
         constants, augment: as in `ImageSet`.
-        image_size: side of x, which is [C, image_size, image_size].
+        image_size: side of x [C, image_size, image_size].
         channels: 3 or 1.
-        convert: take files of any kind (transparent images are laid on white, CMYK is converted,
-            numbers of more than 8 bits are scaled) instead of refusing those that aren't RGB, grey
-            or of a palette.
-        value_range: (black, white) of numbers of more than 8 bits; needed where there are some.
+        convert: accept other files than RGB, grey and palette images: transparent ones are laid on
+            white, CMYK is converted, and values of more than 8 bits are scaled.
+        value_range: (black, white) of values of more than 8 bits; required if there are some.
         workers: threads that read files.
-        cache_bytes: images are kept in memory once read if all of them fit into so many bytes.
+        cache_bytes: memory for the images; they are kept after reading if all of them fit.
     """
 
     def __init__(
@@ -69,10 +68,10 @@ class ImageFiles(ImageSet):
         self._known = torch.zeros(len(items), dtype=torch.bool)
 
     def pixels(self, rows: Tensor) -> Tensor:
-        """The rows' images, from memory or from their files.
+        """Return the images of some rows, from memory or from their files.
 
         Raises:
-            DataError: a file that can't be read, naming it.
+            DataError: a file can't be read, naming it.
         """
         if self._kept is None:
             return self._read(rows.tolist())
@@ -112,38 +111,38 @@ def folder_task(
     cache_bytes: int = CACHE_BYTES,
     found: Found | None = None,
 ) -> Task:
-    """A folder of images, one sub-folder per class (named by it, in alphabetical order), as a task.
+    """Make a task of a folder of images with one sub-folder per class.
 
-    Splits are the folders `train` (or training), `validation` (valid, val, dev) and `test`
-    (testing, eval, evaluation) in any case, each with a sub-folder per class. What is missing is
-    drawn by the seed, the same fraction of every class: a test split from the validation folder
-    where that is there (it is then no validation split any more), or else from the training images;
-    a validation split from the training images. Without folders of splits, `path` itself holds the
-    classes. All files are looked at, and their kinds checked, before anything else is done.
+    Classes are named after their folders, in alphabetical order. The splits are the folders `train`
+    (or training), `validation` (valid, val, dev) and `test` (testing, eval, evaluation), in any
+    case, each with the folders of the classes. Without such folders, `path` itself holds the
+    classes. Missing splits are drawn by the seed, the same fraction of every class: the validation
+    folder, if there is one, becomes a missing test split; otherwise a split is drawn from the
+    training images. The headers of all files are checked first.
 
-    Hidden files and what systems leave behind (`__MACOSX`, `Thumbs.db`, ...) count as not there.
-    Links to files and folders are followed.
+    Hidden files and files of systems (`__MACOSX`, `Thumbs.db`, ...) are ignored. Links to files and
+    folders are followed.
 
     Arguments:
         path: the folder.
-        name: of the task; None takes the folder's.
-        image_size: side of x [B, C, image_size, image_size] float32; None takes that of the images,
-            which then are squares of one size.
-        seed, validation, test: of the splits that are drawn, fractions of the images they are taken
-            from.
-        normalise: "constants" (those of ImageNet; with one channel, pixels in [0, 1]), "none", or
-            your own (mean, std) per channel.
+        name: name of the task; None uses that of the folder.
+        image_size: side of x [B, C, image_size, image_size] float32; None uses that of the images,
+            which must be squares of one size.
+        seed: draws missing splits.
+        validation, test: fractions of the training images for missing splits.
+        normalise: "constants" (of ImageNet; with one channel, pixels in [0, 1]), "none", or
+            (mean, std) per channel.
         channels: 3 or 1.
         augment: random crops and mirror images in the training split.
         convert, workers, cache_bytes: as in `ImageFiles`.
         value_range: as in `ImageFiles`; None measures it (`clnp.data.pictures.measured_range`) over
             the training images of more than 8 bits.
-        found: of an earlier `look_into` with the same arguments; None looks now.
+        found: result of an earlier `look_into` with the same arguments.
 
     Raises:
-        DataError: no such folder, a layout that can be read in several ways or in none, a single
-            class, a class without images, classes that differ between the splits, files that can't
-            be read or are of another kind, sizes that differ where none is given, naming them.
+        DataError: no such folder; an ambiguous or unknown layout; a single class; a class without
+            images; different classes in the splits; files that can't be read or are of another
+            kind; images of several sizes without an `image_size`.
     """
     root = Path(path)
     _check_arguments(root, image_size, channels, workers, value_range, normalise)
@@ -182,19 +181,19 @@ def folder_task(
 
 
 class Folders(Stream):
-    """Folders of images as a stream, one task each; what is in them is found out once.
+    """A stream of folders of images, one per task; each folder is searched once.
 
-    Without an `image_size` all images of all folders have to be squares of one size; without a
-    `value_range` numbers of more than 8 bits are scaled by one range for all tasks.
+    Without an `image_size`, all images of all folders must be squares of one size. Without a
+    `value_range`, values of more than 8 bits are scaled by one range for all tasks.
 
     Arguments:
-        paths: one folder per task; tasks are named after them, with the parent's name before where
-            two are alike.
-        seed, image_size, value_range, options: of `folder_task`; task k's splits are drawn by
-            `seed` and k.
+        paths: one folder per task. The task is named after it, preceded by its parent if two are
+            equal.
+        seed, image_size, value_range, options: arguments of `folder_task`; the splits of task k are
+            drawn by `seed` and k.
 
     Raises:
-        DataError: no folder, one that isn't there, or the same one twice.
+        DataError: no folder, a missing folder, or the same folder twice.
     """
 
     def __init__(
@@ -208,22 +207,20 @@ class Folders(Stream):
     ) -> None:
         self.paths = [Path(path) for path in paths]
         if not self.paths:
-            raise DataError("folders: got none, wanted one per task")
+            raise DataError("paths: expected one folder per task, got none")
         for path in self.paths:
             _check_folder(path)
         self.names = task_names(self.paths)
         self.seed, self.options = seed, options
         self._image_size, self._value_range = image_size, value_range
-        # Opening a million files takes minutes, and tasks are made more than once.
+        # Opening a million files takes minutes, and tasks are made several times.
         self._found: dict[int, Found] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def found(self, index: int) -> Found:
-        """The images in the folder of task `index`, looked for once only. Raises as `folder_task`
-        does.
-        """
+        """Return the images in the folder of task `index`. Raises as `folder_task`."""
         if index not in self._found:
             looks = ("channels", "convert", "workers")
             how = {name: self.options[name] for name in looks if name in self.options}
@@ -235,22 +232,23 @@ class Folders(Stream):
 
     @property
     def image_size(self) -> int:
-        """Side of x, as given or as all images have it. Raises DataError where these differ."""
+        """Side of x, given or that of all images; raises DataError if these differ."""
         if self._image_size is None:
             self._image_size = common_side(self._all_found(), self.paths)
         return self._image_size
 
     @property
     def value_range(self) -> Range | None:
-        """(black, white) of numbers of more than 8 bits, as given or as measured over the training
-        images of all tasks; None where there are no such images.
+        """(black, white) of values of more than 8 bits; None if no image has such values.
+
+        Given, or measured over the training images of all tasks.
         """
         if self._value_range is None:
             self._value_range = common_range(self._all_found(), self.options.get("workers", 2))
         return self._value_range
 
     def task(self, index: int) -> Task:
-        """Task `index`. Raises as `folder_task` does."""
+        """Make task `index`. Raises as `folder_task`."""
         found = self.found(index)
         return folder_task(
             self.paths[index],
@@ -263,7 +261,7 @@ class Folders(Stream):
         )
 
     def notes(self) -> Iterator[str]:
-        """Sentences about what is taken and left out of every folder, and how it is scaled."""
+        """Yield sentences on files that are skipped in each folder, and on the range of values."""
         for name, found in zip(self.names, self._all_found(), strict=True):
             yield from (f"{name}: {note}" for note in found.notes)
         if self.value_range is not None:
@@ -274,7 +272,7 @@ class Folders(Stream):
 def _with_missing(
     layout: Layout, seed: int, validation: float, test: float
 ) -> dict[str, list[Item]]:
-    """Draws the splits that are missing."""
+    """Draw missing splits."""
     splits = dict(layout.items)
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
@@ -287,8 +285,8 @@ def _with_missing(
     for name, number in zip(layout.classes, labels.bincount().tolist(), strict=True):
         if number <= len(missing):
             raise DataError(
-                f"class {shown(name)}: has {counted(number, 'training image')}, wanted at least "
-                f"{len(missing) + 1} to draw {' and '.join(m[0] for m in missing)} images from"
+                f"class {shown(name)}: expected at least {len(missing) + 1} training images, to "
+                f"draw {' and '.join(m[0] for m in missing)} images from, got {number}"
             )
     for split, fraction, part in missing:
         train = splits["train"]
@@ -312,17 +310,20 @@ def _check_arguments(
         if value is None and name == "image_size":
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise DataError(f"{name}: got {value!r}, wanted an int of at least 1")
+            raise DataError(f"{name}: expected an int of at least 1, got {value!r}")
     if channels not in MODES:
-        raise DataError(f"channels: got {channels!r}, wanted 3 or 1")
+        raise DataError(f"channels: expected 3 or 1, got {channels!r}")
     if normalise == "train":
         raise DataError(
-            "normalise: 'train' would read every image first; give (mean, std) or 'constants'"
+            "normalise: expected (mean, std), 'constants' or 'none', got 'train', which would read "
+            "every image first"
         )
     if value_range is not None and not (
         len(value_range) == 2 and np.isfinite(value_range).all() and value_range[0] < value_range[1]
     ):
-        raise DataError(f"value_range: got {value_range!r}, wanted (black, white), black below")
+        raise DataError(
+            f"value_range: expected (black, white) with black < white, got {value_range!r}"
+        )
 
 
 def _check_folder(path: Path) -> None:

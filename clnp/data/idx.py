@@ -1,4 +1,4 @@
-"""The idx files of MNIST: found, unpacked and checked."""
+"""Reading of MNIST's idx files."""
 
 from __future__ import annotations
 
@@ -19,24 +19,22 @@ FILES = {
     ("test", "images"): "t10k-images-idx3-ubyte",
     ("test", "labels"): "t10k-labels-idx1-ubyte",
 }
-# Where people and torchvision keep the files below the folder they name.
+# Subfolders of the data root that may hold the files (torchvision uses MNIST/raw).
 FOLDERS = (".", "MNIST/raw", "raw")
-
-
 PIECE = 1 << 20
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of one idx file of unsigned bytes, plain or gzip.
+    """Read an idx file of unsigned bytes, plain or gzip.
 
     Arguments:
-        path: the file; a name that ends in .gz is unpacked.
+        path: the file; unpacked if its name ends in .gz.
 
     Returns:
-        uint8, in the shape that the file's header gives.
+        uint8 array with the shape in the file's header.
 
     Raises:
-        DataError: the file can't be read, is no idx file of unsigned bytes, or is cut short.
+        DataError: the file can't be read, is not an idx file of unsigned bytes, or is truncated.
     """
     opened: Any = gzip.open if path.suffix == ".gz" else open
     try:
@@ -50,37 +48,36 @@ def _read(file: IO[bytes], path: Path) -> np.ndarray:
     start = file.read(4)
     if len(start) < 4 or start[:3] != b"\x00\x00\x08":
         raise DataError(
-            f"{path}: starts with {start.hex()!r}, wanted 000008: an idx file of unsigned bytes"
+            f"{path}: expected an idx file of unsigned bytes, which starts with 000008, got "
+            f"{start.hex()!r}"
         )
     rank = start[3]
     sizes = file.read(4 * rank)
     if len(sizes) < 4 * rank:
-        raise DataError(f"{path}: is cut short inside its header")
+        raise DataError(f"{path}: expected {4 * rank} bytes of sizes in the header, got fewer")
     shape = struct.unpack(f">{rank}I", sizes)
-    # Of numbers without bounds: a product that overflows could be any size.
+    # Python's integers don't overflow, so a hostile header can't wrap around to a small size.
     size = math.prod(shape)
-    # No more than the header promises, whatever a compressed file grows to, and no memory for what
-    # a header promises alone.
+    # Read at most the size in the header, however far a file unpacks, and allocate only what is
+    # really there.
     raw = bytearray()
     while len(raw) <= size and (piece := file.read(min(size + 1 - len(raw), PIECE))):
         raw += piece
     if len(raw) != size:
-        held = f"more than {size}" if len(raw) > size else f"{len(raw)}"
+        got = f"more than {size}" if len(raw) > size else f"{len(raw)}"
         raise DataError(
-            f"{path}: holds {held} bytes after the header, wanted {size} for shape {list(shape)}"
+            f"{path}: expected {size} bytes after the header for shape {list(shape)}, got {got}"
         )
     return np.frombuffer(raw, dtype=np.uint8).reshape(shape)
 
 
 def find_idx_files(root: Path) -> dict[tuple[str, str], Path]:
-    """The four MNIST files below `root`: {("train" | "test", "images" | "labels"): path}.
+    """Find the four MNIST files: {("train" | "test", "images" | "labels"): path}.
 
-    They are looked for in `root` itself, `root/MNIST/raw` and `root/raw`, plain or as .gz; all four
-    in one of these folders.
+    All four must be in one folder: `root`, `root/MNIST/raw` or `root/raw`, plain or as .gz.
 
     Raises:
-        DataError: none of the folders has all four; the message lists what was looked for and what
-            is missing.
+        DataError: no folder has all four; the message lists the missing ones.
     """
     missing: list[str] = []
     for folder in (root / name for name in FOLDERS):
@@ -96,20 +93,18 @@ def find_idx_files(root: Path) -> dict[tuple[str, str], Path]:
             f"{folder} lacks {'all four' if len(lacks) == len(FILES) else ', '.join(lacks)}"
         )
     raise DataError(
-        f"data root {str(root)!r}: no MNIST files. Wanted {', '.join(FILES.values())} (plain or "
-        ".gz) in one folder; " + "; ".join(missing)
+        f"data root {str(root)!r}: expected the MNIST files {', '.join(FILES.values())} (plain or "
+        ".gz) in one folder, got none or some; " + "; ".join(missing)
     )
 
 
 def read_mnist(root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """MNIST's {"train" | "test": (images [N, 784] uint8, labels [N] uint8)} from the idx files
-    below `root`.
+    """Read MNIST: {"train" | "test": (images [N, 784] uint8, labels [N] uint8)}.
 
-    Images of another size than 28 x 28 are taken as they are (the files of Fashion-MNIST or EMNIST
-    work too).
+    Other files in this format (Fashion-MNIST, EMNIST) and other image sizes are read too.
 
     Raises:
-        DataError: files missing, damaged, or of different lengths.
+        DataError: files are missing, damaged, or of different lengths.
     """
     files = find_idx_files(root)
     halves = {}
@@ -117,8 +112,8 @@ def read_mnist(root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         images, labels = read_idx(files[half, "images"]), read_idx(files[half, "labels"])
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(images):
             raise DataError(
-                f"{files[half, 'images']}: images {list(images.shape)} and labels "
-                f"{list(labels.shape)}, wanted [N, H, W] and [N]"
+                f"{files[half, 'images']}: expected images [N, H, W] and labels [N], got "
+                f"{list(images.shape)} and {list(labels.shape)}"
             )
         halves[half] = (images.reshape(len(images), -1), labels)
     return halves

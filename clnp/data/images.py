@@ -1,4 +1,4 @@
-"""Images kept as bytes, made floats batch by batch: a quarter of the memory of float32."""
+"""Images stored as bytes and converted to floats per batch, in a quarter of float32's memory."""
 
 from __future__ import annotations
 
@@ -21,29 +21,28 @@ CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-# Pixels are summed in pieces of about this many bytes.
+# Bytes of pixels that are summed at a time.
 PIECE = 1 << 24
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class ImageSet(Dataset[tuple[Tensor, Tensor]]):
-    """A data set of square or rectangular images stored as bytes, all of one size; its items are
-    (x [C, H, W] float32, y [] int64).
+    """A data set of images of one size, stored as bytes.
 
-    x = (pixel / 255 - mean) / std. With `augment`, x is a random crop, half of the time mirrored,
-    drawn from torch's global CPU generator: inside `clnp.data.batches.seeded`, where the epochs of
-    a learner are, a resumed run draws the same ones. Without it x is the centre.
+    Items are (x [C, H, W] float32, y [] int64) with x = (pixel / 255 - mean) / std. With `augment`,
+    x is a random crop, mirrored half of the time, drawn from torch's global CPU generator, which a
+    learner seeds per epoch; so a resumed run draws the same crops. Otherwise x is the centre.
 
     Arguments:
         labels: [N] integer class labels from 0.
-        constants: (mean, std), each one number per channel, for pixels in [0, 1].
-        size: (H, W) of x; None takes that of the stored images.
+        constants: (mean, std), each with one number per channel, for pixels in [0, 1].
+        size: (H, W) of x; None uses that of the stored images.
         augment: random crops and mirror images, for training.
         padding: black pixels added on every side of a stored image before a random crop.
 
     Raises:
-        DataError: an argument that doesn't fit, naming it.
+        DataError: an argument is invalid, naming it.
     """
 
     def __init__(
@@ -58,8 +57,8 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         mean, std = (torch.tensor(v, dtype=torch.float32).reshape(-1, 1, 1) for v in constants)
         if mean.shape != std.shape or not bool((std > 0).all()):
             raise DataError(
-                f"constants: got {constants}, wanted (mean, std) with one number per channel each, "
-                "std above 0"
+                "constants: expected (mean, std) with one number per channel each and std above 0, "
+                f"got {constants}"
             )
         self.labels = labels.long()
         self.mean, self.std = 255 * mean, 255 * std
@@ -67,10 +66,10 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
 
     @abstractmethod
     def pixels(self, rows: Tensor) -> Tensor:
-        """Stored images [B, C, H', W'] uint8 of the rows [B] int64."""
+        """Return the stored images [B, C, H', W'] uint8 of rows [B] int64."""
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(x [B, C, H, W] float32, y [B] int64) of the rows [B] int64."""
+        """Return (x [B, C, H, W] float32, y [B] int64) of rows [B] int64."""
         images = self.pixels(rows)
         size = self.size or (images.shape[-2], images.shape[-1])
         images = random_crops(images, size, self.padding) if self.augment else centre(images, size)
@@ -92,7 +91,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         return x[0], y[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Several items at once, which is what a DataLoader asks for."""
+        """Return several items at once, the method a DataLoader prefers."""
         x, y = self.batch(torch.as_tensor(indices))
         return list(zip(x, y, strict=True))
 
@@ -105,7 +104,7 @@ class Images(ImageSet):
         labels, constants, size, augment, padding: as in `ImageSet`.
 
     Raises:
-        DataError: an argument of another shape or dtype.
+        DataError: an argument has another shape or dtype.
     """
 
     def __init__(
@@ -120,29 +119,30 @@ class Images(ImageSet):
     ) -> None:
         if images.ndim != 4 or images.dtype != torch.uint8 or not len(images):
             raise DataError(
-                f"images: got shape {list(images.shape)} {images.dtype}, wanted [N, C, H, W] "
-                "torch.uint8 with N of at least 1"
+                "images: expected [N, C, H, W] torch.uint8 with N of at least 1, got shape "
+                f"{list(images.shape)} {images.dtype}"
             )
         if labels.ndim != 1 or len(labels) != len(images):
             raise DataError(
-                f"labels: got shape {list(labels.shape)}, wanted [{len(images)}], one per image"
+                f"labels: expected [{len(images)}], one per image, got shape {list(labels.shape)}"
             )
         if int(labels.min()) < 0:
-            raise DataError(f"labels: got {int(labels.min())}, wanted labels from 0")
+            raise DataError(f"labels: expected labels from 0, got {int(labels.min())}")
         super().__init__(labels, constants, size=size, augment=augment, padding=padding)
         if len(self.mean) != images.shape[1]:
             raise DataError(
-                f"constants: got {len(self.mean)} channels, the images have {images.shape[1]}"
+                f"constants: expected {images.shape[1]} channels, as the images have, got "
+                f"{len(self.mean)}"
             )
         self.images = images
 
     def pixels(self, rows: Tensor) -> Tensor:
-        """The rows' images, a copy."""
         return self.images[rows.to(self.images.device)]
 
     def to(self, device: str | torch.device) -> Images:
-        """The same images kept on a device, where their batches are then made (random crops are
-        still drawn by the CPU's generator).
+        """Return the same images stored on a device, which then makes their batches.
+
+        Random crops are still drawn by the CPU's generator.
         """
         moved = copy.copy(self)
         moved.images, moved.labels = self.images.to(device), self.labels.to(device)
@@ -151,12 +151,12 @@ class Images(ImageSet):
 
 
 def random_crops(images: Tensor, size: tuple[int, int], padding: int) -> Tensor:
-    """One random window of every image, half of them mirrored; from torch's global CPU generator.
+    """Crop every image at random and mirror half of them, using torch's global CPU generator.
 
     Arguments:
         images: [B, C, H', W'] uint8.
-        size: (H, W) of the windows; at most that of the padded images.
-        padding: zeros on every side, where the images are no larger than the windows.
+        size: (H, W) of the crops; at most that of the padded images.
+        padding: zeros added on every side if the images have the size of the crops.
 
     Returns:
         [B, C, H, W] uint8.
@@ -178,14 +178,15 @@ def random_crops(images: Tensor, size: tuple[int, int], padding: int) -> Tensor:
 
 
 def centre(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middle of every image: [B, C, H', W'] -> [B, C, H, W]."""
+    """Crop every image to its centre: [B, C, H', W'] -> [B, C, H, W]."""
     top, left = (images.shape[-2] - size[0]) // 2, (images.shape[-1] - size[1]) // 2
     return images[:, :, top : top + size[0], left : left + size[1]]
 
 
 def channel_constants(images: Tensor) -> Constants:
-    """(mean, std) per channel of images [N, C, H, W] uint8, for pixels in [0, 1], exact to float64;
-    a constant channel gets std 1.
+    """Compute (mean, std) per channel of images [N, C, H, W] uint8, for pixels in [0, 1].
+
+    Sums are in float64. A constant channel gets std 1.
     """
     rows = max(1, PIECE // max(1, images[0].numel()))
     total = torch.zeros(images.shape[1], dtype=torch.float64)
@@ -202,16 +203,16 @@ def channel_constants(images: Tensor) -> Constants:
 
 
 def constants_for(normalise: Any, known: str, images: Tensor) -> Constants:
-    """(mean, std) as the argument `normalise` of the streams asks for.
+    """Return the (mean, std) for the argument `normalise` of the streams.
 
     Arguments:
-        normalise: "constants" (those of the data set `known`), "train" (of the task's own training
-            images), "none" (pixels stay in [0, 1]), or a (mean, std) of your own.
+        normalise: "constants" (of the data set `known`), "train" (of the task's training images),
+            "none" (pixels stay in [0, 1]), or (mean, std).
         known: key of `CONSTANTS`.
         images: training images [N, C, H, W] uint8.
 
     Raises:
-        DataError: something else.
+        DataError: another value of `normalise`.
     """
     channels = images.shape[1]
     if normalise == "constants":
@@ -223,31 +224,35 @@ def constants_for(normalise: Any, known: str, images: Tensor) -> Constants:
     if isinstance(normalise, (tuple, list)) and len(normalise) == 2:
         return tuple(normalise[0]), tuple(normalise[1])
     raise DataError(
-        f"normalise: got {normalise!r}, wanted 'constants', 'train', 'none' or (mean, std)"
+        f"normalise: expected 'constants', 'train', 'none' or (mean, std), got {normalise!r}"
     )
 
 
 def held_out(labels: Tensor, fraction: float, seed: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """(rows that stay, rows set aside), ascending: of every class the fraction `fraction`, at least
-    one, drawn by the seed; the same on every machine.
+    """Set aside a fraction of every class, at least one example, drawn by the seed.
 
     Arguments:
         labels: [N] int64.
         fraction: above 0 and below 1.
         seed: non-negative integers.
 
+    Returns:
+        kept rows and rows set aside, both ascending int64; the same on every machine.
+
     Raises:
-        DataError: a fraction outside (0, 1), or a class of one image.
+        DataError: a fraction outside (0, 1), or a class with one example.
     """
     if not 0 < fraction < 1:
-        raise DataError(f"validation: got {fraction!r}, wanted a fraction above 0 and below 1")
-    # numpy promises the raw bits of a bit generator for ever.
+        raise DataError(f"validation: expected a fraction above 0 and below 1, got {fraction!r}")
+    # numpy guarantees the raw bits of a bit generator in all versions.
     raw = np.random.PCG64(np.random.SeedSequence(list(seed))).random_raw(len(labels))
     shuffled = torch.from_numpy(np.argsort(raw, kind="stable"))
     aside = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
         rows = shuffled[labels[shuffled] == label]
         if len(rows) < 2:
-            raise DataError(f"class {label}: has {len(rows)} image, wanted at least 2 to split")
+            raise DataError(
+                f"class {label}: expected at least 2 examples to split, got {len(rows)}"
+            )
         aside[rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)]] = True
     return (~aside).nonzero()[:, 0], aside.nonzero()[:, 0]

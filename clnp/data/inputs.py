@@ -1,4 +1,4 @@
-"""Splits and their inputs x: tensors or numpy arrays of finite floats."""
+"""Checks of inputs x: tensors or numpy arrays of finite floats."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ Split: TypeAlias = "tuple[Tensor, Tensor] | Dataset[Any]"
 SPLITS = ("train", "validation", "test")
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16)
-# Rows are taken in pieces of about this many elements, so that a check needs no second copy of x.
+# Elements checked at a time, so that a check needs no second copy of x.
 PIECE = 1 << 20
 
 
 def as_tensor(array: Any, where: str) -> Tensor:
-    """A tensor or numpy array as a tensor, without a copy where torch allows.
+    """Convert a tensor or numpy array to a tensor, without a copy if torch allows it.
 
     Raises:
-        DataError: something else, or a dtype that torch does not know.
+        DataError: another type, or a dtype that torch lacks.
     """
     if isinstance(array, Tensor):
         return array.detach()
     if not isinstance(array, np.ndarray):
         raise DataError(
-            f"{where}: got {type(array).__name__}, wanted a torch tensor or a numpy array"
+            f"{where}: expected a torch tensor or a numpy array, got {type(array).__name__}"
         )
     # torch refuses negative strides and foreign byte order; only such arrays are copied.
     if any(stride < 0 for stride in array.strides) or not array.dtype.isnative:
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     try:
         with warnings.catch_warnings():
-            # Read-only arrays (memory maps, npz) are fine: nothing here writes to the data.
+            # Read-only arrays (memory maps, npz) are fine, because nothing writes to the data.
             warnings.filterwarnings("ignore", message=".*not writable.*")
             return torch.from_numpy(array)
     except TypeError:
         raise DataError(
-            f"{where}: got numpy dtype {array.dtype}, wanted float32, float64 or integers"
+            f"{where}: expected float32, float64 or integers, got numpy dtype {array.dtype}"
         ) from None
 
 
 def as_input(x: Any, where: str) -> Tensor:
-    """x as a tensor of floats.
+    """Convert x to a tensor of floats.
 
     Raises:
-        DataError: something else; the way out is an expression in x.
+        DataError: another type or dtype; the message has an expression in x that converts it.
     """
     tensor = as_tensor(x, where)
     if tensor.dtype in FLOATS:
@@ -62,12 +62,13 @@ def as_input(x: Any, where: str) -> Tensor:
         else f"convert with {floats}"
     )
     raise DataError(
-        f"{where}: got {name_of(tensor.dtype)}, wanted {', '.join(map(name_of, FLOATS))}; {way_out}"
+        f"{where}: expected {', '.join(map(name_of, FLOATS))}, got {name_of(tensor.dtype)}; "
+        f"{way_out}"
     )
 
 
 def first_bad(x: Tensor) -> list[int] | None:
-    """Index of the first number that is not finite, or None. x: [B, ...]."""
+    """Return the index of the first number of x [B, ...] that is not finite, or None."""
     rows = max(1, PIECE // max(1, x[0].numel()))
     for start in range(0, len(x), rows):
         finite = torch.isfinite(x[start : start + rows])
@@ -78,14 +79,14 @@ def first_bad(x: Tensor) -> list[int] | None:
 
 
 def check_finite(x: Tensor, where: str) -> None:
-    """Raises DataError where x [B, ...] holds NaN or Inf, with the index."""
+    """Raise DataError with the index if x [B, ...] holds NaN or Inf."""
     index = first_bad(x)
     if index is not None:
         raise DataError(
-            f"{where}: {float(x[tuple(index)])} at index {index}, wanted finite numbers"
+            f"{where}: expected finite numbers, got {float(x[tuple(index)])} at index {index}"
         )
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """ "float32" of torch.float32."""
+    """Return the short name of a dtype, such as "float32"."""
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Items of a data set, checked whenever they are read, by this process or by workers."""
+"""Items of a data set, checked at every read, in this process or in workers."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Sample = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of one x
 
 
 class Items(Dataset[Any]):
-    """A data set whose every read is checked: a tensor or array of finite floats, all of one shape
-    and dtype, and an integer label.
+    """A data set that checks every item it reads.
 
-    What items draw from the global generators of torch, numpy and Python depends on a seed and on
-    the rows that are read together, not on who reads them.
+    An item is a tensor or array of finite floats, of one shape and dtype, and an integer label.
+    Random numbers that items draw from the global generators of torch, numpy and Python depend on
+    a seed and on the rows read together, not on the process that reads them.
 
     Arguments:
-        data: has a length; its items are (x, y).
-        where: what errors call it.
-        num_workers: processes that read ahead; 0 reads here.
-        sample: shape and dtype of every x; None takes those of the first item.
-        numbered: labels are [2] int64: the label and the item's index.
+        data: a data set with a length and items (x, y).
+        where: its name in errors.
+        num_workers: processes that read ahead; 0 reads in this process.
+        sample: shape and dtype of every x; None uses those of the first item.
+        numbered: yield labels [2] int64: the label and the item's index.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Items(Dataset[Any]):
 
     @classmethod
     def of(cls, data: Dataset[Any]) -> Items:
-        """The data set itself if it is checked already."""
+        """Wrap a data set unless it is `Items` already."""
         return data if isinstance(data, Items) else cls(data)
 
     def with_numbers(self) -> Items:
-        """The same items with labels [2]: the label and the item's index."""
+        """Return the same items with labels [2]: the label and the item's index."""
         return Items(self.data, self.where, self.num_workers, self._sample, numbered=True)
 
     @property
@@ -77,10 +77,10 @@ class Items(Dataset[Any]):
         return x[0], y[0]
 
     def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(x [B, ...], y [B] int64) of some rows.
+        """Read rows as (x [B, ...], y [B] int64).
 
         Raises:
-            DataError: an item that is no good or can't be read, with its index.
+            DataError: an item is invalid or can't be read; its index is named.
         """
         items = self._read(rows)
         xs = [self._input(item, i) for item, i in zip(items, rows, strict=True)]
@@ -94,8 +94,8 @@ class Items(Dataset[Any]):
         bad = first_bad(x) if x.numel() else None
         if bad is not None:
             raise DataError(
-                f"{self.where}: x of item {rows[bad[0]]}: {float(x[tuple(bad)])} at index "
-                f"{bad[1:]}, wanted finite numbers"
+                f"{self.where}: x of item {rows[bad[0]]}: expected finite numbers, got "
+                f"{float(x[tuple(bad)])} at index {bad[1:]}"
             )
         y = torch.tensor(ys)
         return x, torch.stack([y, torch.tensor(rows)], dim=1) if self.numbered else y
@@ -103,21 +103,21 @@ class Items(Dataset[Any]):
     def batches(
         self, chunks: Sequence[Sequence[int]], seed: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the rows of every chunk, in order; chunk k draws from `seed` + k."""
-        orders = [(seed + k, list(rows)) for k, rows in enumerate(chunks)]
-        if self.num_workers == 0 or not orders:
-            for number, rows in orders:
-                with isolated(number):
+        """Yield the batch of each chunk of rows, in order; chunk k is seeded by `seed` + k."""
+        numbered = [(seed + k, list(rows)) for k, rows in enumerate(chunks)]
+        if self.num_workers == 0 or not numbered:
+            for chunk_seed, rows in numbered:
+                with isolated(chunk_seed):
                     pair = self.batch(rows)
                 yield pair
             return
         loader = DataLoader(
             _Reader(self),
             batch_size=None,
-            sampler=orders,
-            num_workers=min(self.num_workers, len(orders)),
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),  # or else it would draw from the global one
+            sampler=numbered,
+            num_workers=min(self.num_workers, len(numbered)),
+            collate_fn=_unchanged,
+            generator=torch.Generator(),  # otherwise the loader draws from the global one
         )
         try:
             for outcome in loader:
@@ -128,14 +128,14 @@ class Items(Dataset[Any]):
             if "DataLoader worker" not in str(error):
                 raise
             raise DataError(
-                f"{self.where}: a process that reads items ended ({error}); Task(num_workers=0) "
-                "reads without them"
+                f"{self.where}: a process that reads items ended ({error}); use "
+                "Task(num_workers=0) to read in this process"
             ) from error
 
     def _read(self, rows: Sequence[int]) -> list[Any]:
         many = getattr(self.data, "__getitems__", None)
         if callable(many):
-            # An error of many at once does not tell which of them it was.
+            # An error of __getitems__ doesn't name the item; reading one by one does.
             with contextlib.suppress(Exception):
                 items = list(many(list(rows)))
                 if len(items) == len(rows):
@@ -147,19 +147,19 @@ class Items(Dataset[Any]):
             return self.data[i]
         except (DataError, MemoryError):
             raise
-        except Exception as error:  # whatever a data set of others raises
+        except Exception as error:  # a user's data set may raise anything
             raise DataError(
                 f"{self.where}: item {i} can't be read: {type(error).__name__}: {error}"
             ) from error
 
     def _input(self, item: Any, i: int) -> Tensor:
         if not isinstance(item, (tuple, list)) or len(item) != 2:
-            told = f"{len(item)} values" if isinstance(item, (tuple, list)) else type(item).__name__
-            raise DataError(f"{self.where}: item {i} is {told}, wanted (x, y)")
+            kind = f"{len(item)} values" if isinstance(item, (tuple, list)) else type(item).__name__
+            raise DataError(f"{self.where}: item {i}: expected (x, y), got {kind}")
         x, where = item[0], f"{self.where}: x of item {i}"
         if not isinstance(x, (Tensor, np.ndarray)):
             raise DataError(
-                f"{where} is a {type(x).__name__}, wanted a tensor; give the Dataset a transform "
+                f"{where}: expected a tensor, got {type(x).__name__}; give the Dataset a transform "
                 "such as torchvision.transforms.ToTensor()"
             )
         return as_input(x, where)
@@ -170,13 +170,13 @@ class Items(Dataset[Any]):
         shape, dtype = self._sample
         if tuple(x.shape) != shape or x.dtype != dtype:
             raise DataError(
-                f"{self.where}: x of item {i} is {list(x.shape)} {name_of(x.dtype)}, wanted "
-                f"{list(shape)} {name_of(dtype)} as in the first item"
+                f"{self.where}: x of item {i}: expected {list(shape)} {name_of(dtype)} as in the "
+                f"first item, got {list(x.shape)} {name_of(x.dtype)}"
             )
 
 
 class _Reader(Dataset[Any]):
-    """The data set of the worker processes: a chunk -> its batch, or the text of a DataError."""
+    """Data set of the worker processes: chunk -> batch, or the text of a DataError."""
 
     def __init__(self, items: Items) -> None:
         self.items = items
@@ -190,15 +190,13 @@ class _Reader(Dataset[Any]):
                 return str(error)
 
 
-def _as_it_is(outcome: Any) -> Any:
+def _unchanged(outcome: Any) -> Any:
     return outcome
 
 
 @contextlib.contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """The generators of torch (CPU), numpy and Python seeded inside, as they were before
-    outside.
-    """
+    """Seed the generators of torch (CPU), numpy and Python inside, and restore them after."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % (1 << 32))

@@ -1,4 +1,4 @@
-"""Checks of y: integer class labels from 0 without gaps; errors say how to convert others."""
+"""Checks of class labels y: integers from 0 without gaps; errors name a conversion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import DataError
 from .inputs import as_tensor, name_of
 
 SHOWN = 12  # labels in a message
-# Numbers the labels of all splits alike. `y_train`, `y_validation` and `y_test` are arrays [N].
+# Code that numbers the labels of all splits alike; `y_train`, ... are arrays [N].
 RENUMBER = {
     "torch": "classes = torch.unique(torch.cat([y_train, y_validation, y_test])); "
     "y_train, y_validation, y_test = "
@@ -26,36 +26,35 @@ RENUMBER = {
 
 
 def as_labels(y: Any, where: str) -> Tensor:
-    """Labels of a whole split as [N] int64.
+    """Convert the labels of a whole split to [N] int64.
 
     Raises:
-        DataError: another rank or dtype, or a negative label; the way out is an expression in y, or
-            statements in the y of all splits.
+        DataError: another rank or dtype, or a negative label; the message has an expression in y,
+            or statements in the y of all splits, that converts them.
     """
     if isinstance(y, np.ndarray) and y.dtype.kind in "USO":
         raise DataError(
-            f"{where}: got numpy dtype {y.dtype}, wanted integer labels; number them alike in "
+            f"{where}: expected integer labels, got numpy dtype {y.dtype}; number them alike in "
             f"every split: {RENUMBER['numpy']}"
         )
     tensor = as_tensor(y, where)
     way_out = conversion(y)
     if tensor.ndim != 1:
         raise DataError(
-            f"{where}: got shape {list(tensor.shape)}, wanted [B] class labels; "
+            f"{where}: expected class labels [B], got shape {list(tensor.shape)}; "
             + (
                 f"convert with {way_out}"
                 if way_out
-                else "several labels for one example, and labels that are no class, are not "
-                "supported"
+                else "several labels per example, and labels that aren't classes, are not supported"
             )
         )
     if not _is_integer(tensor):
         raise DataError(
-            f"{where}: got {name_of(tensor.dtype)}, wanted integer labels (int64); "
+            f"{where}: expected integer labels (int64), got {name_of(tensor.dtype)}; "
             + (
                 f"convert with {way_out}"
                 if way_out
-                else "these numbers are no whole ones, and regression is not supported"
+                else "these aren't whole numbers, and regression is not supported"
             )
         )
     labels = tensor.long()
@@ -63,15 +62,15 @@ def as_labels(y: Any, where: str) -> Tensor:
         first = int((labels < 0).nonzero()[0])
         kind = "torch" if isinstance(y, Tensor) else "numpy"
         raise DataError(
-            f"{where}: label {int(labels[first])} at index {first}, wanted labels from 0; leave "
-            "examples without a class out, or number the classes alike in every split: "
+            f"{where}: expected labels from 0, got {int(labels[first])} at index {first}; leave "
+            "out examples without a class, or number the classes alike in every split: "
             f"{RENUMBER[kind]}"
         )
     return labels
 
 
 def conversion(y: Any) -> str | None:
-    """An expression in y that makes class labels [N] of it; None where there is none."""
+    """Return an expression in y that converts it to class labels [N], or None."""
     text = "y"
     if y.ndim == 2 and y.shape[1] == 1:
         y, text = y.squeeze(1), f"{text}.squeeze(1)"
@@ -88,10 +87,10 @@ def conversion(y: Any) -> str | None:
 
 
 def as_label(y: Any, where: str) -> int:
-    """The label of one item of a data set.
+    """Return the label of one item of a data set.
 
     Raises:
-        DataError: no integer from 0; the way out is an expression in y.
+        DataError: not an integer from 0; the message has an expression in y that converts it.
     """
     if isinstance(y, (int, np.integer)) and not isinstance(y, bool):
         label: int | None = int(y)
@@ -101,8 +100,8 @@ def as_label(y: Any, where: str) -> int:
         label = None
     if label is not None and label >= 0:
         return label
-    told = f"shape {list(y.shape)}" if isinstance(y, (Tensor, np.ndarray)) and y.ndim else repr(y)
-    raise DataError(f"{where}: {told}, wanted one integer class label from 0{_item_way_out(y)}")
+    got = f"shape {list(y.shape)}" if isinstance(y, (Tensor, np.ndarray)) and y.ndim else repr(y)
+    raise DataError(f"{where}: expected an integer class label from 0, got {got}{_item_way_out(y)}")
 
 
 def _item_way_out(y: Any) -> str:
@@ -119,17 +118,17 @@ def _item_way_out(y: Any) -> str:
 def check_numbering(
     labels: Mapping[str, Tensor], where: str, code: str = "", *, keep: bool = True
 ) -> int:
-    """Number of classes of a task whose `classes` were not given.
+    """Return the number of classes of a task without `classes`.
 
     Arguments:
         labels: split -> [N] int64, from 0.
-        where: the task.
-        code: key of `RENUMBER` for splits that are arrays; for data sets, the advice is a
-            target_transform.
-        keep: the caller takes `classes=`.
+        where: name of the task in errors.
+        code: key of `RENUMBER` if the splits are arrays; "" advises a target_transform, for data
+            sets.
+        keep: advise `classes=` too, for callers that accept it.
 
     Raises:
-        DataError: labels that do not start at 0 or have gaps over all splits.
+        DataError: the labels of all splits together don't start at 0 or have gaps.
     """
     found = torch.unique(torch.cat([y.cpu() for y in labels.values()])).tolist()
     if found == list(range(len(found))):
@@ -138,9 +137,9 @@ def check_numbering(
     new = {old: k for k, old in enumerate(found)}
     advice = RENUMBER.get(code, f"target_transform={new}.get")
     raise DataError(
-        f"{where}: labels are {shown}, wanted 0 to {len(found) - 1} without gaps; number them "
+        f"{where}: expected labels 0 to {len(found) - 1} without gaps, got {shown}; number them "
         f"alike in every split: {advice}"
-        + (f"; or keep the numbers as they are with classes={found[-1] + 1}" if keep else "")
+        + (f"; or keep these numbers with classes={found[-1] + 1}" if keep else "")
     )
 
 

@@ -1,7 +1,6 @@
-"""The layout of a folder of images: which of its folders are splits, which are classes.
+"""Layout of a folder of images: its splits and classes.
 
-What can be read in one way only is taken, whatever its names' case; anything else is refused with
-what was found.
+Names count in any case. A layout with more than one reading is refused with a list of its folders.
 """
 
 from __future__ import annotations
@@ -19,33 +18,32 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".tga", ".avif"),
 )
-# Names under which people keep a split, in any case.
+# Common names of splits, in any case.
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
 SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
-# What systems and tools leave behind, besides names that begin with a dot; in any case.
+# Files and folders of systems and tools, in any case; names that begin with a dot are ignored too.
 LEFT_BEHIND = (
     *("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information"),
     *("lost+found", "thumbs.db", "desktop.ini"),
 )
-# Folders within folders, from the task's own on.
-DEEPEST = 32
+DEEPEST = 32  # levels of folders below the task's
 
 Item = tuple[Path, int]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The contents of a folder of images.
+    """Contents of a folder of images.
 
     Attributes:
         classes: names of the classes' folders, in alphabetical order.
-        items: {"train" | "validation" | "test": (path, label) each}, of the splits that are there.
-        folders: split -> the folder's name; "" where the task's own folder holds the classes.
-        notes: sentences about what is left out.
+        items: {"train" | "validation" | "test": (path, label) pairs}, for the splits found.
+        folders: split -> name of its folder; "" if the task's own folder holds the classes.
+        notes: sentences on skipped files.
     """
 
     classes: tuple[str, ...]
@@ -56,7 +54,7 @@ class Layout:
 
 @dataclass
 class Place:
-    """A folder, looked through: what it holds itself, and its folders."""
+    """A folder, with the files and folders in it."""
 
     path: Path
     identity: tuple[int, int]
@@ -69,13 +67,13 @@ class Place:
         return self.path.name
 
     def below(self) -> Iterator[Place]:
-        """This folder and all in it."""
+        """Yield this folder and all folders in it."""
         yield self
         for folder in self.folders:
             yield from folder.below()
 
     def all_images(self) -> list[Path]:
-        """Its images and those of all folders in it."""
+        """Return its images and those of all folders in it."""
         return sorted(path for place in self.below() for path in place.images)
 
     def holds_images(self) -> bool:
@@ -83,13 +81,13 @@ class Place:
 
 
 def find_images(root: Path) -> Layout:
-    """Finds the splits and classes of a folder. Nothing is opened.
+    """Find the splits and classes of a folder, without opening files.
 
     Raises:
-        DataError: the folder can't be read, or its layout isn't one of those that
-            `clnp.data.folder_task` describes; the message names what was found.
+        DataError: the folder can't be read, or doesn't have a layout of `clnp.data.folder_task`;
+            the message names its contents.
     """
-    top = _looked_through(root, ())
+    top = _read_folder(root, ())
     places, notes = _splits(top)
     classes = {split: _classes(place) for split, place in places.items()}
     _check_same_classes(places, classes)
@@ -103,41 +101,42 @@ def find_images(root: Path) -> Layout:
                for path in place.images]  # fmt: skip
     if outside:
         notes.append(
-            f"{counted(len(outside), 'image')} outside the classes' folders left out: "
+            f"{counted(len(outside), 'image')} outside the folders of classes skipped: "
             f"{listed(_inside(outside, root))}"
         )
     others = [path for place in top.below() for path in place.others]
     if others:
         notes.append(
-            f"{counted(len(others), 'file')} not taken for images: {listed(_inside(others, root))}"
+            f"{counted(len(others), 'file')} not recognised as images: "
+            f"{listed(_inside(others, root))}"
         )
     folders = {split: "" if p is top else p.name for split, p in places.items()}
     return Layout(tuple(p.name for p in classes["train"]), items, folders, tuple(notes))
 
 
-def _looked_through(path: Path, above: tuple[tuple[int, int], ...]) -> Place:
+def _read_folder(path: Path, above: tuple[tuple[int, int], ...]) -> Place:
     try:
         status = os.stat(path)
         place = Place(path, (status.st_dev, status.st_ino))
         if place.identity in above:
             raise DataError(
-                f"{shown(path)}: is a link that leads back to a folder above it, "
+                f"{shown(path)}: expected a folder, got a link to a folder above it, "
                 f"{shown(os.path.realpath(path))}; remove the link"
             )
         if len(above) > DEEPEST:
-            raise DataError(f"{shown(path)}: lies more than {DEEPEST} folders deep")
+            raise DataError(f"{shown(path)}: expected at most {DEEPEST} levels of folders")
         with os.scandir(path) as found:
             entries = sorted((e for e in found if not _hidden(e.name)), key=lambda e: e.name)
         for entry in entries:
             inside = path / entry.name
             if entry.is_dir():
-                place.folders.append(_looked_through(inside, (*above, place.identity)))
+                place.folders.append(_read_folder(inside, (*above, place.identity)))
             elif not entry.name.lower().endswith(EXTENSIONS):
                 place.others.append(inside)
             elif entry.is_file():
                 place.images.append(inside)
             else:
-                raise DataError(f"{shown(inside)}: is no file, or a link that leads nowhere")
+                raise DataError(f"{shown(inside)}: expected a file, got a broken link or a device")
     except OSError as error:
         where = error.filename if isinstance(error.filename, (str, os.PathLike)) else path
         raise DataError(f"{shown(where)}: can't be read ({error.strerror or error})") from error
@@ -157,7 +156,7 @@ def _split_of(place: Place) -> str | None:
 
 
 def _splits(top: Place) -> tuple[dict[str, Place], list[str]]:
-    """({split: its folder}, notes); the folder itself is the training split if it holds classes."""
+    """Return split -> folder, and notes; a folder of classes is itself the training split."""
     named: dict[str, list[Place]] = {}
     for folder in top.folders:
         split = _split_of(folder)
@@ -167,99 +166,96 @@ def _splits(top: Place) -> tuple[dict[str, Place], list[str]]:
         return {"train": top}, []
     where, known = shown(top.path), listed(p.name for found in named.values() for p in found)
     rest = [p for p in top.folders if _split_of(p) is None]
-    odd = [p for p in rest if p.holds_images()]
-    if odd:
+    extra = [p for p in rest if p.holds_images()]
+    if extra:
         raise DataError(
-            f"{where}: holds {known}, which look like splits, and {_contents(odd)}; move what is "
-            "neither training, validation nor test split elsewhere, or, where these are all "
-            f"classes, put them into a folder {shown(top.path / 'train')}"
+            f"{where}: expected only splits ({known}) or only classes, got {_contents(extra)} too; "
+            "move other folders elsewhere, or, if all are classes, put them into a folder "
+            f"{shown(top.path / 'train')}"
         )
     for split, found in named.items():
         if len(found) > 1:
             raise DataError(
-                f"{where}: {listed(p.name for p in found)} could all be the {split} split "
-                f"({_contents(found)}); keep one under that name"
+                f"{where}: expected one folder for the {split} split, got {_contents(found)}; "
+                "rename all but one"
             )
     if "train" not in named:
         raise DataError(
-            f"{where}: holds {known} but no train split; wanted a folder train beside, or only "
-            "classes"
+            f"{where}: expected a folder train beside {known}, or only folders of classes, got no "
+            "train split"
         )
-    notes = [f"folders without images left out: {listed(p.name for p in rest)}"] if rest else []
+    notes = [f"folders without images skipped: {listed(p.name for p in rest)}"] if rest else []
     return {split: named[split][0] for split in SPLITS if split in named}, notes
 
 
 def _contents(places: Sequence[Place]) -> str:
-    """ "a (3 images), b (5 images)"."""
+    """Describe folders as "a (3 images), b (5 images)"."""
     return listed(f"{shown(p.name)} ({counted(len(p.all_images()), 'image')})" for p in places)
 
 
 def _classes(place: Place) -> list[Place]:
-    """The folders of the classes in a split."""
+    """Return the folders of the classes in a split."""
     where, found = shown(place.path), place.folders
     if not found:
         raise DataError(
-            f"{where}: holds no folders, but {counted(len(place.images), 'image')}; wanted one "
-            "folder per class with its images in it"
+            f"{where}: expected one folder of images per class, got no folders, but "
+            f"{counted(len(place.images), 'image')}"
         )
     for one in found:
         inner = [p for p in one.folders if _split_of(p) is not None and p.holds_images()]
         if inner:
             raise DataError(
-                f"{where}: {shown(one.name)} holds {_contents(inner)}, which look like splits. "
-                f"Where {shown(one.name)} is a class, wanted the split first, "
-                f"{shown(Path(inner[0].name, one.name))}; where it is a task of its own, name it: "
-                f"{shown(one.path)}"
+                f"{where}: expected classes, got {shown(one.name)} with {_contents(inner)}, which "
+                f"look like splits. If {shown(one.name)} is a class, put the split first, as in "
+                f"{shown(Path(inner[0].name, one.name))}; if it is a task, pass {shown(one.path)}"
             )
     for one in found:
         if not one.holds_images():
             others = [path.name for p in one.below() for path in p.others]
             raise DataError(
-                f"{shown(one.path)}: the class has no images; wanted files that end in "
-                f"{', '.join(EXTENSIONS)}" + (f", it holds {listed(others)}" if others else "")
+                f"{shown(one.path)}: expected images of the class (files that end in "
+                f"{', '.join(EXTENSIONS)}), got {listed(others) or 'none'}"
             )
     if len(found) > 1 and not any(one.images for one in found):
         deep = [shown(Path(one.name, p.name)) for one in found for p in one.folders]
         raise DataError(
-            f"{where}: no folder in it holds images itself, only those below do ({listed(deep)}), "
-            "so the classes could be either; wanted the images directly in their class's folder"
+            f"{where}: expected the images directly in the folder of their class, got images one "
+            f"level deeper only ({listed(deep)}), so either level could be the classes"
         )
     return found
 
 
 def _check_several(found: Sequence[Place], place: Place, top: Place) -> None:
-    """A folder that wraps another one would be a single class, which is no task."""
+    """Refuse a single class, often a folder around the actual one."""
     if len(found) > 1:
         return
     inner, where = [p for p in found[0].folders if p.holds_images()], shown(place.path)
-    hint = f"; where {_contents(inner)} are the classes, " if inner else ""
+    hint = f"; if {_contents(inner)} are the classes, " if inner else ""
     if inner and place is top:
-        hint += f"name the folder that holds them, {shown(found[0].path)}"
+        hint += f"pass their folder, {shown(found[0].path)}"
     elif inner:
         hint += f"move them to {where}"
-    raise DataError(f"{where}: holds one class, {_contents(found)}, wanted at least two{hint}")
+    raise DataError(f"{where}: expected at least two classes, got one, {_contents(found)}{hint}")
 
 
 def _check_same_classes(places: dict[str, Place], classes: dict[str, list[Place]]) -> None:
-    """Every split has the classes of the training split."""
-    wanted = {p.name for p in classes["train"]}
+    """Check that every split has the classes of the training split."""
+    expected = {p.name for p in classes["train"]}
     train = shown(places["train"].path)
     for split, found in classes.items():
         names = {p.name for p in found}
-        if names == wanted:
+        if names == expected:
             continue
-        lacks, more = sorted(wanted - names), sorted(names - wanted)
+        lacks, more = sorted(expected - names), sorted(names - expected)
         alike = {_folded(n) for n in lacks} & {_folded(n) for n in more}
         raise DataError(
-            f"{shown(places[split].path)}: classes differ from those of {train}: "
+            f"{shown(places[split].path)}: expected the classes of {train}, got others: "
             + "; ".join(
                 text
                 for text in (
-                    f"it lacks {listed(lacks)}" if lacks else "",
-                    f"only it has {listed(more)}" if more else "",
-                    "some differ only in upper and lower case or in how accents are written"
-                    if alike
-                    else "",
+                    f"{listed(lacks)} missing" if lacks else "",
+                    f"{listed(more)} too many" if more else "",
+                    "some differ only in case or in the encoding of accents" if alike else "",
                 )
                 if text
             )
@@ -271,12 +267,12 @@ def _folded(name: str) -> str:
 
 
 def _check_apart(classes: dict[str, list[Place]]) -> None:
-    """No folder is two classes, or in two splits, by links."""
+    """Check that no folder is in two classes or splits by links."""
     seen: dict[tuple[int, int], Place] = {}
     for place in (p for found in classes.values() for one in found for p in one.below()):
         first = seen.setdefault(place.identity, place)
         if first is not place:
             raise DataError(
-                f"{shown(place.path)}: is the same folder as {shown(first.path)}, by a link; its "
-                "images would be in two classes or splits"
+                f"{shown(place.path)}: expected separate folders, got a link to "
+                f"{shown(first.path)}, whose images would be in two classes or splits"
             )

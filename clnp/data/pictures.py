@@ -1,4 +1,4 @@
-"""Image files as pixels: which are taken, and what their numbers mean."""
+"""Reading of image files: accepted kinds, value ranges, crop and scale."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from torch import Tensor
 from ..errors import DataError
 from .names import shown
 
-# Pillow's modes that turn into RGB, or into grey, without losing anything but a palette.
+# Pillow's modes that convert to RGB, or to grey, without loss.
 MODES = {3: ("RGB", "L", "P", "1"), 1: ("L", "1")}
 PILLOW = {3: "RGB", 1: "L"}
-# Modes that lose something: transparency, inks, or, of more than 8 bits, their range.
+# Modes that lose transparency, inks, or the range of more than 8 bits.
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 CONVERTED = (*MODES[3], *TRANSPARENT, *DEEP, "RGBX", "CMYK", "YCbCr", "HSV")
-# What Pillow may take a file for; others of its formats start programs or hold no pixels.
+# Formats that Pillow may use; others start programs or hold no pixels.
 FORMATS = (
     *("JPEG", "MPO", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "TGA"),
     "AVIF",
 )
-# Whole numbers without a sign are taken to have the least of these numbers of bits.
+# Possible bit depths of unsigned integers; the smallest that fits is assumed.
 BITS = (8, 10, 12, 14, 16)
 ORIENTATION = 0x0112
-# From this side on, an image is kept by 1/7 larger than it is shown, so that crops have room.
+# From this side on, images are stored larger by 1/7, as a margin for crops.
 LARGE = 64
 
 T = TypeVar("T")
@@ -42,12 +42,12 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Header:
-    """The header of an image file.
+    """Header of an image file.
 
     Attributes:
-        size: (width, height) as it is shown.
-        deep: has numbers of more than 8 bits, which need a range.
-        frames: more than one, of which the first is taken.
+        size: (width, height) after rotation.
+        deep: whether it has values of more than 8 bits, which need a range.
+        frames: whether it has several frames, of which the first is read.
     """
 
     size: tuple[int, int]
@@ -56,22 +56,20 @@ class Header:
 
 
 def stored_side(image_size: int) -> int:
-    """Side of the square that is kept of an image: image_size, by 1/7 more from 64 pixels on (256
-    for 224).
-    """
+    """Return the side of the stored square: image_size, or 8/7 of it from 64 on (256 for 224)."""
     return image_size if image_size < LARGE else round(image_size * 8 / 7)
 
 
 def read_header(path: Path, channels: int, *, convert: bool) -> Header:
-    """Opens a file as far as its header.
+    """Read the header of an image file.
 
     Raises:
-        DataError: it can't be read, or is of a kind that isn't taken.
+        DataError: it can't be read, or is of a kind that isn't accepted.
     """
     with _opened(path) as image:
         _check_kind(image, path, channels, convert)
         width, height = image.size
-        # Only where the header has told it: asking a PNG file would decode the image.
+        # Only if "exif" is in the header: getexif() of a PNG file would decode the image.
         turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
         frames = image.format in ("GIF", "TIFF", "WEBP", "PNG", "AVIF") and (
             getattr(image, "is_animated", False)
@@ -87,22 +85,23 @@ def read_image(
     convert: bool = False,
     value_range: Range | None = None,
 ) -> Tensor:
-    """One image file as [C, S, S] uint8 with S = stored_side(image_size): turned as its EXIF data
-    say, the square in its middle, scaled.
+    """Read an image file as [C, S, S] uint8 with S = stored_side(image_size).
+
+    The image is rotated as its EXIF data say, cropped to its middle square, and scaled.
 
     Arguments:
-        path: the file; of several frames the first is taken.
-        image_size, channels: of x.
-        convert: take transparent images (laid on white), inks, and numbers of more than 8 bits.
-        value_range: (black, white) of the latter; those outside become black or white.
+        path: the file; the first of several frames is read.
+        image_size, channels: side and channels of x.
+        convert: accept transparent images (laid on white), inks, and values of more than 8 bits.
+        value_range: (black, white) of values of more than 8 bits; others are clipped.
 
     Raises:
-        DataError: it can't be read, or is of a kind that isn't taken.
+        DataError: it can't be read, or is of a kind that isn't accepted.
     """
     side = stored_side(image_size)
     with _opened(path) as image:
         _check_kind(image, path, channels, convert)
-        # Decodes a JPEG at a fraction of its size where that is still large enough.
+        # Decode a JPEG at a fraction of its size if that is large enough.
         image.draft(None, (side, side))
         whole = _pixels(_upright(image), path, channels, value_range)
     left, top = ((n - min(whole.size)) / 2 for n in whole.size)
@@ -119,11 +118,12 @@ def _upright(image: Any) -> Any:
 
 
 def _pixels(image: Any, path: Path, channels: int, value_range: Range | None) -> Any:
-    """An image of 8 bits, RGB or grey."""
+    """Convert an image to 8 bits, RGB or grey."""
     if image.mode in DEEP:
         if value_range is None:
             raise DataError(
-                f"{shown(path)}: has numbers of more than 8 bits, wanted value_range=(black, white)"
+                f"{shown(path)}: expected value_range=(black, white) for its values of more than 8 "
+                "bits, got None"
             )
         low, high = value_range
         scaled = (np.asarray(image, dtype=np.float64) - low) * (255 / (high - low))
@@ -138,16 +138,18 @@ def _pixels(image: Any, path: Path, channels: int, value_range: Range | None) ->
 
 
 def is_transparent(image: Any) -> bool:
-    """Has it transparent pixels, or might it?"""
+    """Return whether an image may have transparent pixels."""
     return image.mode in TRANSPARENT or "transparency" in image.info
 
 
 def measured_range(paths: Sequence[Path], workers: int) -> Range:
-    """(black, white) for files of more than 8 bits: 0 and the largest number of so many bits where
-    all are whole and none is negative, or else the least and the largest number there is.
+    """Measure (black, white) of files of more than 8 bits.
+
+    Non-negative integers give 0 and the largest number of their bit depth; other values give their
+    minimum and maximum.
 
     Raises:
-        DataError: a file that can't be read, or holds NaN or Inf.
+        DataError: a file can't be read, or holds NaN or Inf.
     """
 
     def extremes(path: Path) -> tuple[float, float, bool]:
@@ -155,7 +157,7 @@ def measured_range(paths: Sequence[Path], workers: int) -> Range:
             values = np.asarray(image)
         low, high = float(values.min()), float(values.max())
         if not np.isfinite((low, high)).all():
-            raise DataError(f"{shown(path)}: holds NaN or Inf, wanted finite numbers")
+            raise DataError(f"{shown(path)}: expected finite numbers, got NaN or Inf")
         return low, high, values.dtype.kind in "iu"
 
     found = by_threads(extremes, paths, workers)
@@ -168,16 +170,16 @@ def measured_range(paths: Sequence[Path], workers: int) -> Range:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The file, as Pillow opens it. Its errors, those of decoding too, become DataError."""
+    """Open a file with Pillow and convert its errors, also of decoding, to DataError."""
     library = pillow()
     try:
         with library.open(path, formats=_formats()) as image:
             if min(image.size) < 1:
-                raise DataError(f"{shown(path)}: is an image of {image.size} pixels, wanted some")
+                raise DataError(f"{shown(path)}: expected at least one pixel, got {image.size}")
             yield image
     except DataError:
         raise
-    except Exception as error:  # Pillow raises its own, and those of zlib, struct and the system
+    except Exception as error:  # Pillow, zlib, struct and the system raise different types
         text = shown(str(error) or type(error).__name__)
         raise DataError(f"{shown(path)}: can't be read as an image ({text})") from error
 
@@ -187,26 +189,26 @@ def _check_kind(image: Any, path: Path, channels: int, convert: bool) -> None:
     if convert:
         if mode not in CONVERTED:
             raise DataError(
-                f"{shown(path)}: is of Pillow's mode {mode}, which can't be converted; wanted one "
-                f"of {', '.join(CONVERTED)}"
+                f"{shown(path)}: expected a Pillow mode that can be converted "
+                f"({', '.join(CONVERTED)}), got {mode}"
             )
         return
     if mode in MODES[channels] and not is_transparent(image):
         return
     more = " with transparent pixels" if "transparency" in image.info else ""
     raise DataError(
-        f"{shown(path)}: is of Pillow's mode {mode}{more}, wanted one of "
-        f"{', '.join(MODES[channels])} without transparency for {channels} channels; convert the "
-        "file, or take it with convert=True (on the command line --convert-images), which lays "
-        "transparent images on white and scales numbers of more than 8 bits"
+        f"{shown(path)}: expected Pillow mode {', '.join(MODES[channels])} without transparency "
+        f"for {channels} channels, got {mode}{more}; convert the file, or use convert=True (on the "
+        "command line --convert-images), which lays transparent images on white and scales values "
+        "of more than 8 bits"
     )
 
 
 def by_threads(function: Callable[[Any], T], items: Sequence[Any], workers: int) -> list[T]:
-    """[function(item) for item in items], by threads: Pillow decodes outside Python's lock."""
+    """Return [function(item) for item in items], by threads; Pillow decodes without the GIL."""
     with warnings.catch_warnings():
-        # Large images are legal up to the size that is an error for Pillow, and a file's odd
-        # metadata are no concern.
+        # Pillow raises an error above twice the size it warns about, and invalid metadata don't
+        # affect the pixels.
         warnings.filterwarnings("ignore", category=pillow().DecompressionBombWarning)
         warnings.filterwarnings("ignore", module=r"PIL\.")
         if workers == 1 or len(items) < 2:
@@ -222,7 +224,7 @@ def _formats() -> list[str]:
 
 
 def pillow() -> ModuleType:
-    """Pillow's main module. Raises DataError where there is none."""
+    """Import Pillow's main module; raises DataError if it is not installed."""
     try:
         from PIL import Image
     except ImportError as error:

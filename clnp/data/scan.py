@@ -1,4 +1,4 @@
-"""One pass over a split: every item is checked, counted and fingerprinted, and kept if it fits."""
+"""A pass over a split that checks, fingerprints and, if they fit, keeps all items."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ from .items import Items
 
 CHUNK_BYTES = 1 << 22
 MOST_ROWS = 256
-PROBED = 8  # items that are read again to see whether they are drawn at random
-PATIENCE = 3.0  # seconds without a word
+PROBED = 8  # items read twice to find out whether they are random
+PATIENCE = 3.0  # seconds between two lines of progress
 Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Scan:
-    """The outcome of a pass over a split.
+    """Result of a pass over a split.
 
     Attributes:
-        fingerprint: of the split.
+        fingerprint: fingerprint of the split.
         labels: [N] int64.
-        kept: (x [N, ...], y [N]) of a data set whose items are the same in every reading and fit
-            into memory; None otherwise.
+        kept: (x [N, ...], y [N]) if items are the same in every pass and fit into memory.
     """
 
     fingerprint: Fingerprint
@@ -42,22 +41,22 @@ class Scan:
 
 
 def scan_tensors(x: Tensor, y: Tensor) -> Scan:
-    """A split of tensors, which were checked when they were taken."""
+    """Fingerprint a split of tensors, which `Task` has already checked."""
     digest = Digest()
     digest.add(x, y)
     return Scan(digest.result(tuple(x.shape[1:]), x.dtype, random=False), digest.labels)
 
 
 def scan_items(items: Items, keep_bytes: int, *, fixed: bool | None) -> Scan:
-    """A split of a data set, read once; training items that would be kept are read twice.
+    """Read a split of a data set once; items of unknown `fixed` that would be kept, twice.
 
     Arguments:
-        items: of the data set.
-        keep_bytes: most memory to keep them in.
-        fixed: whether items are the same in every reading; None finds out.
+        items: the data set.
+        keep_bytes: memory for the items; they are kept if they fit.
+        fixed: whether items are the same in every pass; None finds out.
 
     Raises:
-        DataError: an item that is no good, with its index.
+        DataError: an item is invalid; its index is named.
     """
     if isinstance(items.data, ImageSet):
         return _scan_images(items.data, items)
@@ -65,7 +64,9 @@ def scan_items(items: Items, keep_bytes: int, *, fixed: bool | None) -> Scan:
     chunks, probe = _chunks(items)
     kept = _store(len(items), shape, dtype, keep_bytes) if fixed is not False else None
     digest, last = Digest(), None
-    for rows, (x, y) in zip(chunks, _told(items, items.batches(chunks), chunks), strict=True):
+    for rows, (x, y) in zip(
+        chunks, _with_progress(items, items.batches(chunks), chunks), strict=True
+    ):
         digest.add(x, y)
         if kept is not None:
             kept[rows[0] : rows[0] + len(rows)] = x
@@ -85,21 +86,19 @@ def scan_items(items: Items, keep_bytes: int, *, fixed: bool | None) -> Scan:
 
 
 def _scan_images(images: ImageSet, items: Items) -> Scan:
-    """Images are read without augmentation, and stay the bytes that they are."""
+    """Read images without augmentation; they are never kept as floats."""
     plain = copy.copy(images)
     plain.augment = False
     digest, sample = Digest(), items.sample
     chunks, _ = _chunks(items)
     pairs = (plain.batch(torch.tensor(rows)) for rows in chunks)
-    for x, y in _told(items, pairs, chunks):
+    for x, y in _with_progress(items, pairs, chunks):
         digest.add(x, y)
     return Scan(digest.result(*sample, random=images.augment), digest.labels)
 
 
 def _chunks(items: Items) -> tuple[list[list[int]], list[int]]:
-    """Rows that are read together, whatever the machine; the last few, which are read again, by
-    themselves.
-    """
+    """Divide the rows into chunks, independent of the machine; the last chunk is the probe."""
     shape, dtype = items.sample
     size = max(1, torch.empty(shape, dtype=dtype, device="meta").nbytes)
     step, total = max(1, min(MOST_ROWS, CHUNK_BYTES // size)), len(items)
@@ -110,14 +109,14 @@ def _chunks(items: Items) -> tuple[list[list[int]], list[int]]:
 
 
 def _store(total: int, shape: Sequence[int], dtype: torch.dtype, most: int) -> Tensor | None:
-    """Memory for all items, untouched; None where they do not fit."""
+    """Allocate memory for all items; None if they don't fit."""
     if torch.empty((total, *shape), dtype=dtype, device="meta").nbytes > most:
         return None
     return torch.empty((total, *shape), dtype=dtype)
 
 
 def _same(items: Items, chunks: Sequence[list[int]], kept: Tensor) -> bool:
-    """Whether another reading, with other seeds, gives what was kept."""
+    """Return whether another pass, with other seeds, reads the same values."""
     # torch's generator takes the lower 32 bits of a seed.
     pairs = items.batches(chunks, seed=1 << 31)
     return all(
@@ -126,8 +125,10 @@ def _same(items: Items, chunks: Sequence[list[int]], kept: Tensor) -> bool:
     )
 
 
-def _told(items: Items, pairs: Iterator[Pair], chunks: Sequence[Sequence[int]]) -> Iterator[Pair]:
-    """The batches; on stderr a line every few seconds, so that a long pass is no silence."""
+def _with_progress(
+    items: Items, pairs: Iterator[Pair], chunks: Sequence[Sequence[int]]
+) -> Iterator[Pair]:
+    """Yield the batches, and print a line of progress to stderr every few seconds."""
     start = last = time.monotonic()
     done, total = 0, sum(map(len, chunks))
     for pair in pairs:
@@ -145,10 +146,10 @@ def _told(items: Items, pairs: Iterator[Pair], chunks: Sequence[Sequence[int]]) 
 
 
 def names_of(data: Dataset[Any], labels: Tensor) -> tuple[str, ...] | None:
-    """The class names that a data set tells (attribute `classes`), if its items agree with them.
+    """Return the attribute `classes` of a data set, if its items agree with it.
 
-    The labels have to be those of the attribute `targets`, where there is one, or else as many as
-    the names: a target_transform that numbers the classes anew leaves the names as they were.
+    A target_transform may renumber the classes without changing the names. So the labels must equal
+    the attribute `targets`, if there is one, or else be as many as the names.
     """
     rows: Any = None
     while (inner := getattr(data, "dataset", None)) is not None and hasattr(data, "indices"):
@@ -170,21 +171,21 @@ def names_of(data: Dataset[Any], labels: Tensor) -> tuple[str, ...] | None:
     return tuple(names) if agree else None
 
 
-def common_names(told: dict[str, tuple[str, ...] | None], where: str) -> tuple[str, ...] | None:
-    """The class names of all splits that tell any.
+def common_names(reported: dict[str, tuple[str, ...] | None], where: str) -> tuple[str, ...] | None:
+    """Return the class names of all splits that have some.
 
     Raises:
-        DataError: splits that tell different ones.
+        DataError: the names differ between splits.
     """
-    known = {split: names for split, names in told.items() if names is not None}
+    known = {split: names for split, names in reported.items() if names is not None}
     if not known:
         return None
     first, names = next(iter(known.items()))
     for split, other in known.items():
         if other != names:
-            odd = sorted(set(other) ^ set(names)) or list(other)
+            differing = sorted(set(other) ^ set(names)) or list(other)
             raise DataError(
-                f"{where}, {split}: its classes are not those of {first}: {', '.join(odd[:5])}; "
-                "wanted the same classes in the same order in every split"
+                f"{where}, {split}: expected the classes of {first} in the same order, got others: "
+                f"{', '.join(differing[:5])}"
             )
     return names

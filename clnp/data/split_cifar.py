@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 cut into tasks of a few classes each (Golkar et al. 2019, Sec. 3.2)."""
+"""CIFAR-10 and CIFAR-100 as tasks of a few classes each (Golkar et al. 2019, Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .task import Task
 
 @dataclass(frozen=True)
 class Part:
-    """Classes of one data set that make a task.
+    """Classes of one data set that form a task.
 
     Attributes:
-        name: of the task.
+        name: name of the task.
         source: "cifar10" or "cifar100".
-        classes: the data set's labels; the task's label c is classes[c].
+        classes: labels in the data set; the task's label c means classes[c].
     """
 
     name: str
@@ -35,24 +35,24 @@ class Part:
 
 
 class SplitCIFAR(Stream):
-    """Tasks of a few CIFAR classes each: x [B, 3, 32, 32] float32, labels 0 to C - 1 in the order
-    of `parts`.
+    """Tasks of a few CIFAR classes each, with x [B, 3, 32, 32] float32.
 
-    The images stay bytes and become floats batch by batch (`clnp.data.Images`). Of each class the
-    fraction `validation` of its training images, drawn by the seed, is the validation split.
+    Labels are 0 to C - 1, in the order of `Part.classes`. Images stay bytes and are converted to
+    floats per batch (`clnp.data.Images`). The validation split is a fraction of the training images
+    of each class, drawn by the seed.
 
     Arguments:
-        sources: {"cifar10" | "cifar100": what `clnp.data.cifar.read_cifar` returns}.
+        sources: {"cifar10" | "cifar100": result of `clnp.data.cifar.read_cifar`}.
         parts: one per task.
         seed: non-negative; draws the validation split.
-        validation: fraction of the training images that is set aside for validation.
-        normalise: "constants" (the means and deviations of the whole data set that the first task
-            is from, the same for every task), "train" (those of the task's own training images),
-            "none" (pixels in [0, 1]) or your own (mean, std) per channel.
-        augment: random crops of images padded by 4 and mirror images in the training split.
+        validation: fraction of the training images set aside for validation.
+        normalise: "constants" (mean and deviation of the whole data set of the first task, the same
+            for every task), "train" (of the task's training images), "none" (pixels in [0, 1]) or
+            (mean, std) per channel.
+        augment: random crops of images padded by 4, and mirror images, in the training split.
 
     Raises:
-        DataError: a class without images, or an argument out of range.
+        DataError: a class has no images, or an argument is out of range.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class SplitCIFAR(Stream):
         augment: bool = False,
     ) -> None:
         if not isinstance(seed, int) or seed < 0:
-            raise DataError(f"seed: got {seed!r}, wanted an int of at least 0")
+            raise DataError(f"seed: expected an int of at least 0, got {seed!r}")
         self.sources, self.parts, self.seed = sources, tuple(parts), seed
         self.validation, self.normalise, self.augment = validation, normalise, augment
         for part in self.parts:
@@ -74,15 +74,15 @@ class SplitCIFAR(Stream):
                 absent = sorted(set(part.classes) - set(np.unique(labels).tolist()))
                 if absent:
                     raise DataError(
-                        f"task {part.name!r}: {part.source} has no {half} images of class "
-                        f"{', '.join(map(str, absent))}"
+                        f"task {part.name!r}: expected {half} images of every class of "
+                        f"{part.source}, got none of class {', '.join(map(str, absent))}"
                     )
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def task(self, index: int) -> Task:
-        """Task `index`, its images copied."""
+        """Make task `index` with copies of its images."""
         part = self.parts[index]
         images, labels = _select(*self.sources[part.source]["train"], part.classes)
         kept, aside = held_out(labels, self.validation, (self.seed, index))
@@ -113,12 +113,12 @@ class SplitCIFAR10(SplitCIFAR):
     """CIFAR-10 in tasks of two classes: 0 and 1, 2 and 3, ...
 
     Arguments:
-        root: a folder that holds the data in any form that `clnp.data.cifar.read_cifar` knows;
-            None: torchvision downloads it once into `clnp.data.cache_folder()`.
+        root: a folder with the data in any form that `clnp.data.cifar.read_cifar` reads. None lets
+            torchvision download it once into `clnp.data.cache_folder()`.
         tasks: length of the stream.
         seed, validation, normalise, augment: as in `SplitCIFAR`.
-        classes_per_task: of every task.
-        download: with root=None, may it be fetched?
+        classes_per_task: number of classes of every task.
+        download: allow the download with root=None.
 
     Raises:
         DataError: no data, or fewer classes than the tasks need.
@@ -140,9 +140,9 @@ class SplitCIFAR10(SplitCIFAR):
 
 
 class SplitCIFAR100(SplitCIFAR):
-    """CIFAR-100 in tasks of ten classes, by the order of its fine labels: 0 to 9, 10 to 19, ...
+    """CIFAR-100 in tasks of ten classes, in the order of its fine labels: 0 to 9, 10 to 19, ...
 
-    Where the data lacks classes, those that it has are taken in their order.
+    Classes that the data lacks are skipped.
 
     Arguments:
         root, tasks, seed, classes_per_task, download, options: as in `SplitCIFAR10`.
@@ -167,12 +167,13 @@ class SplitCIFAR100(SplitCIFAR):
 
 
 class CIFAR10Then100(SplitCIFAR):
-    """All of CIFAR-10, then ten classes of CIFAR-100 at a time: six tasks on the narrow network and
-    ten on the wide one in Golkar et al. 2019, Sec. 3.2.
+    """All of CIFAR-10, then ten classes of CIFAR-100 per task.
+
+    Golkar et al. 2019, Sec. 3.2, learn six tasks with the narrow network and ten with the wide one.
 
     Arguments:
-        root, tasks, seed, classes_per_task, download, options: as in `SplitCIFAR10`;
-            `classes_per_task` is that of the tasks after the first.
+        root, tasks, seed, download, options: as in `SplitCIFAR10`.
+        classes_per_task: number of classes of the tasks after the first.
 
     Raises:
         DataError: no data, or fewer classes than the tasks need.
@@ -200,7 +201,7 @@ class CIFAR10Then100(SplitCIFAR):
 def _select(
     images: np.ndarray, labels: np.ndarray, classes: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """The images of some classes, copied, in their order; label c means classes[c]."""
+    """Copy the images of some classes, in their order; label c means classes[c]."""
     new = np.full(max(int(labels.max()), *classes) + 1, -1)
     new[list(classes)] = np.arange(len(classes))
     chosen = new[labels] >= 0
@@ -208,14 +209,14 @@ def _select(
 
 
 def _parts(source: str, halves: Halves, tasks: int, per_task: int) -> list[Part]:
-    """Tasks of `per_task` classes each, in the order of the labels that the data has."""
+    """Divide the classes of the data into tasks of `per_task` classes, in order of labels."""
     _check_count("tasks", tasks)
     _check_count("classes_per_task", per_task)
     present = np.unique(halves["train"][1]).tolist()
     if tasks * per_task > len(present):
         raise DataError(
-            f"tasks: got {tasks} tasks of {per_task} classes of {source}, wanted at most "
-            f"{len(present) // per_task}: the data has {len(present)} classes"
+            f"tasks: expected at most {len(present) // per_task} of {per_task} classes each, since "
+            f"the data of {source} has {len(present)} classes, got {tasks}"
         )
     groups = [tuple(present[k * per_task : (k + 1) * per_task]) for k in range(tasks)]
     return [Part(f"{source}-{g[0]}-{g[-1]}", source, g) for g in groups]
@@ -223,7 +224,7 @@ def _parts(source: str, halves: Halves, tasks: int, per_task: int) -> list[Part]
 
 def _check_count(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise DataError(f"{name}: got {value!r}, wanted an int of at least 1")
+        raise DataError(f"{name}: expected an int of at least 1, got {value!r}")
 
 
 def _find(root: str | os.PathLike[str] | None, name: str, download: bool) -> Halves:
@@ -235,9 +236,9 @@ def _find(root: str | os.PathLike[str] | None, name: str, download: bool) -> Hal
     except DataError:
         if not download:
             raise
-    way_out = f"give a folder that holds {name} (root=..., on the command line --data-root)"
+    way_out = f"pass a folder with {name} (root=..., on the command line --data-root)"
     try:
-        # Imported here only: torchvision is heavy, and who has the files doesn't need it.
+        # torchvision is slow to import and needed for downloads only.
         from torchvision import datasets
     except Exception as error:  # a torchvision built for another torch fails with RuntimeError
         raise DataError(f"{name}: torchvision can't be imported ({error}); {way_out}") from error

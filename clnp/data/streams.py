@@ -1,6 +1,6 @@
-"""Streams of tasks: lazy sequences, each task made when it is asked for.
+"""Streams: lazy sequences of tasks.
 
-A list of `Task`s is a stream too; the classes here only save memory and writing.
+A list of `Task`s is a stream too; these classes make each task on access to save memory.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from .task import Task
 
 
 class Stream(Sequence[Task]):
-    """A lazy sequence of tasks: `len(stream)`, `stream[k]`, `stream[a:b]` (a list), `for task in
-    stream`.
+    """A lazy sequence of tasks.
 
-    Nothing is kept: `stream[k]` makes the same task anew each time, so at most the tasks in use are
-        in memory.
+    Supports `len(stream)`, `stream[k]`, `stream[a:b]` (a list) and iteration. Each access makes the
+    same task anew, so only the tasks in use are in memory.
     """
 
     @abstractmethod
@@ -37,7 +36,10 @@ class Stream(Sequence[Task]):
 
     @abstractmethod
     def task(self, index: int) -> Task:
-        """Task number `index`, 0 <= index < len(self)."""
+        """Make task `index`, 0 <= index < len(self)."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {len(self)} tasks>"
 
     @overload
     def __getitem__(self, index: int) -> Task: ...
@@ -52,13 +54,13 @@ class Stream(Sequence[Task]):
 
 
 class Limited(Stream):
-    """Another stream whose tasks train on few of their examples, for trials that take less time.
+    """A stream with fewer training examples per task, for faster trials.
 
     Arguments:
-        stream: any stream; a task with no more examples than wanted is left as it is.
-        examples: how many of each training split, drawn at random; validation and test splits stay
+        stream: any stream; a task with at most `examples` training examples is unchanged.
+        examples: number of training examples, drawn at random; validation and test splits stay
             whole.
-        seed: the choice depends on it, on the task's number and on the size of the split.
+        seed: the choice depends on it, on the task's index and on the size of the split.
 
     Raises:
         DataError: `examples` is not a positive int.
@@ -66,7 +68,7 @@ class Limited(Stream):
 
     def __init__(self, stream: Sequence[Task], examples: int, seed: int = 0) -> None:
         if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
-            raise DataError(f"examples: got {examples!r}, wanted a positive int")
+            raise DataError(f"examples: expected a positive int, got {examples!r}")
         self.stream, self.examples, self.seed = stream, examples, seed
 
     def __len__(self) -> int:
@@ -89,23 +91,21 @@ class Limited(Stream):
 
 
 class Permuted(Stream):
-    """Tasks that differ in one fixed random permutation of the pixels each (the permuted MNIST
-    protocol).
+    """Tasks with a fixed random permutation of the pixels each (the permuted MNIST protocol).
 
-    As in the CLNP paper every task, the first one too, has a random permutation ("ten random
-    permutations of the pixels", Golkar et al. 2019, Sec. 3.1); `identity_first=True` leaves the
-    first task's pixels in place, as some others do. Permutation k depends on `seed` and k alone,
-    not on the number of tasks or on the numpy version.
+    As in the CLNP paper, every task has a random permutation, also the first one ("ten random
+    permutations of the pixels", Golkar et al. 2019, Sec. 3.1). Permutation k depends on `seed` and
+    k only, not on the number of tasks or the numpy version.
 
     Arguments:
         splits: {"train" | "validation" | "test": (x [N, P] float32, y [N] int64)}.
         tasks: length of the stream.
-        seed: non-negative; chooses the permutations.
-        identity_first: task 0 keeps the order of the pixels.
-        name: names of the tasks begin with it.
+        seed: non-negative; determines the permutations.
+        identity_first: leave the pixels of task 0 in their order, as some other papers do.
+        name: prefix of the names of the tasks.
 
     Raises:
-        DataError: `tasks` or `seed` is nonsense.
+        DataError: `tasks` or `seed` is out of range.
     """
 
     def __init__(
@@ -118,9 +118,9 @@ class Permuted(Stream):
         name: str = "permuted",
     ) -> None:
         if not isinstance(tasks, int) or tasks < 1:
-            raise DataError(f"tasks: got {tasks!r}, wanted an int of at least 1")
+            raise DataError(f"tasks: expected an int of at least 1, got {tasks!r}")
         if not isinstance(seed, int) or seed < 0:
-            raise DataError(f"seed: got {seed!r}, wanted an int of at least 0")
+            raise DataError(f"seed: expected an int of at least 0, got {seed!r}")
         self.splits = splits
         self.seed = seed
         self.identity_first = identity_first
@@ -132,19 +132,20 @@ class Permuted(Stream):
         return self._tasks
 
     def permutation(self, index: int) -> Tensor:
-        """The pixel order of a task, [P] int64: pixel p of the task is pixel permutation[p] of the
-        image.
+        """Return the pixel order of a task, [P] int64.
+
+        Pixel p of the task is pixel permutation[p] of the image.
         """
         pixels = self.splits["train"][0].shape[1]
         if self.identity_first and index == 0:
             return torch.arange(pixels)
-        # numpy promises the raw bits of a bit generator for ever, but not what
-        # Generator.permutation makes of them.
+        # numpy guarantees the raw bits of a bit generator in all versions, but not the results of
+        # Generator.permutation.
         raw = np.random.PCG64(np.random.SeedSequence([self.seed, index])).random_raw(pixels)
         return torch.from_numpy(np.argsort(raw, kind="stable"))
 
     def task(self, index: int) -> Task:
-        """Task `index`: copies of the three splits with its pixel order."""
+        """Make task `index`: copies of the three splits in its pixel order."""
         order = self.permutation(index)
         x_y: dict[str, Any] = {
             split: (x.index_select(1, order), y) for split, (x, y) in self.splits.items()
@@ -153,11 +154,10 @@ class Permuted(Stream):
 
 
 class PermutedDigits(Permuted):
-    """Permuted 8 x 8 handwritten digits, embedded in the package: x [B, 64] float32 in [0, 1], 10
-    classes.
+    """Permuted 8 x 8 handwritten digits, included in the package.
 
-    1100 train, 297 validation and 400 test images in a fixed, stratified split; source and licence:
-    `clnp/data/README.md`.
+    x is [B, 64] float32 in [0, 1]; 10 classes; 1100 train, 297 validation and 400 test images in a
+    fixed, stratified split. Source and licence: `clnp/data/README.md`.
 
     Arguments:
         tasks, seed, identity_first: as in `Permuted`.
@@ -180,15 +180,14 @@ class PermutedMNIST(Permuted):
     The validation split is the last `validation` training images (50,000 / 10,000 by default).
 
     Arguments:
-        root: a folder with the four idx files, plain or .gz, in itself, `MNIST/raw` or `raw`. None:
-            torchvision downloads them once into `cache_folder()`.
+        root: a folder with the four idx files, plain or .gz, in itself, `MNIST/raw` or `raw`. None
+            lets torchvision download them once into `cache_folder()`.
         tasks, seed, identity_first: as in `Permuted`.
-        validation: training images that are set aside for validation.
-        download: with root=None, may the files be fetched? False takes them only if they are in the
-            cache.
+        validation: number of training images set aside for validation.
+        download: allow the download with root=None; False uses the cache only.
 
     Raises:
-        DataError: no files, damaged files, no torchvision, no network; `validation` leaves no
+        DataError: files are missing or damaged; no torchvision or network; `validation` leaves no
             training image.
     """
 
@@ -206,8 +205,8 @@ class PermutedMNIST(Permuted):
         images, labels = halves["train"]
         if not isinstance(validation, int) or not 1 <= validation < len(images):
             raise DataError(
-                f"validation: got {validation!r}, wanted 1 to {len(images) - 1} of the "
-                f"{len(images)} images"
+                f"validation: expected 1 to {len(images) - 1} of the {len(images)} images, got "
+                f"{validation!r}"
             )
         cut = len(images) - validation
         splits = {
@@ -219,17 +218,15 @@ class PermutedMNIST(Permuted):
 
 
 class Arrays(Stream):
-    """Your own arrays as a stream: each item is the `(train, validation, test)` of a task, each
-    split `(x, y)`.
+    """A stream of your own arrays.
 
-    The checks of a task are made when it is asked for. With every task in memory anyway, a plain
-    list of `Task`s does as well.
+    Each task is checked on access. If all tasks are in memory anyway, use a list of `Task`s.
 
     Arguments:
-        splits: a sequence of `(train, validation, test)`; it may be lazy itself (memory maps, a
-            class with __getitem__).
+        splits: a sequence of `(train, validation, test)`, each split `(x, y)`; may be lazy (memory
+            maps, a class with __getitem__).
         names: one name per task; None numbers them.
-        classes: number of classes of every task; None takes each task's largest label + 1.
+        classes: number of classes of every task; None uses the number of different labels.
 
     Raises:
         DataError: no task, or another number of names than of tasks.
@@ -242,38 +239,34 @@ class Arrays(Stream):
         classes: int | None = None,
     ) -> None:
         if len(splits) == 0:
-            raise DataError("splits: is empty, wanted at least one (train, validation, test)")
+            raise DataError("splits: expected at least one (train, validation, test), got none")
         if names is not None and len(names) != len(splits):
-            raise DataError(
-                f"names: got {len(names)} names for {len(splits)} tasks, wanted one each"
-            )
+            raise DataError(f"names: expected {len(splits)}, one per task, got {len(names)}")
         self.splits, self.names, self.classes = splits, names, classes
 
     def __len__(self) -> int:
         return len(self.splits)
 
     def task(self, index: int) -> Task:
-        """Task `index`, checked. Raises DataError where it isn't a (train, validation, test) of
-        good splits.
-        """
+        """Make and check task `index`; raises DataError as `Task`."""
         name = self.names[index] if self.names is not None else f"task-{index}"
         item = self.splits[index]
         if not isinstance(item, (tuple, list)) or len(item) != 3:
             raise DataError(
-                f"task {name!r}: got {type(item).__name__}, wanted (train, validation, test)"
+                f"task {name!r}: expected (train, validation, test), got {type(item).__name__}"
             )
         return Task(name, *item, classes=self.classes)
 
 
 def cache_folder() -> Path:
-    """Where downloads go: $CLNP_DATA, or else `clnp` in $XDG_CACHE_HOME, or else ~/.cache/clnp."""
+    """Return the folder of downloads: $CLNP_DATA, or $XDG_CACHE_HOME/clnp, or ~/.cache/clnp."""
     if os.environ.get("CLNP_DATA"):
         return Path(os.environ["CLNP_DATA"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clnp"
 
 
 def _mnist_cache(download: bool) -> Path:
-    """The cache folder, with MNIST in it."""
+    """Return the cache folder after MNIST has been downloaded into it."""
     folder = cache_folder()
     if (folder / "MNIST" / "raw").is_dir() or not download:
         try:
@@ -282,9 +275,9 @@ def _mnist_cache(download: bool) -> Path:
         except DataError:
             if not download:
                 raise
-    way_out = "give the folder of the four idx files (root=..., on the command line --data-root)"
+    way_out = "pass the folder of the four idx files (root=..., on the command line --data-root)"
     try:
-        # Imported here only: torchvision is heavy, and who has the files doesn't need it.
+        # torchvision is slow to import and needed for downloads only.
         from torchvision.datasets import MNIST
     except Exception as error:  # a torchvision built for another torch fails with RuntimeError
         raise DataError(f"MNIST: torchvision can't be imported ({error}); {way_out}") from error
@@ -296,7 +289,7 @@ def _mnist_cache(download: bool) -> Path:
 
 
 def _pixels(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-    """uint8 images [N, P] and labels [N] -> float32 in [0, 1] and int64."""
+    """Convert uint8 images [N, P] and labels [N] to float32 in [0, 1] and int64."""
     return torch.from_numpy(images.astype(np.float32) / np.float32(255)), torch.from_numpy(
         labels.astype(np.int64)
     )

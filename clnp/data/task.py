@@ -1,4 +1,4 @@
-"""One task of a stream: three splits of (x, y), checked once when the task is made."""
+"""A task of a stream: three splits of (x, y), checked once at construction."""
 
 from __future__ import annotations
 
@@ -20,34 +20,31 @@ from .labels import as_labels, check_numbering
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A classification task: a name and the splits it is trained, pruned and tested on.
+    """A classification task: a name, and splits for training, pruning and testing.
+
+    A list of tasks is a stream: every function of a stream accepts `[Task(...), Task(...)]`. All
+    items of Datasets are checked before the task is trained.
 
     Arguments:
-        name: what tables and plots call the task.
-        train, validation, test: either `(x, y)` or a `torch.utils.data.Dataset` with a length whose
-            items are `(x, y)`. x is [N, ...] float32, float64 or bfloat16, finite, the same sample
-            shape and dtype in every split; y is [N], integer class labels from 0 without gaps.
-            Tensors and numpy arrays are taken without a copy (labels become int64); a
-            `TensorDataset` is unwrapped.
-        classes: number of classes; labels may then have gaps. None takes the number of
-            `class_names`, or else the number of classes that the labels show.
-        class_names: one for every class, in the order of the labels. None takes those that the
-            data sets tell (attribute `classes`), if their items agree with them.
-        num_workers: processes that read the items of Datasets ahead. Results are the same with any
-            number. (An `ImageSet` makes its batches itself.)
-        cache_bytes: items of Datasets are kept in memory while a task is learned where they fit
-            into so many bytes: validation first, then test, then train.
-        fixed_items: whether the training items of a Dataset are the same in every reading. None
-            reads them twice to find out. Validation and test items are meant to be: they are drawn
-            once where they are kept.
-
-    A list of tasks is a stream: whatever takes a stream takes `[Task(...), Task(...)]`.
-
-    The items of Datasets are checked, all of them, before anything is trained on the task.
+        name: name in tables and plots.
+        train, validation, test: `(x, y)`, or a `torch.utils.data.Dataset` with a length and items
+            `(x, y)`. x is [N, ...] float32, float64 or bfloat16, finite, with the same sample shape
+            and dtype in every split; y is [N], integer class labels from 0 without gaps. Tensors
+            and numpy arrays are not copied (labels become int64); a `TensorDataset` is unwrapped.
+        classes: number of classes; labels may then have gaps. None uses the number of
+            `class_names`, or else the number of different labels.
+        class_names: one per class, in the order of the labels. None uses the attribute `classes` of
+            the data sets, if their items agree with it.
+        num_workers: processes that read items of Datasets ahead, without effect on results. (An
+            `ImageSet` makes its batches itself.)
+        cache_bytes: memory for the items of Datasets while a task is learned; a split is kept if it
+            fits, first validation, then test, then train.
+        fixed_items: whether the training items of a Dataset are the same in every pass. None reads
+            them twice to find out. Validation and test items should be; kept ones are drawn once.
 
     Raises:
-        DataError: a split that is empty or of the wrong rank, length, dtype or label range, or with
-            NaN or Inf in x; class names that are no distinct strings, or of another number.
+        DataError: a split is empty, has the wrong rank, length, dtype or label range, or NaN or Inf
+            in x; class names are not distinct strings, or of another number than `classes`.
     """
 
     name: str
@@ -62,36 +59,41 @@ class Task:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise DataError(f"name: got {self.name!r}, wanted a non-empty string")
+            raise DataError(f"name: expected a non-empty string, got {self.name!r}")
         if self.classes is not None and not _is_count(self.classes, 1):
-            raise DataError(f"classes: got {self.classes!r}, wanted a positive int or None")
+            raise DataError(f"classes: expected a positive int or None, got {self.classes!r}")
         self._check_names()
         for name in ("num_workers", "cache_bytes"):
             value = getattr(self, name)
             if not _is_count(value, 0):
-                raise DataError(f"{name}: got {value!r}, wanted an int of at least 0")
+                raise DataError(f"{name}: expected an int of at least 0, got {value!r}")
         if self.fixed_items not in (None, True, False):
-            raise DataError(f"fixed_items: got {self.fixed_items!r}, wanted True, False or None")
+            raise DataError(f"fixed_items: expected True, False or None, got {self.fixed_items!r}")
         self._samples: dict[str, Sample]
         self._data: TaskData | None
         self._unseen: dict[str, list[int]]
         object.__setattr__(self, "_samples", {})
         object.__setattr__(self, "_data", None)
         object.__setattr__(self, "_unseen", {})
-        given = [_labels_of(getattr(self, split)) for split in SPLITS]
+        labels = [_labels_of(getattr(self, split)) for split in SPLITS]
         for split in SPLITS:
             data, sample = _checked_split(getattr(self, split), self.where(split))
             object.__setattr__(self, split, data)
             self._samples[split] = sample
-        self._check_agreement(given)
+        self._check_agreement(labels)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{split}={self.size(split)}" for split in SPLITS)
+        shape = list(self.sample_shape)
+        classes = "" if self.classes is None else f", classes={self.classes}"
+        return f"Task({self.name!r}, {sizes}, x={shape} {name_of(self.dtype)}{classes})"
 
     def where(self, split: str) -> str:
-        """The name of a split in errors."""
+        """Name a split in errors."""
         return f"task {self.name!r}, {split}"
 
     def tensors(self, split: str) -> tuple[Tensor, Tensor] | None:
-        """(x [N, ...], y [N] int64) of a split, or None where the split is a Dataset that makes its
-        items when asked.
+        """Return (x [N, ...], y [N] int64) of a split, or None if the split is a Dataset.
 
         Raises:
             DataError: `split` is none of "train", "validation", "test".
@@ -100,14 +102,18 @@ class Task:
         return data if isinstance(data, tuple) else None
 
     def split(self, split: str) -> Split:
-        """The split of that name, tensors or Dataset. Raises DataError for another name."""
+        """Return a split by its name, tensors or Dataset.
+
+        Raises:
+            DataError: `split` is none of "train", "validation", "test".
+        """
         if split not in SPLITS:
-            raise DataError(f"split: got {split!r}, wanted one of {', '.join(SPLITS)}")
+            raise DataError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         data: Split = getattr(self, split)
         return data
 
     def size(self, split: str) -> int:
-        """Number of samples in a split."""
+        """Return the number of samples in a split."""
         data = self.split(split)
         return len(data[1]) if isinstance(data, tuple) else len(data)  # type: ignore[arg-type]
 
@@ -123,19 +129,17 @@ class Task:
 
     @property
     def num_classes(self) -> int:
-        """`classes`, or else the number of `class_names`, or else of the classes that the labels of
-        all splits show. Datasets are read for that, once.
+        """`classes` if given, or else the number of different labels in all splits.
+
+        The latter reads every Dataset once.
 
         Raises:
-            DataError: an item of a Dataset is no good; labels do not start at 0, or have gaps.
+            DataError: an item of a Dataset is invalid; labels don't start at 0, or have gaps.
         """
-        if self.classes is not None:
-            return self.classes
-
-        return task_data(self).classes
+        return self.classes if self.classes is not None else task_data(self).classes
 
     def items(self, split: str) -> Items:
-        """A Dataset split as data that is checked when it is read, with the task's workers."""
+        """Return a Dataset split as `Items`, which checks every read, with the task's workers."""
         data = self.split(split)
         assert not isinstance(data, tuple)
         if isinstance(data, Items):
@@ -153,22 +157,22 @@ class Task:
             or not all(isinstance(name, str) and name for name in names)
             or len(set(names)) < len(names)
         ):
-            raise DataError(f"class_names: got {names!r}, wanted distinct non-empty strings")
+            raise DataError(f"class_names: expected distinct non-empty strings, got {names!r}")
         if self.classes is not None and self.classes != len(names):
             raise DataError(
-                f"class_names: got {len(names)} names for classes={self.classes}, wanted one each"
+                f"class_names: expected one per class, classes={self.classes}, got {len(names)}"
             )
         object.__setattr__(self, "class_names", tuple(names))
         object.__setattr__(self, "classes", len(names))
 
-    def _check_agreement(self, given: Sequence[Any]) -> None:
+    def _check_agreement(self, given_labels: Sequence[Any]) -> None:
         shape, dtype = self._samples["train"]
         for split in SPLITS[1:]:
             got = self._samples[split]
             if got != (shape, dtype):
                 raise DataError(
-                    f"{self.where(split)}: samples are {list(got[0])} {name_of(got[1])}, wanted "
-                    f"{list(shape)} {name_of(dtype)} as in the train split"
+                    f"{self.where(split)}: expected samples {list(shape)} {name_of(dtype)} as in "
+                    f"the train split, got {list(got[0])} {name_of(got[1])}"
                 )
         labels = {
             split: data[1] for split in SPLITS if isinstance(data := self.split(split), tuple)
@@ -177,21 +181,20 @@ class Task:
             for split, y in labels.items():
                 self.check_range(split, y)
         elif len(labels) == len(SPLITS):
-            code = "torch" if all(isinstance(y, Tensor) for y in given) else "numpy"
+            code = "torch" if all(isinstance(y, Tensor) for y in given_labels) else "numpy"
             check_numbering(labels, f"task {self.name!r}", code)
 
     def check_range(self, split: str, y: Tensor) -> None:
-        """Raises DataError where a label of y [N] is not one of the task's `classes`."""
+        """Raise DataError if a label of y [N] is not below the task's `classes`."""
         if self.classes is not None and int(y.max()) >= self.classes:
             first = int((y >= self.classes).nonzero()[0])
             raise DataError(
-                f"{self.where(split)}: label {int(y[first])} is outside classes={self.classes} "
-                f"(index {first}); labels go from 0 to {self.classes - 1}"
+                f"{self.where(split)}: expected labels from 0 to {self.classes - 1}, since "
+                f"classes={self.classes}, got {int(y[first])} at index {first}"
             )
 
 
 def _labels_of(data: Any) -> Any:
-    """The y of an (x, y) as it came."""
     return data[1] if isinstance(data, (tuple, list)) and len(data) == 2 else None
 
 
@@ -200,49 +203,51 @@ def _checked_split(data: Any, where: str) -> tuple[Split, Sample]:
         data = data.tensors
     if isinstance(data, (tuple, list)):
         if len(data) != 2:
-            raise DataError(f"{where}: got {len(data)} arrays, wanted two, (x, y)")
+            raise DataError(f"{where}: expected two arrays, (x, y), got {len(data)}")
         x, y = _checked_tensors(data[0], data[1], where)
         return (x, y), (tuple(x.shape[1:]), x.dtype)
     if isinstance(data, Dataset):
         return data, _first_item(data, where)
-    raise DataError(f"{where}: got {type(data).__name__}, wanted (x, y) or a torch Dataset")
+    raise DataError(f"{where}: expected (x, y) or a torch Dataset, got {type(data).__name__}")
 
 
 def _checked_tensors(x: Any, y: Any, where: str) -> tuple[Tensor, Tensor]:
     x = as_input(x, f"{where} x")
     if x.ndim < 2:
         raise DataError(
-            f"{where} x: got shape {list(x.shape)}, wanted [B, ...] with at least 2 dimensions"
+            f"{where} x: expected [B, ...] with at least 2 dimensions, got shape {list(x.shape)}"
         )
     if x.numel() == 0:
-        raise DataError(f"{where} x: is empty, shape {list(x.shape)}; wanted at least one sample")
+        raise DataError(f"{where} x: expected at least one sample, got shape {list(x.shape)}")
     device = getattr(y, "device", x.device)
     if x.device != device and isinstance(y, Tensor):
         raise DataError(
-            f"{where}: x is on {x.device} and y on {device}, wanted one device; move with "
+            f"{where}: expected x and y on one device, got {x.device} and {device}; move with "
             "y.to(x.device)"
         )
     y = as_labels(y, f"{where} y")
     if len(x) != len(y):
         raise DataError(
-            f"{where}: x has {len(x)} samples and y has {len(y)}, wanted the same number"
+            f"{where}: expected as many labels as samples, got {len(x)} in x and {len(y)} in y"
         )
     check_finite(x, f"{where} x")
     return x, y
 
 
 def _first_item(data: Dataset[Any], where: str) -> Sample:
-    """Shape and dtype of the first x, checked; the other items are read later."""
+    """Check the first item and return the shape and dtype of its x; others are read later."""
     if not isinstance(data, Sized):
         raise DataError(
-            f"{where}: {type(data).__name__} has no length; wanted a Dataset with __len__ and "
-            "__getitem__"
+            f"{where}: expected a Dataset with __len__ and __getitem__, got "
+            f"{type(data).__name__}, which has no length"
         )
     if len(data) == 0:
-        raise DataError(f"{where}: {type(data).__name__} is empty; wanted at least one sample")
+        raise DataError(
+            f"{where}: expected at least one sample, got an empty {type(data).__name__}"
+        )
     x, _ = next(Items(data, where).batches([[0]]))
     if not x.numel():
-        raise DataError(f"{where}: x of item 0 is empty, shape {list(x.shape)}")
+        raise DataError(f"{where}: x of item 0: expected values, got shape {list(x.shape)}")
     return tuple(x.shape[1:]), x.dtype
 
 

@@ -1,4 +1,4 @@
-"""Whether an exported file computes what the network computes, and where it begins not to."""
+"""Comparison of an exported file with its network, and search for the first wrong operation."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ Run = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def check_same(network: nn.Module, path: Path, suffix: str, example: Tensor) -> None:
-    """Compares a file with the network that it was made of, on seeded random data at two batch
-    sizes; half of the dtype's digits have to agree.
+    """Compare a file with its network on seeded random data, at two batch sizes.
+
+    Half of the dtype's digits must agree.
 
     Arguments:
-        network: in evaluation mode.
-        path: the file, with any ending.
+        network: the network, in evaluation mode.
+        path: the file, with any suffix.
         suffix: its format, ".pt2", ".onnx" or ".safetensors".
-        example: a batch that the network takes.
+        example: a batch that the network accepts.
 
     Raises:
-        ExportError: other logits, or nothing that can run the file.
+        ExportError: other logits, or no package that can run the file.
     """
     run = runner(path, suffix)
     generator = torch.Generator("cpu").manual_seed(0)
@@ -41,17 +42,17 @@ def check_same(network: nn.Module, path: Path, suffix: str, example: Tensor) -> 
         got = run(x).to(expected.device)
         if got.shape != expected.shape:
             raise ExportError(
-                f"{suffix}: the file gives shape {list(got.shape)} for a batch of {batch}, the "
-                f"network {list(expected.shape)}; use another format"
+                f"{suffix}: expected logits {list(expected.shape)} for a batch of {batch}, got "
+                f"{list(got.shape)} from the file; use another format"
             )
         _compare(got.double(), expected.double(), torch.finfo(expected.dtype).eps, suffix)
 
 
 def runner(path: Path, suffix: str) -> Run:
-    """A function x [B, ...] -> logits [B, C] that runs a file which this process wrote.
+    """Return a function x [B, ...] -> logits [B, C] that runs a file written by this process.
 
     Arguments:
-        path: the file, with any ending.
+        path: the file, with any suffix.
         suffix: its format, ".pt2", ".onnx" or ".safetensors".
     """
     return {".pt2": _run_pt2, ".onnx": _run_onnx, ".safetensors": _run_safetensors}[suffix](path)
@@ -63,15 +64,15 @@ def _compare(got: Tensor, expected: Tensor, eps: float, suffix: str) -> None:
         return
     biggest = float((got - expected).nan_to_num(float("inf")).abs().max())
     raise ExportError(
-        f"{suffix}: the file computes something else: its logits differ by up to {biggest:.3g} "
-        f"(the largest is {scale:.3g}) on random data; use "
+        f"{suffix}: expected the logits of the network, got differences up to {biggest:.3g} "
+        f"(largest logit {scale:.3g}) on random data; use "
         f"{'.pt2 or .safetensors' if suffix == '.onnx' else '.onnx or .safetensors'}, or another "
         "operation"
     )
 
 
 def _run_pt2(path: Path) -> Run:
-    # This process wrote the file, so it may be unpickled.
+    # Unpickling is safe, because this process wrote the file.
     with open(path, "rb") as file:
         module: Any = torch.export.load(file).module()
     return lambda x: module(x)
@@ -83,7 +84,7 @@ def _run_safetensors(path: Path) -> Run:
 
 
 def _run_onnx(path: Path) -> Run:
-    """By onnxruntime, or where that is missing or can't by the interpreter in onnx."""
+    """Run by onnxruntime, or else by the reference evaluator of onnx."""
 
     def run(x: Tensor) -> Tensor:
         reasons = []
@@ -93,7 +94,7 @@ def _run_onnx(path: Path) -> Run:
             except Exception as error:  # either may lack an operation or a dtype
                 reasons.append(f"{make.__name__[1:]}: {' '.join(str(error).split())[:200]}")
         raise ExportError(
-            ".onnx: nothing here can run the file, so it can't be compared with the network ("
+            ".onnx: no installed package can run the file to compare it with the network ("
             + "; ".join(reasons)
             + "); pip install onnxruntime, convert the network to float32, or use .pt2"
         )
@@ -124,14 +125,16 @@ def _onnx_reference(path: Path) -> Callable[[Any], Any]:
 def first_wrong(
     network: nn.Module, path: Path, example: Tensor, attempt: Callable[..., None]
 ) -> str:
-    """The operation at which a file begins to differ: the network is cut behind it, and behind the
-    one before, and `attempt` fails on the first alone. "" where it is not known.
+    """Find the first operation that makes the export fail, by bisection.
 
     Arguments:
-        network: one from `clnp.extract` tells its operations.
-        path: where the attempts go.
-        example: a batch that the network takes.
-        attempt: (network, path, example) -> None, raises ExportError; writes over the file.
+        network: the network; its operations are known if it comes from `clnp.extract`.
+        path: file that the attempts overwrite.
+        example: a batch that the network accepts.
+        attempt: (network, path, example) -> None; raises ExportError.
+
+    Returns:
+        the name of the operation, "" if the operations are not known.
     """
     graph: Graph | None = getattr(network, "meta", {}).get(GRAPH)
     if graph is None:
@@ -147,7 +150,7 @@ def first_wrong(
             return True
         return False
 
-    # The input alone is fine; the whole fails. Halve until they are neighbours.
+    # The input alone succeeds and the whole network fails; halve until they are adjacent.
     good, bad = 0, len(graph.nodes) - 1
     while bad - good > 1:
         middle = (good + bad) // 2

@@ -1,4 +1,4 @@
-"""Writing a network to a file that needs no training code to be read."""
+"""Export of a network to a file that is read without training code."""
 
 from __future__ import annotations
 
@@ -30,35 +30,38 @@ def export(
     *,
     class_names: Sequence[str] | None = None,
 ) -> Path:
-    """Writes a network for any batch size, whole or not at all. What was written is compared with
-    the network on random data before it takes its place.
+    """Write a network, for any batch size, to a file in the format given by its suffix.
+
+    The file is compared with the network on random data, and then written atomically.
+
+    - `.pt2`: `torch.export`, read by `torch.export.load(path).module()`.
+    - `.onnx`: ONNX, read by onnxruntime, with input "x" [batch, ...] and output "logits" [batch,
+      C]; needs the packages onnx and onnxscript.
+    - `.safetensors`: read by `clnp.load_network(path)`; for networks of `clnp.extract` only. It is
+      the only format that is safe to read from untrusted sources.
 
     Arguments:
         network: a plain module, e.g. from `clnp.extract`; written in evaluation mode.
-        path: the file. Its ending chooses the format: `.pt2` for `torch.export`, read by
-            `torch.export.load(path).module()`; `.onnx` for ONNX (needs the packages onnx and
-            onnxscript), read by onnxruntime; input "x" [batch, ...], output "logits" [batch, C];
-            `.safetensors`, read by `clnp.load_network(path)`, the one that may safely be read
-            from strangers (of a network from `clnp.extract`).
-        example: a batch [B, ...] that the network takes, on its device; its numbers do not matter.
-        class_names: C names, kept with the network as "class_names": JSON in `metadata_props` of
-            ONNX, the extra file "class_names" of `.pt2`, and `meta` of what `load_network` returns.
+        path: the file.
+        example: a batch [B, ...] that the network accepts, on its device; its values aren't used.
+        class_names: C names, stored as "class_names": JSON in `metadata_props` of ONNX, an extra
+            file of `.pt2`, and in `meta` of the result of `load_network`.
 
     Returns:
         the path.
 
     Raises:
-        ConfigError: another ending, a package that is needed is missing, or other than C names.
-        DataError: the network does not take the example.
-        ExportError: the format can't express the network, or the file computes something else.
+        ConfigError: another suffix, a missing package, or another number of names than C.
+        DataError: the network doesn't accept the example.
+        ExportError: the format can't express the network, or the file gives other results.
         SaveError: the file can't be written.
     """
     if not isinstance(path, str | os.PathLike):
-        raise ConfigError(f"path: expected a file's path, got {type(path).__name__}")
+        raise ConfigError(f"path: expected the path of a file, got {type(path).__name__}")
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ConfigError(
-            f"path={str(path)!r}: expected a file that ends in {' or '.join(SUFFIXES)}"
+            f"path: expected a file that ends in {' or '.join(SUFFIXES)}, got {str(path)!r}"
         )
     if not isinstance(network, nn.Module):
         raise ConfigError(f"network: expected a module, got {type(network).__name__}")
@@ -92,13 +95,14 @@ def _write(network: nn.Module, path: Path, example: Tensor, names: list[str] | N
         raise
     except OSError as error:
         raise SaveError(
-            f"{path}: can't be written ({error}); make room, or name another"
+            f"{path} can't be written ({error}); make room or choose another folder"
         ) from error
 
 
 def _attempt(suffix: str, names: list[str] | None) -> Callable[[nn.Module, Path, Tensor], None]:
-    """A function that writes a network in one format and compares the file with it; any failure
-    but those of the disk and of memory is an ExportError.
+    """Return a function that writes a network in one format and compares the file with it.
+
+    Failures other than of disk and memory become ExportError.
     """
     write = {".pt2": _write_pt2, ".onnx": _write_onnx, ".safetensors": _write_safetensors}[suffix]
 
@@ -108,7 +112,7 @@ def _attempt(suffix: str, names: list[str] | None) -> Callable[[nn.Module, Path,
             check_same(network, path, suffix, example)
         except (ConfigError, SaveError, ExportError, OSError):
             raise
-        except Exception as error:  # exporters raise whatever they like
+        except Exception as error:  # exporters raise any type
             if out_of_memory(error):
                 raise
             raise ExportError(
@@ -125,15 +129,16 @@ def _way_out(suffix: str) -> str:
 
 
 def _short(error: Exception) -> str:
-    """The beginning of what lies behind an exporter's error, which may be pages in colours."""
+    """Return the beginning of the first cause of an exporter's error, without colour codes."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
     return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:300]
 
 
 def _example(network: nn.Module, example: Any) -> tuple[Tensor, int]:
-    """Zeros [4, ...] like an example that the network takes, and C. A batch of 1 would be taken for
-    a constant.
+    """Check the example; return zeros [4, ...] like it and C.
+
+    An exporter would treat a batch size of 1 as constant.
     """
     if not isinstance(example, Tensor) or example.dim() < 1:
         got = f"shape {list(example.shape)}" if isinstance(example, Tensor) else repr(example)[:80]
@@ -147,15 +152,15 @@ def _example(network: nn.Module, example: Any) -> tuple[Tensor, int]:
         )
     graph = getattr(network, "meta", {}).get(GRAPH)
     if graph is not None and list(example.shape[1:]) != list(graph.nodes[0].attrs["shape"][1:]):
-        wanted = ", ".join(map(str, ["B", *graph.nodes[0].attrs["shape"][1:]]))
-        raise DataError(f"example: expected shape [{wanted}], got {list(example.shape)}")
+        expected = ", ".join(map(str, ["B", *graph.nodes[0].attrs["shape"][1:]]))
+        raise DataError(f"example: expected shape [{expected}], got {list(example.shape)}")
     example = example.new_zeros(4, *example.shape[1:])
     try:
         logits = network(example)
     except Exception as error:
         raise DataError(
-            f"example: the network does not take {example.dtype} of shape {list(example.shape)}: "
-            f"{_short(error)}"
+            f"example: expected an input of the network, got {example.dtype} of shape "
+            f"{list(example.shape)}: {_short(error)}"
         ) from error
     if not isinstance(logits, Tensor):
         raise DataError(f"network: expected one tensor of logits, got {type(logits).__name__}")
@@ -183,7 +188,7 @@ def _write_pt2(network: nn.Module, path: Path, example: Tensor, names: list[str]
     dynamic = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(network, (example,), dynamic_shapes=dynamic)
     extra = {} if names is None else {CLASS_NAMES: json.dumps(names)}
-    # A file, because torch insists on the ending of a path.
+    # An open file, because torch requires a path to end in .pt2.
     with open(path, "wb") as file:
         torch.export.save(program, file, extra_files=extra)
 
@@ -191,7 +196,9 @@ def _write_pt2(network: nn.Module, path: Path, example: Tensor, names: list[str]
 def _require_onnx() -> None:
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"ONNX files need {' and '.join(missing)}: pip install 'clnp[onnx]'")
+        raise ConfigError(
+            f".onnx: expected {' and '.join(missing)} to be installed; pip install 'clnp[onnx]'"
+        )
 
 
 def _write_onnx(network: nn.Module, path: Path, example: Tensor, names: list[str] | None) -> None:

@@ -1,4 +1,4 @@
-"""Taking one task's network out."""
+"""Extraction of one task's network, and its size and speed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .network_file import GRAPH
 
 
 def extract(model: Model, task: int, *, fold_batch_norm: bool = False) -> fx.GraphModule:
-    """The network of one learned task as a plain, narrow torch module.
+    """Return the network of one learned task as a plain, narrow torch module.
 
-    It holds `torch.nn` modules only (Linear, Conv2d, BatchNorm, activations, pooling), under the
-    names that they had in the original network, with contiguous copies of the task's weights; it
-    needs no `clnp` to run, train further, compile or export, and later tasks do not change it.
-    `clnp.export` writes it to a file.
+    It consists of `torch.nn` modules only (Linear, Conv2d, BatchNorm, activations, pooling), with
+    the names of the original network and contiguous copies of the task's weights. It runs, trains,
+    compiles and exports without `clnp`, and later tasks don't change it. `clnp.export` writes it to
+    a file.
 
     Arguments:
         model: a converted network.
         task: index of a learned task, from 0.
-        fold_batch_norm: merge every batch norm into the layer before it, where nothing else reads
-            that layer: faster, and the same function but for rounding. Without it the logits are
+        fold_batch_norm: merge each batch norm into the layer before it, if nothing else reads that
+            layer. This is faster and changes logits by rounding only. Without it, logits equal
             those of `model(x, task=task)` bit for bit.
 
     Returns:
@@ -48,9 +48,9 @@ def extract(model: Model, task: int, *, fold_batch_norm: bool = False) -> fx.Gra
 
 
 def _folded(graph: Graph, modules: Mapping[str, nn.Module]) -> tuple[Graph, dict[str, nn.Module]]:
-    """The graph without the batch norms that follow a layer directly, and its layers."""
+    """Merge batch norms into the layers directly before them."""
     layers = {node.name: modules[node.name] for node in graph.weighted}
-    gone: dict[str, str] = {}
+    merged: dict[str, str] = {}
     for node in graph.weighted:
         source = node.inputs[0]
         if not node.op.startswith("batch_norm") or source not in layers:
@@ -60,25 +60,25 @@ def _folded(graph: Graph, modules: Mapping[str, nn.Module]) -> tuple[Graph, dict
             continue
         fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
         layers[source] = fuse(layer, norm)  # type: ignore[type-var, arg-type]
-        gone[node.name] = source
+        merged[node.name] = source
     nodes = tuple(
-        replace(node, inputs=tuple(gone.get(name, name) for name in node.inputs))
+        replace(node, inputs=tuple(merged.get(name, name) for name in node.inputs))
         for node in graph.nodes
-        if node.name not in gone
+        if node.name not in merged
     )
-    kept = {name: layer for name, layer in layers.items() if name not in gone}
-    return Graph(nodes, gone.get(graph.output, graph.output)), kept
+    kept = {name: layer for name, layer in layers.items() if name not in merged}
+    return Graph(nodes, merged.get(graph.output, graph.output)), kept
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a network costs to keep and to run.
+    """Size and speed of a network. `print` shows them in one line.
 
     Attributes:
-        parameters: how many.
-        bytes: of parameters and buffers.
-        multiply_adds: of its products and convolutions for one example.
-        seconds: median of a forward pass over the batch that it was measured with.
+        parameters: number of parameters.
+        bytes: size of parameters and buffers.
+        multiply_adds: multiply-adds of products and convolutions for one example.
+        seconds: median time of a forward pass over the measured batch.
     """
 
     parameters: int
@@ -86,14 +86,20 @@ class Footprint:
     multiply_adds: int
     seconds: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.parameters:,} parameters, {self.bytes / 1e6:.3g} MB, "
+            f"{self.multiply_adds:,} multiply-adds per example, {1e3 * self.seconds:.3g} ms"
+        )
+
 
 def footprint(network: nn.Module, x: Tensor, repeats: int = 5) -> Footprint:
-    """Measures a network in evaluation mode on a batch x [B, ...].
+    """Measure a network in evaluation mode on a batch x [B, ...].
 
     Arguments:
-        network: the network, left in the mode that it was in.
+        network: the network; its mode is restored.
         x: the batch, on the network's device.
-        repeats: timed passes, after one that is not.
+        repeats: number of timed passes, after an untimed one.
     """
     training = network.training
     network.eval()

@@ -1,4 +1,4 @@
-"""One task's network in a safetensors file: layers as data and tensors, nothing that could run."""
+"""A task's network in a safetensors file: a graph as JSON, and tensors; no code."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ..graph.plain import plain_module
 from ..network.restore import dtype_name, dtype_of
 
 KIND = "network"
-CLASS_NAMES = "class_names"  # under which a file keeps them, and `load_network` in `meta`
-GRAPH = "clnp_graph"  # where `clnp.extract` leaves the graph, in a GraphModule's `meta`
+CLASS_NAMES = "class_names"  # key in files, and in the `meta` of the result of `load_network`
+GRAPH = "clnp_graph"  # key of the graph in the `meta` of the result of `clnp.extract`
 LAYER = {"weight": "weight", "bias": "bias"}
 NORM = {**LAYER, "mean": "running_mean", "var": "running_var"}
 
 
 def write_network(path: Path, network: nn.Module, class_names: Sequence[str] | None = None) -> None:
-    """Writes a network from `clnp.extract`, as `clnp.export` does for `.safetensors`.
+    """Write a network from `clnp.extract` to a `.safetensors` file.
 
     Raises:
-        ConfigError: the network comes from elsewhere, so its layers are not known as data.
+        ConfigError: another network, whose graph is not known.
         SaveError: the file can't be written.
     """
     graph = getattr(network, "meta", {}).get(GRAPH)
     if graph is None:
         raise ConfigError(
-            "network: a .safetensors file takes what clnp.extract returned, got "
-            f"{type(network).__name__}; other modules go into .pt2 or .onnx"
+            "network: expected a result of clnp.extract for a .safetensors file, got "
+            f"{type(network).__name__}; write other modules to .pt2 or .onnx"
         )
     data = {"graph": graph.to_json()}
     if class_names is not None:
@@ -42,17 +42,17 @@ def write_network(path: Path, network: nn.Module, class_names: Sequence[str] | N
 
 
 def load_network(path: str | Path) -> fx.GraphModule:
-    """Reads a network that `clnp.export` wrote to a `.safetensors` file.
+    """Read a network that `clnp.export` wrote to a `.safetensors` file.
 
-    Nothing in the file is run or unpickled, so it may come from anywhere; `.pt2` files may not,
-    because `torch.export.load` unpickles.
+    Nothing in the file is executed or unpickled, so it may come from an untrusted source. This
+    doesn't hold for `.pt2` files, because `torch.export.load` unpickles.
 
     Returns:
-        plain `torch.nn` layers in evaluation mode, as `clnp.extract` gave them; x [B, ...] ->
-        logits [B, C], the same bits; `meta["class_names"]` holds C names if the file does.
+        the network of `clnp.extract`, of plain `torch.nn` layers in evaluation mode; x [B, ...] ->
+        logits [B, C] with the same bits. `meta["class_names"]` has the C names, if the file does.
 
     Raises:
-        CheckpointError: no such file, damaged, not a network's, or tensors that do not fit.
+        CheckpointError: no such file, damaged, of another kind, or with tensors that don't fit.
     """
     path = Path(path)
     tensors, data = checkpoint.read(path, KIND)
@@ -65,8 +65,8 @@ def load_network(path: str | Path) -> fx.GraphModule:
         network = build(graph, layers).eval()
         network.load_state_dict(tensors)
         names = _class_names(data, _check_fits(network, graph))
-    except Exception as error:  # anybody can have written anything
-        raise CheckpointError(f"{path} does not hold a network: {error}") from error
+    except Exception as error:  # a file may contain anything
+        raise CheckpointError(f"{path}: expected the file of a network: {error}") from error
     network.meta[GRAPH] = graph
     if names is not None:
         network.meta[CLASS_NAMES] = names
@@ -74,7 +74,7 @@ def load_network(path: str | Path) -> fx.GraphModule:
 
 
 def _class_names(data: Mapping[str, Any], classes: int) -> list[str] | None:
-    """Raises ValueError unless a file has a name for each class, or no names."""
+    """Return the class names; raises ValueError unless there is one per class, or none at all."""
     names = data.get(CLASS_NAMES)
     if names is None:
         return None
@@ -86,21 +86,21 @@ def _class_names(data: Mapping[str, Any], classes: int) -> list[str] | None:
 
 
 def _own(node: Node, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    """The tensors of a layer; raises ValueError where its vectors have other lengths."""
+    """Return the tensors of a layer; raises ValueError if its vectors have different lengths."""
     norm = node.op.startswith("batch_norm")
     names = NORM if norm else LAYER
     own = {key: tensors.get(f"{node.name}.{name}") for key, name in names.items()}
     rows = tensors[f"{node.name}.{names['mean' if norm else 'weight']}"].shape[:1]
     for key, value in own.items():
         if value is not None and (norm or key != "weight") and value.shape != rows:
-            raise ValueError(f"{node.name}.{key} has shape {list(value.shape)}, not {list(rows)}")
+            raise ValueError(
+                f"{node.name}.{key}: expected shape {list(rows)}, got {list(value.shape)}"
+            )
     return own
 
 
 def _check_fits(network: nn.Module, graph: Graph) -> int:
-    """The number of outputs; raises where the layers do not fit one another: a batch of shapes
-    goes through them.
-    """
+    """Run the network on the meta device, which raises if layers don't fit; return C."""
     shapes = {name: value.to("meta") for name, value in network.state_dict().items()}
     (dtype,) = {value.dtype for value in shapes.values() if value.dtype != torch.int64}
     dtype_of(dtype_name(dtype))

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also when the machine stops in between."""
+"""Atomic file writes: a crash leaves the old file or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Any:
-    """Yields a temporary path beside `path`; on success it is synced to disk and renamed over
-    `path`, so a reader finds the old file or the new one, never a part."""
+    """Yield a temporary path beside `path`; on success, sync it to disk and rename it to `path`.
+
+    The folder of `path` is created if missing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -21,7 +23,7 @@ def replacing(path: Path) -> Any:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        # mkstemp makes private files; a checkpoint gets the permissions of any new file.
+        # mkstemp makes private files; give the result the permissions of any new file.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
@@ -36,8 +38,7 @@ def replacing(path: Path) -> Any:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `content` beside `path`, onto the disk, and renames it to `path`; its folder is made
-    if need be.
+    """Write a file atomically; create its folder if missing.
 
     Raises:
         OSError: the folder can't be written.
@@ -47,9 +48,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """`write_bytes` of UTF-8 text, with its line ends as they are.
+    """Write UTF-8 text atomically, with line ends unchanged.
 
-    Of a file name's bytes that are no UTF-8 (Python's lone surrogates) the escapes are written,
-    which JSON reads as the same again.
+    Lone surrogates (Python's form of bytes in a file name that are not UTF-8) are written as
+    escapes, which JSON reads back as the same characters.
     """
     write_bytes(path, content.encode("utf-8", "backslashreplace"))

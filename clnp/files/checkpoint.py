@@ -1,6 +1,4 @@
-"""Files of tensors and JSON: safetensors, never pickle, written whole or not at all, checked when
-read.
-"""
+"""Checkpoint format: tensors and JSON in one safetensors file, with a digest; never pickle."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order."""
+    """Return the bytes of a tensor in row-major order."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())
 
@@ -41,13 +39,13 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 def write(
     path: str | Path, kind: str, tensors: Mapping[str, Tensor], data: Mapping[str, Any]
 ) -> None:
-    """Writes tensors and JSON-able data into one safetensors file, atomically.
+    """Write tensors and JSON data into one safetensors file, atomically.
 
     Arguments:
-        path: the file; its folder is made if need be.
-        kind: what the file is ("learner", ...); `read` insists on it.
+        path: the file; its folder is created if missing.
+        kind: type of content ("learner", ...), checked by `read`.
         tensors: any device and layout; stored contiguous, shared storage is stored twice.
-        data: JSON-able.
+        data: anything that `json` writes.
 
     Raises:
         SaveError: the file can't be written (no space, no permission).
@@ -61,17 +59,18 @@ def write(
             save_file(owned, str(temporary), metadata=header)
     except (OSError, SafetensorError) as error:
         raise SaveError(
-            f"{path} can't be written: {error}. What was there before is still there; make room, "
-            "or name another folder, and save again"
+            f"{path} can't be written: {error}. The previous file is intact; make room or choose "
+            "another folder, and save again"
         ) from error
 
 
 def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `write` wrote and checks every byte of it. Nothing in the file is run or
-    unpickled, and no more memory is taken than the file has bytes.
+    """Read a file of `write` and verify every byte of it.
+
+    Nothing in the file is executed or unpickled. Memory use is bounded by the size of the file.
 
     Returns:
-        (tensors on the CPU, data)
+        tensors on the CPU, and the JSON data.
 
     Raises:
         CheckpointError: no such file, damaged, of another kind, or not written by this package.
@@ -87,9 +86,9 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
         digest = _digest(header["data"], tensors)
     except CheckpointError:
         raise
-    # torch complains of element types that it has no bytes of
+    # torch raises TypeError or RuntimeError for element types that it lacks
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
     if digest != header["sha256"]:
         raise CheckpointError(f"{path} is damaged: its contents do not match its checksum")
     return tensors, _parsed(path, header["data"])
@@ -100,21 +99,21 @@ def _check_header(path: Path, header: Mapping[str, str], kind: str) -> None:
         raise CheckpointError(f"{path} was not written by clnp")
     if header["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} has format {header['format']!r}; this version of clnp reads {FORMAT!r}. "
-            "Read it with the version that wrote it, or a newer one"
+            f"{path}: expected format {FORMAT!r}, got {header['format']!r}; "
+            "read it with the version of clnp that wrote it, or a newer one"
         )
     if header["kind"] != kind:
-        raise CheckpointError(f"{path} holds a {header['kind']!r}, not a {kind!r}")
+        raise CheckpointError(f"{path}: expected a {kind!r} file, got a {header['kind']!r} file")
     if len(header["data"]) > MAX_JSON:
-        raise CheckpointError(f"{path}: its header is larger than {MAX_JSON >> 20} MiB")
+        raise CheckpointError(f"{path}: expected a header of at most {MAX_JSON >> 20} MiB")
 
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
-    """The JSON object of a header; a checksum says nothing of who wrote it."""
+    """Parse the JSON of a header; a valid checksum doesn't prove that `write` made it."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} was not written by clnp: {error}") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path} was not written by clnp: its data is no JSON object")
+        raise CheckpointError(f"{path} was not written by clnp: its data isn't a JSON object")
     return data

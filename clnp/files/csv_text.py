@@ -1,4 +1,4 @@
-"""Tables as CSV text."""
+"""Tables in CSV form."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from typing import Any
 def csv_text(
     fields: Sequence[str], rows: Iterable[Mapping[str, Any]], *, header: bool = True
 ) -> str:
-    """Rows as CSV, with a header line; floats keep all their digits, missing values and None are
-    empty, values that are no field are left out.
+    """Format rows as CSV.
+
+    Floats keep all digits. Missing values and None become empty cells. Keys that are not in
+    `fields` are ignored.
+
+    Arguments:
+        fields: columns, in order.
+        rows: one mapping per line.
+        header: begin with a line of column names.
     """
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fields, restval="", extrasaction="ignore", lineterminator="\n")

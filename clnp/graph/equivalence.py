@@ -1,4 +1,4 @@
-"""A last line of defence: a converted network is run beside the original on random numbers."""
+"""Numerical comparison of a converted network with the original, on random inputs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ DROPOUTS = (
     *(F.alpha_dropout, F.feature_alpha_dropout),
 )
 DIFFERENT = (
-    "the converted network does not give the logits of the original one in {mode} mode; "
-    "does its forward depend on something other than its input and weights?"
+    "the converted network gives other logits than the original in {mode} mode; make forward "
+    "depend on its input and weights only"
 )
 
 
 def random_like(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Normal numbers of the given shape, in the dtype and on the device of `like`; torch's own
-    generators are not touched.
+    """Draw normal numbers of the given shape, with the dtype and device of `like`.
+
+    The global generators of torch are not used.
     """
     generator = torch.Generator().manual_seed(SEED)
     drawn = torch.randn(shape, generator=generator, dtype=torch.float32)
@@ -35,8 +36,9 @@ def random_like(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 class _SureDropout(TorchFunctionMode):
-    """Dropout that scales by 1 + p instead of drawing, in training mode only; what is dropped with
-    a probability never is. So two networks agree only where they drop the same values.
+    """Replace dropout in training mode by a factor of 1 + p, and other random drops by none.
+
+    So two networks agree only if they apply dropout to the same values.
     """
 
     def __torch_function__(
@@ -57,7 +59,7 @@ def _scaled(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 
 
 def check_evaluation(model: nn.Module, traced: Traced) -> None:
-    """Compares the model with the trace, in evaluation mode, with its own weights.
+    """Compare the model with its trace in evaluation mode, with its own weights.
 
     Raises:
         ConvertError: the logits differ.
@@ -70,17 +72,19 @@ def check_evaluation(model: nn.Module, traced: Traced) -> None:
 
 
 def check_training(net: nn.Module, graph: Graph, example: Tensor) -> None:
-    """Compares the network with its graph, computed by its own layers, in training mode: batch
-    norms see the batch. The batch has another size than the example, and no weight is zero, since
-    nothing shows behind it. Large images are tried at half their size first, where that is enough.
+    """Compare the network in training mode with its graph, evaluated with the same layers.
+
+    The batch has another size than the example, so that a fixed batch size is found. Weights that
+    are zero are drawn anew, because a zero hides everything behind it. Large images are tried at
+    half their size first.
 
     Arguments:
-        net: a copy of the network, whose numbers and modes are changed.
-        graph: what it was lowered to.
-        example: the batch [B, ...] that it was read with.
+        net: a copy of the network; its weights and modes are changed.
+        graph: the graph it was lowered to.
+        example: the batch [B, ...] it was traced with.
 
     Raises:
-        ConvertError: the logits differ, or the network does not take the batch.
+        ConvertError: the logits differ, or the network does not accept the batch.
     """
     _draw_weights(net)
     net.train()
@@ -90,7 +94,7 @@ def check_training(net: nn.Module, graph: Graph, example: Tensor) -> None:
         try:
             if _agree(net, graph, random_like((2 + (batch == 2), *half), example)):
                 return
-        except Exception:  # it takes images of one size only
+        except Exception:  # some networks accept a single image size only
             pass
     rows = min(8, max(2, 2**15 // max(example[0].numel(), 1)))
     x = random_like((rows + (rows == batch), *shape), example)
@@ -99,21 +103,21 @@ def check_training(net: nn.Module, graph: Graph, example: Tensor) -> None:
     except Exception as error:
         raise ConvertError(
             f"{type(net).__name__} fails in training mode on a batch of {x.shape[0]} examples: "
-            f"{first_line(error)}. Its forward has to take batches of any size"
+            f"{first_line(error)}. Make its forward accept batches of any size"
         ) from error
     if not same:
         raise ConvertError(DIFFERENT.format(mode="training"))
 
 
 def _agree(net: nn.Module, graph: Graph, x: Tensor) -> bool:
-    if x.element_size() < 4:  # rounding would hide too much
+    if x.element_size() < 4:  # rounding of 16-bit numbers would hide differences
         net, x = net.float(), x.float()
     with torch.no_grad(), _SureDropout():
         return _close(net(x.clone()), _computed(graph, net, x))
 
 
 def _computed(graph: Graph, net: nn.Module, x: Tensor) -> Tensor:
-    """The output of a graph, in training mode, with the layers of `net`."""
+    """Evaluate a graph with the layers of `net`, in training mode."""
     values: dict[str, Tensor] = {}
     for node in graph.nodes:
         op = OPS[node.op]
@@ -132,9 +136,7 @@ def _computed(graph: Graph, net: nn.Module, x: Tensor) -> Tensor:
 
 
 def _close(expected: Tensor, got: Tensor) -> bool:
-    """Whether two tensors differ by rounding only, of sums whose terms are as large as the largest
-    number.
-    """
+    """Return whether two tensors agree up to rounding, relative to their largest entry."""
     if expected.shape != got.shape or expected.dtype != got.dtype:
         return False
     finite = expected[expected.isfinite()].abs()
@@ -144,7 +146,7 @@ def _close(expected: Tensor, got: Tensor) -> bool:
 
 
 def _draw_weights(net: nn.Module) -> None:
-    """Draws the parameters that are vectors, and those that hold one number or no finite ones."""
+    """Draw vectors anew, and tensors whose entries are all equal or not finite."""
     generator = torch.Generator().manual_seed(SEED)
     for parameter in net.parameters():
         spread = float(parameter.detach().std()) if parameter.numel() > 1 else 0.0

@@ -1,9 +1,8 @@
-"""A network as data: a short list of named operations that can be written to JSON and built again.
+"""Networks as data: a list of named operations, with JSON form and construction of modules.
 
-`convert` lowers a user's module to a `Graph` once. Everything else is made from it: the masked
-network that trains, the narrow plain network of each task, and the checkpoint, which therefore
-needs no pickle. An operation that is not in `OPS` can't be built, so reading a graph from a file
-never runs anything but the layers named here.
+`convert` lowers a user's module to a `Graph` once. The masked network, the narrow plain network of
+each task, and the checkpoint (hence without pickle) are all made from it. Only operations in `OPS`
+can be built, so a graph from a file runs no other code.
 """
 
 from __future__ import annotations
@@ -27,18 +26,17 @@ Attrs = dict[str, Any]
 
 @dataclass(frozen=True)
 class Op:
-    """What one kind of operation needs to be built.
+    """A kind of operation.
 
     Attributes:
-        role: how it treats channels: "input", "layer" (makes new channels out of all it reads),
-            "channelwise" (has weights, but keeps channels apart), "elementwise" (works on every
-            element alone), "spatial" (works within each channel of images [B, C, H, W]),
-            "unsqueeze" ([B, C] becomes images of one pixel), "flatten" (images become [B, C * P];
-            its attribute "positions" is P) or "merge" (joins tensors whose channels then live and
-            die together).
+        role: effect on channels: "input", "layer" (new channels from all channels it reads),
+            "channelwise" (weights per channel), "elementwise", "spatial" (within each channel of
+            images [B, C, H, W]), "unsqueeze" ([B, C] to images of one pixel), "flatten" (images to
+            [B, C * P]; its attribute "positions" is P) or "merge" (joins tensors, whose channels
+            are then pruned together).
         make: attributes -> plain `torch.nn` module; None for a function.
-        function: what to call on the inputs when there is no module.
-        attrs: names of the attributes that make it, all required.
+        function: function of the inputs and attributes if there is no module.
+        attrs: names of the required attributes.
     """
 
     role: str
@@ -70,7 +68,7 @@ AVG_POOL = (
 
 
 def _upsample(size: Any, scale_factor: Any, mode: str) -> nn.Upsample:
-    """torch wants tuples, of which JSON makes lists."""
+    # torch expects tuples, which JSON turns into lists
     size = tuple(size) if isinstance(size, list) else size
     factor = tuple(scale_factor) if isinstance(scale_factor, list) else scale_factor
     return nn.Upsample(size, factor, mode)
@@ -120,15 +118,20 @@ OPS: dict[str, Op] = {
     "div_number": Op("elementwise", function=operator.truediv, attrs=("value",)),
 }
 WITH_WEIGHTS = ("layer", "channelwise")
-# torch.fx writes names into the code that it runs, and follows them through attributes: a name from
-# a file must be neither code nor the way to a class.
+# torch.fx writes names into the code that it runs and looks them up as attributes, so a name from a
+# file must be neither code nor a path to a class.
 NAME = re.compile(r"(?!__)[\w -]+(\.(?!__)[\w -]+)*")
 
 
 @dataclass(frozen=True)
 class Node:
-    """One operation: a unique qualified name, its kind (a key of `OPS`), the names it reads, its
-    attributes.
+    """One operation of a graph.
+
+    Attributes:
+        name: unique qualified name.
+        op: kind, a key of `OPS`.
+        inputs: names of the nodes it reads.
+        attrs: attributes of the operation.
     """
 
     name: str
@@ -143,8 +146,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Operations in execution order; the first is the input, `output` names the node that is
-    returned.
+    """Operations in execution order.
+
+    Attributes:
+        nodes: the operations; the first is the input.
+        output: name of the returned node.
     """
 
     nodes: tuple[Node, ...]
@@ -154,23 +160,29 @@ class Graph:
         seen: set[str] = set()
         for node in self.nodes:
             if not NAME.fullmatch(node.name):
-                raise ValueError(f"node {node.name!r}: expected letters, digits, '_', '-' and '.'")
+                raise ValueError(
+                    f"node: expected a name of letters, digits, '_', '-' and '.', got {node.name!r}"
+                )
             if node.op not in OPS:
-                raise ValueError(f"node {node.name!r}: unknown operation {node.op!r}")
+                raise ValueError(f"node {node.name!r}: expected a known op, got {node.op!r}")
             missing = set(OPS[node.op].attrs) - set(node.attrs)
             if missing:
-                raise ValueError(f"node {node.name!r} ({node.op}) lacks {sorted(missing)}")
+                raise ValueError(f"node {node.name!r} ({node.op}): missing {sorted(missing)}")
             if node.op.endswith("_number") and not isinstance(node.attrs["value"], (int, float)):
-                raise ValueError(f"node {node.name!r} ({node.op}): {node.attrs['value']!r}")
+                raise ValueError(
+                    f"node {node.name!r} ({node.op}): expected a number, got "
+                    f"{node.attrs['value']!r}"
+                )
             if node.name in seen:
-                raise ValueError(f"two nodes are named {node.name!r}")
+                raise ValueError(f"node {node.name!r}: expected a unique name, got it twice")
             if not set(node.inputs) <= seen:
                 raise ValueError(
-                    f"node {node.name!r} reads {set(node.inputs) - seen} before they are made"
+                    f"node {node.name!r}: expected earlier nodes as inputs, got "
+                    f"{set(node.inputs) - seen}"
                 )
             seen.add(node.name)
         if self.output not in seen:
-            raise ValueError(f"the output {self.output!r} is not a node")
+            raise ValueError(f"output: expected the name of a node, got {self.output!r}")
 
     @functools.cached_property
     def _by_name(self) -> dict[str, Node]:
@@ -190,18 +202,18 @@ class Graph:
         return [node for node in self.nodes if node.role in WITH_WEIGHTS]
 
     def readers(self, name: str) -> list[Node]:
-        """The nodes that read `name`."""
+        """Return the nodes that read `name`."""
         return [node for node in self.nodes if name in node.inputs]
 
     def up_to(self, output: str) -> Graph:
-        """The graph that ends with the given node; the whole one for an empty name."""
+        """Return the graph that ends with the given node; the whole one for an empty name."""
         if not output:
             return self
         names = [node.name for node in self.nodes]
         return Graph(self.nodes[: names.index(output) + 1], output)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists and dictionaries, the inverse of `from_json`."""
+        """Return lists and dictionaries for JSON, the inverse of `from_json`."""
         return {
             "nodes": [
                 {"name": n.name, "op": n.op, "inputs": list(n.inputs), "attrs": n.attrs}
@@ -212,7 +224,11 @@ class Graph:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Graph:
-        """Rebuilds a graph; raises ValueError, KeyError or TypeError where the data is no graph."""
+        """Rebuild a graph.
+
+        Raises:
+            ValueError, KeyError, TypeError: `data` isn't a graph.
+        """
         nodes = tuple(
             Node(str(n["name"]), str(n["op"]), tuple(map(str, n["inputs"])), dict(n["attrs"]))
             for n in data["nodes"]
@@ -221,8 +237,9 @@ class Graph:
 
 
 def fuse_relu(graph: Graph) -> Graph:
-    """Folds every ReLU that is the only reader of an operation with weights into it (attribute
-    `activation="relu"`).
+    """Fold each ReLU into the operation with weights before it, as attribute `activation="relu"`.
+
+    Only if the ReLU is the sole reader of that operation.
     """
     fused = {
         node.name: node.inputs[0]
@@ -245,7 +262,7 @@ def fuse_relu(graph: Graph) -> Graph:
 
 
 def for_inference(graph: Graph) -> Graph:
-    """The graph without what only training does and `torch.nn` lacks."""
+    """Replace training-only operations that `torch.nn` lacks by identities."""
     nodes = tuple(
         replace(node, op="identity", attrs={}) if node.op == "stochastic_depth" else node
         for node in graph.nodes
@@ -254,8 +271,9 @@ def for_inference(graph: Graph) -> Graph:
 
 
 def _may_overwrite(graph: Graph, name: str) -> bool:
-    """Whether a value may be changed in place by its reader: nobody else sees it, and what made it
-    does not need it to compute gradients.
+    """Return whether the reader of a value may change it in place.
+
+    It must be the only reader, and the producer must not need the value for its gradients.
     """
     node = graph[name]
     unneeded = node.op in ("add", "sub") or (
@@ -265,27 +283,30 @@ def _may_overwrite(graph: Graph, name: str) -> bool:
 
 
 def add_into(a: Tensor, b: Tensor) -> Tensor:
-    """a + b, in the memory of a where the sum has its shape and dtype; the output of an operator
-    that is a view must not be changed.
+    """Return a + b, computed in the memory of `a` if the sum has its shape and dtype.
+
+    A view is never changed, because operators return views of memory that they keep.
     """
-    if isinstance(a, fx.Proxy):  # a network that is unpickled is traced anew
+    if isinstance(a, fx.Proxy):  # unpickling traces a network anew
         return a.tracer.create_proxy("call_function", add_into, (a, b), {})
     if torch.compiler.is_compiling() or a.shape != b.shape or a.dtype != b.dtype or a._is_view():
         return a + b
     return a.add_(b)
 
 
-def build(graph: Graph, layers: Mapping[str, nn.Module], *, ours: bool = False) -> fx.GraphModule:
-    """Assembles a `torch.fx.GraphModule` from a graph.
+def build(
+    graph: Graph, layers: Mapping[str, nn.Module], *, kernels: bool = False
+) -> fx.GraphModule:
+    """Build a `torch.fx.GraphModule` from a graph.
 
     Arguments:
         graph: the operations.
-        layers: node name -> module, for every node with weights; the other modules are made here.
-        ours: for training: dropout by `clnp_kernels`, and residual branches added in place where
-            that is safe. Else all is PyTorch's.
+        layers: node name -> module, for every node with weights; other modules are made here.
+        kernels: use the dropout of `clnp_kernels`, and add residual branches in place where that
+            is safe (for training). Otherwise all operations are PyTorch's.
 
     Returns:
-        a module with one tensor in, one tensor out, whose submodules carry the node names.
+        a module from one tensor to one tensor, with submodules named as the nodes.
     """
     out = fx.Graph()
     root: dict[str, nn.Module] = {}
@@ -298,7 +319,7 @@ def build(graph: Graph, layers: Mapping[str, nn.Module], *, ours: bool = False) 
         elif op.function is not None:
             numbers = tuple(node.attrs[name] for name in op.attrs)
             function = op.function
-            if ours and node.op == "add" and _may_overwrite(graph, node.inputs[0]):
+            if kernels and node.op == "add" and _may_overwrite(graph, node.inputs[0]):
                 function = add_into
             values[node.name] = out.call_function(function, (*args, *numbers))
         else:
@@ -309,7 +330,7 @@ def build(graph: Graph, layers: Mapping[str, nn.Module], *, ours: bool = False) 
                 options = {name: node.attrs[name] for name in op.attrs}
                 if node.op == "relu" and _may_overwrite(graph, node.inputs[0]):
                     options["inplace"] = True
-                make = Dropout if ours and node.op == "dropout" else op.make
+                make = Dropout if kernels and node.op == "dropout" else op.make
                 root[node.name] = make(**options)
             values[node.name] = out.call_module(node.name, args)
     out.output(values[graph.output])

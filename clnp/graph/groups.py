@@ -1,9 +1,8 @@
-"""Channels that live and die together.
+"""Groups of channels that are pruned together.
 
-A channel that is pruned disappears from the layer that makes it and from every layer that reads it;
-tensors that are added up share their channels. `find_groups` walks the graph once and collects, for
-each such set, who makes it and who reads it. All bookkeeping of CLNP (activity, thresholds,
-boundaries) is per group.
+A pruned channel disappears from the layer that makes it and from every layer that reads it. Tensors
+that are added share their channels. `find_groups` walks the graph once and collects the producers
+and consumers of each such group. Activity, thresholds and boundaries of CLNP are per group.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ from .graph import WITH_WEIGHTS, Graph, Node
 
 @dataclass(frozen=True)
 class Group:
-    """A set of channels.
+    """A group of channels.
 
     Attributes:
         name: the first layer that makes them; "input" for the network's own inputs.
-        size: how many channels.
-        producers: layers whose outputs they are.
+        size: number of channels.
+        producers: layers that output them.
         consumers: layers that read them.
-        carriers: depthwise layers and batch norms that have weights for each of them.
-        prunable: False for the inputs and everything added to them: all of it is active from the
-            first task on.
+        carriers: depthwise layers and batch norms with weights per channel.
+        prunable: False for the network's inputs and everything added to them; these channels are
+            active from the first task on.
     """
 
     name: str
@@ -38,14 +37,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of a network and where each layer stands.
+    """The groups of a network, and the groups of each layer.
 
     Attributes:
         all: every group but the outputs of the head, in execution order.
         reads: layer name -> name of the group it reads.
         makes: layer name -> name of the group it makes (the head makes none).
-        carries: depthwise layer or batch norm -> name of the group whose channels it keeps apart.
-        positions: layer name -> inputs per channel that it reads: more than 1 behind a flatten.
+        carries: depthwise layer or batch norm -> name of its group.
+        positions: layer name -> inputs per channel; above 1 after a flatten.
         head: name of the output layer.
     """
 
@@ -68,31 +67,35 @@ class Groups:
 
     @property
     def last(self) -> Group:
-        """The final hidden group: the one that the head reads."""
+        """The group that the head reads."""
         return self[self.reads[self.head]]
 
     def of(self, name: str) -> Group:
-        """The group whose channels a layer, depthwise layer or batch norm puts out."""
+        """Return the group of the outputs of a layer, depthwise layer or batch norm."""
         return self[self.makes.get(name) or self.carries[name]]
 
     def only_feeds_head(self) -> bool:
-        """Whether nothing but the head reads the final hidden group, so that a single-head network
-        need not even compute the channels that belong to earlier tasks (paper, Fig. 2, right)."""
+        """Return whether the head is the only reader of the last group.
+
+        A single-head network then skips the last group's channels of earlier tasks (paper, Fig. 2,
+        right).
+        """
         return self.last.prunable and self.last.consumers == (self.head,)
 
 
 def find_head(graph: Graph) -> Node:
-    """The output layer: the last layer of the graph, followed by nothing but a log-softmax or
-    identity.
+    """Return the output layer: the last layer, followed by a log-softmax or identity at most.
+
+    Raises:
+        ConvertError: the network ends otherwise, or other layers read its outputs.
     """
     node = graph[graph.output]
     while node.op in ("log_softmax", "identity"):
         node = graph[node.inputs[0]]
     if node.op != "linear":
         raise ConvertError(
-            f"the network ends in {node.name!r} ({node.op}); it has to end in a Linear layer that "
-            "gives the logits "
-            "(a LogSoftmax may follow)"
+            f"the network: expected a Linear layer that gives the logits at its end (a LogSoftmax "
+            f"may follow), got {node.name!r} ({node.op})"
         )
     inside = [
         reader.name
@@ -101,31 +104,32 @@ def find_head(graph: Graph) -> Node:
     ]
     if inside:
         raise ConvertError(
-            f"the output layer {node.name!r} is also read by {inside}; it has to be the last layer"
+            f"the output layer {node.name!r}: expected no readers, got {inside}; it must be the "
+            "last layer"
         )
     return node
 
 
 @dataclass(frozen=True)
 class _Value:
-    """What is known about a node's tensor.
+    """Properties of a node's tensor.
 
     Attributes:
-        key: a node that stands for its channels, see `_Walk.root`.
-        axis: where its channels are: 1 in images [B, C, H, W], -1 else; None where it is the raw
-            input, which may be read either way.
-        rank: number of axes.
+        key: a node that represents its channels, see `_Walk.root`.
+        axis: axis of the channels: 1 in images [B, C, H, W], else -1; None for the raw input, which
+            may be either.
+        dims: number of axes.
         positions: entries per channel on that axis.
     """
 
     key: str
     axis: int | None
-    rank: int
+    dims: int
     positions: int = 1
 
 
 class _Walk:
-    """One walk over the nodes of a graph."""
+    """Walk over the nodes of a graph that joins channels into groups (union-find)."""
 
     def __init__(self, graph: Graph, head: str) -> None:
         self.graph, self.head = graph, head
@@ -135,13 +139,13 @@ class _Walk:
             self.values[node.name] = self._visit(node)
 
     def root(self, name: str) -> str:
-        """The first producer of the channels that `name` stands for."""
+        """Return the first producer of the channels that `name` represents."""
         while self.parent[name] != name:
             name = self.parent[name]
         return name
 
     def read_by(self, node: Node) -> _Value:
-        """The value that a node reads first."""
+        """Return the first input of a node."""
         return self.values[node.inputs[0]]
 
     def _visit(self, node: Node) -> _Value:
@@ -161,32 +165,33 @@ class _Walk:
         if node.role == "unsqueeze":
             if source.positions > 1:
                 raise ConvertError(
-                    f"{node.name!r} makes images of flattened ones; this is not supported"
+                    f"{node.name!r} turns flattened images into images; this is not supported"
                 )
             return _Value(source.key, 1, 4)
         if node.op == "log_softmax" and self.root(source.key) != self.head:
             raise ConvertError(
-                f"{node.name!r} mixes hidden channels; a LogSoftmax may only end the network"
+                f"{node.name!r} mixes hidden channels; use LogSoftmax at the end of the network "
+                "only"
             )
-        if node.role == "spatial" and (source.axis == -1 or source.rank != 4):
+        if node.role == "spatial" and (source.axis == -1 or source.dims != 4):
             raise ConvertError(
-                f"{node.name!r} ({node.op}) reads a value of rank {source.rank}, whose channels it "
-                "would mix; a batch of images [B, C, H, W] is wanted"
+                f"{node.name!r} ({node.op}): expected images [B, C, H, W], got a value with "
+                f"{source.dims} axes, whose channels it would mix"
             )
         return source
 
     def _layer(self, node: Node, source: _Value) -> _Value:
         if node.op == "linear":
-            if source.axis == 1 and source.rank == 4:
+            if source.axis == 1 and source.dims == 4:
                 raise ConvertError(
-                    f"{node.name!r} (Linear) works on the last axis of images [B, C, H, W], not on "
-                    "their channels; flatten them first"
+                    f"{node.name!r} (Linear): expected flattened images, got [B, C, H, W], whose "
+                    "last axis isn't the channels; flatten them first"
                 )
-            return _Value(node.name, -1, source.rank)
+            return _Value(node.name, -1, source.dims)
         if source.axis == -1:
             raise ConvertError(
-                f"{node.name!r} ({node.op}) reads channels that are on the last axis; images "
-                "[B, C, H, W] made by convolutions are wanted"
+                f"{node.name!r} ({node.op}): expected images [B, C, H, W] made by convolutions, "
+                "got channels on the last axis"
             )
         return _Value(node.name, 1, 4)
 
@@ -194,20 +199,18 @@ class _Walk:
         axis = -1 if node.op == "batch_norm1d" else 1
         if source.positions > 1 or source.axis not in (axis, None):
             raise ConvertError(
-                f"{node.name!r} ({node.op}) works on flattened images or on another axis than "
-                "their channels; apply it to the images"
+                f"{node.name!r} ({node.op}): expected channels, got flattened images or another "
+                "axis; apply it to the images"
             )
-        return _Value(source.key, axis, source.rank)
+        return _Value(source.key, axis, source.dims)
 
     def _flatten(self, node: Node, source: _Value) -> _Value:
-        """Flattening hidden values [B, T, C] would interleave the channels; images and raw inputs
-        pass.
-        """
-        if source.axis == -1 and source.rank > 2:
+        """Refuse hidden values [B, T, C]: flattening would interleave their channels."""
+        if source.axis == -1 and source.dims > 2:
             raise ConvertError(
-                f"{node.name!r} flattens a hidden value of rank {source.rank}: its channels would "
-                "no longer lie side by side. "
-                "Apply the layers to [B, C] values, or flatten the input first"
+                f"{node.name!r} flattens a hidden value with {source.dims} axes, which would "
+                "interleave its channels; apply the layers to [B, C] values, or flatten the input "
+                "first"
             )
         positions = node.attrs.get("positions", 1)
         # A raw input that is flattened stays raw: its pixels are never pruned.
@@ -219,8 +222,8 @@ class _Walk:
             axes = {source.axis, other.axis} - {None}
             if len(axes) > 1 or (axes and source.positions != other.positions):
                 raise ConvertError(
-                    f"{node.name!r} joins {node.inputs[0]!r} and {name!r}, whose channels lie "
-                    "differently"
+                    f"{node.name!r} joins {node.inputs[0]!r} and {name!r}, whose channels are on "
+                    "different axes; bring them to one layout first"
                 )
             # The later group joins the earlier one, so a group's name is its first producer.
             pair = self.root(source.key), self.root(other.key)
@@ -232,10 +235,10 @@ class _Walk:
 
 
 def find_groups(graph: Graph) -> Groups:
-    """Finds the groups of a graph.
+    """Find the groups of a graph.
 
     Raises:
-        ConvertError: naming the node, where channels mix in a way that pruning can't follow.
+        ConvertError: naming a node that mixes channels in a way that pruning can't follow.
     """
     head = find_head(graph).name
     walk = _Walk(graph, head)
@@ -248,7 +251,7 @@ def find_groups(graph: Graph) -> Groups:
     for name, group in carries.items():
         if group == head:
             raise ConvertError(
-                f"{name!r} follows the output layer {head!r}; nothing but a LogSoftmax may"
+                f"{name!r} follows the output layer {head!r}; only a LogSoftmax may follow it"
             )
     if walk.root(head) != head or head in reads.values():
         raise ConvertError(f"the output layer {head!r} shares its channels with hidden layers")
@@ -274,14 +277,14 @@ def _outputs(node: Node) -> int:
 
 
 def inputs_of(node: Node) -> int:
-    """Inputs of a layer in the dense network, I."""
+    """Return the number of inputs I of a layer in the dense network."""
     size = node.attrs["in_features" if node.op == "linear" else "in_channels"]
     assert isinstance(size, int)
     return size
 
 
 def _inputs(graph: Graph, walk: _Walk, consumers: tuple[str, ...]) -> int:
-    """Channels of the raw input's group."""
+    """Return the number of channels of the raw input's group."""
     if not consumers:
         return 0
     first = graph[consumers[0]]
@@ -292,7 +295,6 @@ def _check_sizes(graph: Graph, producers: tuple[str, ...], size: int) -> None:
     for name in producers:
         if _outputs(graph[name]) != size:
             raise ConvertError(
-                f"{name!r} makes {_outputs(graph[name])} channels but is joined with "
-                f"values of {size}; "
-                "broadcasting over channels can't be pruned"
+                f"{name!r}: expected {size} channels, as in the values it is joined with, got "
+                f"{_outputs(graph[name])}; broadcasting over channels can't be pruned"
             )

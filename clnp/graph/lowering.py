@@ -1,7 +1,7 @@
-"""From a traced forward to a `Graph`.
+"""Lowering of a traced forward to a `Graph`.
 
-Every operation is either recognised exactly or refused by name: a converted network that silently
-computes something else would be worse than none.
+Every operation is either recognised exactly or refused by name, so that no converted network
+silently computes something else.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from .trace import DROPOUTS, Traced, argument, is_stochastic_depth, place_of
 
 
 def lower(net: nn.Module, traced: Traced) -> Graph:
-    """Lowers a network to a graph.
+    """Lower a network to a graph.
 
     Arguments:
         net: the network, which is not changed.
-        traced: what was read from it; operations in place become ordinary ones in its trace.
+        traced: its trace, in which in-place operations are replaced by ordinary ones.
 
     Raises:
-        ConvertError: naming the first thing that can't be converted exactly, and why.
+        ConvertError: naming the first operation that can't be converted exactly, and the reason.
     """
     return _Lowering(net, traced).run()
 
 
 class _Lowering:
-    """Turns the nodes of one fx trace into `Node`s, as far as the output depends on them."""
+    """Conversion of fx nodes to `Node`s, for those that the output depends on."""
 
     def __init__(self, net: nn.Module, traced: Traced) -> None:
         self.traced, self.off = traced.module, traced.off
@@ -42,17 +42,16 @@ class _Lowering:
         make_functional(traced.module, traced.run, self.modules)
         self.names: dict[fx.Node, str] = {}
         self.taken: set[str] = set()
-        self.seen: set[int] = set()
+        self.called: set[int] = set()
         self.nodes: list[Node] = []
 
     def run(self) -> Graph:
         output = next(n for n in self.traced.graph.nodes if n.op == "output")
         result = output.args[0]
         if not isinstance(result, fx.Node):
-            raise ConvertError("the network has to return one tensor (the logits)")
+            raise ConvertError("the network: expected one tensor (the logits) as its result")
         needed = self._needed(result)
-        # Names of layers are reserved first: a function called "fc" must not take the name of a
-        # layer.
+        # Reserve the names of layers first, so that no function takes one of them.
         for node in needed:
             if node.op == "call_module" and str(node.target) not in self.taken:
                 self.names[node] = str(node.target)
@@ -65,13 +64,13 @@ class _Lowering:
         shape = self.shapes[result.name]
         if len(shape) != 2 or shape[0] != self.input_shape[0]:
             raise ConvertError(
-                f"the network gives a result of shape {list(shape)} for an input of shape "
-                f"{list(self.input_shape)}; logits [B, classes] are wanted"
+                f"the network: expected logits [B, classes], got shape {list(shape)} for an input "
+                f"of shape {list(self.input_shape)}"
             )
         return Graph(tuple(self.nodes), self.names[result])
 
     def _needed(self, result: fx.Node) -> list[fx.Node]:
-        """The tensor-valued nodes that the result depends on, in execution order."""
+        """Return the tensor-valued nodes that the result depends on, in execution order."""
         found: set[fx.Node] = set()
         stack = [result]
         while stack:
@@ -79,7 +78,7 @@ class _Lowering:
             if node in found:
                 continue
             if node.op not in ("placeholder", "get_attr") and node.name not in self.shapes:
-                raise self._refusal(node, "it returns something other than one tensor")
+                raise self._refusal(node, "it doesn't return one tensor")
             found.add(node)
             stack.extend(self._tensor_inputs(node))
         order = [n for n in self.traced.graph.nodes if n in found or n.op == "placeholder"]
@@ -91,7 +90,7 @@ class _Lowering:
         if node.target in RESHAPES or node.target in EXPANDS:
             first = node.args[0] if node.args else node.kwargs.get("input")
             return [first] if isinstance(first, fx.Node) else []
-        if node.target in BINARY:  # of y * y both
+        if node.target in BINARY:  # y * y has two inputs, which all_input_nodes gives once
             return [arg for arg in node.args if isinstance(arg, fx.Node)]
         return list(node.all_input_nodes)
 
@@ -116,23 +115,23 @@ class _Lowering:
         except (TypeError, ValueError) as error:
             if isinstance(error, ConvertError):
                 raise
-            raise self._refusal(node, f"its arguments are not plain numbers ({error})") from error
+            raise self._refusal(node, f"its arguments aren't plain numbers ({error})") from error
         return Node(name, op, inputs, attrs)
 
     def _direct_use(self, name: str) -> ConvertError:
-        """The refusal of a tensor that is not computed from the input."""
+        """Build the refusal of a tensor that isn't computed from the input."""
         if name.startswith("_tensor_constant"):
-            made = (
-                "a tensor that forward makes, or that a module holds as a plain attribute, is used"
+            return ConvertError(
+                "forward uses a tensor that it makes, or that a module holds as a plain attribute; "
+                f"use a number instead. {HELP}"
             )
-            return ConvertError(f"{made} in forward; only numbers can be. {HELP}")
         path, _, key = name.rpartition(".")
         parameters = self.modules[path]._parameters if path in self.modules else {}
         kind = "parameter" if key in parameters else "buffer"
         return ConvertError(f"the {kind} {name!r} is used directly in forward. {HELP}")
 
     def _where(self, node: fx.Node) -> tuple[str, str]:
-        """How a node is called in messages, with the module that it is in, and its kind."""
+        """Name a node for messages, with its module; return the name and the kind."""
         if node.op == "call_module":
             kind = type(self.modules[str(node.target)]).__name__
         else:
@@ -168,37 +167,35 @@ class _Lowering:
             raise self._refusal(node, f"mode={module.mode!r}; only 'nearest' is supported")
         if op == "log_softmax" and module.dim not in (None, 1, -1):
             raise ConvertError(
-                f"{where}: dim={module.dim}; only the class axis (1 or -1) is supported"
+                f"{where}: expected dim=1 or dim=-1, the class axis, got dim={module.dim}"
             )
         return op, attrs(module)
 
     def _check_weights(self, module: nn.Module, where: str) -> None:
-        if id(module) in self.seen:
+        if id(module) in self.called:
             raise ConvertError(
-                f"{where} is called twice; layers that share their weights can't be pruned apart"
+                f"{where} is called twice; use a layer per call, because shared weights can't be "
+                "pruned separately"
             )
-        self.seen.add(id(module))
+        self.called.add(id(module))
         if not all(p.requires_grad for p in module.parameters(recurse=False)):
             raise ConvertError(
                 f"{where} is frozen (requires_grad=False); convert the network before freezing it"
             )
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is None:
             raise ConvertError(
-                f"{where} keeps no running statistics (track_running_stats=False); a learned task "
-                "needs them, frozen"
+                f"{where}: expected track_running_stats=True, got False; a learned task needs its "
+                "frozen running statistics"
             )
 
     def _check_rank(self, node: fx.Node, module: nn.Module, where: str) -> None:
         shape = self.shapes[self._tensor_inputs(node)[0].name]
         if isinstance(module, nn.Conv2d) and len(shape) != 4:
             raise ConvertError(
-                f"{where} reads a value of shape {list(shape)}; a batch of images [B, C, H, W] is "
-                "wanted"
+                f"{where}: expected a batch of images [B, C, H, W], got shape {list(shape)}"
             )
         if isinstance(module, nn.BatchNorm1d) and len(shape) != 2:
-            raise ConvertError(
-                f"{where} reads a value of shape {list(shape)}; only [B, C] is supported"
-            )
+            raise ConvertError(f"{where}: expected an input [B, C], got shape {list(shape)}")
 
     # Functions and methods
 
@@ -239,7 +236,7 @@ class _Lowering:
         return DROPOUTS[node.target], {"p": float(argument(node, 1, "p", 0.5))}  # type: ignore[index]
 
     def _binary(self, node: fx.Node, op: str) -> tuple[str, Attrs] | None:
-        """A sum or product of two hidden values, or of one and a number."""
+        """Recognise a sum or product of two hidden values, or of one and a number."""
         if len(node.args) != 2 or node.kwargs:
             return None
         first, second = node.args
@@ -250,7 +247,7 @@ class _Lowering:
         if not isinstance(first, fx.Node) or not isinstance(second, fx.Node) or op == "div":
             return None
         a, b = self.shapes[first.name], self.shapes[second.name]
-        # Pixels may be broadcast (squeeze-and-excite), channels may not.
+        # Pixels may be broadcast (squeeze-and-excitation), channels may not.
         pixels = len(a) == len(b) == 4 and a[:2] == b[:2]
         if a != b and not (
             pixels and all(1 in (m, n) or m == n for m, n in zip(a[2:], b[2:], strict=True))
@@ -267,13 +264,13 @@ class _Lowering:
         dims = [dims] if isinstance(dims, int) else list(dims or ())
         plain = len(node.args) <= 3 and set(node.kwargs) <= {"input", "dim", "keepdim"}
         if len(shape) != 4 or {int(d) % 4 for d in dims} != {2, 3} or not plain:
-            raise self._refusal(node, "only the mean over both axes of an image is")
+            raise self._refusal(node, "only the mean over both axes of an image is supported")
         if argument(node, 2, "keepdim", False):
             return "adaptive_avg_pool2d", {"output_size": [1, 1]}
         return "spatial_mean", {"positions": 1}
 
     def _expand(self, node: fx.Node) -> tuple[str, Attrs]:
-        """Broadcasting before a product or sum that would do it by itself."""
+        """Recognise broadcasting before a product or sum, which broadcasts by itself."""
         source = self._tensor_inputs(node)[0]
         before, after = self.shapes[source.name], self.shapes[node.name]
         if before == after or (
@@ -283,7 +280,7 @@ class _Lowering:
         ):
             self.shapes[node.name] = before
             return "identity", {}
-        raise self._refusal(node, f"shape {list(before)} becomes {list(after)}")
+        raise self._refusal(node, f"it expands shape {list(before)} to {list(after)}")
 
     def _reshape(self, node: fx.Node, where: str) -> tuple[str, Attrs]:
         source = self._tensor_inputs(node)[0]
@@ -296,8 +293,8 @@ class _Lowering:
         if len(before) == 2 and after == (*before, 1, 1):
             return "unsqueeze", {}
         raise ConvertError(
-            f"{where} turns shape {list(before)} into {list(after)}; only flattening to [batch, "
-            "features] is supported"
+            f"{where}: expected flattening to [batch, features], got shape {list(before)} turned "
+            f"into {list(after)}"
         )
 
 
@@ -305,20 +302,17 @@ def _kind_of_conv(module: nn.Conv2d, where: str) -> str:
     reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
     if module.padding == "same" and any(r % 2 for r in reach):
         raise ConvertError(
-            f"{where}: padding='same' pads one side more than the other for an even kernel; put "
-            "nn.ZeroPad2d before it, and padding=0"
+            f"{where}: padding='same' pads unevenly for an even kernel; use nn.ZeroPad2d before "
+            "it, and padding=0"
         )
     if module.padding_mode != "zeros":
-        raise ConvertError(
-            f"{where}: padding_mode={module.padding_mode!r}; only zeros are supported"
-        )
+        raise ConvertError(f"{where}: expected padding_mode='zeros', got {module.padding_mode!r}")
     if module.groups == 1:
         return "conv2d"
     if module.groups == module.in_channels == module.out_channels:
         return "depthwise_conv2d"
     raise ConvertError(
-        f"{where} has {module.groups} groups for {module.in_channels} inputs and "
-        f"{module.out_channels} outputs: a group mixes its own channels only, so channels can't be "
-        "pruned apart. Dense (groups=1) and depthwise (groups = inputs = outputs) convolutions are "
-        "supported"
+        f"{where}: expected groups=1 (dense) or groups = inputs = outputs (depthwise), got "
+        f"{module.groups} groups for {module.in_channels} inputs and {module.out_channels} "
+        "outputs; channels of other groups can't be pruned separately"
     )

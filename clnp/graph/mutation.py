@@ -1,8 +1,8 @@
-"""Operations that change a tensor in place, in a trace.
+"""Removal of in-place operations from a trace.
 
-The values of a `Graph` never change. So after `y.relu_()` everything that reads `y`, or another
-name of the same numbers, has to read the result instead. Where such a name is a view of another
-shape, or shares memory in one mode only, no value stands for it: this is refused.
+Values of a `Graph` never change. After `y.relu_()`, every later reader of `y`, or of another name
+of the same numbers, reads the result instead. If such a name is a view of another shape, or shares
+memory in one mode only, no value replaces it, and the network is refused.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from ..errors import ConvertError
 from .recorder import Run
 from .trace import DROPOUTS, WRITES, argument, is_stochastic_depth, place_of
 
-# What returns its input in some cases (a mode, a memory format) and a copy in others.
+# Operations that return their input in some modes or memory formats, and a copy in others.
 MAY_COPY = (
     *("contiguous", "reshape", "reshape_as", "flatten", "ravel", "to", "type", "type_as"),
     *("float", "double", "half", "bfloat16", "cpu", "cuda"),
 )
-# Of one shape in and out, these return their input.
+# Operations that return their input if the shape doesn't change.
 VIEWS_OF_ONE_SHAPE = ("reshape", "reshape_as", "flatten", "ravel", "Flatten")
-# What reads of a tensor all but its numbers.
+# Attributes and methods that don't depend on the numbers of a tensor.
 METADATA = ("size", "dim", "numel", "ndimension", "stride", "shape", "dtype", "device", "ndim")
 
 
 @dataclass
 class _Memory:
-    """The values that share memory, among the nodes so far.
+    """Memory shared by the values of the nodes visited so far (union-find over storages).
 
     Attributes:
-        run: one run of the trace.
+        run: record of one run of the trace.
         modules: qualified name -> module.
-        order: the nodes, numbered.
-        parent: storage -> one that may be the same (a forest).
-        members: root of the forest -> the nodes whose values are there.
-        copies: node -> the node through which it may be a copy; None where it is none.
+        order: node -> its position.
+        parent: storage -> a storage that may be the same (a forest).
+        members: root of the forest -> nodes whose values are in it.
+        copies: node -> the node that may have copied its value; None if none does.
     """
 
     run: Run
@@ -56,18 +56,18 @@ class _Memory:
         return storage
 
     def region(self, node: fx.Node) -> set[int]:
-        """The storages that a node's value may be in."""
+        """Return the roots of the storages that may hold a node's value."""
         return {self.root(s) for s in self.run.storages.get(node.name, ())}
 
     def join(self, storages: set[int]) -> None:
-        """Notes that some storages may be one."""
+        """Record that some storages may be the same."""
         first, *others = storages
         for other in others:
             self.parent[other] = first
             self.members.setdefault(first, []).extend(self.members.pop(other, []))
 
     def add(self, node: fx.Node, written: fx.Node | None) -> None:
-        """Notes a node's value."""
+        """Record a node's value."""
         region = self.region(node)
         for storage in region:
             self.members.setdefault(storage, []).append(node)
@@ -83,31 +83,31 @@ class _Memory:
                 self.copies[node] = self.copies[node] or self.copies[source]
 
     def same(self, a: fx.Node, b: fx.Node) -> bool:
-        """Whether two nodes are the same numbers in every mode and memory format."""
+        """Return whether two nodes are the same numbers in every mode and memory format."""
         places = self.run.places
         known = a.name in places and places[a.name] == places.get(b.name)
         return known and self.copies[a] is self.copies[b]
 
     def sharing(self, region: set[int]) -> list[fx.Node]:
-        """The nodes whose values may be in a region."""
+        """Return the nodes whose values may be in a region."""
         return [node for root in region for node in self.members.get(root, ())]
 
     def is_after(self, node: fx.Node) -> Callable[[fx.Node], bool]:
-        """Whether another node comes later than `node`."""
+        """Return a test for nodes later than `node`."""
         return lambda other: self.order[other] > self.order[node]
 
 
 def make_functional(traced: fx.GraphModule, run: Run, modules: Mapping[str, nn.Module]) -> None:
-    """Makes what reads a changed value read the result of the change.
+    """Make readers of a changed value read the result of the change.
 
     Arguments:
         traced: the trace, which is changed.
-        run: one run of it.
+        run: record of one run of it.
         modules: qualified name -> module.
 
     Raises:
-        ConvertError: naming a change in place that a later operation sees and that no value stands
-            for.
+        ConvertError: naming an in-place change that a later operation sees, and that can't be
+            expressed without writing in place.
     """
     memory = _Memory(run, modules, {node: i for i, node in enumerate(traced.graph.nodes)})
     stale: list[tuple[fx.Node, fx.Node, fx.Node]] = []
@@ -121,8 +121,8 @@ def make_functional(traced: fx.GraphModule, run: Run, modules: Mapping[str, nn.M
         for value in memory.sharing(region):
             if value.op == "get_attr":
                 raise ConvertError(
-                    f"{place_of(node)} changes {str(value.target)!r} in place; a network whose own "
-                    "tensors change with every call can't be converted"
+                    f"{place_of(node)} changes {str(value.target)!r} in place; a network that "
+                    "changes its own tensors in every call can't be converted"
                 )
             if value is node:
                 continue
@@ -134,25 +134,25 @@ def make_functional(traced: fx.GraphModule, run: Run, modules: Mapping[str, nn.M
 
 
 def _refuse_stale(traced: fx.GraphModule, stale: list[tuple[fx.Node, fx.Node, fx.Node]]) -> None:
-    """Refuses reading a value that was changed under another name, if the output depends on it."""
+    """Refuse reads of a value that was changed under another name, if they affect the output."""
     needed = ancestors(traced)
     for node, value, user in stale:
         if user in needed and not _reads_metadata(user):
             reader = "the output" if user.op == "output" else place_of(user)
             if node.target is operator.setitem:
                 raise ConvertError(
-                    f"{place_of(node)} assigns to a part of {place_of(value)}, as x[i] = y, which "
-                    f"{reader} reads afterwards; this can't be converted"
+                    f"{place_of(node)} assigns to a part of {place_of(value)}, as in x[i] = y, and "
+                    f"{reader} reads it afterwards; this can't be converted"
                 )
             raise ConvertError(
                 f"{place_of(node)} changes a value in place that {reader} reads afterwards as "
-                f"{place_of(value)}, a view of it or the same tensor in some modes only. Write it "
+                f"{place_of(value)}, a view of it or the same tensor in some modes only; write it "
                 "out of place, as y = torch.relu(x) for x.relu_()"
             )
 
 
 def ancestors(traced: fx.GraphModule) -> set[fx.Node]:
-    """The nodes that the output depends on."""
+    """Return the nodes that the output depends on."""
     stack = [node for node in traced.graph.nodes if node.op == "output"]
     found: set[fx.Node] = set()
     while stack:
@@ -164,7 +164,7 @@ def ancestors(traced: fx.GraphModule) -> set[fx.Node]:
 
 
 def written_by(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
-    """The value that an operation changes in place, by its name or arguments."""
+    """Return the value that an operation changes in place, judged by its name and arguments."""
     out = node.kwargs.get("out")
     if isinstance(out, fx.Node):
         return out
@@ -194,7 +194,7 @@ def _argument_inplace(node: fx.Node) -> Any:
 
 
 def may_copy(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether it takes more than the operation to tell if the result shares its input's memory."""
+    """Return whether the result shares memory with the input in some modes or formats only."""
     if written_by(node, modules) is not None:
         return False
     if node.target in DROPOUTS or is_stochastic_depth(node):
@@ -205,14 +205,14 @@ def may_copy(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
-    """Name of a function, method or class of module."""
+    """Return the name of a function, method or module class."""
     if node.op == "call_module":
         return type(modules[str(node.target)]).__name__
     return str(getattr(node.target, "__name__", node.target))
 
 
 def _reads_metadata(node: fx.Node) -> bool:
-    """Whether an operation reads all of a tensor but its numbers."""
+    """Return whether an operation reads only metadata of a tensor."""
     if node.target is getattr:
         return node.args[1] in METADATA
     return node.op == "call_method" and node.target in METADATA

@@ -1,4 +1,4 @@
-"""The plain `torch.nn` modules that a task's network is made of."""
+"""Plain `torch.nn` modules of a task's network."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from torch import Tensor, nn
 
 
 class StochasticDepth(nn.Module):
-    """Drops a residual branch while training, and scales what stays by 1 / (1 - p) (Huang et al.
-    2016, "Deep networks with stochastic depth").
+    """Drop a residual branch during training, and scale kept ones by 1 / (1 - p).
+
+    Huang et al. 2016, "Deep networks with stochastic depth".
 
     Arguments:
         p: probability of dropping, 0 <= p < 1.
-        mode: "row" decides for each example, "batch" for all of them together.
+        mode: "row" draws once per example, "batch" once per batch.
     """
 
     def __init__(self, p: float, mode: str) -> None:
         super().__init__()
         if not 0 <= p < 1 or mode not in ("row", "batch"):
-            raise ValueError(f"p={p!r}, mode={mode!r}: expected 0 <= p < 1, 'row' or 'batch'")
+            raise ValueError(
+                f"p, mode: expected 0 <= p < 1 and 'row' or 'batch', got {p!r} and {mode!r}"
+            )
         self.p, self.mode = p, mode
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,14 +41,15 @@ class StochasticDepth(nn.Module):
 
 @torch.inference_mode(False)
 def plain_module(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor | None]) -> Any:
-    """A module with weights that owns contiguous copies of the given tensors, in evaluation mode.
-    Gradients can go through it even if it is made within `torch.inference_mode`.
+    """Build a module that owns contiguous copies of the given tensors, in evaluation mode.
+
+    It supports gradients even if it is made within `torch.inference_mode`.
 
     Arguments:
         op: "linear", "conv2d", "depthwise_conv2d", "batch_norm1d" or "batch_norm2d".
-        attrs: its attributes in the graph; the sizes come from the tensors.
-        tensors: weight [O, I, ...] and bias [O] (or None); of a batch norm weight, bias, mean and
-            var [C].
+        attrs: attributes of the node in the graph; sizes are taken from the tensors.
+        tensors: weight [O, I, ...] and bias [O] (or None); for a batch norm, weight, bias, mean
+            and var [C].
     """
     with torch.device("meta"):
         module: Any = _empty(op, attrs, tensors)
@@ -65,7 +69,6 @@ def plain_module(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor
 
 
 def _empty(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor | None]) -> nn.Module:
-    """The module without numbers, of the tensors' sizes."""
     weight, bias = tensors["weight"], tensors["bias"]
     if op.startswith("batch_norm"):
         mean = tensors["mean"]

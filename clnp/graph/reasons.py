@@ -1,4 +1,4 @@
-"""Why an operation can't be converted, where more can be said than its name."""
+"""Reasons why some operations can't be converted."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ HELP = (
     "Supported are Linear, Conv2d (dense or depthwise), BatchNorm, activations, pooling, Dropout, "
     "Flatten, sums and products of hidden values, and modules built of them."
 )
-MIXES = "it computes on several channels at once, so earlier tasks would feel the channels of later"
-ALONE = "it normalises every channel by itself, which is not supported yet; use BatchNorm2d"
-PARTS = "parts of a layer's channels can't be pruned apart from the others"
-LOGITS = "the network has to end in logits, and the loss applies the softmax; remove it"
+MIXES = "it mixes channels, so later tasks' channels would change the outputs of earlier tasks"
+ALONE = "it normalises each channel separately, which is not supported yet; use BatchNorm2d"
+PARTS = "a part of a layer's channels can't be pruned separately"
+LOGITS = "the network must return logits, since the loss applies the softmax; remove it"
 REASONS = {
     "LocalResponseNorm": MIXES,
     "local_response_norm": MIXES,
@@ -26,8 +26,7 @@ REASONS = {
     "instance_norm": ALONE,
     "SyncBatchNorm": "use BatchNorm2d",
 }
-# What works along one axis -> (position of `dim`, its default, the reason where it is the channels'
-# axis).
+# Operations along one axis -> (position of `dim`, its default, reason if it is the channel axis).
 ALONG_AXIS = {
     "softmax": (1, None, MIXES),
     "Softmax": (0, None, MIXES),
@@ -49,13 +48,13 @@ ALONG_AXIS = {
 def reason_for(
     node: fx.Node, kind: str, module: nn.Module | None, shape: tuple[int, ...] | None
 ) -> str | None:
-    """The reason why an operation is not supported.
+    """Return the reason why an operation is not supported, if one is known.
 
     Arguments:
         node: its call.
-        kind: name of the function, method or class of module.
-        module: the module that is called; None for functions and methods.
-        shape: shape of the first tensor that it reads; None where that is not one tensor.
+        kind: name of the function, method or module class.
+        module: the called module; None for functions and methods.
+        shape: shape of its first input; None if that isn't a single tensor.
     """
     if kind in ("Softmax", "softmax") and all(user.op == "output" for user in node.users):
         return LOGITS
@@ -84,13 +83,13 @@ def reason_for(
             else MIXES
         )
     if isinstance(module, nn.PReLU):
-        shared = "that all tasks would share" if module.num_parameters == 1 else "of its channels"
+        shared = "shared by all tasks" if module.num_parameters == 1 else "of its channels"
         return f"its slopes are weights {shared}, which is not supported; use LeakyReLU"
     return REASONS.get(kind)
 
 
 def _along(dim: Any, shape: tuple[int, ...] | None, reason: str) -> str:
-    """The reason where `dim` is the axis of channels: axis 1 of images, else the last."""
+    """Return `reason` if `dim` is the channel axis: axis 1 of images, else the last."""
     if shape is None or not isinstance(dim, int):
         return reason
     axis = 1 if len(shape) == 4 else len(shape) - 1

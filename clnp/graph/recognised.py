@@ -1,4 +1,4 @@
-"""The modules, functions and methods that become operations of a graph, and their attributes."""
+"""Tables of the modules, functions and methods that `convert` recognises, with their attributes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from .graph import Attrs
 from .trace import argument
 
 
-def one(value: Any) -> list[int]:
-    """A number, or two of them, as a list of two."""
+def _pair(value: Any) -> list[int]:
     return [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)] * 2
 
 
 def _conv(m: nn.Conv2d) -> Attrs:
-    padding = m.padding if isinstance(m.padding, str) else one(m.padding)
+    padding = m.padding if isinstance(m.padding, str) else _pair(m.padding)
     attrs: Attrs = {"in_channels": m.in_channels, "out_channels": m.out_channels}
-    attrs |= {name: one(getattr(m, name)) for name in ("kernel_size", "stride", "dilation")}
+    attrs |= {name: _pair(getattr(m, name)) for name in ("kernel_size", "stride", "dilation")}
     return attrs | {"padding": padding, "groups": m.groups, "bias": m.bias is not None}
 
 
@@ -36,22 +35,22 @@ def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d) -> Attrs:
 
 
 def _max_pool(m: Any) -> Attrs:
-    size = one(m.kernel_size)
+    size = _pair(m.kernel_size)
     return {
         "kernel_size": size,
-        "stride": one(m.stride) if m.stride else size,
-        "padding": one(m.padding),
-        "dilation": one(m.dilation),
+        "stride": _pair(m.stride) if m.stride else size,
+        "padding": _pair(m.padding),
+        "dilation": _pair(m.dilation),
         "ceil_mode": bool(m.ceil_mode),
     }
 
 
 def _avg_pool(m: Any) -> Attrs:
-    size = one(m.kernel_size)
+    size = _pair(m.kernel_size)
     return {
         "kernel_size": size,
-        "stride": one(m.stride) if m.stride else size,
-        "padding": one(m.padding),
+        "stride": _pair(m.stride) if m.stride else size,
+        "padding": _pair(m.padding),
         "ceil_mode": bool(m.ceil_mode),
         "count_include_pad": bool(m.count_include_pad),
         "divisor_override": m.divisor_override,
@@ -117,7 +116,7 @@ MODULES: dict[type[nn.Module], tuple[str, Callable[[Any], Attrs]]] = {
     nn.LogSoftmax: ("log_softmax", lambda m: {"dim": -1 if m.dim is None else m.dim}),
 }
 
-# function or method name -> operation, where the tensor is the only argument (bar `inplace`)
+# function or method name -> operation; the tensor is the only argument apart from HARMLESS ones
 UNARY: dict[Any, str] = {
     F.relu: "relu",
     F.relu_: "relu",
@@ -187,13 +186,12 @@ RESHAPES: tuple[Any, ...] = (
 EXPANDS = ("expand", "expand_as")
 MEANS: tuple[Any, ...] = (torch.mean, "mean")
 
-
-# Arguments of such calls that do not change their numbers.
+# Arguments of UNARY calls that don't change the result.
 HARMLESS = {"input", "inplace", "memory_format"}
 
 
 class _Arguments:
-    """The arguments of a functional call, as attributes like those of the module."""
+    """Arguments of a functional call, as attributes named as those of the module."""
 
     def __init__(self, node: fx.Node, names: str, **defaults: Any) -> None:
         for position, name in enumerate(names.split(), start=1):

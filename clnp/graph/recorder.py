@@ -1,4 +1,4 @@
-"""One run of a trace: the shape of every tensor, the memory that it lives in, and what changed."""
+"""Record of one run of a trace: shapes, memory locations and in-place changes of all tensors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Place = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
 
 @dataclass
 class Run:
-    """The record of one run of a trace; keys are names of fx nodes.
+    """Record of one run of a trace; keys are names of fx nodes.
 
     Attributes:
         shapes: shape of every tensor.
-        places: of every tensor (its storage, offset, shape, strides, dtype); two tensors of one
-            place are the same numbers.
-        storages: the storages of all tensors in a value, which may be a tuple.
-        changed: the storages that a node wrote to, other than its own new ones.
-        result: what the trace returned.
+        places: (storage, offset, shape, strides, dtype) of every tensor; tensors of equal place
+            are the same numbers.
+        storages: storages of all tensors in a value, which may be a tuple.
+        changed: earlier storages that a node wrote to.
+        result: return value of the trace.
     """
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -34,13 +34,15 @@ class Run:
 
 
 class Recorder(fx.Interpreter):
-    """Runs a trace and notes what happens. Values are freed as usual: storages are told apart by
-    weak references, whose addresses are not given out again.
+    """Interpreter that records a run of a trace.
+
+    Values are freed as usual. Storages are identified by weak references, whose addresses are not
+    reused while they exist.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.seen = Run()
+        self.record = Run()
         self.at = "its input"
         self._kept: list[StorageWeakRef] = []
 
@@ -48,14 +50,14 @@ class Recorder(fx.Interpreter):
         self.at = repr(str(n.target) if n.op == "call_module" else n.name)
         before = [(t, t._version) for value in self.env.values() for t in _tensors(value)]
         value = super().run_node(n)
-        self.seen.changed[n.name] = frozenset(
+        self.record.changed[n.name] = frozenset(
             self._storage(t) for t, version in before if t._version != version
         )
-        self.seen.storages[n.name] = frozenset(self._storage(t) for t in _tensors(value))
+        self.record.storages[n.name] = frozenset(self._storage(t) for t in _tensors(value))
         if isinstance(value, Tensor):
             shape = tuple(value.shape)
-            self.seen.shapes[n.name] = shape
-            self.seen.places[n.name] = (
+            self.record.shapes[n.name] = shape
+            self.record.places[n.name] = (
                 self._storage(value),
                 int(value.storage_offset()),
                 shape,
@@ -63,7 +65,7 @@ class Recorder(fx.Interpreter):
                 value.dtype,
             )
         if n.op == "output":
-            self.seen.result = value
+            self.record.result = value
         return value
 
     def _storage(self, tensor: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Refusals of networks that conversion would change, and the copy that it works on."""
+"""Refusals of networks that conversion would change, and the copy that conversion works on."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
+from clnp_kernels.torch_private import MODULE_HOOKS, TENSOR_HOOKS
+
 from ..errors import ConvertError, first_line
 from .graph import NAME
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
-# Hooks of torch that compute a weight before every call -> what puts its value in place.
+# Module of a hook that computes a weight before every call -> call that removes it.
 REMOVERS = {
     "torch.nn.utils.prune": "torch.nn.utils.prune.remove(layer, name)",
     "torch.nn.utils.weight_norm": "torch.nn.utils.remove_weight_norm(layer)",
@@ -29,7 +29,7 @@ MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
 def unwrapped(net: nn.Module) -> nn.Module:
-    """The module that `torch.compile` returned `net` for."""
+    """Return the module inside the wrappers of `torch.compile`."""
     while _is_compiled(net):
         net = net._orig_mod  # type: ignore[assignment]
     return net
@@ -44,7 +44,11 @@ def _named(name: str, module: nn.Module) -> str:
 
 
 def check_example(example: Any) -> None:
-    """Refuses what is not a batch of numbers."""
+    """Check that the example is a batch of numbers.
+
+    Raises:
+        ConvertError: it is not a dense floating-point tensor [B, ...].
+    """
     if not isinstance(example, Tensor):
         raise ConvertError(f"example_input: expected a tensor, got {type(example).__name__}")
     if example.dim() < 2 or example.shape[0] < 1:
@@ -59,7 +63,7 @@ def check_example(example: Any) -> None:
 
 
 def check_module(net: nn.Module, example: Tensor) -> None:
-    """Refuses what a copy of the layers would lose or change; `net` is not changed.
+    """Refuse modules that a copy of the layers would lose or change; `net` is not changed.
 
     Raises:
         ConvertError: naming the module, the reason, and the way out.
@@ -72,15 +76,15 @@ def check_module(net: nn.Module, example: Tensor) -> None:
         _check_hooks(module, where)
         if "forward" in vars(module):
             raise ConvertError(
-                f"{where} has a forward of its own among its attributes, which a copy would lose; "
+                f"{where} has a forward in its instance attributes, which a copy would lose; "
                 "define it in a class"
             )
     for name, module in net.named_modules():
         if module.training != net.training and _depends_on_mode(module):
             raise ConvertError(
                 f"{_named(name, module)} is in {_mode(module.training)} mode, the network in "
-                f"{_mode(net.training)} mode. A converted network has one mode, so this would be "
-                "lost: call net.train() or net.eval() first"
+                f"{_mode(net.training)} mode; a converted network has one mode, so call "
+                "net.train() or net.eval() first"
             )
 
 
@@ -89,44 +93,43 @@ def _mode(training: bool) -> str:
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
-    """Whether the flag `training` of this very module may change what is computed."""
+    """Return whether the flag `training` of this module itself may change its results."""
     return isinstance(module, MODAL) or not type(module).__module__.startswith("torch.nn")
 
 
 def _check_name(name: str) -> None:
-    """Refuses names that a checkpoint does not take, or that torch.fx can't write into its code."""
+    """Refuse names that a checkpoint doesn't accept, or that torch.fx can't write into its code."""
     parts = name.split(".")
     reserved = hasattr(fx.GraphModule, parts[0]) or parts[0] in ("_graph", "self")
     if name and (not NAME.fullmatch(name) or reserved or any(map(keyword.iskeyword, parts))):
         raise ConvertError(
-            f"module {name!r}: expected a name of letters, digits, '_' and '-' that does not begin "
-            f"with '__' and means nothing to Python or torch.fx, got {parts[-1]!r}; rename it"
+            f"module {name!r}: expected a name of letters, digits, '_' and '-' that doesn't begin "
+            f"with '__' and isn't reserved by Python or torch.fx, got {parts[-1]!r}; rename it"
         )
 
 
 def _check_kind(module: nn.Module, where: str) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         raise ConvertError(
-            f"{where} is TorchScript, whose forward can't be read; pass the module that it was "
-            "made of"
+            f"{where} is TorchScript, whose forward can't be traced; pass the original module"
         )
     if isinstance(module, WRAPPERS):
         raise ConvertError(f"{where} wraps the network; pass the inner module (.module)")
     if _is_compiled(module):
         raise ConvertError(
-            f"{where} is compiled; put its _orig_mod in its place, and compile the converted "
-            "network instead"
+            f"{where} is compiled; replace it by its _orig_mod, and compile the converted network "
+            "instead"
         )
 
 
 def _check_hooks(module: nn.Module, where: str) -> None:
-    for kind in HOOKS:
+    for kind in MODULE_HOOKS:
         for hook in getattr(module, kind).values():
             remove = REMOVERS.get(type(hook).__module__)
             if remove:
                 raise ConvertError(
-                    f"{where} computes its weight before every call ({type(hook).__name__}); put "
-                    f"the value in place first: {remove}"
+                    f"{where} computes its weight before every call ({type(hook).__name__}); make "
+                    f"the weight permanent first with {remove}"
                 )
             raise ConvertError(f"{where} has hooks, which conversion would lose; remove them first")
     if parametrize.is_parametrized(module):
@@ -143,19 +146,17 @@ def _check_hooks(module: nn.Module, where: str) -> None:
 
 
 def _check_tensors(net: nn.Module, example: Tensor) -> None:
-    """Every parameter and buffer has numbers, and lives with the example; parameters have its
-    dtype.
-    """
+    """Check that tensors have values, the device of the example and, if parameters, its dtype."""
     tensors = [*net.named_parameters(), *net.named_buffers()]
     for name, tensor in tensors:
         if is_lazy(tensor):
             raise ConvertError(
-                f"{name!r} has no shape yet; run the network on one batch before conversion"
+                f"{name!r} has no shape yet (lazy module); run the network on one batch first"
             )
         if tensor.is_meta:
             raise ConvertError(
-                f"{name!r} is on the meta device, where tensors have no numbers; give it some with "
-                "net.to_empty(device=...) and load_state_dict"
+                f"{name!r} is on the meta device and has no values; use "
+                "net.to_empty(device=...) and load_state_dict first"
             )
         if tensor.device != example.device:
             raise ConvertError(
@@ -171,7 +172,7 @@ def _check_tensors(net: nn.Module, example: Tensor) -> None:
 
 
 def copied(net: nn.Module) -> nn.Module:
-    """A deep copy.
+    """Return a deep copy.
 
     Raises:
         ConvertError: naming the attribute that can't be copied.
@@ -198,7 +199,7 @@ def _can_copy(value: Any) -> bool:
 
 
 def check_modes(net: nn.Module) -> None:
-    """Refuses modules that do not follow `net.train(mode)`; leaves the modes of `net` changed."""
+    """Refuse modules that don't follow `net.train(mode)`; changes the modes of `net`."""
     for mode in (True, False):
         try:
             net.train(mode)
@@ -210,17 +211,17 @@ def check_modes(net: nn.Module) -> None:
             if module.training != mode and _depends_on_mode(module):
                 raise ConvertError(
                     f"{_named(name, module)} stays in {_mode(not mode)} mode after "
-                    f"net.train({mode}), since train() is overridden. A converted network would "
-                    "not keep it there: use the usual train(), and leave freezing to consolidate"
+                    f"net.train({mode}), because train() is overridden. A converted network would "
+                    "change its mode; use the usual train(), and leave freezing to consolidate"
                 )
 
 
 def check_own_tensors(net: nn.Module, layers: list[str]) -> None:
-    """Refuses layers that share a parameter or buffer, as one tensor or as overlapping memory.
+    """Refuse layers that share a parameter or buffer, as one tensor or as overlapping memory.
 
     Arguments:
-        net: the network itself: a copy would no longer share memory.
-        layers: names of the layers that are converted.
+        net: the original network; a copy would no longer share memory.
+        layers: names of the converted layers.
     """
     spans = []
     for layer in layers:
@@ -231,13 +232,13 @@ def check_own_tensors(net: nn.Module, layers: list[str]) -> None:
     for (first, stop, name), (second, _, other) in itertools.pairwise(spans):
         if first[0] == second[0] and second[1] < stop:
             raise ConvertError(
-                f"{name!r} and {other!r} are one tensor (tied); conversion would train them apart. "
-                "Layers that share their weights can't be pruned apart: give each its own"
+                f"{name!r} and {other!r} are one tensor (tied), which can't be pruned separately; "
+                "give each layer its own"
             )
 
 
 def _span(tensor: Tensor) -> tuple[tuple[int, int], int]:
-    """((its storage, its first byte), the byte behind its last)."""
+    """Return ((storage, first byte), byte after the last)."""
     last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     first = tensor.data_ptr()
     stop = first + (last + 1) * tensor.element_size()

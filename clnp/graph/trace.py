@@ -1,4 +1,4 @@
-"""Reading a user's forward with torch.fx, in both modes."""
+"""Tracing of a user's forward with torch.fx, in training and in evaluation mode."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ DROPOUTS = {F.dropout: "dropout", F.dropout2d: "dropout2d"}
 
 @dataclass(frozen=True)
 class Traced:
-    """What was read from a forward.
+    """A traced forward.
 
     Attributes:
         module: the trace in evaluation mode.
-        run: one run of it, on `x`.
+        run: record of one run of it on `x`.
         x: random numbers of the example's shape [B, ...].
         off: names of the functional dropouts that are off in training mode too.
     """
@@ -42,14 +42,14 @@ class Traced:
 
 
 def read(net: nn.Module, x: Tensor) -> Traced:
-    """Traces `net`, whose tensors are not changed.
+    """Trace `net` without changing its tensors.
 
     Arguments:
         net: the module.
         x: a batch [B, ...] that it accepts.
 
     Raises:
-        ConvertError: what can't be read exactly, and why.
+        ConvertError: naming the part that can't be traced exactly, and the reason.
     """
     training = _symbolic(net, train=True)
     evaluating = _symbolic(net, train=False)
@@ -58,8 +58,9 @@ def read(net: nn.Module, x: Tensor) -> Traced:
 
 
 class _Writes:
-    """Adds to a proxy of torch.fx: `x += y` in place, which it takes for `x = x + y`, and
-    `x.data = y` and `x[i] = y`, which it loses or refuses.
+    """In-place writes of a torch.fx proxy.
+
+    torch.fx itself records `x += y` as `x = x + y`, ignores `x.data = y`, and refuses `x[i] = y`.
     """
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -68,7 +69,7 @@ class _Writes:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("tracer", "node", "_node", "root", "attr"):
-            raise TypeError(f"the attribute {name!r} of a tensor is set")
+            raise TypeError(f"it sets the attribute {name!r} of a tensor")
         super().__setattr__(name, value)
 
 
@@ -93,7 +94,7 @@ class _Attribute(_Writes, fx.proxy.Attribute):
 
 
 class _Tracer(fx.Tracer):
-    """Looks into every module but torch's own, and knows which module it was in when it stopped."""
+    """Tracer that enters every module but torch's own and remembers the last one it called."""
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -110,7 +111,9 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         if not torch.is_grad_enabled():
-            node.meta["refusal"] = "it runs under torch.no_grad(), which conversion would lose"
+            node.meta["refusal"] = (
+                "it runs under torch.no_grad(), which conversion would lose; remove that"
+            )
         elif _autocast() != self.autocast:
             node.meta["refusal"] = (
                 "it runs under torch.autocast, which conversion would lose; put autocast around "
@@ -125,8 +128,10 @@ def _autocast() -> list[bool]:
 
 @contextlib.contextmanager
 def _undisturbed(net: nn.Module) -> Iterator[None]:
-    """Puts the attributes of all modules back: modes, and what a forward stores in `self`. Numbers
-    stay, so that what counts its calls shows it in the next one.
+    """Restore the attributes of all modules afterwards: modes, and values that a forward stores.
+
+    Plain numbers keep their new value, so that a forward that counts its calls differs in the next
+    trace and is refused.
     """
     saved = []
     for module in net.modules():
@@ -143,7 +148,6 @@ def _undisturbed(net: nn.Module) -> Iterator[None]:
 
 
 def _symbolic(net: nn.Module, train: bool) -> fx.GraphModule:
-    """Traces in one mode."""
     tensors = dict([*net.named_parameters(), *net.named_buffers()])
     versions = {name: tensor._version for name, tensor in tensors.items()}
     tracer = _Tracer()
@@ -155,22 +159,20 @@ def _symbolic(net: nn.Module, train: bool) -> fx.GraphModule:
             inside = f", in {tracer.where}" if tracer.where else ""
             raise ConvertError(
                 f"{type(net).__name__} can't be traced with torch.fx{inside}: {first_line(error)}. "
-                "Control flow that depends on the data, and inputs other than one tensor, can't be "
-                "converted"
+                "Remove control flow that depends on the data, and inputs other than one tensor"
             ) from error
     for name, tensor in tensors.items():
         if tensor._version != versions[name]:
             raise ConvertError(
-                f"forward changes {name!r}; a network whose own tensors change with every call "
+                f"forward changes {name!r}; a network that changes its own tensors in every call "
                 "can't be converted"
             )
     if sum(node.op == "placeholder" for node in traced.graph.nodes) != 1:
-        raise ConvertError(f"{type(net).__name__} takes more than one input; one tensor is wanted")
+        raise ConvertError(f"{type(net).__name__}.forward: expected one tensor as its only input")
     return traced
 
 
 def _run(net: nn.Module, traced: fx.GraphModule, x: Tensor) -> Run:
-    """Runs a trace in evaluation mode."""
     with _undisturbed(net), torch.no_grad():
         traced.eval()
         recorder = Recorder(traced)
@@ -179,20 +181,20 @@ def _run(net: nn.Module, traced: fx.GraphModule, x: Tensor) -> Run:
         except Exception as error:
             raise ConvertError(
                 f"{type(net).__name__} does not accept example_input of shape {list(x.shape)}, "
-                f"{x.dtype}, at {recorder.at}: {first_line(error)}"
+                f"{x.dtype}; {recorder.at} fails: {first_line(error)}"
             ) from error
-    return recorder.seen
+    return recorder.record
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    """An argument of a call, given by position or by name."""
+    """Return an argument of a call, given by position or by name."""
     if len(node.args) > position:
         return node.args[position]
     return node.kwargs.get(name, default)
 
 
 def place_of(node: fx.Node) -> str:
-    """The name of a call, and the module that it stands in."""
+    """Name a call, and the module it is in, for messages."""
     if node.op == "call_module":
         return repr(str(node.target))
     inside = [path for path in node.meta.get("nn_module_stack", ()) if path]
@@ -200,7 +202,7 @@ def place_of(node: fx.Node) -> str:
 
 
 def is_stochastic_depth(node: fx.Node) -> bool:
-    """Whether the node is torchvision's function, which is not imported for this question."""
+    """Return whether the node calls torchvision's stochastic depth, without importing it."""
     return getattr(node.target, "__module__", None) == "torchvision.ops.stochastic_depth"
 
 
@@ -214,8 +216,10 @@ def _switch(node: fx.Node) -> tuple[int, bool] | None:
 
 
 def _compare_modes(training: fx.GraphModule, evaluating: fx.GraphModule) -> frozenset[str]:
-    """The two traces may differ in `F.dropout(training=...)` only; returns the dropouts that are
-    off in both.
+    """Check that the two traces differ in `F.dropout(training=...)` only.
+
+    Returns:
+        names of the functional dropouts that are off in both.
     """
     first, second = (_numbered(traced) for traced in (training, evaluating))
     off = set()
@@ -223,7 +227,7 @@ def _compare_modes(training: fx.GraphModule, evaluating: fx.GraphModule) -> froz
         if a is None or b is None or (a.op, str(a.target)) != (b.op, str(b.target)):
             at = " and ".join(place_of(n) for n in (a, b) if n is not None)
             raise ConvertError(
-                "the network's forward takes another path in training than in evaluation mode: "
+                "the network's forward takes different paths in training and in evaluation mode: "
                 f"they part at {at}"
             )
         switch = _switch(a)
@@ -236,7 +240,7 @@ def _compare_modes(training: fx.GraphModule, evaluating: fx.GraphModule) -> froz
         position, default = switch
         if argument(b, position, "training", default):
             raise ConvertError(
-                f"{a.name!r}: F.{getattr(a.target, '__name__', 'dropout')} is on in evaluation "
+                f"{a.name!r}: F.{getattr(a.target, '__name__', 'dropout')} is active in evaluation "
                 "mode too; pass training=self.training, or use nn.Dropout"
             )
         if not argument(a, position, "training", default):
@@ -249,7 +253,7 @@ def _numbered(traced: fx.GraphModule) -> dict[fx.Node, str]:
 
 
 def _arguments(node: fx.Node, names: dict[fx.Node, str], switch: tuple[int, bool] | None) -> str:
-    """The arguments of a call as text, without the mode of a functional dropout."""
+    """Format the arguments of a call, without the mode of a functional dropout."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: names[n])
     if switch:
         args = (*args[: switch[0]], *args[switch[0] + 1 :])

@@ -1,1 +1,1 @@
-"""CLNP inside other people's training loops; every module here needs a package of its own."""
+"""CLNP in other libraries; each module needs its library."""

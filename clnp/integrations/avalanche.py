@@ -1,5 +1,6 @@
-"""CLNP as a strategy of Avalanche (avalanche-lib 0.6, Lomonaco et al. 2021), for its benchmarks,
-plugins and metrics; an experience is a task.
+"""CLNP as a strategy of Avalanche (avalanche-lib 0.6, Lomonaco et al. 2021).
+
+It works with Avalanche's benchmarks, plugins and metrics. An experience is a task.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ except ImportError as error:
         f'clnp.integrations.avalanche needs avalanche-lib: pip install "clnp[avalanche]" ({error})'
     ) from error
 
-ABSENT = -1000.0  # logit of a class that the task does not have, as in Avalanche's own heads
+ABSENT = -1000.0  # logit of a class that the task lacks, as in Avalanche's heads
 TASK_LABELS = ("stream", "experience")
 
 
@@ -49,49 +50,49 @@ class CLNP(SupervisedTemplate):
     Every training experience becomes a task: its free channels are trained by the template's loop
     with the given optimizer, pruned within the margin, and frozen.
 
-    Evaluation runs the network of an example's task. Its task label tells the task where no other
-    experience had the same. Where several had, as in a stream without task labels, the task is
-    inferred among these, as `model.predict` does: the accuracies are class-incremental. The metric
-    Task_Inferred_Stream is the fraction of examples of which this was so. Examples with a label
-    that no experience had are answered by the network learned last.
+    Evaluation runs the network of an example's task, given by its task label if only one experience
+    had that label. If several had it, as in a stream without task labels, the task is inferred
+    among them as in `model.predict`, and accuracies are class-incremental. The metric
+    Task_Inferred_Stream is the fraction of such examples. Examples with an unknown label use the
+    network learned last.
 
-    A multi-head network gets an output for each class of the experience; the logits of the other
-    classes are -1000. A single head (`model.set_head("single")`, before the optimizer is built)
-    needs an output for every class of the benchmark. The criterion sees the classes of the task
-    only, numbered from 0; class weights are given for all classes of the benchmark.
+    A multi-head network gets an output per class of the experience; logits of other classes are
+    -1000. A single head (`model.set_head("single")`, before the optimizer is built) needs an output
+    for every class of the benchmark. The criterion receives the classes of the task only, numbered
+    from 0; class weights are those of all classes of the benchmark.
 
-    Training that was interrupted or has failed goes on with the next call of `train`: the unlearned
-    task is dropped, with a warning.
+    After interrupted or failed training, the next call of `train` drops the unlearned task with a
+    warning.
 
     Arguments:
-        model: from `clnp.convert`, without learned tasks.
-        optimizer: any, over the model's parameters, `AdamL1(clnp.parameter_groups(model, l1))` for
-            the paper's penalty. For every task it is pointed at the free parameters and its state
-            is cleared; rates, groups and schedulers stay.
-        margin: how much of the validation score pruning may cost, of an accuracy a fraction.
-        validation: fraction of every experience's examples that is held out of training, to hold
-            the margin on.
-        score, search, granularity: of pruning, as of `clnp.Settings`; a function gets the logits of
-            the experience's classes, and targets numbered among these.
-        task_labels: what tells the task in evaluation. "stream": the task labels of the stream.
-            "experience": the number of the experience that is evaluated. On a stream without task
-            labels that is an oracle: it makes the accuracies task-incremental, not to be compared
-            with those of strategies that are not told the task.
-        rule: how tasks are inferred, see `clnp.network.inference.choose`.
-        criterion, train_mb_size, train_epochs, eval_mb_size: as in Avalanche's templates.
-        device, plugins, evaluator, eval_every, peval_mode: as in Avalanche's templates.
+        model: result of `clnp.convert`, without learned tasks.
+        optimizer: any optimizer over the model's parameters, such as
+            `AdamL1(clnp.parameter_groups(model, l1))` for the paper's penalty. Each task replaces
+            its parameters by the free ones and clears its state; rates, groups and schedulers stay.
+        margin: validation score that pruning may cost; for an accuracy, a fraction.
+        validation: fraction of each experience's examples held out of training, to measure the
+            margin.
+        score, search, granularity: settings of pruning, as in `clnp.Settings`; a function as score
+            receives the logits of the experience's classes, and targets numbered among these.
+        task_labels: source of the task in evaluation. "stream": the task labels of the stream.
+            "experience": the index of the evaluated experience. On a stream without task labels
+            this is an oracle: accuracies are task-incremental and not comparable with those of
+            strategies that don't know the task.
+        rule: rule of task inference, see `clnp.network.inference.choose`.
+        criterion, train_mb_size, train_epochs, eval_mb_size, device, plugins, evaluator,
+            eval_every, peval_mode: as in Avalanche's templates.
 
     Attributes:
         certificate: `certificate.verify(model)` recomputes the logits of every learned experience
-            and compares them bit by bit.
-        inferred: examples of the minibatch evaluated last whose task was inferred.
+            and compares all bits.
+        inferred: number of examples with an inferred task in the last evaluated minibatch.
 
     Raises:
-        ConfigError: `model` or `optimizer` is not that; a setting out of range; (in `train`) the
-            criterion or the size of minibatches does not fit.
-        DataError: (in `train`) an experience does not fit the network, or an example is no good;
-            before it is trained on.
-        CapacityError: (in `train`) no channels are left for another task.
+        ConfigError: wrong type of `model` or `optimizer`; a setting out of range; in `train`, an
+            unsuitable criterion or size of minibatches.
+        DataError: in `train`, before training: an experience doesn't fit the network, or an example
+            is invalid.
+        CapacityError: in `train`: no channels are free for another task.
     """
 
     def __init__(
@@ -122,9 +123,9 @@ class CLNP(SupervisedTemplate):
             )
         if model.tasks:
             raise ConfigError(
-                f"model: has learned {len(model.tasks)} task(s), whose classes and task labels "
-                "this strategy does not know; convert a new network, or go on with a strategy that "
-                "avalanche's save_checkpoint saved"
+                f"model: expected no learned tasks, got {len(model.tasks)}, whose classes and task "
+                "labels are unknown; convert a new network, or resume a strategy that was saved by "
+                "avalanche's save_checkpoint"
             )
         self._pruning: dict[str, Any] = {
             "margin": margin,
@@ -137,11 +138,11 @@ class CLNP(SupervisedTemplate):
         self._validation_share = validation
         self._by_experience, self._rule = task_labels == "experience", rule
         self._held_out: Any = None
-        self._validation: tuple[Tensor, Tensor] | None = None  # what is held out, in memory
-        self._labels: list[set[int]] = []  # task labels of every experience begun
-        self._numbers: dict[int, int] = {}  # experience's number -> task
-        self._classes: list[list[int]] = []  # what the outputs of every task stand for
-        self._answering = torch.empty(0, dtype=torch.int64)  # task of each example evaluated
+        self._validation: tuple[Tensor, Tensor] | None = None  # held-out examples, in memory
+        self._labels: list[set[int]] = []  # task labels of each experience begun
+        self._numbers: dict[int, int] = {}  # index of an experience -> task
+        self._classes: list[list[int]] = []  # classes of the outputs of each task
+        self._task_of = torch.empty(0, dtype=torch.int64)  # task of each evaluated example
         self.inferred = 0
         self.certificate = Certificate()
         criterion = nn.CrossEntropyLoss() if criterion is None else criterion
@@ -166,56 +167,57 @@ class CLNP(SupervisedTemplate):
         if not any(isinstance(metric, InferredTasks) for metric in self.evaluator.metrics):
             self.evaluator.metrics.append(InferredTasks())
 
-    adapted_dataset: Any  # what is trained on, as the template calls it
+    adapted_dataset: Any  # training examples; the name is the template's
 
-    # What the template calls before, while and after it trains on an experience
+    # Hooks of the template, before, during and after training on an experience
 
     def train_dataset_adaptation(self, **kwargs: Any) -> None:
-        """Holds a part of the experience out."""
+        """Hold out a part of the experience."""
         if isinstance(self.experience, OnlineCLExperience):
             raise DataError(
-                "CLNP learns an experience as a whole: train on the benchmark's own stream, not on "
-                "one that was split for online learning"
+                "experience: expected a whole one, got a part split for online learning; train on "
+                "the benchmark's own stream"
             )
         super().train_dataset_adaptation(**kwargs)
         data = self.adapted_dataset
         norms = self.model.norms.values()
         if self.train_mb_size == 1 and any(isinstance(n, PartialBatchNorm1d) for n in norms):
             raise ConfigError(
-                "train_mb_size=1: a batch norm needs more than one example; take a larger minibatch"
+                "train_mb_size: expected at least 2, since a batch norm needs several examples, "
+                "got 1"
             )
         generator = torch.Generator().manual_seed(self.experience.current_experience)
         order = torch.randperm(len(data), generator=generator)
         held_out = max(1, round(self._validation_share * len(data)))
         if norms and (len(data) - held_out) % self.train_mb_size == 1 < self.train_mb_size:
-            held_out += 1  # a last minibatch of a single example has no variance to normalise by
+            held_out += 1  # batch norm needs a variance, so avoid a last minibatch of one example
         if held_out >= len(data):
             raise DataError(
-                f"experience {self.experience.current_experience} has {len(data)} example(s): too "
-                "few to hold some out for pruning"
+                f"experience {self.experience.current_experience}: expected enough examples to "
+                f"hold some out for pruning, got {len(data)}"
             )
         self._held_out = data.subset(order[:held_out].sort().values.tolist()).eval()
         self.adapted_dataset = data.subset(order[held_out:].sort().values.tolist())
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
-        """Begins the task."""
+        """Begin the task."""
         index, number = len(self.model.tasks), self.experience.current_experience
         if self.model.in_task:
             warnings.warn(
-                f"experience {number}: the task that was begun before was not learned, as training "
-                "was interrupted or failed; it is dropped, and this one begins",
+                f"experience {number}: the previous task was begun but not learned, because "
+                "training was interrupted or failed; it is dropped",
                 stacklevel=2,
             )
             self.model.cancel_task()
-        # What was begun and never learned has left its records.
+        # Remove records of tasks that were begun but not learned.
         del self._labels[index:], self._classes[index:]
         classes = classes_of(self.experience)
         outputs = self.model.head.classes
         if self.model.head.kind == "single":
             if classes[-1] >= outputs:
                 raise DataError(
-                    f"class {classes[-1]} of experience {number} has no output: the single head "
-                    f"has {outputs}; convert a network with more"
+                    f"experience {number}: expected classes below {outputs}, the outputs of the "
+                    f"single head, got {classes[-1]}; convert a network with more outputs"
                 )
             classes = list(range(outputs))
         self._check_items(classes)
@@ -227,38 +229,39 @@ class CLNP(SupervisedTemplate):
         self.make_optimizer()
 
     def _check_items(self, classes: Sequence[int]) -> None:
-        """Reads every example of the experience once, before anything trains on it; those that are
-        held out are kept, for pruning reads them many times.
+        """Read and check every example of the experience once, before training.
+
+        Held-out examples are kept in memory, because pruning reads them many times.
         """
-        places = {label: place for place, label in enumerate(classes)}
+        outputs = {label: output for output, label in enumerate(classes)}
         where = f"experience {self.experience.current_experience}"
-        train = Items(Pairs(self.adapted_dataset, places), where)
-        wanted = tuple(self.model.graph.nodes[0].attrs["shape"][1:])
-        if train.sample[0] != wanted:
+        train = Items(Pairs(self.adapted_dataset, outputs), where)
+        expected = tuple(self.model.graph.nodes[0].attrs["shape"][1:])
+        if train.sample[0] != expected:
             raise DataError(
-                f"{where}: examples have shape {list(train.sample[0])}, but the network was "
-                f"converted for {list(wanted)}"
+                f"{where}: expected examples of shape {list(expected)}, for which the network was "
+                f"converted, got {list(train.sample[0])}"
             )
         scan_items(train, 0, fixed=True)
-        held_out = Items(Pairs(self._held_out, places), f"{where}, held out", sample=train.sample)
+        held_out = Items(Pairs(self._held_out, outputs), f"{where}, held out", sample=train.sample)
         self._validation = scan_items(held_out, sys.maxsize, fixed=True).kept
 
     def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
-        """The network as it is; `begin_task` has adapted it."""
+        """Return the network unchanged, since `begin_task` has adapted it."""
         return self.model if model is None else model
 
     def make_optimizer(self, **kwargs: Any) -> None:
-        """Points the optimizer at the parameters of now, in the groups that they were in."""
-        now = dict(self.model.named_parameters())
+        """Give the optimizer the current parameters, in their groups, and clear its state."""
+        parameters = dict(self.model.named_parameters())
         for group, names in zip(self.optimizer.param_groups, self._groups, strict=True):
-            here = [name for name in names if name in now]
-            group["params"] = [now[name] for name in here]
+            present = [name for name in names if name in parameters]
+            group["params"] = [parameters[name] for name in present]
             if "param_names" in group:
-                group["param_names"] = here
+                group["param_names"] = present
         self.optimizer.state = defaultdict(dict)
 
     def forward(self) -> Tensor:
-        """The logits [B, classes] of the minibatch."""
+        """Compute the logits [B, classes] of the minibatch."""
         if self.is_training:
             return self._placed(self.model(self.mb_x), len(self.model.tasks))
         rows_of: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -267,17 +270,17 @@ class CLNP(SupervisedTemplate):
         answers = [(rows, *self._answer(self.mb_x[rows], tasks)) for tasks, rows in rows_of.items()]
         self.inferred = sum(len(rows) for tasks, rows in rows_of.items() if len(tasks) > 1)
         order = torch.tensor([row for rows, *_ in answers for row in rows]).argsort()
-        self._answering = torch.cat([tasks for _, tasks, _ in answers])[order]
+        self._task_of = torch.cat([tasks for _, tasks, _ in answers])[order]
         return torch.cat([logits for *_, logits in answers])[order.to(self.mb_x.device)]
 
     def criterion(self) -> Tensor:
-        """The loss of the minibatch, each example's over the classes of the task that answers."""
+        """Compute the loss of the minibatch, for each example over the classes of its task."""
         if self.is_training:
             classes = self._classes[len(self.model.tasks)]
             return self._loss_of.trained(self.mb_output, self.mb_y, classes)
         loss = self.mb_output.new_zeros(())
-        for task in self._answering.unique().tolist():
-            rows = (self._answering == task).to(self.mb_y.device)
+        for task in self._task_of.unique().tolist():
+            rows = (self._task_of == task).to(self.mb_y.device)
             part = self._loss_of.evaluated(
                 self.mb_output[rows], self.mb_y[rows], self._classes_of(task)
             )
@@ -286,57 +289,61 @@ class CLNP(SupervisedTemplate):
         return loss
 
     def _after_training_exp(self, **kwargs: Any) -> None:
-        """Prunes and freezes, before plugins evaluate."""
+        """Prune and freeze, before plugins evaluate."""
         index = len(self.model.tasks)
-        places = {label: place for place, label in enumerate(self._classes[index])}
+        outputs = {label: output for output, label in enumerate(self._classes[index])}
         validation = self._validation
         assert validation is not None
-        train = Pairs(self.adapted_dataset.eval(), places)
+        train = Pairs(self.adapted_dataset.eval(), outputs)
         prune(self.model, train, validation, **self._pruning)
         consolidate(self.model, name=f"experience {self.experience.current_experience}")
         self.certificate.record(self.model, validation[0])
         self.make_optimizer()
         super()._after_training_exp(**kwargs)
 
-    # Which network answers, and for which classes
+    # Network and classes of an example
 
     def _tasks_of_minibatch(self) -> list[tuple[int, ...]]:
-        """The tasks among which that of each example is inferred; one where it is given, the latest
-        where its label or experience is not known.
+        """Return the candidate tasks of each example.
+
+        A given task is the only candidate; the latest task is that of an unknown label or
+        experience.
         """
         latest, examples = max(len(self._labels) - 1, 0), len(self.mb_x)
         if self._by_experience:
             return [(self._numbers.get(self.experience.current_experience, latest),)] * examples
         labelled = task_labels_of(self.adapted_dataset) is not None
-        told = self.mb_task_id.tolist() if labelled else [0] * examples
+        labels_given = self.mb_task_id.tolist() if labelled else [0] * examples
         known: dict[int, tuple[int, ...]] = defaultdict(tuple)
         for task, labels in enumerate(self._labels):
             for label in labels:
                 known[label] += (task,)
-        return [known.get(label, (latest,)) for label in told]
+        return [known.get(label, (latest,)) for label in labels_given]
 
     def _answer(self, x: Tensor, tasks: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """The task [B] that answers examples x [B, ...], one of `tasks`, and its logits at the
-        places of their classes [B, classes].
+        """Infer the task [B] of examples x [B, ...] among `tasks`.
+
+        Returns:
+            the tasks, and their logits [B, classes] in the columns of their classes.
         """
         if len(tasks) == 1:
-            answering = torch.full((len(x),), tasks[0])
-            return answering, self._placed(self._network_of(tasks[0])(x), tasks[0])
-        every = self.model.all_tasks(x)
+            chosen_task = torch.full((len(x),), tasks[0])
+            return chosen_task, self._placed(self._network_of(tasks[0])(x), tasks[0])
+        all_logits = self.model.all_tasks(x)
         if self.model.in_task:
-            every.append(self.model(x))
-        logits = [every[task] for task in tasks]
+            all_logits.append(self.model(x))
+        logits = [all_logits[task] for task in tasks]
         chosen, _ = choose(logits, self._rule)
         placed = torch.stack([self._placed(*pair) for pair in zip(logits, tasks, strict=True)])
         rows = torch.arange(len(x), device=x.device)
         return torch.tensor(tasks)[chosen.cpu()], placed[chosen, rows]
 
     def _network_of(self, task: int) -> Callable[[Tensor], Tensor]:
-        """A learned task's network; the one in training for the task that is not learned yet."""
+        """Return a learned task's network, or the one in training for the current task."""
         return self.model.subnetwork(task) if task < len(self.model.tasks) else self.model
 
     def _placed(self, logits: Tensor, task: int) -> Tensor:
-        """Logits [B, outputs] of a task at the places of their classes: [B, classes]."""
+        """Put logits [B, outputs] of a task into the columns of their classes: [B, classes]."""
         classes = self._classes_of(task)
         last = max(c[-1] for c in [classes, *self._classes])
         width = max(last, int(self.mb_y.max())) + 1
@@ -347,12 +354,12 @@ class CLNP(SupervisedTemplate):
         return placed
 
     def _classes_of(self, task: int) -> list[int]:
-        """The classes of a task's outputs; before the first task, the first classes."""
+        """Return the classes of a task's outputs; before the first task, the first classes."""
         return self._classes[task] if self._classes else list(range(self.model.head.classes))
 
 
 def _names(model: Model, optimizer: torch.optim.Optimizer) -> list[list[str]]:
-    """The names of the parameters in every group of an optimizer."""
+    """Return the names of the parameters in each group of an optimizer."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(
             f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
@@ -362,8 +369,9 @@ def _names(model: Model, optimizer: torch.optim.Optimizer) -> list[list[str]]:
     missing = set(names.values()) - {name for group in groups for name in group}
     if any("" in group for group in groups) or missing:
         raise ConfigError(
-            "optimizer: expected one over exactly the model's parameters, as "
-            "AdamL1(clnp.parameter_groups(model, l1=1e-4)); build it after model.set_head()"
+            "optimizer: expected one over exactly the model's parameters, such as "
+            "AdamL1(clnp.parameter_groups(model, l1=1e-4)), got others; build it after "
+            "model.set_head()"
         )
     return groups
 
@@ -371,15 +379,15 @@ def _names(model: Model, optimizer: torch.optim.Optimizer) -> list[list[str]]:
 def _check_settings(
     validation: Any, task_labels: Any, rule: Any, pruning: Mapping[str, Any]
 ) -> None:
-    """Raises ConfigError for a setting out of range."""
+    """Raise ConfigError for a setting out of range."""
     number = isinstance(validation, (int, float)) and not isinstance(validation, bool)
     if not number or not 0 < validation < 1:
-        raise ConfigError(f"validation={validation!r}: expected a fraction between 0 and 1")
+        raise ConfigError(f"validation: expected a fraction between 0 and 1, got {validation!r}")
     for name in ("score", "search", "granularity"):
-        wanted, holds = CHECKS[name]
+        expected, holds = CHECKS[name]
         if not holds(pruning[name]):
-            raise ConfigError(f"{name}={pruning[name]!r}: expected {wanted}")
+            raise ConfigError(f"{name}: expected {expected}, got {pruning[name]!r}")
     check_margin(pruning["margin"], pruning["score"])
     if task_labels not in TASK_LABELS:
-        raise ConfigError(f"task_labels={task_labels!r}: expected one of {list(TASK_LABELS)}")
+        raise ConfigError(f"task_labels: expected one of {list(TASK_LABELS)}, got {task_labels!r}")
     check_rule(rule)

@@ -12,35 +12,35 @@ from ..errors import DataError
 
 
 class Pairs(Dataset[tuple[Tensor, int]]):
-    """The (x, y) of an Avalanche data set, y as the place of the class among the outputs."""
+    """The (x, y) of an Avalanche data set, with y the index of the class among the outputs."""
 
-    def __init__(self, data: Any, places: Mapping[int, int]) -> None:
-        self.data, self.places = data, places
+    def __init__(self, data: Any, outputs: Mapping[int, int]) -> None:
+        self.data, self.outputs = data, outputs
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         x, y, *_ = self.data[index]
-        return x, self.places[int(y)]
+        return x, self.outputs[int(y)]
 
 
 def task_labels_of(data: Any) -> set[int] | None:
-    """The task labels that occur in an Avalanche data set; None where it has none."""
-    told = getattr(data, "targets_task_labels", None)
-    return None if told is None else {int(label) for label in told.uniques}
+    """Return the task labels in an Avalanche data set; None if it has none."""
+    labels = getattr(data, "targets_task_labels", None)
+    return None if labels is None else {int(label) for label in labels.uniques}
 
 
 def classes_of(experience: Any) -> list[int]:
-    """The classes of an experience, ascending. Raises DataError where its targets are none."""
+    """Return the classes of an experience, ascending; raises DataError for invalid targets."""
     number = experience.current_experience
     try:
         found = sorted({int(y) for y in experience.dataset.targets})
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError(
-            f"experience {number}: expected targets of one integer class per example ({error}); "
-            "as_classification_dataset makes such a data set"
+            f"experience {number}: expected targets of one integer class per example, got "
+            f"others ({error}); use as_classification_dataset"
         ) from error
     if found[0] < 0:
-        raise DataError(f"experience {number}: got class {found[0]}, expected classes from 0")
+        raise DataError(f"experience {number}: expected classes from 0, got {found[0]}")
     return found

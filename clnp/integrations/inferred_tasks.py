@@ -1,4 +1,4 @@
-"""The metric of Avalanche that says whether tasks were told or inferred."""
+"""Metric of Avalanche for the fraction of examples with an inferred task."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from avalanche.evaluation.metric_utils import stream_type
 
 
 class InferredTasks(PluginMetric[float]):
-    """Fraction of an evaluated stream's examples whose task was inferred, not given: whether its
-    accuracies are class-incremental (1) or task-incremental (0). Every `CLNP` adds it to its
+    """Fraction of a stream's examples whose task was inferred.
+
+    Accuracies are class-incremental at 1 and task-incremental at 0. `CLNP` adds this metric to its
     evaluator.
     """
 
@@ -23,24 +24,24 @@ class InferredTasks(PluginMetric[float]):
         return "Task_Inferred_Stream"
 
     def reset(self, strategy: Any = None) -> None:
-        """Forgets the examples seen so far."""
+        """Start counting anew."""
         self.inferred = self.examples = 0
 
     def result(self, strategy: Any = None) -> float:
-        """The fraction so far."""
+        """Return the fraction so far."""
         return self.inferred / max(self.examples, 1)
 
     def before_eval(self, strategy: Any) -> None:
-        """A stream begins."""
+        """Start counting at the beginning of a stream."""
         self.reset()
 
     def after_eval_iteration(self, strategy: Any) -> None:
-        """A minibatch was evaluated."""
+        """Count the examples of a minibatch."""
         self.inferred += strategy.inferred
         self.examples += len(strategy.mb_x)
 
     def after_eval(self, strategy: Any) -> MetricValue:
-        """A stream is done."""
+        """Return the value of a stream."""
         stream = "no" if strategy.experience is None else stream_type(strategy.experience)
         name = f"{self}/eval_phase/{stream}_stream"
         return MetricValue(self, name, self.result(), strategy.clock.train_iterations)

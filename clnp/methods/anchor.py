@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from clnp_kernels import torch_private as private
+
 
 class Anchor:
     """The penalty sum_i S_i (theta_i - a_i)^2 over named parameters.
@@ -52,10 +54,10 @@ class Anchor:
         if not names or not factor:
             return
         grads = [g for n in names if (g := parameters[n].grad) is not None]
-        moved = torch._foreach_sub(
+        moved = private.foreach_sub(
             [parameters[n].detach() for n in names], [self.centre[n] for n in names]
         )
-        torch._foreach_addcmul_(grads, [self.strength[n] for n in names], moved, 2 * factor)
+        private.foreach_addcmul_(grads, [self.strength[n] for n in names], moved, 2 * factor)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors by name."""

@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from clnp_kernels import torch_private as private
+
 from ..data.task import Task
 from .anchor import Anchor
 from .method import Batch, Method
@@ -53,11 +55,11 @@ class SI(Method):
         moving = [name for name, p in shared.items() if p.grad is not None]
         parameters = [shared[name].detach() for name in moving]
         grads = [g.detach().clone() for name in moving if (g := shared[name].grad) is not None]
-        before = torch._foreach_mul(parameters, 1.0)
+        before = private.foreach_mul(parameters, 1.0)
         self.anchor.add_gradient(shared, self.o["c"])
         self.optimizer.step()
-        moved = torch._foreach_sub(parameters, before)
-        torch._foreach_addcmul_([self.path[name] for name in moving], grads, moved, -1.0)
+        moved = private.foreach_sub(parameters, before)
+        private.foreach_addcmul_([self.path[name] for name in moving], grads, moved, -1.0)
         return loss.detach(), logits.detach()
 
     @torch.no_grad()

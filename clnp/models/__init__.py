@@ -1,6 +1,6 @@
-"""Networks: those of the paper, a ResNet for small images, and any of torchvision's by name.
+"""Networks of the paper, a ResNet for small images, and torchvision's by name.
 
-All are plain torch modules; `clnp.convert` makes masked networks of them.
+All are plain torch modules, to be converted by `clnp.convert`.
 """
 
 from .networks import mlp, narrow, resnet18_small, wide

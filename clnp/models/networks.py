@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import ConfigError
 
-# How the weights of an MLP's first layer can be drawn.
+# Initialisations of an MLP's first layer.
 INITS = ("default", "orthogonal")
 # Golkar et al. 2019, Table 2: channels of the four convolutions and of the dense layer.
 NARROW = (32, 32, 64, 64, 512)
@@ -30,23 +30,24 @@ def mlp(
     init: str = "default",
     seed: int | None = None,
 ) -> nn.Sequential:
-    """Multi-layer perceptron with ReLU; the defaults are the network of the permuted-MNIST
-    experiment (Sec. 3.1).
+    """Multi-layer perceptron with ReLU.
+
+    The defaults are the network of the permuted-MNIST experiment (Sec. 3.1).
 
     Arguments:
         inputs: features of one example.
         width: channels of every hidden layer.
         depth: number of hidden layers.
-        classes: outputs.
+        classes: number of outputs.
         dropout: probability of dropping a hidden activation; 0 adds no layer.
-        init: of the first layer's weights. "orthogonal": rows of unit length, `inputs` of them at a
-            time orthogonal, biases of 0; features that differ serve later tasks better. "default":
-            as torch draws a Linear layer's.
-        seed: seeds the weights without touching torch's global generator; None draws from that
+        init: initialisation of the first layer. "orthogonal" draws rows of unit length, orthogonal
+            in blocks of `inputs` rows, with zero biases; different features serve later tasks
+            better. "default" is that of torch's Linear.
+        seed: seeds the weights without use of torch's global generator; None draws from that
             generator.
 
     Returns:
-        a module x [B, inputs] -> logits [B, classes], layers named fc1, fc2, ..., head.
+        a module x [B, inputs] -> logits [B, classes], with layers fc1, fc2, ..., head.
 
     Raises:
         ConfigError: a size below 1, dropout outside [0, 1), or an unknown `init`.
@@ -54,7 +55,7 @@ def mlp(
     _check_counts(inputs=inputs, width=width, depth=depth, classes=classes)
     _check_dropout(dropout)
     if init not in INITS:
-        raise ConfigError(f"init={init!r}: expected one of {list(INITS)}")
+        raise ConfigError(f"init: expected one of {list(INITS)}, got {init!r}")
     with seeded_weights(seed):
         net = nn.Sequential()
         for i in range(1, depth + 1):
@@ -69,7 +70,7 @@ def mlp(
 
 
 def _orthogonal(layer: nn.Linear) -> None:
-    """Orthonormal rows, as many at a time as there can be."""
+    """Draw orthonormal rows, in blocks of as many rows as there are inputs."""
     for rows in layer.weight.detach().split(layer.in_features):
         nn.init.orthogonal_(rows)
     nn.init.zeros_(layer.bias)
@@ -83,26 +84,28 @@ def narrow(
     dropout: float = 0.25,
     seed: int | None = None,
 ) -> nn.Sequential:
-    """The narrow network of the split-CIFAR experiment (Table 2): convolutions 32, 32, pool, 64,
-    64, pool, a dense layer of 512; all 3 x 3, ReLU after each.
+    """Narrow network of the split-CIFAR experiment (Table 2).
+
+    3 x 3 convolutions of 32, 32, pool, 64, 64 channels, pool, and a dense layer of 512, each with
+    ReLU.
 
     Arguments:
-        classes: outputs.
+        classes: number of outputs.
         shape: (C, H, W) of one example.
         scale: factor on the channels of all hidden layers.
-        dropout: probability after both pools, twice that after the dense layer (.25 / .25 / .5 in
-            the paper); 0 adds no layers.
+        dropout: probability after both pools, and twice that after the dense layer (.25 / .25 / .5
+            in the paper); 0 adds no layers.
         seed: as in `mlp`.
 
     Returns:
         a module x [B, C, H, W] -> logits [B, classes]; layers conv1 to conv4, dense, head.
 
     Raises:
-        ConfigError: a size below 1, a scale that is not positive, or dropout outside [0, 0.5).
+        ConfigError: a size below 1, a scale outside (0, 64], or dropout outside [0, 0.5).
     """
     channels, height, width = _checked_shape(shape)
     _check_counts(classes=classes)
-    _check_dropout(2 * dropout, f"dropout={dropout}: twice it")
+    _check_dropout(2 * dropout, "dropout, doubled after the dense layer")
     sizes = [scaled(n, scale) for n in NARROW]
     with seeded_weights(seed):
         net = nn.Sequential()
@@ -132,17 +135,18 @@ def wide(
     scale: float = 1.0,
     seed: int | None = None,
 ) -> nn.Sequential:
-    """The wide network of the split-CIFAR experiment (Table 3): five 3 x 3 convolutions of 128 to
-    2048 channels, each with batch norm and ReLU, a sixth with one channel per class, average pool.
+    """Wide network of the split-CIFAR experiment (Table 3).
 
-    The mean over all windows of a convolution without padding is a linear function of the means of
-    its shifted inputs: for outputs of H x W, the sixth convolution and the average pool are an
-    average pool of H x W with stride 1, which leaves 3 x 3 numbers a channel, and a Linear layer
-    over them. So they are written here, for then the network ends in a Linear layer.
+    Five 3 x 3 convolutions of 128 to 2048 channels, each with batch norm and ReLU; a sixth with one
+    channel per class; average pool.
+
+    The sixth convolution and the average pool over its H x W outputs are linear. They are written
+    as an equivalent average pool of H x W with stride 1, which gives 3 x 3 numbers per channel, and
+    a Linear layer over these, so that the network ends in a Linear layer.
 
     Arguments:
-        classes: outputs.
-        shape: (C, H, W) of one example; sides of at least 24.
+        classes: number of outputs.
+        shape: (C, H, W) of one example, with sides of at least 24.
         scale: factor on the channels of all hidden layers.
         seed: as in `mlp`.
 
@@ -150,17 +154,17 @@ def wide(
         a module x [B, C, H, W] -> logits [B, classes]; layers conv1 to conv5, norm1 to norm5, head.
 
     Raises:
-        ConfigError: a size below 1 or too small, or a scale that is not positive.
+        ConfigError: a size below 1 or too small, or a scale outside (0, 64].
     """
     channels, height, width = _checked_shape(shape)
     _check_counts(classes=classes)
     if min(height, width) < 24:
-        raise ConfigError(f"shape={tuple(shape)}: expected sides of at least 24 for this network")
+        raise ConfigError(f"shape: expected sides of at least 24, got {tuple(shape)}")
     with seeded_weights(seed):
         net = nn.Sequential()
         for i, (size, stride, padding) in enumerate(WIDE, start=1):
             size = scaled(size, scale)
-            # Batch norm subtracts any bias again.
+            # Batch norm would subtract a bias again.
             conv = nn.Conv2d(channels, size, 3, stride=stride, padding=padding, bias=False)
             net.add_module(f"conv{i}", conv)
             net.add_module(f"norm{i}", nn.BatchNorm2d(size))
@@ -180,20 +184,21 @@ def resnet18_small(
     scale: float = 1.0,
     seed: int | None = None,
 ) -> nn.Module:
-    """ResNet-18 for images of about 32 x 32: torchvision's, with a 3 x 3 stem of stride 1 and no
-    max pool (He et al. 2016, Sec. 4.2, has the same stem).
+    """ResNet-18 of torchvision for images of about 32 x 32.
+
+    It has a 3 x 3 stem of stride 1 and no max pool, as in He et al. 2016, Sec. 4.2.
 
     Arguments:
-        classes: outputs.
+        classes: number of outputs.
         shape: (C, H, W) of one example.
         scale: factor on all channels (64 in the first stage).
         seed: as in `mlp`.
 
     Returns:
-        a module x [B, C, H, W] -> logits [B, classes], modules named as torchvision names them.
+        a module x [B, C, H, W] -> logits [B, classes], with torchvision's names.
 
     Raises:
-        ConfigError: a size below 1, a scale that is not positive, or no torchvision.
+        ConfigError: a size below 1, a scale outside (0, 64], or no torchvision.
     """
     channels, _, _ = _checked_shape(shape)
     _check_counts(classes=classes)
@@ -216,7 +221,7 @@ def resnet18_small(
 
 
 def _stage(block: Any, inputs: int, outputs: int) -> nn.Sequential:
-    """Two basic blocks; the first halves the image where it doubles the channels."""
+    """Return two basic blocks; the first halves the image if it changes the channels."""
     if inputs == outputs:
         return nn.Sequential(block(inputs, outputs), block(outputs, outputs))
     shortcut = nn.Sequential(
@@ -226,20 +231,20 @@ def _stage(block: Any, inputs: int, outputs: int) -> nn.Sequential:
 
 
 def torchvision_models() -> types.ModuleType:
-    """torchvision.models, imported when first asked for. Raises ConfigError where it can't be."""
+    """Import torchvision.models; raises ConfigError if that fails."""
     try:
         from torchvision import models
     except Exception as error:  # a torchvision built for another torch fails with RuntimeError
         raise ConfigError(
-            f"torchvision can't be imported ({error}); pip install torchvision, in the version "
-            f"that fits torch {torch.__version__}"
+            f"torchvision can't be imported ({error}); pip install torchvision, in the version for "
+            f"torch {torch.__version__}"
         ) from error
     return models
 
 
 @contextlib.contextmanager
 def seeded_weights(seed: int | None) -> Iterator[None]:
-    """Torch's CPU generator seeded inside and as it was before outside; None changes nothing."""
+    """Seed torch's CPU generator inside and restore it after; None changes nothing."""
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
@@ -247,16 +252,16 @@ def seeded_weights(seed: int | None) -> Iterator[None]:
 
 
 def scaled(channels: int, scale: float) -> int:
-    """`channels` times `scale`, rounded, at least 1. Raises ConfigError unless 0 < scale <= 64."""
+    """Return channels * scale, rounded, at least 1; raises ConfigError unless 0 < scale <= 64."""
     if not 0 < scale <= 64:
-        raise ConfigError(f"scale={scale}: expected a factor above 0 and at most 64")
+        raise ConfigError(f"scale: expected a factor above 0 and at most 64, got {scale}")
     return max(1, round(channels * scale))
 
 
 def _checked_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     if len(shape) != 3:
         raise ConfigError(
-            f"shape={tuple(shape)}: expected (C, H, W); this network takes images only"
+            f"shape: expected (C, H, W), since this network needs images, got {tuple(shape)}"
         )
     channels, height, width = shape
     _check_counts(channels=channels, height=height, width=width)
@@ -266,10 +271,9 @@ def _checked_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if value < 1:
-            raise ConfigError(f"{name}={value}: expected at least 1")
+            raise ConfigError(f"{name}: expected at least 1, got {value}")
 
 
-def _check_dropout(probability: float, shown: str | None = None) -> None:
+def _check_dropout(probability: float, name: str = "dropout") -> None:
     if not 0.0 <= probability < 1.0:
-        shown = shown or f"dropout={probability}"
-        raise ConfigError(f"{shown}: expected a probability in [0, 1)")
+        raise ConfigError(f"{name}: expected a probability in [0, 1), got {probability}")

@@ -1,4 +1,4 @@
-"""From a name to a network, and from a file to its weights."""
+"""Networks by name, and weights from files."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from . import networks
 
-# Our own: name -> function. All others are torchvision's.
+# Networks of this package; all other names are torchvision's.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": networks.mlp,
     "narrow": networks.narrow,
     "wide": networks.wide,
     "resnet18_small": networks.resnet18_small,
 }
-# Keys under which training scripts keep a state dict.
+# Keys of a state dict in the files of training scripts.
 NESTED = ("state_dict", "model", "model_state_dict", "net")
-# Words before the names of the weights that wrappers leave there.
+# Prefixes that wrappers add to the names of weights.
 WRAPPERS = ("module.", "_orig_mod.")
 
 
 def names() -> list[str]:
-    """All names that `make` takes: our own, then torchvision's classification networks.
+    """Return all names for `make`: those of this package, then torchvision's classifiers.
 
     Raises:
         ConfigError: no torchvision.
@@ -42,23 +42,23 @@ def names() -> list[str]:
 def make(
     name: str, classes: int, shape: tuple[int, ...], *, seed: int | None = None, **options: Any
 ) -> nn.Module:
-    """A freshly initialised network by its name.
+    """Make a newly initialised network by its name.
 
     Arguments:
         name: a key of `NETWORKS`, or a classification network of torchvision, such as
             "mobilenet_v2".
-        classes: outputs.
-        shape: of one example without the batch; (C, H, W) for all but "mlp", which flattens.
-        seed: seeds the weights without touching torch's global generator.
-        options: for our own networks their keyword arguments (width, depth, scale, dropout, head),
-            for torchvision's theirs. None means not given.
+        classes: number of outputs.
+        shape: shape of one example without the batch; (C, H, W) except for "mlp", which flattens.
+        seed: seeds the weights without use of torch's global generator.
+        options: keyword arguments of the network (width, depth, scale, dropout, ...). None means
+            not given.
 
     Returns:
         a module x [B, *shape] -> logits [B, classes].
 
     Raises:
-        ConfigError: an unknown name, listing near ones; an option that this network doesn't take;
-            no torchvision.
+        ConfigError: an unknown name (similar ones are listed), an option that this network lacks,
+            or no torchvision.
     """
     given = {key: value for key, value in options.items() if value is not None}
     if name == "mlp":
@@ -71,8 +71,8 @@ def make(
     check_name(name)
     if len(shape) != 3 or shape[0] != 3:
         raise ConfigError(
-            f"network {name!r}: examples have shape {list(shape)}, torchvision's networks take "
-            "[3, H, W]; ours are " + ", ".join(NETWORKS)
+            f"network {name!r}: expected examples [3, H, W], as all of torchvision's, got "
+            f"{list(shape)}; use one of {', '.join(NETWORKS)}"
         )
     builder = networks.torchvision_models().get_model_builder(name)
     with networks.seeded_weights(seed):
@@ -80,9 +80,7 @@ def make(
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raises ConfigError for an option that one of our own networks doesn't take; None counts as
-    not given.
-    """
+    """Raise ConfigError for an option that a network of `NETWORKS` lacks; None means not given."""
     if name in NETWORKS:
         _check_known(name, NETWORKS[name], [k for k, v in options.items() if v is not None])
 
@@ -92,10 +90,8 @@ def _check_known(name: str, builder: Callable[..., nn.Module], given: Iterable[s
     unknown = sorted(set(given) - set(parameters))
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         known = [p for p in parameters if p not in ("classes", "shape", "inputs", "seed")]
-        raise ConfigError(
-            f"network {name!r}: takes no {', '.join(unknown)}"
-            + (f"; it takes {', '.join(known)}" if known else "")
-        )
+        expected = "options out of " + ", ".join(known) if known else "no options"
+        raise ConfigError(f"network {name!r}: expected {expected}, got {', '.join(unknown)}")
 
 
 def _build(name: str, builder: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
@@ -120,9 +116,7 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 
 def check_name(name: str) -> None:
-    """Raises ConfigError, listing near ones, unless `make` knows a network of that name, or where
-    torchvision lacks, which it needs.
-    """
+    """Raise ConfigError for an unknown name (similar ones are listed), or if torchvision lacks."""
     if name in NETWORKS:
         if name == "resnet18_small":
             networks.torchvision_models()
@@ -131,35 +125,35 @@ def check_name(name: str) -> None:
     if name in known:
         return
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    hint = f"; similar ones are {', '.join(near)}" if near else ""
     raise ConfigError(
-        f"network {name!r}: unknown; near ones are {', '.join(near)}"
-        if near
-        else f"network {name!r}: unknown; there are {', '.join(NETWORKS)} and torchvision's "
-        "classification networks"
+        f"network: expected one of {', '.join(NETWORKS)} or a classification network of "
+        f"torchvision, got {name!r}{hint}"
     )
 
 
 def load_weights(net: nn.Module, path: str | Path, *, head: bool = True) -> list[str]:
-    """Loads a state dict into a network.
+    """Load a state dict into a network.
 
     Arguments:
-        net: is changed in place.
-        path: a .safetensors file, or what `torch.save` wrote of a state dict, of a dictionary that
-            holds one, or of a wrapped one ("module."). Only tensors are read, no code is run.
-        head: take the last layer too. False leaves those weights alone that the file has in another
-            shape, which are the last layer's if it has other classes.
+        net: the network, changed in place.
+        path: a .safetensors file, or a file of `torch.save` with a state dict, a dictionary that
+            contains one, or one of a wrapped network ("module."). Only tensors are read; no code is
+            executed.
+        head: also load the last layer. False skips those of its weights that have another shape in
+            the file, as they have for other classes.
 
     Returns:
-        names of the weights that were left alone, empty if the file had all of them.
+        names of the skipped weights.
 
     Raises:
-        ConfigError: the file can't be read or doesn't fit, naming the first weights that don't.
+        ConfigError: the file can't be read or doesn't fit; the first such weights are named.
     """
     path = Path(path)
     state = _stripped(read_weights(path))
     own = net.state_dict()
     other = [k for k, v in own.items() if k in state and state[k].shape != v.shape]
-    # Networks saved long ago lack the counters of batch norm, which nothing here reads.
+    # Old files lack the counters of batch norm, which conversion doesn't use.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
     last = _last_layer(net)
@@ -167,12 +161,14 @@ def load_weights(net: nn.Module, path: str | Path, *, head: bool = True) -> list
     wrong = [k for k in other if k not in left]
     if missing or unexpected or wrong:
         problems = [
-            *(f"lacks {k}" for k in missing),
-            *(f"has {k}, which the network lacks" for k in unexpected),
-            *(f"{k} is {list(state[k].shape)}, wanted {list(own[k].shape)}" for k in wrong),
+            *(f"{k} is missing" for k in missing),
+            *(f"{k} is not in the network" for k in unexpected),
+            *(f"{k}: expected {list(own[k].shape)}, got {list(state[k].shape)}" for k in wrong),
         ]
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ConfigError(f"{path}: does not fit the network: {'; '.join(problems[:3])}{more}")
+        raise ConfigError(
+            f"{path}: expected the weights of the network: {'; '.join(problems[:3])}{more}"
+        )
     net.load_state_dict({**own, **{k: v for k, v in state.items() if k not in left}})
     return left
 
@@ -183,7 +179,7 @@ def _last_layer(net: nn.Module) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict of a file, as `load_weights` takes it. Raises ConfigError if it has none."""
+    """Read the state dict of a file, as `load_weights`; raises ConfigError if it has none."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     try:
@@ -192,7 +188,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         data: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise ConfigError(f"{path}: can't be read as weights ({error})") from error
-    except Exception as error:  # pickle.UnpicklingError where it holds more than tensors
+    except Exception as error:  # pickle.UnpicklingError if it holds more than tensors
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"{path}: holds more than tensors, or is damaged ({first}); save it with "
@@ -202,7 +198,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]
     if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):
-        raise ConfigError(f"{path}: holds no state dict; save torch.save(net.state_dict(), path)")
+        raise ConfigError(
+            f"{path}: expected a state dict; save it with torch.save(net.state_dict(), path)"
+        )
     return data
 
 

@@ -1,4 +1,4 @@
-"""Boundaries between the frozen and the free channels of a network of masked layers."""
+"""Boundaries between active and free channels in a network of masked layers."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ MASKED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class LearnedTask:
-    """What the network remembers of a learned task.
+    """Record of a learned task.
 
     Attributes:
-        name: the task's name.
+        name: name of the task.
         classes: number of outputs C of its head.
-        active: group name -> how many channels were active after it (its boundary).
+        active: group -> number of active channels after the task (its boundary).
     """
 
     name: str
@@ -42,17 +42,17 @@ class LearnedTask:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LearnedTask:
-        """The inverse of `dataclasses.asdict`; raises KeyError, TypeError or ValueError."""
+        """Rebuild from `dataclasses.asdict`; raises KeyError, TypeError or ValueError."""
         active = {str(group): int(count) for group, count in data["active"].items()}
         return cls(str(data["name"]), int(data["classes"]), active)
 
 
 class Boundaries(nn.Module):
-    """Layers with a frozen and a free part, and how many channels of each group are frozen.
+    """Masked layers, and the number of active channels of each group.
 
     Arguments:
         graph: the network's operations.
-        layers: name -> dense `torch.nn` module that supplies the first weights, for every node with
+        layers: name -> dense `torch.nn` module with the initial weights, for every node with
             weights.
     """
 
@@ -73,7 +73,7 @@ class Boundaries(nn.Module):
             else:
                 activation = node.attrs.get("activation", "none")
                 masked[node.name] = MASKED[node.op].from_dense(dense, activation=activation)
-        self.net = build(fused, masked, ours=True)
+        self.net = build(fused, masked, kernels=True)
         self._masked = {name: m for name, m in masked.items() if name != self.groups.head}
         self.train(any(layer.training for layer in layers.values()))
 
@@ -88,12 +88,12 @@ class Boundaries(nn.Module):
 
     @property
     def masked(self) -> dict[str, MaskedLayer | PartialBatchNorm2d]:
-        """Name -> module with a frozen and a free part, in execution order, without the head."""
+        """Name -> module with an active and a free part, in execution order, without the head."""
         return self._masked
 
     @property
     def masked_layers(self) -> dict[str, MaskedLayer]:
-        """The linear and convolutional ones of `masked`."""
+        """The linear and convolutional layers of `masked`."""
         return {n: m for n, m in self.masked.items() if not isinstance(m, PartialBatchNorm2d)}
 
     @property
@@ -103,7 +103,7 @@ class Boundaries(nn.Module):
 
     @property
     def layer_names(self) -> list[str]:
-        """All layers with a weight matrix or filters in execution order; the head is the last."""
+        """All linear and convolutional layers in execution order; the head is the last."""
         return [*self.masked_layers, self.groups.head]
 
     @property
@@ -116,8 +116,10 @@ class Boundaries(nn.Module):
         return any("conv2d" in node.op for node in self.graph.nodes)
 
     def running_statistics(self) -> list[Tensor]:
-        """The tensors that training moves although they are no parameters: of every batch norm the
-        free channels' mean and variance [Cf], and its count of batches.
+        """Return the buffers that training changes.
+
+        For every batch norm: mean [Cf] and variance [Cf] of the free channels, and the number of
+        batches [].
         """
         return [
             tensor
@@ -126,7 +128,7 @@ class Boundaries(nn.Module):
         ]
 
     def layer_weight(self, name: str) -> nn.Parameter:
-        """The trainable weight of a layer, [Of, I] or [Of, I, K, K']."""
+        """Return the trainable weight of a layer, [Of, I] or [Of, I, K, K']."""
         if name == self.groups.head:
             return self.head.free_weight
         weight = self._masked[name].free_weight
@@ -134,13 +136,14 @@ class Boundaries(nn.Module):
         return weight
 
     def active(self, group: Group | str) -> int:
-        """How many channels of a group are frozen."""
+        """Return the number of active channels of a group."""
         name = group if isinstance(group, str) else group.name
         return self.tasks[-1].active[name] if self.tasks else 0
 
     def free(self, group: Group | str) -> int:
-        """How many channels of a group can still be claimed, by the task in training or a later
-        one.
+        """Return the number of free channels of a group.
+
+        During a task these are the channels that it trains.
         """
         name = group if isinstance(group, str) else group.name
         if not self.groups[name].prunable:
@@ -150,23 +153,24 @@ class Boundaries(nn.Module):
 
     @property
     def is_full(self) -> bool:
-        """Whether the final hidden group has no free channel left."""
+        """Whether the last hidden group has no free channel left."""
         return bool(self.tasks) and self.free(self.groups.last) == 0
 
     def check_capacity(self) -> None:
-        """Raises CapacityError if no further task can be learned: with a single head every task
-        needs channels of its own in the final hidden group.
+        """Raise CapacityError if no further task can be learned.
+
+        With a single head, every task needs new channels in the last hidden group.
         """
         if self.head.kind == "single" and self.is_full:
             last = self.groups.last.name
             raise CapacityError(
-                f"all {self.sizes[last]} channels of the final hidden layer {last!r} belong to "
-                "earlier tasks, so a single head has nothing to connect a new task to. Add "
-                "channels with expand(), start with a wider network, or use head='multi'"
+                f"the last hidden layer {last!r}: expected free channels for a single head, got "
+                f"none of {self.sizes[last]}; add channels with expand(), start with a wider "
+                "network, or use head='multi'"
             )
 
     def check_task(self, task: int) -> int:
-        """Returns the index of a learned task, counting from 0; negative ones count from the end.
+        """Return the index of a learned task from 0; negative indices count from the end.
 
         Raises:
             ConfigError: no such task.
@@ -174,22 +178,22 @@ class Boundaries(nn.Module):
         learned = len(self.tasks)
         if isinstance(task, bool) or not isinstance(task, int) or not -learned <= task < learned:
             known = f"0 to {learned - 1}" if learned else "none yet"
-            raise ConfigError(f"task={task!r}: expected the index of a learned task ({known})")
+            raise ConfigError(f"task: expected the index of a learned task ({known}), got {task!r}")
         return task % learned
 
     def width(self, layer: str, active: Mapping[str, int]) -> int:
-        """Inputs of a layer when only the active channels exist."""
+        """Return the inputs of a layer if only the given active channels exist."""
         group = self.groups[self.groups.reads[layer]]
         if not group.prunable:
             return inputs_of(self.graph[layer])
         return active[group.name] * self.groups.positions[layer]
 
     def inputs(self, layer: str) -> int:
-        """Inputs of a layer when nothing is pruned; of a depthwise layer 1."""
+        """Return the inputs of a layer if nothing is pruned; 1 for a depthwise layer."""
         if layer not in self.groups.reads:
             return 1
         return self.width(layer, self.sizes)
 
     def frozen_inputs(self, layer: str) -> int:
-        """Inputs of a layer that belong to learned tasks."""
+        """Return the number of inputs of a layer that belong to learned tasks."""
         return self.width(layer, self.tasks[-1].active) if self.tasks else 0

@@ -1,10 +1,10 @@
-"""Proof that earlier tasks did not move: frozen tensors and logits on a fixed batch, bit by bit."""
+"""Certificate that learned tasks are unchanged: hashes of frozen tensors and of logits."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -19,43 +19,42 @@ from .restore import dtype_name, dtype_of
 
 PROBE_ROWS = 64
 PROBE_BYTES = 4 << 20
-NAMED = 8  # tensors that a note names
+NAMED = 8  # number of tensors named in a note
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What was recorded when a task had been learned.
+    """Record of a learned task.
 
     Attributes:
-        task: its index.
-        name: its name.
+        task: index of the task.
+        name: name of the task.
         digest: SHA-256 of its logits on the probe batch (dtype, shape and bytes).
-        conditions: what the bits of the logits depend on; see `conditions_of`.
-        random: SHA-256 of its logits on seeded random numbers; "" if not recorded.
-        tensors: tensor of the task's network -> dtype and SHA-256 of what is frozen of it; empty
-            if not recorded.
+        conditions: conditions that affect the bits of the logits; see `conditions_of`.
+        random: SHA-256 of its logits on seeded random numbers.
+        tensors: tensor of the task's network -> dtype and SHA-256 of its frozen values.
     """
 
     task: int
     name: str
     digest: str
     conditions: dict[str, Any]
-    random: str = ""
-    tensors: dict[str, str] = field(default_factory=dict)
+    random: str
+    tensors: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Outcome of recomputing one entry.
+    """Result of verifying one entry.
 
     Attributes:
-        task, name: which.
-        identical: whether the task's frozen tensors and its logits are the same bits.
-        note: why not, in words; or what could not be compared.
-        moved: the tensors of the task's network that are other bits, by their names in the
-            network that was converted.
-        conditions: those that differ from the recorded ones, "threads 1 -> 2". They explain other
-            logits of the same tensors.
+        task, name: index and name of the task.
+        identical: whether the task's frozen tensors and its logits have the same bits.
+        note: reason of a difference.
+        moved: tensors of the task's network with other bits, by their names in the converted
+            network.
+        conditions: conditions that differ from the recorded ones, as "threads 1 -> 2"; they explain
+            other logits of the same tensors.
     """
 
     task: int
@@ -67,29 +66,26 @@ class Verdict:
 
 
 def probe_from(x: Tensor) -> Tensor:
-    """The first rows of x: at most 64 and at most 4 MiB, at least one. Contiguous copy on the
-    CPU.
-    """
+    """Copy the first rows of x to the CPU: at least one, at most 64 and at most 4 MiB."""
     row = max(1, x[:1].numel() * x.element_size())
     rows = max(1, min(PROBE_ROWS, PROBE_BYTES // row))
     return x[:rows].detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def logits_digest(logits: Tensor) -> str:
-    """SHA-256 over dtype, shape and bytes of a tensor."""
+    """Return the SHA-256 of dtype, shape and bytes of a tensor."""
     sha = hashlib.sha256(f"{logits.dtype}|{tuple(logits.shape)}|".encode())
     sha.update(tensor_bytes(logits))
     return sha.hexdigest()
 
 
 class Certificate:
-    """Per learned task the hashes of its frozen tensors, and of its logits on a probe batch and on
-    random numbers.
+    """Hashes of each learned task's frozen tensors, and of its logits on probe and random batches.
 
-    The tensors are compared under any conditions. The claim about the logits is exact for the same
-    batch, dtype, device, number of threads and torch build; matrix products may round differently
-    elsewhere, and `verify` says which condition differs. Autocast is off, and cuDNN chooses
-    deterministic algorithms, whatever the caller has set.
+    Tensors are compared under any conditions. Logits are bit-identical for the same batch, dtype,
+    device, number of threads and torch build; elsewhere matrix products may round differently, and
+    `verify` reports the conditions that differ. It switches autocast off and uses deterministic
+    algorithms of cuDNN.
     """
 
     def __init__(self) -> None:
@@ -99,19 +95,28 @@ class Certificate:
     def __len__(self) -> int:
         return len(self.entries)
 
+    def __repr__(self) -> str:
+        names = ", ".join(repr(entry.name) for entry in self.entries[:NAMED])
+        more = ", ..." if len(self.entries) > NAMED else ""
+        return f"<Certificate of {len(self.entries)} tasks: {names}{more}>"
+
     def record(self, model: Model, x: Tensor) -> Entry:
-        """Records the task learned last. x [B, ...]: examples of it; the first few are kept as the
-        probe.
+        """Record the first task that is not recorded yet.
+
+        Arguments:
+            model: the network.
+            x: [B, ...], examples of the task; the first rows are kept as the probe.
 
         Raises:
             ConfigError: every learned task has been recorded.
-            DataError: x does not fit the network.
+            DataError: x doesn't fit the network.
         """
         task = len(self.entries)
         if task >= len(model.tasks):
             raise ConfigError(
-                f"record: {task} of {len(model.tasks)} learned tasks are recorded; call it once "
-                "after every consolidate()"
+                f"record(): expected a task that is not recorded yet, but {task} of "
+                f"{len(model.tasks)} learned tasks are recorded; call it once after every "
+                "consolidate()"
             )
         if isinstance(x, Tensor) and x.dim():
             x = probe_from(x).to(model.device)
@@ -135,9 +140,7 @@ class Certificate:
         return entry
 
     def verify(self, model: Model) -> list[Verdict]:
-        """Recomputes every entry from the network's frozen buffers as they are now and compares bit
-        by bit.
-        """
+        """Recompute every entry from the network's current frozen buffers and compare all bits."""
         now = _conditions(model)
         return [
             _verdict(model, entry, probe, differences(entry.conditions, now))
@@ -145,14 +148,12 @@ class Certificate:
         ]
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The entries as JSON-able data; the probes travel as tensors."""
+        """Return the entries for JSON; probes are saved as tensors."""
         return [asdict(entry) for entry in self.entries]
 
     @classmethod
     def from_json(cls, data: list[dict[str, Any]], probes: list[Tensor]) -> Certificate:
-        """The inverse of `to_json`; raises TypeError or KeyError for other data. Entries without
-        digests of tensors, of older files, are read.
-        """
+        """Rebuild from `to_json` and the probes; raises TypeError or KeyError for other data."""
         certificate = cls()
         certificate.entries = [
             Entry(
@@ -160,8 +161,8 @@ class Certificate:
                 str(e["name"]),
                 str(e["digest"]),
                 dict(e["conditions"]),
-                str(e.get("random", "")),
-                {str(name): str(digest) for name, digest in e.get("tensors", {}).items()},
+                str(e["random"]),
+                {str(name): str(digest) for name, digest in e["tensors"].items()},
             )
             for e in data
         ]
@@ -173,25 +174,20 @@ def _verdict(model: Model, entry: Entry, probe: Tensor, changed: tuple[str, ...]
     if entry.task >= len(model.tasks):
         note = f"the network has learned {len(model.tasks)} task(s), and not this one"
         return Verdict(entry.task, entry.name, False, note, conditions=changed)
-    moved = _moved(frozen_tensors(model, entry.task), entry.tensors) if entry.tensors else ()
+    moved = _moved(frozen_tensors(model, entry.task), entry.tensors)
     logits, noise = _logits(model, entry.task, probe)
-    same = logits_digest(logits) == entry.digest and (
-        not entry.random or logits_digest(noise) == entry.random
-    )
-    note = _note(entry, moved, same, changed)
+    same = (logits_digest(logits), logits_digest(noise)) == (entry.digest, entry.random)
+    note = _note(moved, same, changed)
     return Verdict(entry.task, entry.name, same and not moved, note, moved, changed)
 
 
-def _note(entry: Entry, moved: Sequence[str], same: bool, changed: Sequence[str]) -> str:
-    """The difference between tensors that moved, other conditions, and a fault."""
+def _note(moved: Sequence[str], same: bool, changed: Sequence[str]) -> str:
+    """Distinguish changed tensors, other conditions, and a fault."""
     conditions = "recorded under other conditions: " + ", ".join(changed)
     if moved:
         names = ", ".join(moved[:NAMED])
         more = f" and {len(moved) - NAMED} more" if len(moved) > NAMED else ""
         return f"weights moved: {names}{more}" + (f"; {conditions}" if changed else "")
-    if not entry.tensors:
-        only = "recorded without hashes of the weights, so only the logits are compared"
-        return only if same or not changed else f"{only}; {conditions}"
     if same:
         return ""
     if changed:
@@ -200,7 +196,7 @@ def _note(entry: Entry, moved: Sequence[str], same: bool, changed: Sequence[str]
 
 
 def _moved(now: Mapping[str, Sequence[Tensor]], recorded: Mapping[str, str]) -> tuple[str, ...]:
-    """The names of the tensors whose hash is another; those that are missing or new too."""
+    """Return the names of tensors with another hash, also of missing and new ones."""
 
     def same(name: str) -> bool:
         digest = recorded.get(name, "")
@@ -211,7 +207,7 @@ def _moved(now: Mapping[str, Sequence[Tensor]], recorded: Mapping[str, str]) -> 
 
 
 def _tensor_digest(parts: Sequence[Tensor], dtype: torch.dtype) -> str:
-    """ "float32 0a1b...": the hash of tensors as numbers of the given dtype, unless that rounds."""
+    """Hash tensors after a cast to `dtype`, as "float32 0a1b..."; a cast that rounds is noted."""
     sha = hashlib.sha256()
     for part in parts:
         cast = part.to(dtype)
@@ -223,9 +219,8 @@ def _tensor_digest(parts: Sequence[Tensor], dtype: torch.dtype) -> str:
 
 
 def _logits(model: Model, task: int, probe: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits of a task on its probe and on seeded random numbers."""
-    # Fresh copies of the frozen buffers: a copy kept from earlier would agree with itself whatever
-    # happened since.
+    """Compute the logits of a task on its probe and on seeded random numbers."""
+    # Copy the frozen buffers anew: an earlier copy would agree with itself whatever has happened.
     network = model.subnetwork(task, fresh=True)
     like = model.head.free_weight
     with torch.inference_mode(), fixed(like.device):
@@ -234,7 +229,7 @@ def _logits(model: Model, task: int, probe: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _noise(model: Model, task: int) -> Tensor:
-    """Random examples [B, ...] between -2 and 2, float32 on the CPU, always the same for a task."""
+    """Draw examples [B, ...] between -2 and 2, float32 on the CPU, always the same for a task."""
     shape = model.graph.nodes[0].attrs["shape"][1:]
     row = 4 * max(1, torch.Size(shape).numel())
     rows = max(1, min(PROBE_ROWS, PROBE_BYTES // row))

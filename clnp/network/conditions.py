@@ -1,4 +1,4 @@
-"""Conditions that decide how products round: what is recorded of them, what can be fixed."""
+"""Numerical conditions that affect the rounding of matrix products."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ ENVIRONMENT = (
 
 @contextmanager
 def fixed(device: torch.device) -> Iterator[None]:
-    """Inside, nothing is chosen by timing or by a caller's context: autocast is off, and cuDNN
-    takes deterministic algorithms without benchmarking.
-    """
+    """Switch autocast off, and let cuDNN use deterministic algorithms without benchmarking."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     if device.type == "cuda":
@@ -39,8 +37,9 @@ def fixed(device: torch.device) -> Iterator[None]:
 
 
 def conditions_of(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Conditions that decide the bits of a network's logits, beside its weights and inputs, as
-    JSON-able data. Those that `fixed` fixes are left out.
+    """Return the conditions that affect the bits of logits, beside weights and inputs, for JSON.
+
+    Conditions that `fixed` sets are left out.
     """
     backends: Any = torch.backends
     found = {
@@ -88,7 +87,7 @@ def _of_cuda(device: torch.device) -> dict[str, Any]:
 
 
 def _precision(read: Callable[[], str]) -> str:
-    """A setting; torch refuses to read the old ones once the new ones contradict them."""
+    """Read a setting; torch refuses to read old settings that contradict new ones."""
     try:
         return str(read())
     except RuntimeError:
@@ -96,7 +95,7 @@ def _precision(read: Callable[[], str]) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
-    """ "threads 1 -> 2" for every condition that was recorded then and now, and differs."""
+    """Describe each condition that differs, as "threads 1 -> 2"."""
     return tuple(
         f"{name} {before[name]!s} -> {value!s}"
         for name, value in now.items()

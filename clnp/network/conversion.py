@@ -1,4 +1,4 @@
-"""From a user's dense network to a masked one."""
+"""Conversion of a dense network to a masked one."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .model import Model
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` did.
+    """Report of `convert`.
 
     Attributes:
         masked: (layer, text) for every layer that became masked.
-        left_alone: (node, reason) for every operation that did not.
+        left_alone: (node, reason) for every other operation.
     """
 
     masked: tuple[tuple[str, str], ...]
@@ -46,36 +46,35 @@ class Conversion:
 
 @torch.inference_mode(False)
 def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> Model:
-    """Rebuilds a dense network from masked layers that compute the same function.
+    """Convert a dense network to masked layers that compute the same function.
 
-    The network is copied, never changed. Supported: Linear, Conv2d (dense or depthwise), BatchNorm,
-    the common activations, pooling, Dropout, Flatten, sums and products of hidden values, and any
-    module built of these whose forward torch.fx can trace. The last layer has to be a Linear that
-    gives the logits.
+    The network is copied, never changed. Supported are Linear, Conv2d (dense or depthwise),
+    BatchNorm, the common activations, pooling, Dropout, Flatten, sums and products of hidden
+    values, and modules built of these whose forward torch.fx can trace. The last layer must be a
+    Linear that gives the logits.
 
     Arguments:
         net: the dense network.
-        example_input: a batch [B, ...], B >= 1, that it accepts; only its shape, dtype and device
-            matter, its numbers are not read.
-        verbose: print what was converted and what was left alone; also available as
-            `model.conversion`.
+        example_input: a batch [B, ...], B >= 1, that it accepts; only shape, dtype and device are
+            used.
+        verbose: print the report of the conversion, also available as `model.conversion`.
 
     Returns:
         the masked network; `model(x)` equals `net(x)`.
 
     Raises:
-        ConvertError: naming the module that can't be converted exactly, and why.
+        ConvertError: naming the module that can't be converted exactly, and the reason.
     """
     if not isinstance(net, nn.Module):
         raise ConvertError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
     if isinstance(net, Model):
-        raise ConvertError("net is already a converted network")
+        raise ConvertError("net: expected a dense network, got one that is already converted")
     check_example(example_input)
     whole = unwrapped(net)
     check_module(whole, example_input)
     if type(whole).__module__.startswith("torch.nn") and not isinstance(whole, nn.Sequential):
         whole = nn.Sequential(whole)
-    # What the caller has on (autocast, inference mode) and torch's generators stay out of it.
+    # Neither the caller's contexts (autocast, inference mode) nor torch's generators take part.
     devices = [example_input.device] if example_input.is_cuda else []
     with (
         torch.inference_mode(False),
@@ -91,7 +90,7 @@ def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> M
 
 
 def _converted(net: nn.Module, example: Tensor) -> Model:
-    """The masked network, compared with `net`; neither argument is changed."""
+    """Convert, and compare the result with `net`; neither argument is changed."""
     twin = copied(net)
     check_modes(twin)
     traced = read(twin, random_like(tuple(example.shape), example))
@@ -112,19 +111,18 @@ def _describe(graph: Graph, model: Model) -> Conversion:
         name = node.name
         if name == model.groups.head:
             classes = node.attrs["out_features"]
-            left.append((name, f"output layer with {classes} classes: becomes the head"))
+            left.append((name, f"output layer with {classes} classes, becomes the head"))
         elif node.role in WITH_WEIGHTS:
             relu = ", ReLU fused" if "activation" in fused[name].attrs else ""
-            whole = ", frozen whole with the first task: it is added to the network's input"
+            whole = ", all frozen by the first task, since it is added to the network's input"
             note = "" if model.groups.of(name).prunable else whole
             masked.append((name, f"{_text(node)}{relu}{note}"))
         elif node.role != "input" and name in kept:
-            left.append((name, f"{node.op}: has no weights, works on every width"))
+            left.append((name, f"{node.op} without weights, works on any width"))
     return Conversion(tuple(masked), tuple(left))
 
 
 def _text(node: Node) -> str:
-    """What a node with weights is, in a few words."""
     a = node.attrs
     if node.op == "linear":
         return f"Linear {a['in_features']} -> {a['out_features']}"

@@ -1,4 +1,4 @@
-"""Misuse of a network in a training loop of one's own that would go unnoticed without these."""
+"""Guards against misuse in a custom training loop that would otherwise fail silently."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def retiring(method: Method) -> Method:
-    """Makes the parameters that a method of a module replaces say so to an optimizer that still
-    holds them. The new ones can be trained even if it is called within `torch.inference_mode`.
+    """Decorate a method that replaces parameters of its module.
+
+    An optimizer that still holds a replaced parameter raises an error at its next step. The new
+    parameters are trainable even if the method is called within `torch.inference_mode`.
     """
 
     @functools.wraps(method)
@@ -38,12 +40,12 @@ def retiring(method: Method) -> Method:
 
 
 def refuse_backward(logits: Tensor) -> None:
-    """Makes a training step on what is frozen say so; torch would only miss a gradient."""
+    """Make `backward` through logits of frozen weights fail; torch would just miss gradients."""
 
     def refuse(grad: Tensor) -> None:
         raise ConfigError(
-            "no task is in training, and what was learned does not change: call begin_task() "
-            "before training, or model.eval() and torch.no_grad() for evaluation"
+            "backward: expected a task in training, got none, and learned tasks don't change; call "
+            "begin_task() before training, or model.eval() and torch.no_grad() for evaluation"
         )
 
     if torch.is_grad_enabled() and not logits.requires_grad:
@@ -51,49 +53,55 @@ def refuse_backward(logits: Tensor) -> None:
 
 
 def check_parameters(modules: Mapping[str, nn.Module], what: str) -> None:
-    """Raises ConfigError where free weights are computed from other parameters (a parametrization,
-    weight norm): moving channels would not reach these.
+    """Refuse free weights that are computed from other parameters (parametrization, weight norm).
+
+    Pruning and freezing channels would not change those parameters.
 
     Arguments:
         modules: name -> module with free weights.
-        what: what is about to be done.
+        what: name of the calling method, for the message.
+
+    Raises:
+        ConfigError: naming the layer.
     """
     for name, module in modules.items():
         for key in ("free_weight", "free_bias"):
             value = getattr(module, key)
             if value is not None and not isinstance(value, nn.Parameter):
                 raise ConfigError(
-                    f"{what}(): {key} of {name!r} is computed from other parameters; put its value "
-                    "in place first, as torch.nn.utils.parametrize.remove_parametrizations(layer, "
-                    f"{key!r}) does"
+                    f"{what}(): {key} of {name!r} is computed from other parameters; make it a "
+                    "parameter first, with torch.nn.utils.parametrize.remove_parametrizations("
+                    f"layer, {key!r})"
                 )
 
 
 def check_begin(model: Boundaries, classes: Any, generator: Any, most_new: Any) -> None:
-    """Raises ConfigError where a task can't begin with these arguments of `Model.begin_task`."""
+    """Raise ConfigError for invalid arguments of `Model.begin_task`."""
     if classes is not None and not _whole(classes):
-        raise ConfigError(f"classes={classes!r}: expected an integer >= 1, or None")
+        raise ConfigError(f"classes: expected an integer >= 1 or None, got {classes!r}")
     on_cpu = isinstance(generator, torch.Generator) and generator.device.type == "cpu"
     if generator is not None and not on_cpu:
         raise ConfigError(
-            f"generator={generator!r}: expected a torch.Generator on the CPU, or None"
+            f"generator: expected a torch.Generator on the CPU or None, got {generator!r}"
         )
     if most_new is None:
         return
     groups = [group.name for group in model.groups.prunable]
     if not isinstance(most_new, Mapping):
-        raise ConfigError(f"most_new={most_new!r}: expected {{group: number of channels}}, or None")
+        raise ConfigError(
+            f"most_new: expected {{group: number of channels}} or None, got {most_new!r}"
+        )
     for group, most in most_new.items():
         if group not in groups:
-            raise ConfigError(f"most_new: no group named {group!r}; there are {groups}")
+            raise ConfigError(f"most_new: expected groups out of {groups}, got {group!r}")
         if not _whole(most):
-            raise ConfigError(f"most_new of {group!r}: got {most!r}, expected an integer >= 1")
+            raise ConfigError(f"most_new of {group!r}: expected an integer >= 1, got {most!r}")
 
 
 def check_name(name: Any) -> None:
-    """Raises ConfigError for a task's name that is no text."""
+    """Raise ConfigError for a task name that is not a string."""
     if name is not None and not isinstance(name, str):
-        raise ConfigError(f"name={name!r}: expected a string, or None for 'task k'")
+        raise ConfigError(f"name: expected a string, or None for 'task k', got {name!r}")
 
 
 def _whole(value: Any) -> bool:

@@ -1,8 +1,7 @@
-"""Output layers that give every task its own, frozen, way out of a shared network (paper, Sec. 2.1
-and Fig. 2).
+"""Output layers with frozen weights per task on a shared network (paper, Sec. 2.1 and Fig. 2).
 
-While a task is learned its output weights are the parameters `free_weight [C, I]` and `free_bias
-[C]`. When it ends they become buffers that nothing can move.
+While a task is learned, its output weights are the parameters `free_weight [C, I]` and `free_bias
+[C]`. When it ends, they become buffers.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from torch import Tensor, nn
 
 from clnp_kernels import ops
 
-LEARNED = ("weight_", "bias_", "frozen_")  # buffers that hold learned heads
+LEARNED = ("weight_", "bias_", "frozen_")  # prefixes of the buffers of learned heads
 
 
 class Head(nn.Module):
-    """What both kinds of output layer share.
+    """Base of both kinds of output layer.
 
     Arguments:
-        weight: [C, I] output weights of the dense network, C classes, I channels of the final
+        weight: [C, I] output weights of the dense network, for C classes and I inputs from the last
             hidden group.
         bias: [C] or None.
     """
@@ -40,21 +39,22 @@ class Head(nn.Module):
 
     @property
     def classes(self) -> int:
-        """C, the number of outputs of the task that is being learned."""
+        """Number of outputs C of the current task."""
         return self.free_weight.shape[0]
 
     def select(self, columns: Tensor) -> None:
-        """Keeps the given input columns of the current output weights."""
+        """Keep only the given input columns of the current output weights."""
         self.free_weight = nn.Parameter(self.free_weight.detach()[:, columns])
 
     def task_weights(self, k: int, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        """Weights [C_k, I'] and bias [C_k] of learned task k, whose own channels are start..stop of
-        the final group.
+        """Return weights [C_k, I'] and bias [C_k] of learned task k.
+
+        Its new channels in the last hidden group have the columns start to stop.
         """
         raise NotImplementedError
 
     def current_bias(self) -> Tensor | None:
-        """The bias [C] of the task that is being learned."""
+        """Return the bias [C] of the current task."""
         return self.free_bias
 
     def _outputs(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -64,19 +64,15 @@ class Head(nn.Module):
         return logits
 
     def freeze(self) -> None:
-        """Turns the current output weights into buffers: the task is learned."""
+        """Turn the current output weights into buffers."""
         raise NotImplementedError
 
     def place(self, classes: int, active: int, total: int) -> None:
-        """Makes zero-filled output weights for the next task: `active` of the `total` inputs are
-        frozen.
-        """
+        """Make zero output weights for the next task; `active` of the `total` inputs are frozen."""
         raise NotImplementedError
 
     def reset_free_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the current output weights (and bias, if trained) as `torch.nn.Linear` does, in
-        place.
-        """
+        """Draw the current output weights and trained bias in place, as `torch.nn.Linear` does."""
         bound = 1.0 / math.sqrt(max(self.free_weight.shape[1], 1))
         with torch.no_grad():
             _uniform(self.free_weight, bound, generator)
@@ -84,7 +80,7 @@ class Head(nn.Module):
                 _uniform(self.free_bias, bound, generator)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Takes over the saved shapes: heads grow and multiply as tasks are learned."""
+        """Adopt the saved shapes, since heads grow with every learned task."""
         for key, value in state_dict.items():
             name = key.removeprefix(prefix)
             if not key.startswith(prefix) or "." in name or not isinstance(value, Tensor):
@@ -93,7 +89,8 @@ class Head(nn.Module):
             fresh = torch.empty(value.shape, dtype=like.dtype, device=like.device)
             if name in ("free_weight", "free_bias"):
                 own = getattr(self, name)
-                if own is None or own.shape != value.shape:  # an optimizer may hold it
+                # Keep a parameter of the right shape, because an optimizer may hold it.
+                if own is None or own.shape != value.shape:
                     setattr(self, name, nn.Parameter(fresh))
             elif name.startswith((*LEARNED, "active_weight")):
                 self.register_buffer(name, fresh)
@@ -101,24 +98,24 @@ class Head(nn.Module):
             self.free_bias = None
         for name, buffer in list(self.named_buffers(recurse=False)):
             if buffer is not None and prefix + name not in state_dict and name.startswith(LEARNED):
-                # A head that was learned after the state was saved.
+                # This head was learned after the state was saved.
                 self.register_buffer(name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _uniform(tensor: Tensor, bound: float, generator: torch.Generator | None) -> None:
-    """Fills in place from a CPU stream, so that the numbers do not depend on the device."""
+    """Fill in place with numbers drawn on the CPU, which don't depend on the device."""
     draw = torch.empty(tensor.shape, dtype=torch.float32, device="cpu")
     draw.uniform_(-bound, bound, generator=generator)
     tensor.copy_(draw)
 
 
 class MultiHead(Head):
-    """A new output layer for every task, over all channels of the final hidden group (paper, Fig.
-    2, left).
+    """A new output layer per task, over all channels of the last hidden group.
 
-    Learned heads are the buffers `weight_k [C_k, I_k]` and `bias_k [C_k]`. Tasks may differ in
-    their number of classes.
+    Paper, Fig. 2, left.
+    Learned heads are the buffers `weight_k [C_k, I_k]` and `bias_k [C_k]`. Tasks may have different
+    numbers of classes.
     """
 
     kind = "multi"
@@ -127,7 +124,7 @@ class MultiHead(Head):
         return self._outputs(x, self.free_bias)
 
     def learned(self) -> int:
-        """How many heads are frozen."""
+        """Return the number of frozen heads."""
         return sum(name.startswith("weight_") for name, _ in self.named_buffers(recurse=False))
 
     def freeze(self) -> None:
@@ -148,11 +145,10 @@ class MultiHead(Head):
 
 
 class SingleHead(Head):
-    """One output layer for all tasks; every task owns its channels of the final hidden group
-    (paper, Fig. 2, right).
+    """One output layer for all tasks; a task uses only its new channels of the last hidden group.
 
-    Learned columns are the buffer `frozen_weight [C, A]`, in the order of the tasks. The bias
-    belongs to the first task: it is the buffer `frozen_bias [C]` from then on.
+    Paper, Fig. 2, right. Learned columns are the buffer `frozen_weight [C, A]`, in the order of the
+    tasks. The bias is learned by the first task and is then the buffer `frozen_bias [C]`.
     """
 
     kind = "single"
@@ -167,7 +163,7 @@ class SingleHead(Head):
         return self.free_bias if self.free_bias is not None else self.frozen_bias
 
     def forward(self, x: Tensor) -> Tensor:  # [..., A + I] or [..., I] -> [..., C]
-        # Channels of earlier tasks come first, if they were computed at all.
+        # Channels of earlier tasks come first, if they are computed at all.
         others = x.shape[-1] - self.free_weight.shape[1]
         x = x[..., others:] if others else x
         return self._outputs(x, self.current_bias())

@@ -1,4 +1,4 @@
-"""Guessing the task of an example from the logits of all tasks, and how often that is right."""
+"""Inference of an example's task from the logits of all tasks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Inferred: TypeAlias = "dict[str, dict[str, list[float]]]"
 
 
 class Prediction(NamedTuple):
-    """Tasks and classes that a learner infers for examples.
+    """Inferred tasks and classes of examples.
 
     Attributes:
-        task: [B] int64, the task's index.
-        label: [B] int64, the class within the task.
-        names: of the classes; None where a task was learned without class names.
+        task: [B] int64, index of the task.
+        label: [B] int64, class within the task.
+        names: names of the classes; None for a task without class names.
     """
 
     task: Tensor
@@ -32,50 +32,52 @@ class Prediction(NamedTuple):
 def predicted(
     task: Tensor, label: Tensor, class_names: Sequence[Sequence[str] | None]
 ) -> Prediction:
-    """Tasks [B] and classes [B] with the names that they have.
+    """Add the names of the classes to a prediction.
 
     Arguments:
-        class_names: per task, in the order of the classes, or None.
+        task: [B] int64, index of the task.
+        label: [B] int64, class within the task.
+        class_names: names per task, in the order of the classes, or None.
     """
     names = []
     for k, c in zip(task.tolist(), label.tolist(), strict=True):
-        told = class_names[k]
-        names.append(told[c] if told is not None and c < len(told) else None)
+        own = class_names[k]
+        names.append(own[c] if own is not None and c < len(own) else None)
     return Prediction(task, label, names)
 
 
 def _certainty(logits: Tensor) -> Tensor:
-    """Minus the entropy of the classes, as a share of its maximum; 0 for a single class."""
+    """Return minus the entropy of the classes, divided by its maximum; 0 for a single class."""
     logs = logits.log_softmax(-1)
     return (logs.exp() * logs).sum(-1) / max(math.log(logits.shape[-1]), 1e-12)
 
 
-# rule of `choose` -> score of a task's logits [B, C], larger for surer: [B]
+# rule of `choose` -> confidence [B] of a task's logits [B, C]
 RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "entropy": _certainty,
     "energy": lambda logits: logits.logsumexp(-1),
 }
-# What is right: the task; the task and the class within it; the class, whichever the task. The
-# latter two are the class-incremental and the domain-incremental accuracy of van de Ven, Tuytelaars
-# & Tolias 2022, "Three types of incremental learning"; the task-incremental one knows the task.
+# Shares of examples whose task is right; whose task and class are right (class-incremental
+# accuracy); whose class is right, whatever the task (domain-incremental accuracy). Van de Ven,
+# Tuytelaars & Tolias 2022, "Three types of incremental learning".
 MEASURES = ("task", "class_incremental", "domain_incremental")
 
 
 def check_rule(rule: str) -> None:
-    """Raises ConfigError for an unknown rule."""
+    """Raise ConfigError for an unknown rule."""
     if rule not in RULES:
-        raise ConfigError(f"rule={rule!r}: expected one of {sorted(RULES)}")
+        raise ConfigError(f"rule: expected one of {sorted(RULES)}, got {rule!r}")
 
 
 def choose(logits: Sequence[Tensor], rule: str) -> tuple[Tensor, Tensor]:
-    """The task that is surest of an example, and its class there.
+    """Choose the most confident task for each example, and its class there.
 
     Arguments:
-        logits: of every task, [B, C] each.
-        rule: "entropy" takes the task whose class probabilities have the least entropy (per class,
-            log C, so that tasks with fewer classes are not preferred), "energy" the one with the
-            largest log-sum-exp of its logits (Liu et al. 2020, "Energy-based out-of-distribution
-            detection").
+        logits: [B, C] of every task.
+        rule: "entropy" chooses the task whose class probabilities have the smallest entropy,
+            divided by its maximum log C so that tasks with few classes have no advantage. "energy"
+            chooses the largest log-sum-exp of the logits (Liu et al. 2020, "Energy-based
+            out-of-distribution detection").
 
     Returns:
         the task [B] and the class within it [B], int64.

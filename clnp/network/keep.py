@@ -1,4 +1,4 @@
-"""Cutting channels out of a network in training: which rows and columns stay."""
+"""Rows and columns of a network in training that stay when channels are pruned."""
 
 from __future__ import annotations
 
@@ -16,28 +16,26 @@ Keep = Mapping[str, Tensor]  # group name -> indices (int64, ascending) into its
 
 
 def keep_everything(model: Boundaries) -> dict[str, Tensor]:
-    """`keep` with all free channels of every prunable group."""
+    """Return a `keep` of all free channels of every prunable group."""
     return {group.name: torch.arange(model.free(group)) for group in model.groups.prunable}
 
 
 def keep_first(model: Boundaries, most: Mapping[str, int]) -> dict[str, Tensor]:
-    """`keep` with the first free channels of every prunable group, `most` of a group that has a
-    limit there.
-    """
+    """Return a `keep` of the first free channels of every group, at most `most[group]` of them."""
     free = {group.name: model.free(group) for group in model.groups.prunable}
     return {name: torch.arange(min(n, most.get(name, n))) for name, n in free.items()}
 
 
-def entries(channels: Tensor, positions: int) -> Tensor:
-    """Columns of the given channels where each has `positions` of them, one after the other."""
+def _columns_of(channels: Tensor, positions: int) -> Tensor:
+    """Return the columns of channels that have `positions` adjacent columns each."""
     if positions == 1:
         return channels
     offsets = torch.arange(positions, device=channels.device)
     return (channels[:, None] * positions + offsets).flatten()
 
 
-def tensors_of(module: nn.Module, part: str) -> dict[str, Tensor | None]:
-    """The "active" or the "free" tensors of a module with both: name -> [channels, ...] or None."""
+def part_tensors(module: nn.Module, part: str) -> dict[str, Tensor | None]:
+    """Return the "active" or "free" tensors of a masked module: name -> [channels, ...] or None."""
     names: tuple[str, ...] = ("weight", "bias")
     if isinstance(module, PartialBatchNorm2d):
         names += ("mean", "var")
@@ -46,17 +44,17 @@ def tensors_of(module: nn.Module, part: str) -> dict[str, Tensor | None]:
 
 
 def free_inputs(model: Boundaries, name: str, keep: Keep, device: torch.device) -> Tensor:
-    """Free inputs of a layer that are left when of each group's free channels only `keep` stays."""
+    """Return the indices of a layer's free inputs that stay."""
     group = model.groups[model.groups.reads[name]]
     positions = model.groups.positions[name]
     if not group.prunable:
         free = 0 if model.tasks else group.size
         return torch.arange(free * positions, device=device)
-    return entries(keep[group.name].to(device), positions)
+    return _columns_of(keep[group.name].to(device), positions)
 
 
 def columns(model: Boundaries, name: str, keep: Keep) -> Tensor:
-    """Input columns of a layer that are left, frozen ones first."""
+    """Return the indices of a layer's input columns that stay, frozen ones first."""
     weight = model.layer_weight(name)
     device, total = weight.device, weight.shape[1]
     if name in model.groups.carries:
@@ -69,7 +67,7 @@ def columns(model: Boundaries, name: str, keep: Keep) -> Tensor:
 
 
 def rows(model: Boundaries, name: str, keep: Keep, device: torch.device) -> Tensor:
-    """Free outputs of a hidden layer or batch norm that are left."""
+    """Return the indices of the free outputs of a hidden layer or batch norm that stay."""
     group = model.groups.of(name)
     if not group.prunable:
         return torch.arange(model.free(group), device=device)
@@ -77,9 +75,7 @@ def rows(model: Boundaries, name: str, keep: Keep, device: torch.device) -> Tens
 
 
 def check_keep(model: Boundaries, keep: Keep) -> None:
-    """Raises ConfigError unless `keep` names, for every prunable group, ascending indices of
-    its free channels.
-    """
+    """Raise ConfigError unless `keep` has ascending indices of free channels for every group."""
     for group in model.groups.prunable:
         free = model.free(group)
         kept = keep.get(group.name)
@@ -93,17 +89,18 @@ def check_keep(model: Boundaries, keep: Keep) -> None:
             raise ConfigError(f"keep[{group.name!r}]: expected ascending indices without repeats")
         if model.active(group) + kept.numel() == 0:
             raise ConfigError(
-                f"keep[{group.name!r}]: at least one channel of {group.name!r} has to stay"
+                f"keep[{group.name!r}]: expected at least one channel, since none is active, got "
+                "none"
             )
         if model.head.kind == "single" and group == model.groups.last and kept.numel() == 0:
             raise ConfigError(
-                f"keep[{group.name!r}]: with a single head a task needs at least one channel "
-                "of its own there"
+                f"keep[{group.name!r}]: expected at least one new channel for a single head, got "
+                "none"
             )
 
 
 def head_columns(model: Boundaries, keep: Keep) -> Tensor:
-    """Columns of the current output weights that are left."""
+    """Return the indices of the columns of the current output weights that stay."""
     head = model.groups.head
     if model.head.kind == "single":
         return free_inputs(model, head, keep, model.head.free_weight.device)

@@ -1,9 +1,8 @@
-"""The masked network: one set of layers that learns task after task, and a narrow network for every
-learned task.
+"""The masked network, which learns task after task, with a narrow network per learned task.
 
-Life of a task: `begin_task` re-initialises the free weights; any training loop updates
-`parameters()`; `compact` drops the channels that pruning left out; `consolidate` freezes what is
-left and gives the dropped channels back as free capacity.
+`begin_task` re-initialises the free weights; any training loop updates `parameters()`; `compact`
+removes pruned channels; `consolidate` freezes the remaining ones and returns the pruned ones as
+free channels.
 """
 
 from __future__ import annotations
@@ -26,42 +25,40 @@ from .shapes import Structured
 
 
 class Model(Structured):
-    """A network of masked layers; made by `clnp.convert`.
+    """A network of masked layers, made by `clnp.convert`.
+
+    `model(x)` computes the whole network in training during a task and before the first one, and
+    otherwise the network of the task learned last. `model(x, task=k)` computes the narrow plain
+    network of learned task k, in evaluation mode. Its logits never change (bit for bit, for the
+    same batch, dtype, device and number of threads). Both raise DataError if x doesn't fit the
+    network, and ConfigError for an unknown task.
 
     Arguments:
         graph: the network's operations.
-        layers: name -> dense `torch.nn` module that supplies the first weights, for every node with
+        layers: name -> dense `torch.nn` module with the initial weights, for every node with
             weights.
-
-    Calling it:
-        `model(x)`: while a task is being learned, and before the first one, the whole network in
-            training; otherwise the network of the task learned last.
-        `model(x, task=k)`: the network of learned task k: a narrow plain network in evaluation
-            mode, whose logits never change again (bit for bit, for the same batch, dtype, device
-            and number of threads).
-        Raises DataError where x does not fit the network, ConfigError for an unknown task.
     """
 
     @retiring
     def set_head(self, kind: str) -> None:
-        """Chooses "multi" or "single" head; possible until the first task is learned.
+        """Choose a "multi" or "single" head before the first task is learned.
 
         Raises:
-            ConfigError: unknown kind, or a task was already learned with another.
+            ConfigError: unknown kind, or a task was already learned with another head.
         """
         if kind not in HEADS:
-            raise ConfigError(f"head={kind!r}: expected one of {sorted(HEADS)}")
+            raise ConfigError(f"head: expected one of {sorted(HEADS)}, got {kind!r}")
         if kind == self.head.kind:
             return
         if self.tasks:
             raise ConfigError(
-                f"head={kind!r}: this network has already learned {len(self.tasks)} task(s) with a "
-                f"{self.head.kind} head; convert a new network"
+                f"head: expected {self.head.kind!r}, with which this network has already learned "
+                f"{len(self.tasks)} task(s), got {kind!r}; convert a new network"
             )
         if kind == "single" and not self.groups.last.prunable:
             raise ConfigError(
-                "head='single' needs a hidden layer before the output layer to divide among the "
-                "tasks; use head='multi'"
+                "head: expected 'multi' for a network without a hidden layer before the output "
+                "layer, got 'single', which divides that layer among the tasks"
             )
         self._swap_head(kind)
 
@@ -82,41 +79,45 @@ class Model(Structured):
         generator: torch.Generator | None = None,
         most_new: Mapping[str, int] | None = None,
     ) -> None:
-        """Re-initialises the free weights and places the task's head (paper, Algorithm 1). The
-        first task starts from the weights that the network was converted with.
+        """Begin a task: re-initialise the free weights and place its head (paper, Algorithm 1).
+
+        The first task starts from the weights that the network was converted with.
 
         Arguments:
-            classes: number of outputs; default: as the network had when it was converted. A single
-                head can't change it.
+            classes: number of outputs; default: as in the converted network. A single head can't
+                change it.
             generator: CPU random generator for the new weights; default: torch's global one.
-            most_new: group -> how many of its free channels the task trains; the others come back
-                when it ends. Default: all.
+            most_new: group -> number of its free channels that the task trains; the others are free
+                again when it ends. Default: all.
 
         Raises:
-            CapacityError: single head and no free channel left in the final hidden group.
-            ConfigError: a task has begun already, an argument is out of range, or `classes` does
-                not fit the head.
+            CapacityError: single head and no free channel left in the last hidden group.
+            ConfigError: a task has already begun, an argument is out of range, or `classes` doesn't
+                fit the head.
         """
         head = self.head
         if self.in_task:
             raise ConfigError(
-                "a task has already begun; end it with consolidate() or cancel_task()"
+                "begin_task(): a task has already begun; end it with consolidate() or cancel_task()"
             )
         self._require_parameters("begin_task")
         check_begin(self, classes, generator, most_new)
-        wanted = self.graph[self.groups.head].attrs["out_features"]
-        classes = wanted if classes is None else classes
+        outputs = self.graph[self.groups.head].attrs["out_features"]
+        classes = outputs if classes is None else classes
         if head.kind == "single":
-            if classes > wanted:
-                raise ConfigError(f"classes={classes}: the single head has {wanted} outputs")
-            classes = wanted
+            if classes > outputs:
+                raise ConfigError(
+                    f"classes: expected at most {outputs}, the outputs of the single head, got "
+                    f"{classes}; use head='multi'"
+                )
+            classes = outputs
             self.check_capacity()
         new_head = bool(self.tasks) or classes != head.classes
         if new_head:
             self._place_head(classes)
         self.in_task = True
         if most_new:
-            # Before the weights are drawn, whose spread depends on a layer's inputs.
+            # Before the weights are drawn, because their spread depends on a layer's inputs.
             self.compact(keep_first(self, most_new))
         if self.tasks:
             for layer in self.masked_layers.values():
@@ -133,10 +134,9 @@ class Model(Structured):
 
     @retiring
     def compact(self, keep: Keep) -> None:
-        """Prunes: of the free channels only `keep` stays; the rest disappears from every layer
-        until `consolidate`.
+        """Prune: remove all free channels but `keep` from every layer until `consolidate`.
 
-        The function of what stays is the function of the network with the other channels cut.
+        The result computes the same function as the network with the pruned channels set to zero.
         """
         self._require_task("compact")
         check_keep(self, keep)
@@ -154,23 +154,24 @@ class Model(Structured):
         self.head.select(read_by_head)
 
     def pruned_network(self, keep: Keep) -> fx.GraphModule:
-        """The network in training with all free channels but `keep` cut, as a narrow plain network
-        in evaluation mode.
+        """Return the network in training without the free channels outside `keep`.
 
-        Its weights are laid out as `consolidate` will lay them out, so its logits are those of the
-        learned task, bit for bit.
+        It is a narrow plain network in evaluation mode. Its weights have the layout that
+        `consolidate` gives them, so its logits equal those of the learned task bit for bit.
         """
         self._require_task("pruned_network")
         return self._build(pruned_layers(self, keep))
 
     @retiring
     def consolidate(self, keep: Keep | None = None, *, name: str | None = None) -> LearnedTask:
-        """Ends a task: freezes the channels that are left and returns the others as free capacity.
+        """End a task: freeze its remaining channels and return the pruned ones as free channels.
 
         Arguments:
-            keep: passed to `compact` first, if given; otherwise all channels that are still there
-                are frozen.
-            name: the task's name; default "task k".
+            keep: passed to `compact` first, if given; otherwise all remaining channels are frozen.
+            name: name of the task; default "task k".
+
+        Raises:
+            ConfigError: no task has begun, or an argument is invalid.
         """
         self._require_task("consolidate")
         check_name(name)
@@ -194,7 +195,7 @@ class Model(Structured):
         return record
 
     def _restore_size(self, name: str, module: MaskedLayer | PartialBatchNorm2d) -> None:
-        """Gives the channels that pruning took from a module back as free ones."""
+        """Return the pruned channels of a module as free ones."""
         group = self.groups.of(name)
         if isinstance(module, PartialBatchNorm2d):
             module.expand(self.sizes[group.name] - module.num_features)
@@ -206,17 +207,17 @@ class Model(Structured):
             module.expand(outputs, self.inputs(name) - module.inputs)
 
     def _close(self) -> None:
-        """Leaves the state between tasks: nothing is in training, the free weights are zero until
-        the next task.
-        """
+        """Enter the state between tasks, in which the free weights are zero."""
         self.in_task = False
         if self.tasks:
             self._place_head(self.tasks[-1].classes)
 
     @retiring
     def cancel_task(self) -> None:
-        """Leaves a task unlearned; its weights are dropped (those of the first task stay as they
-        are now, but are drawn anew where channels of it were cut or a number is not finite).
+        """End a task without learning it, and drop its weights.
+
+        Weights of the first task stay as they are; they are drawn anew if channels were pruned or a
+        number is not finite.
         """
         self._require_task("cancel_task")
         whole = all(self.free(group) == self.sizes[group.name] for group in self.groups.prunable)
@@ -229,7 +230,7 @@ class Model(Structured):
         self._close()
 
     def _drop_weights(self) -> None:
-        """Free weights are zero between tasks; before the first they are its first weights."""
+        """Reset the free weights: to zero between tasks, to new random ones before the first."""
         if not self.tasks:
             for layer in self.masked_layers.values():
                 layer.reset_free_parameters()
@@ -245,30 +246,30 @@ class Model(Structured):
 
     @retiring
     def expand(self, layer: str, channels: int) -> None:
-        """Adds free channels to the group that a layer makes (paper, Sec. 4: bottlenecks can be
-        widened between tasks).
+        """Add free channels to the group of a layer's outputs, between tasks (paper, Sec. 4).
 
         Arguments:
             layer: name of a hidden layer.
-            channels: how many to add.
+            channels: number of channels to add.
 
         Raises:
             ConfigError: unknown layer, during a task, or before the first task (convert a wider
                 network then).
         """
         if layer not in self.groups.makes:
-            raise ConfigError(f"layer={layer!r}: expected one of {list(self.groups.makes)}")
+            raise ConfigError(f"layer: expected one of {list(self.groups.makes)}, got {layer!r}")
         if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-            raise ConfigError(f"channels={channels!r}: expected a positive integer")
+            raise ConfigError(f"channels: expected a positive integer, got {channels!r}")
         if self.in_task or not self.tasks:
             raise ConfigError(
-                "channels can be added between tasks only; before the first, convert a wider "
-                "network"
+                "expand(): channels can be added between tasks only; before the first, convert a "
+                "wider network"
             )
         group = self.groups[self.groups.makes[layer]]
         if not group.prunable:
             raise ConfigError(
-                f"layer={layer!r} writes into the network's input channels, which can't grow"
+                f"layer: expected one with prunable channels, got {layer!r}, which is added to the "
+                "network's input"
             )
         self.sizes[group.name] += channels
         for name, module in self.masked.items():
@@ -277,22 +278,30 @@ class Model(Structured):
 
     def _require_task(self, what: str) -> None:
         if not self.in_task:
-            raise ConfigError(f"{what}() needs a task in training; call begin_task() first")
+            raise ConfigError(
+                f"{what}(): expected a task in training, got none; call begin_task() first"
+            )
         self._require_parameters(what)
 
     def _require_parameters(self, what: str) -> None:
         refuse_sharded(self)
         check_parameters({**self.masked, self.groups.head: self.head}, what)
 
-    def extra_repr(self) -> str:
-        sizes = ", ".join(
-            f"{g.name} {self.active(g)}/{self.sizes[g.name]}" for g in self.groups.prunable
-        )
-        return f"{len(self.tasks)} tasks learned, {self.head.kind} head, active channels: {sizes}"
+    def __repr__(self) -> str:
+        """Short table: a line per layer with its active and free channels."""
+        state = ", one in training" if self.in_task else ""
+        lines = [f"Model: {len(self.tasks)} tasks learned{state}"]
+        width = max(map(len, self.layer_names))
+        for name in self.masked_layers:
+            group = self.groups.of(name)
+            counts = f"{self.active(group)} active, {self.free(group)} free"
+            lines.append(f"  {name:{width}}  {counts} of {self.sizes[group.name]} channels")
+        lines.append(f"  {self.groups.head:{width}}  {self.head.kind} head")
+        return "\n".join(lines)
 
 
 def _freeze_all(module: MaskedLayer | PartialBatchNorm2d) -> None:
-    """Makes every free channel of a module active."""
+    """Make every free channel of a module active."""
     if isinstance(module, PartialBatchNorm2d):
         module.freeze(torch.arange(module.free_mean.shape[0]))
         return

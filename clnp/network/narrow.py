@@ -1,6 +1,4 @@
-"""The narrow plain networks within a masked one: of a learned task, of all of them, and of the task
-in training with channels cut.
-"""
+"""Narrow plain networks in a masked one: of a learned task, of all tasks, and of a pruned one."""
 
 from __future__ import annotations
 
@@ -9,11 +7,11 @@ from torch import Tensor, nn
 
 from ..graph.plain import plain_module
 from .boundaries import Boundaries
-from .keep import Keep, columns, head_columns, rows, tensors_of
+from .keep import Keep, columns, head_columns, part_tensors, rows
 
 
 def task_layers(model: Boundaries, task: int) -> dict[str, nn.Module]:
-    """The modules of a learned task's network: contiguous copies of its corner of every layer."""
+    """Return the modules of a learned task's network, with copies of its part of every layer."""
     bounds = model.tasks[task].active
     before = model.tasks[task - 1].active if task else dict.fromkeys(bounds, 0)
     last, head = model.groups.last.name, model.head
@@ -23,14 +21,16 @@ def task_layers(model: Boundaries, task: int) -> dict[str, nn.Module]:
     own = _own_columns(model, task)
     weight, bias = head.task_weights(task, *own)
     if head.kind == "single" and not own_only:
-        weight = behind(weight, own[0])
+        weight = _padded(weight, own[0])
     layers[model.groups.head] = plain_module("linear", {}, {"weight": weight, "bias": bias})
     return layers
 
 
 def frozen_tensors(model: Boundaries, task: int) -> dict[str, list[Tensor]]:
-    """The tensors of a learned task's network by name, copied from the frozen buffers. A weight of
-    the final hidden layer is followed by what was frozen beside it, if anything was.
+    """Copy the tensors of a learned task's network from the frozen buffers: name -> tensors.
+
+    With a single head, a weight of the last hidden layer is followed by the block from the task's
+    channels to those of earlier tasks.
     """
     found = {
         f"{name}.{key}": [value]
@@ -39,7 +39,7 @@ def frozen_tensors(model: Boundaries, task: int) -> dict[str, list[Tensor]]:
         if key != "num_batches_tracked"
     }
     if task and model.head.kind == "single" and model.groups.only_feeds_head():
-        # From the task's channels to those of earlier tasks: zeros, which `union_layers` reads.
+        # This block is not part of the task's network, but `union_layers` needs it to be zero.
         bounds, before = model.tasks[task].active, model.tasks[task - 1].active
         for name in model.groups.last.producers:
             added = slice(model.width(name, before), model.width(name, bounds))
@@ -49,8 +49,9 @@ def frozen_tensors(model: Boundaries, task: int) -> dict[str, list[Tensor]]:
 
 
 def union_layers(model: Boundaries) -> dict[str, nn.Module]:
-    """The modules of one network that holds all learned tasks; its head gives their logits, one
-    after the other. Channels of later tasks enter earlier ones with weight zero.
+    """Return the modules of one network of all learned tasks; its head concatenates their logits.
+
+    Weights from channels of later tasks to those of earlier ones are zero.
     """
     bounds = model.tasks[-1].active
     layers = _corner(model, bounds, {})
@@ -70,7 +71,7 @@ def union_layers(model: Boundaries) -> dict[str, nn.Module]:
 
 
 def _own_columns(model: Boundaries, task: int) -> tuple[int, int]:
-    """Columns of the channels that a task claimed in the final hidden group: start and stop."""
+    """Return start and stop of the columns of a task's new channels in the last hidden group."""
     last, positions = model.groups.last.name, model.groups.positions[model.groups.head]
     start = model.tasks[task - 1].active[last] if task else 0
     return start * positions, model.tasks[task].active[last] * positions
@@ -79,12 +80,12 @@ def _own_columns(model: Boundaries, task: int) -> tuple[int, int]:
 def _corner(
     model: Boundaries, bounds: dict[str, int], starts: dict[str, int]
 ) -> dict[str, nn.Module]:
-    """All hidden modules with the active channels from `starts` (default 0) to `bounds`."""
+    """Return all hidden modules with the active channels from `starts` (default 0) to `bounds`."""
     layers = {}
     for name, module in model.masked.items():
         group = model.groups.of(name).name
         kept = slice(starts.get(group, 0), bounds[group])
-        active = tensors_of(module, "active")
+        active = part_tensors(module, "active")
         tensors = {key: None if value is None else value[kept] for key, value in active.items()}
         weight = tensors["weight"]
         if name in model.groups.reads and weight is not None:
@@ -95,12 +96,12 @@ def _corner(
 
 
 def pruned_layers(model: Boundaries, keep: Keep) -> dict[str, nn.Module]:
-    """The modules of `pruned_network`; here `keep` may be in any order."""
+    """Return the modules of `pruned_network`; `keep` may be in any order."""
     last, head = model.groups.last, model.head
     own_only = head.kind == "single" and model.groups.only_feeds_head()
     layers: dict[str, nn.Module] = {}
     for name, module in model.masked.items():
-        free = tensors_of(module, "free")
+        free = part_tensors(module, "free")
         kept = rows(model, name, keep, model.device)
         tensors = {key: None if value is None else value[kept] for key, value in free.items()}
         if name in model.masked_layers:
@@ -108,28 +109,30 @@ def pruned_layers(model: Boundaries, keep: Keep) -> dict[str, nn.Module]:
             assert weight is not None
             tensors["weight"] = weight[:, columns(model, name, keep)]
         if not (own_only and model.groups.of(name) == last):
-            frozen = tensors_of(module, "active")
+            frozen = part_tensors(module, "active")
             tensors = {key: _joined(frozen[key], value) for key, value in tensors.items()}
         node = model.graph[name]
         layers[name] = plain_module(node.op, node.attrs, tensors)
     weight = head.free_weight.detach()[:, head_columns(model, keep)]
     if head.kind == "single" and not own_only:
-        weight = behind(weight, model.frozen_inputs(model.groups.head))
+        weight = _padded(weight, model.frozen_inputs(model.groups.head))
     layers[model.groups.head] = plain_module(
         "linear", {}, {"weight": weight, "bias": head.current_bias()}
     )
     return layers
 
 
-def behind(weight: Tensor, others: int) -> Tensor:
-    """Output weights [C, I] behind `others` columns of zeros: channels of earlier tasks that other
-    layers read, so that they are computed, while this head does not look at them.
+def _padded(weight: Tensor, others: int) -> Tensor:
+    """Prepend `others` zero columns to output weights [C, I].
+
+    They stand for channels of earlier tasks that are computed for other layers and that a single
+    head doesn't use.
     """
     return torch.cat([weight.new_zeros(weight.shape[0], others), weight], dim=1)
 
 
 def _joined(frozen: Tensor | None, free: Tensor | None) -> Tensor | None:
-    """Frozen rows in front of free ones; they have no weights from the inputs that they lack."""
+    """Concatenate frozen and free rows; frozen rows get weight zero from newer inputs."""
     if frozen is None or free is None or frozen.shape[0] == 0:
         return free
     if frozen.dim() > 1 and frozen.shape[1] < free.shape[1]:

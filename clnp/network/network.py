@@ -1,4 +1,4 @@
-"""A network of masked layers: what it computes, and the narrow networks within it."""
+"""Computation of a network of masked layers, and of the narrow networks in it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .narrow import task_layers, union_layers
 
 
 class Network(Boundaries):
-    """The computation of a `Model`, without the life of its tasks.
+    """Forward pass, narrow networks and task inference of a `Model`.
 
     Arguments:
         graph: the network's operations.
-        layers: name -> dense `torch.nn` module that supplies the first weights, for every node with
+        layers: name -> dense `torch.nn` module with the initial weights, for every node with
             weights.
     """
 
     def __init__(self, graph: Graph, layers: Mapping[str, Any]) -> None:
         super().__init__(graph, layers)
-        self.narrow_graph = for_inference(graph)  # the operations of a learned task's network
+        self.narrow_graph = for_inference(graph)  # operations of a learned task's network
         self._narrow: dict[int, fx.GraphModule] = {}
-        self._union: list[fx.GraphModule] = []  # a list, or it would be part of the state
+        self._union: list[fx.GraphModule] = []  # in a list, so that it is not a submodule
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         self.check_input(x)
@@ -39,26 +39,32 @@ class Network(Boundaries):
         return self.subnetwork(task)(x)
 
     def check_input(self, x: Tensor) -> None:
-        """Raises DataError unless x [B, ...] has the shape, dtype and device of this network."""
+        """Raise DataError unless x [B, ...] has the shape, dtype and device of this network."""
         if not isinstance(x, Tensor):
             raise DataError(f"x: expected a tensor, got {type(x).__name__}")
         shape = list(self.graph.nodes[0].attrs["shape"][1:])
         if list(x.shape[1:]) != shape or x.dim() < 1:
-            wanted = ", ".join(map(str, ["B", *shape]))
-            raise DataError(f"x: expected shape [{wanted}], got {list(x.shape)}")
+            expected = ", ".join(map(str, ["B", *shape]))
+            raise DataError(f"x: expected shape [{expected}], got {list(x.shape)}")
         weight = self.head.free_weight
         if x.device != weight.device:
-            raise DataError(f"x is on {x.device}, the network on {weight.device}; move one of them")
+            raise DataError(
+                f"x: expected a tensor on {weight.device}, like the network, got {x.device}; move "
+                "one of them"
+            )
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise DataError(f"x is {x.dtype}, the network {weight.dtype}; convert one of them")
+            raise DataError(
+                f"x: expected {weight.dtype}, like the network, got {x.dtype}; convert one of them"
+            )
 
     def subnetwork(self, task: int, *, fresh: bool = False) -> fx.GraphModule:
-        """The narrow network of a learned task: contiguous copies of its corner of every layer, in
-        evaluation mode.
+        """Return the narrow network of a learned task, in evaluation mode.
+
+        It has contiguous copies of the task's part of every layer.
 
         Arguments:
             task: index of the task.
-            fresh: copy anew from the frozen buffers rather than reuse the copy made before.
+            fresh: copy the frozen buffers anew instead of returning an earlier copy.
         """
         task = self.check_task(task)
         if fresh or task not in self._narrow:
@@ -69,7 +75,7 @@ class Network(Boundaries):
         return self._narrow[task]
 
     def predict(self, x: Tensor, rule: str = "entropy") -> tuple[Tensor, Tensor]:
-        """Task and class of examples whose task is not known: the task whose network is surest.
+        """Infer task and class of examples of unknown task: the most confident task wins.
 
         Arguments:
             x: [B, ...].
@@ -79,24 +85,25 @@ class Network(Boundaries):
             the task [B] and the class within it [B], int64.
 
         Raises:
-            DataError: x does not fit the network.
-            ConfigError: no task has been learned; an unknown rule.
+            DataError: x doesn't fit the network.
+            ConfigError: no task has been learned, or an unknown rule.
         """
         check_rule(rule)
         return choose(self.all_tasks(x), rule)
 
     def all_tasks(self, x: Tensor) -> list[Tensor]:
-        """The logits of every learned task in one pass: a task's network is a part of the next
-        one's, so their common work is done once.
+        """Compute the logits of every learned task in one pass.
+
+        The network of a task is a part of the next task's, so shared channels are computed once.
 
         Arguments:
             x: [B, ...].
 
         Returns:
-            per task its logits [B, C], equal to `model(x, task=k)` but for rounding.
+            logits [B, C] per task, equal to `model(x, task=k)` up to rounding.
 
         Raises:
-            DataError: x does not fit the network.
+            DataError: x doesn't fit the network.
             ConfigError: no task has been learned.
         """
         self.check_input(x)

@@ -1,4 +1,4 @@
-"""A network from what a file says of it; every tensor is checked before memory is taken for it."""
+"""Networks from files; tensors are checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DTYPES = {
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name by which files know a dtype: "float32"."""
+    """Return the name of a dtype in files, such as "float32"."""
     return str(dtype).removeprefix("torch.")
 
 
 def dtype_of(name: Any) -> torch.dtype:
-    """The inverse of `dtype_name`. Raises CheckpointError for another name."""
+    """Return the dtype of a name from a file; raises CheckpointError for an unknown name."""
     if not isinstance(name, str) or name not in DTYPES:
-        raise CheckpointError(f"dtype: got {name!r}, expected one of {', '.join(DTYPES)}")
+        raise CheckpointError(f"dtype: expected one of {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]
 
 
@@ -34,13 +34,13 @@ def dtype_of(name: Any) -> torch.dtype:
 def restored(
     structure: Mapping[str, Any], dtype: torch.dtype, state: Mapping[str, Tensor]
 ) -> Model:
-    """The network of `Model.structure`, with the tensors of its state dict.
+    """Build the network of a `Model.structure` and load its state dict.
 
-    The layers are made without memory first, because the sizes in a structure are numbers that
-    anybody can write. They get memory once the tensors, which are there, have been found to fit.
+    The layers are made on the meta device first, because a file may contain any sizes. Memory is
+    allocated after the tensors were found to fit.
 
     Raises:
-        CheckpointError: the structure is no network, or the tensors do not fit it.
+        CheckpointError: the structure isn't a network, or the tensors don't fit it.
     """
     with torch.device("meta"):
         model = Model.from_structure(structure).to(dtype)
@@ -50,9 +50,9 @@ def restored(
         model.load_state_dict({**shapes, **extra})
     except RuntimeError as error:
         raise CheckpointError(f"the tensors do not fit the network: {error}") from error
-    for name, wanted in model.state_dict().items():
-        if name != EXTRA and state[name].dtype != wanted.dtype:
-            raise CheckpointError(f"{name}: is {state[name].dtype}, expected {wanted.dtype}")
+    for name, expected in model.state_dict().items():
+        if name != EXTRA and state[name].dtype != expected.dtype:
+            raise CheckpointError(f"{name}: expected {expected.dtype}, got {state[name].dtype}")
     model.to_empty(device="cpu")
     model.load_state_dict({**state, **extra})
     return model

@@ -1,4 +1,4 @@
-"""A network as data: its structure as JSON, and states with other boundaries."""
+"""Structure of a network as JSON, and loading of states with other boundaries."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..graph.graph import OPS, Graph, Node
 from .boundaries import Boundaries, LearnedTask
 from .guards import retiring
 from .heads import HEADS
-from .keep import tensors_of
+from .keep import part_tensors
 from .network import Network
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-EXTRA = "_extra_state"  # the structure within a state dict; a checkpoint holds it as JSON
+EXTRA = "_extra_state"  # key of the structure in a state dict; a checkpoint stores it as JSON
 
 
 class Structured(Network):
-    """The part of `Model` that writes its structure to a file and reads it again."""
+    """Structure and state dict of a `Model`."""
 
     @retiring
     def load_state_dict(
@@ -36,17 +36,15 @@ class Structured(Network):
         *,
         unlearn: bool = False,
     ) -> Any:
-        """As `torch.nn.Module.load_state_dict`, also from a state with other boundaries; tensors
-        that contradict the saved structure are refused.
+        """Load a state dict, also one with other boundaries.
 
         Arguments:
-            state_dict, strict, assign: as for `torch.nn.Module`.
-            unlearn: take a state without some of the tasks that this network has learned, too,
-                which are lost then.
+            state_dict, strict, assign: as for `torch.nn.Module.load_state_dict`.
+            unlearn: also accept a state that lacks tasks learned by this network; they are lost.
 
         Raises:
-            CheckpointError: the state belongs to another network or lacks learned tasks, and
-                nothing has changed; or its shapes do not fit together.
+            CheckpointError: the state belongs to another network or lacks learned tasks (nothing
+                has changed then), or its tensors contradict the saved structure.
         """
         if EXTRA in state_dict:
             data = _structure_of(state_dict[EXTRA])
@@ -58,20 +56,20 @@ class Structured(Network):
         return result
 
     def _refuse_unlearning(self, tasks: list[LearnedTask]) -> None:
-        """Raises CheckpointError if the saved tasks do not begin with those that are learned."""
+        """Raise CheckpointError unless the saved tasks begin with the learned ones."""
         kept = 0
         while kept < min(len(tasks), len(self.tasks)) and tasks[kept] == self.tasks[kept]:
             kept += 1
         lost = [f"{k} {task.name!r}" for k, task in enumerate(self.tasks)][kept:]
         if lost:
             raise CheckpointError(
-                f"state_dict: this network has learned {len(self.tasks)} task(s), and the state "
-                f"holds the first {kept} of them: loading it would lose task(s) {', '.join(lost)}. "
-                "Load it into a newly converted network, or pass unlearn=True"
+                f"state_dict: expected the {len(self.tasks)} task(s) that this network has "
+                f"learned, got the first {kept} of them, which would lose task(s) "
+                f"{', '.join(lost)}; load it into a newly converted network, or pass unlearn=True"
             )
 
     def structure(self) -> dict[str, Any]:
-        """Everything but the numbers, as JSON-able data: graph, sizes, head kind, learned tasks."""
+        """Return everything but the tensors, for JSON: graph, sizes, head kind, learned tasks."""
         return {
             "graph": self.graph.to_json(),
             "sizes": dict(self.sizes),
@@ -82,22 +80,25 @@ class Structured(Network):
 
     @classmethod
     def from_structure(cls, data: Mapping[str, Any]) -> Self:
-        """A network with the given structure; its numbers come from `load_state_dict`.
+        """Build a network with the given structure; `load_state_dict` fills its tensors.
 
         Raises:
-            CheckpointError: the data does not describe a network.
+            CheckpointError: the data doesn't describe a network.
         """
         try:
             graph = Graph.from_json(data["graph"])
             model = cls(graph, {node.name: _dense(node) for node in graph.weighted})
             model._set_structure(data)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise CheckpointError(f"this does not describe a network: {error}") from error
+            raise CheckpointError(f"structure: expected that of a network: {error}") from error
         return model
 
     def _check_graph(self, data: Mapping[str, Any]) -> None:
         if data.get("graph") != json.loads(json.dumps(self.graph.to_json())):
-            raise CheckpointError("the saved state belongs to a network with other layers")
+            raise CheckpointError(
+                "state: expected the layers of this network, got other layers; convert the network "
+                "that was saved"
+            )
 
     def _set_structure(self, data: Mapping[str, Any]) -> None:
         self._check_graph(data)
@@ -107,23 +108,24 @@ class Structured(Network):
         self.in_task = bool(data["in_task"])
         self.tasks = _tasks_of(data)
         self._skip_active()
-        self._forget_narrow()
+        self._drop_copies()
 
     def get_extra_state(self) -> Tensor:
-        """The structure as bytes in a tensor, so that a state dict holds tensors only."""
+        """Return the structure as bytes in a tensor, so that a state dict has tensors only."""
         text = json.dumps(self.structure()).encode()
         return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         self._set_structure(_structure_of(state))
 
-    def _forget_narrow(self) -> None:
+    def _drop_copies(self) -> None:
+        """Drop the copies of learned tasks' networks, which are made anew on demand."""
         self._narrow.clear()
         self._union.clear()
 
     @torch.inference_mode(False)
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._forget_narrow()
+        self._drop_copies()
         return super()._apply(fn, recurse)
 
     def _swap_head(self, kind: str) -> None:
@@ -132,9 +134,7 @@ class Structured(Network):
         self.net.set_submodule(self.groups.head, HEADS[kind](old.free_weight.detach(), bias))
 
     def _skip_active(self) -> None:
-        """A single head does not look at earlier tasks' channels; where nothing else does, they are
-        not computed.
-        """
+        """Skip earlier tasks' channels of the last group if only a single head would read them."""
         skip = self.head.kind == "single" and self.groups.only_feeds_head()
         last, masked = self.groups.last, self.masked
         for name in (*last.producers, *last.carriers):
@@ -142,44 +142,44 @@ class Structured(Network):
 
 
 def _structure_of(state: Tensor) -> dict[str, Any]:
-    """The inverse of `Model.get_extra_state`."""
+    """Parse the tensor of `Model.get_extra_state`."""
     try:
         return dict(json.loads(state.cpu().numpy().tobytes()))
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{EXTRA}: this does not describe a network: {error}") from error
+        raise CheckpointError(f"{EXTRA}: expected the structure of a network: {error}") from error
 
 
 def _tasks_of(data: Mapping[str, Any]) -> list[LearnedTask]:
     try:
         return [LearnedTask.from_json(task) for task in data["tasks"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"tasks: this does not describe learned tasks: {error}") from error
+        raise CheckpointError(f"tasks: expected learned tasks: {error}") from error
 
 
 def _dense(node: Node) -> nn.Module:
-    """A freshly initialised dense module for a node with weights."""
+    """Make a newly initialised dense module for a node with weights."""
     op = OPS[node.op]
     assert op.make is not None
     return op.make(**{name: node.attrs[name] for name in op.attrs})
 
 
-Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # found, wanted
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # actual, expected
 
 
 def check_shapes(model: Boundaries) -> None:
-    """Raises CheckpointError unless every tensor has the shape that the boundaries ask for."""
-    wanted = _head_shapes(model)
+    """Raise CheckpointError unless the shapes of all tensors match the boundaries."""
+    shapes = _head_shapes(model)
     for name, module in model.masked.items():
         group = model.groups.of(name)
         active = model.active(group)
         free = model.free(group) if model.in_task else model.sizes[group.name] - active
         for part, channels in (("active", active), ("free", free)):
-            for key, value in tensors_of(module, part).items():
+            for key, value in part_tensors(module, part).items():
                 if value is not None:
                     rest = (1, *value.shape[2:])[: value.dim() - 1]
                     if key == "weight" and name in model.groups.reads:
                         rest = (_inputs(model, name, part), *value.shape[2:])
-                    wanted[f"{name}.{part}_{key}"] = (tuple(value.shape), (channels, *rest))
+                    shapes[f"{name}.{part}_{key}"] = (tuple(value.shape), (channels, *rest))
     for k, task in enumerate(model.tasks):
         positions = model.groups.positions[model.groups.head]
         start = model.tasks[k - 1].active[model.groups.last.name] if k else 0
@@ -190,32 +190,32 @@ def check_shapes(model: Boundaries) -> None:
             if model.head.kind == "single"
             else model.width(model.groups.head, task.active)
         )
-        wanted[f"{model.groups.head}, task {k}"] = (tuple(weight.shape), (task.classes, columns))
-    for what, (got, expected) in wanted.items():
+        shapes[f"{model.groups.head}, task {k}"] = (tuple(weight.shape), (task.classes, columns))
+    for what, (got, expected) in shapes.items():
         if got != expected:
             raise CheckpointError(
-                f"{what} has shape {list(got)}; the learned tasks ask for {list(expected)}"
+                f"{what}: expected shape {list(expected)}, from the learned tasks, got {list(got)}"
             )
 
 
 def _head_shapes(model: Boundaries) -> dict[str, Shapes]:
-    """Of the output layer that is being learned, or waits for the next task."""
+    """Return actual and expected shapes of the current head."""
     head, name, waits = model.head, model.groups.head, model.tasks and not model.in_task
     rows = model.tasks[-1].classes if waits else head.classes
     frozen, multi = model.frozen_inputs(name), head.kind == "multi"
     columns = _inputs(model, name, "free") - (0 if multi else frozen)
-    wanted: dict[str, Shapes] = {
+    shapes: dict[str, Shapes] = {
         f"{name}.free_weight": (tuple(head.free_weight.shape), (rows, columns)),
         f"{name}.active_weight": (tuple(head.active_weight.shape), (0, frozen if multi else 0)),
     }
     bias = head.current_bias()
     if bias is not None:
-        wanted[f"{name}, bias"] = (tuple(bias.shape), (rows,))
-    return wanted
+        shapes[f"{name}, bias"] = (tuple(bias.shape), (rows,))
+    return shapes
 
 
 def _inputs(model: Boundaries, name: str, part: str) -> int:
-    """Columns that the active or free weight of a layer has to have."""
+    """Return the expected number of columns of a layer's active or free weight."""
     if part == "active":
         return model.frozen_inputs(name)
     group = model.groups[model.groups.reads[name]]

@@ -1,4 +1,4 @@
-"""Many trials side by side, in local processes or on Ray: grid points, seeds, methods."""
+"""Independent trials (grid points, seeds, methods) in local processes or on Ray."""
 
 from .trial import tell
 from .workers import EXECUTORS, Workers, fan_out

@@ -1,4 +1,4 @@
-"""Trials as tasks on Ray, by its public interface alone."""
+"""Trials as Ray tasks, through Ray's public interface."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError
-from .trial import Failure, Numerics, Outcome, attempt, heard_by
+from .trial import Failure, Numerics, Outcome, attempt, listening
 
-POLL = 0.2  # seconds between two looks at what trials tell
+POLL = 0.2  # seconds between two polls of the trials' events
 
 
 def import_ray() -> Any:
-    """Ray, or ConfigError where it is not installed."""
+    """Import Ray.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
     try:
         import ray
     except ImportError as error:
         raise ConfigError(
-            'executor="ray": Ray is not installed; pip install "clnp[ray]", or take '
+            'executor="ray": expected Ray to be installed; pip install "clnp[ray]", or use '
             'executor="processes"'
         ) from error
     return ray
 
 
 class OnRay:
-    """Tasks on the Ray that runs, or on one of our own on this machine.
+    """Tasks on a running Ray cluster, or on a local one started here.
 
     Arguments:
-        count: how many at most.
+        count: maximum number of tasks at a time.
     """
 
     def __init__(self, count: int) -> None:
@@ -36,19 +40,19 @@ class OnRay:
         from ray.util.queue import Queue
 
         self.count = count
-        self.ours = not self.ray.is_initialized()
-        if self.ours:
+        self.started_here = not self.ray.is_initialized()
+        if self.started_here:
             self.ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
         self.events = Queue(actor_options={"num_cpus": 0})
         self.task = self.ray.remote(_trial)
         self.running: dict[Any, str] = {}
-        # Arguments that many trials have in common are stored once.
+        # Arguments shared by many trials are stored once.
         self.stored: dict[int, tuple[Any, Any]] = {}
 
     def start(
         self, name: str, function: Callable[..., Any], args: tuple[Any, ...], how: Numerics
     ) -> None:
-        """Hands a trial to Ray.
+        """Submit a trial.
 
         Raises:
             ConfigError: function or arguments can't be sent; the cluster is too small.
@@ -56,7 +60,8 @@ class OnRay:
         resources = self.ray.cluster_resources()
         if how.threads > resources.get("CPU", 0):
             raise ConfigError(
-                f"threads={how.threads}: Ray has {resources.get('CPU', 0):g} CPUs here; take fewer"
+                f"threads: expected at most {resources.get('CPU', 0):g}, the CPUs of the Ray "
+                f"cluster, got {how.threads}"
             )
         options = {"num_cpus": how.threads, "max_retries": 0, "num_gpus": self._gpus(resources)}
         try:
@@ -67,7 +72,7 @@ class OnRay:
         self.running[task] = name
 
     def _gpus(self, resources: dict[str, float]) -> float:
-        """GPUs, or the part of one, that Ray has to reserve for a task to see any."""
+        """GPUs (or fraction of one) to reserve per task, so that each task sees one."""
         gpus = int(resources.get("GPU", 0))
         return 1 / math.ceil(self.count / gpus) if gpus else 0
 
@@ -77,7 +82,7 @@ class OnRay:
         return self.stored[id(value)][1]
 
     def wait(self, on_event: Callable[..., None]) -> list[tuple[str, Outcome]]:
-        """Waits a moment; passes on what trials told; trials that ended."""
+        """Poll once: pass events on and return the finished trials."""
         done, _ = self.ray.wait(list(self.running), num_returns=1, timeout=POLL)
         waiting = self.events.qsize()
         for name, event in self.events.get_nowait_batch(waiting) if waiting else ():
@@ -92,18 +97,18 @@ class OnRay:
         return outcome
 
     def stop(self) -> None:
-        """Ends all tasks at once."""
+        """End all tasks at once."""
         for task in self.running:
             self.ray.cancel(task, force=True)
         self.running.clear()
         self.close()
 
     def close(self) -> None:
-        """Lets go of everything stored; ends Ray if it was started here."""
+        """Release stored arguments; end Ray if it was started here."""
         self.stored.clear()
         if self.ray.is_initialized():
             self.events.shutdown(force=True)
-            if self.ours:
+            if self.started_here:
                 self.ray.shutdown()
 
 
@@ -111,5 +116,5 @@ def _trial(
     events: Any, numerics: Numerics, name: str, function: Callable[..., Any], *args: Any
 ) -> Outcome:
     numerics.apply()
-    with heard_by(lambda *event: events.put((name, event))):
+    with listening(lambda *event: events.put((name, event))):
         return attempt(function, args)

@@ -1,5 +1,7 @@
-"""Trials in local processes. Each has a pipe of its own, so one that dies takes no other trial
-with it; all of them end with the process that started them, however that one ends.
+"""Trials in local processes.
+
+Each worker has its own pipe, so a crash affects no other trial. All workers end with the process
+that started them, even if it is killed.
 """
 
 from __future__ import annotations
@@ -18,20 +20,20 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from ..errors import ConfigError
-from .trial import Failure, Numerics, Outcome, attempt, heard_by
+from .trial import Failure, Numerics, Outcome, attempt, listening
 
 CONTEXT = multiprocessing.get_context("spawn")  # fork would break OpenMP's threads and CUDA
-PATIENCE = 30.0  # seconds for a worker to end when asked to
+PATIENCE = 30.0  # seconds until a worker that doesn't end is killed
 GUARD = (
-    "; a script that starts workers has to do so below `if __name__ == '__main__':`, because "
-    "every worker imports it"
+    "; start workers below `if __name__ == '__main__':`, because every worker imports the script"
 )
 
 
 class Shared:
-    """A value whose CPU tensors go into shared memory when it is sent, so that all workers see the
-    same ones; the receiver gets the value itself. Where shared memory has no room for them they
-    are copied. Nobody may write to them.
+    """Wrapper that sends CPU tensors through shared memory, so that all workers read one copy.
+
+    The receiver gets the value itself and must not write to its tensors. Tensors are copied if
+    shared memory is full.
     """
 
     def __init__(self, value: Any) -> None:
@@ -45,50 +47,50 @@ class Shared:
 
 
 class _Worker:
-    """A process and the trial that it works on."""
+    """A process and its current trial."""
 
     def __init__(self, numerics: Numerics) -> None:
-        self.pipe, theirs = CONTEXT.Pipe()
-        self.process = CONTEXT.Process(target=_serve, args=(theirs, numerics), name="clnp-worker")
+        self.pipe, child_end = CONTEXT.Pipe()
+        args = (child_end, numerics)
+        self.process = CONTEXT.Process(target=_serve, args=args, name="clnp-worker")
         with _interrupts_held():
             self.process.start()
-        theirs.close()
+        child_end.close()
         self.numerics = numerics
         self.trial: str | None = None
-        self.order = b""
+        self.call = b""
         self.ready = False
 
-    def begin(self, trial: str, order: bytes) -> None:
-        """Gives the worker a trial; while it is still starting, the order waits here."""
-        self.trial, self.order = trial, order
+    def begin(self, trial: str, call: bytes) -> None:
+        """Assign a trial; its pickled call is sent once the worker is ready."""
+        self.trial, self.call = trial, call
         if self.ready:
             self.send()
 
     def send(self) -> None:
-        """Sends the order."""
-        # A worker that is gone by now is noticed when it is waited for.
+        # A worker that has died is found by `wait`.
         with contextlib.suppress(OSError):
-            self.pipe.send_bytes(self.order)
-        self.order = b""
+            self.pipe.send_bytes(self.call)
+        self.call = b""
 
     def death(self) -> Failure:
-        """How the process ended, after its pipe did."""
+        """Describe the end of the process after its pipe was closed."""
         self.process.join(PATIENCE)
         code = self.process.exitcode
         if code is not None and code < 0:
             text = f"its process was ended by {signal.Signals(-code).name}"
             if code == -signal.SIGKILL:
-                text += ", as the system does where memory runs out"
+                text += ", as the system does when memory runs out"
         else:
             text = f"its process ended with exit code {code}"
         return Failure(text) if self.ready else Failure(text + GUARD, recurs=True)
 
 
 class Processes:
-    """Worker processes, started when they are needed and kept for the next trials.
+    """Pool of worker processes, started on demand and reused for later trials.
 
     Arguments:
-        count: how many at most.
+        count: maximum number of processes.
     """
 
     def __init__(self, count: int) -> None:
@@ -99,29 +101,29 @@ class Processes:
     def start(
         self, name: str, function: Callable[..., Any], args: tuple[Any, ...], numerics: Numerics
     ) -> None:
-        """Gives a trial to an idle worker.
+        """Start a trial in an idle worker.
 
         Raises:
             ConfigError: function or arguments can't be sent.
         """
         try:
-            order = pickle.dumps((function, args))
+            call = pickle.dumps((function, args))
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise ConfigError(
-                f"{name} can't be sent to a worker process ({error}); functions and classes have "
-                "to be defined at the top of a module. workers=1 sends nothing"
+                f"{name} can't be sent to a worker process ({error}); define functions and classes "
+                "at the top level of a module, or use workers=1, which sends nothing"
             ) from error
         idle = [w for w in self.workers if w.trial is None]
-        # A worker that died while idle is found out now; other numerics need another worker.
+        # Replace idle workers that died or that run with other numerics.
         for worker in idle:
             if not worker.process.is_alive() or worker.numerics != numerics:
                 self._remove(worker)
         idle = [w for w in self.workers if w.trial is None]
         worker = idle[0] if idle else self._add(numerics)
-        worker.begin(name, order)
+        worker.begin(name, call)
 
     def wait(self, on_event: Callable[..., None]) -> list[tuple[str, Outcome]]:
-        """Waits until a worker has something to say; trials that ended."""
+        """Wait for messages of workers; return the finished trials."""
         busy: dict[Any, _Worker] = {w.pipe: w for w in self.workers if w.trial is not None}
         ended: list[tuple[str, Outcome]] = []
         for pipe in connection.wait(list(busy)):
@@ -152,13 +154,13 @@ class Processes:
         _end([worker])
 
     def stop(self) -> None:
-        """Ends all workers at once, whatever they are doing."""
+        """End all workers at once, also busy ones."""
         for worker in self.workers:
             worker.process.terminate()
         self.close()
 
     def close(self) -> None:
-        """Ends all workers; idle ones end by themselves when their pipe does."""
+        """End all workers; an idle one exits when its pipe is closed."""
         workers, self.workers = self.workers, []
         _end(workers)
 
@@ -181,15 +183,15 @@ _POOLS: weakref.WeakSet[Processes] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    # multiprocessing joins its processes at exit; it registered before this module did, so idle
-    # workers are told to end before they are waited for.
+    # multiprocessing joins its processes at exit. It registered earlier, hence runs later than
+    # this function, which closes the pipes of idle workers.
     for pool in list(_POOLS):
         pool.close()
 
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes started inside begin with Ctrl-C held back: it is for the one that started them."""
+    """Block Ctrl-C in processes started inside; their parent handles it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -198,7 +200,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _serve(pipe: Any, numerics: Numerics) -> None:
-    """What a worker does: trial after trial, until the pipe ends."""
+    """Main loop of a worker: run trials until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -206,24 +208,24 @@ def _serve(pipe: Any, numerics: Numerics) -> None:
     _send(pipe, "ready", None)
     while True:
         try:
-            order = pipe.recv_bytes()
+            call = pipe.recv_bytes()
         except EOFError:
             return
-        with heard_by(lambda *event: _send(pipe, "event", event)):
-            outcome = attempt(_obey, (order,))
+        with listening(lambda *event: _send(pipe, "event", event)):
+            outcome = attempt(_run_pickled, (call,))
         try:
             _send(pipe, "outcome", outcome)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             _send(pipe, "outcome", Failure(f"its result can't be sent back ({error})", recurs=True))
 
 
-def _obey(order: bytes) -> Any:
-    function, args = pickle.loads(order)
+def _run_pickled(call: bytes) -> Any:
+    function, args = pickle.loads(call)
     return function(*args)
 
 
 def _send(pipe: Any, kind: str, content: Any) -> None:
-    # Plain pickle copies tensors, ForkingPickler would share them and need a file for each.
+    # Plain pickle copies tensors; ForkingPickler would share them and need a file for each.
     pipe.send_bytes(pickle.dumps((kind, content)))
 
 

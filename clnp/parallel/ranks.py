@@ -1,7 +1,7 @@
-"""Processes ("ranks") that share a piece of work: how it is divided, added up and agreed on.
+"""Processes ("ranks") that share work: division, sums, and agreement.
 
-Work is shared within `sharing(ranks)` only; `current()` tells the functions below a learner who
-they share with. Elsewhere a process works alone.
+Work is shared inside `sharing(ranks)` only. `current()` returns the ranks of the innermost such
+block; elsewhere a process works alone.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The processes that share a piece of work.
+    """Processes that share a piece of work.
 
     Arguments:
-        group: a process group; None stands for this process alone.
+        group: a process group; None means this process alone.
 
     Attributes:
         rank: number of this process, from 0.
         size: number of processes.
-        group: moves gradients and statistics, on the network's device.
-        control: moves small numbers between CPUs.
+        group: process group for gradients and statistics, on the network's device.
+        control: process group for small CPU messages (gloo).
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -49,21 +49,21 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes files and prints."""
+        """Whether this is rank 0, the only rank that writes files and prints."""
         return self.rank == 0
 
     # Dividing
 
     def rows(self, total: int) -> range:
-        """This rank's share of `total` examples in order."""
+        """This rank's contiguous share of `total` examples."""
         return range(total * self.rank // self.size, total * (self.rank + 1) // self.size)
 
     def part(self, chunk: Tensor) -> Tensor:
-        """This rank's share of a batch's rows [B]; it may be empty."""
+        """This rank's share of a batch [B, ...]; possibly empty."""
         return chunk.tensor_split(self.size)[self.rank]
 
     def seed(self, seed: int) -> int:
-        """A seed for what each rank draws for its own examples (dropout, augmentation)."""
+        """Derive the seed of this rank's dropout and augmentation; rank 0 keeps `seed`."""
         if self.main:
             return seed
         text = f"{seed}/rank {self.rank}".encode()
@@ -72,7 +72,7 @@ class Ranks:
     # Adding up
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sums over the ranks, on the CPU: the same bits on every rank."""
+        """Sum over the ranks, on the CPU; bit-identical on every rank."""
         values = values.detach().cpu().clone()
         if self.size > 1:
             with self.connected():
@@ -80,23 +80,24 @@ class Ranks:
         return values
 
     def total(self, count: int) -> int:
-        """The sum of every rank's count."""
+        """Sum of the counts of all ranks."""
         return count if self.size == 1 else int(self.sum(torch.tensor(count)))
 
     def average(
         self, parameters: Sequence[Tensor], loss: Tensor, correct: Tensor, examples: int
     ) -> tuple[Tensor, Tensor]:
-        """Makes gradients of sums over this rank's examples those of the mean over all ranks'
-        examples, in one message.
+        """Replace gradients of this rank's loss sum by those of the mean over all examples.
+
+        One message carries the gradients, the loss and the counts.
 
         Arguments:
-            parameters: in the same order on every rank; a gradient that is None counts as zero.
+            parameters: in the same order on every rank; a gradient of None counts as zero.
             loss: [], sum over this rank's examples.
-            correct: [] integer.
-            examples: of this rank; ranks may have different numbers, also none.
+            correct: [] integer, correctly classified examples of this rank.
+            examples: number of examples of this rank; may differ between ranks and may be 0.
 
         Returns:
-            mean loss [], correct examples [] int64, over all ranks.
+            mean loss [] and number of correct examples [] int64, over all ranks.
 
         Raises:
             TrainingError: another process was lost.
@@ -105,7 +106,7 @@ class Ranks:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        # The last three numbers are never in less than float32.
+        # Counts need at least float32, also under float16 losses.
         wide = torch.promote_types(loss.dtype, torch.float32)
         count = torch.tensor(examples, dtype=wide, device=loss.device)
         numbers = torch.stack([loss.to(wide), correct.to(wide), count])
@@ -121,7 +122,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def synchronised(self, model: nn.Module) -> Iterator[None]:
-        """Inside, batch norms in training take the statistics of all ranks' examples."""
+        """Use the statistics of all ranks' examples in the batch norms of `model` inside."""
         norms = [m for m in model.modules() if isinstance(m, PartialBatchNorm2d)]
         for norm in norms:
             norm.process_group = self.group if self.size > 1 else None
@@ -136,7 +137,7 @@ class Ranks:
     # Agreeing
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Copies the first rank's numbers into every rank's tensors, in place."""
+        """Copy the tensors of rank 0 into those of every rank, in place."""
         if self.size == 1:
             return
         with torch.no_grad(), self.connected():
@@ -147,16 +148,15 @@ class Ranks:
                     tensor.copy_(whole)
 
     def tell(self, message: T | None = None) -> T:
-        """The first rank's message (plain Python data), on every rank."""
-        held: list[Any] = [message]
+        """Return the message (plain Python data) of rank 0 on every rank."""
+        messages: list[Any] = [message]
         if self.size > 1:
             with self.connected():
-                dist.broadcast_object_list(held, group=self.control, group_src=0)
-        told: T = held[0]
-        return told
+                dist.broadcast_object_list(messages, group=self.control, group_src=0)
+        return cast(T, messages[0])
 
     def gather(self, message: T) -> list[T]:
-        """Every rank's message (plain Python data), by rank."""
+        """Return the messages (plain Python data) of all ranks, ordered by rank."""
         messages: list[Any] = [message] * self.size
         if self.size > 1:
             with self.connected():
@@ -164,23 +164,24 @@ class Ranks:
         return messages
 
     def agree(self, what: str, value: str) -> None:
-        """Refuses to go on with ranks that hold different things.
+        """Check that all ranks have the same value.
 
         Raises:
-            TrainingError: on every rank, naming those that differ from the first.
+            TrainingError: on every rank, naming the ranks that differ from rank 0.
         """
         values = self.gather(value)
-        other = [rank for rank, theirs in enumerate(values) if theirs != values[0]]
-        if other:
+        differing = [str(rank) for rank, own in enumerate(values) if own != values[0]]
+        if differing:
             raise TrainingError(
-                f"{what} of rank {', '.join(map(str, other))} differs from that of rank 0; all "
+                f"{what} of rank {', '.join(differing)} differs from that of rank 0; all "
                 "processes need the same network, settings, data, checkpoint_dir and versions"
             )
 
     @contextlib.contextmanager
     def together(self, what: str) -> Iterator[None]:
-        """A block that succeeds on all ranks or fails on all: a rank whose own block succeeded
-        raises TrainingError with the reason of the one that failed.
+        """Make a block succeed on all ranks or fail on all.
+
+        A rank that succeeded raises TrainingError with the reason of the one that failed.
         """
         try:
             yield
@@ -193,19 +194,19 @@ class Ranks:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
-        """Around messages: what gloo and nccl raise becomes a TrainingError."""
+        """Convert errors of gloo and nccl into TrainingError."""
         try:
             yield
         except RuntimeError as error:
             raise self.lost(error) from error
 
     def lost(self, error: Exception) -> TrainingError:
-        """The error for a message that did not arrive."""
+        """Build the error for a message that did not arrive."""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return TrainingError(
             f"rank {self.rank} of {self.size} lost another process, or waited too long for it "
-            f"({reason}). What was learned before this task is untouched. End all processes and "
-            "start them again with the same checkpoint_dir: they go on where it stopped"
+            f"({reason}). Earlier tasks are intact. End all processes and restart them with the "
+            "same checkpoint_dir to resume"
         )
 
 
@@ -214,14 +215,15 @@ _CURRENT: ContextVar[Ranks] = ContextVar("ranks", default=ALONE)
 
 
 def current() -> Ranks:
-    """Who shares the work at hand; outside of `sharing` this process alone."""
+    """Return the ranks of the innermost `sharing` block, or `ALONE` outside of one."""
     return _CURRENT.get()
 
 
 @contextlib.contextmanager
 def sharing(ranks: Ranks) -> Iterator[Ranks]:
-    """Inside, evaluations, activity and training are divided among the ranks; every rank has to
-    make the same calls.
+    """Divide evaluation, activity and training among the ranks inside.
+
+    Every rank must make the same calls in the same order.
     """
     token = _CURRENT.set(ranks)
     try:
@@ -231,8 +233,13 @@ def sharing(ranks: Ranks) -> Iterator[Ranks]:
 
 
 def refuse_sharded(module: nn.Module) -> None:
-    """Raises ConfigError where parameters are DTensors: boundaries are shapes, and those of a
-    DTensor are spread over processes (FSDP2's `fully_shard`, tensor parallelism).
+    """Refuse a network with DTensor parameters (FSDP2's `fully_shard`, tensor parallelism).
+
+    The boundary between active and free channels is a shape, and a DTensor's shape is spread over
+    processes.
+
+    Raises:
+        ConfigError: naming the parameter.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
@@ -241,8 +248,8 @@ def refuse_sharded(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if isinstance(parameter, DTensor):
             raise ConfigError(
-                f"parameter {name!r} is a DTensor (fully_shard or distribute_module): pruning and "
-                "freezing change the shapes of parameters, which sharded ones can't follow. Every "
-                "process needs the whole network: Learner(..., distributed=True), or "
-                "torch.nn.parallel.DistributedDataParallel around it"
+                f"parameter {name!r}: expected a tensor, got a DTensor (fully_shard or "
+                "distribute_module). Pruning and freezing change the shapes of parameters, which "
+                "sharded ones can't follow; give every process the whole network, with "
+                "Learner(..., distributed=True) or torch.nn.parallel.DistributedDataParallel"
             )

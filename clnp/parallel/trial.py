@@ -1,4 +1,4 @@
-"""One trial: a call of a function in some process, what it tells meanwhile, how it ends."""
+"""A trial: one function call in some process, its events, and its outcome."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _listener: Callable[..., None] | None = None
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a trial has no result.
+    """Reason why a trial has no result.
 
     Attributes:
         text: one line.
-        traceback: of the worker, as text; "" where the worker died.
-        recurs: it would happen again, so the trial is not worth a second attempt.
+        traceback: traceback in the worker; "" if the worker died.
+        recurs: a second attempt would fail the same way.
     """
 
     text: str
@@ -32,7 +32,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Result:
-    """What a trial returned."""
+    """Return value of a trial."""
 
     value: Any
 
@@ -42,12 +42,12 @@ Outcome = Result | Failure
 
 @dataclass(frozen=True)
 class Numerics:
-    """What decides the last bits of torch's results in a process.
+    """Process-wide torch settings that affect the last bits of results.
 
     Attributes:
-        threads: of torch on the CPU.
-        precision: of `torch.set_float32_matmul_precision`.
-        deterministic: as `torch.use_deterministic_algorithms` was told.
+        threads: CPU threads of torch.
+        precision: value of `torch.get_float32_matmul_precision`.
+        deterministic: value of `torch.are_deterministic_algorithms_enabled`.
     """
 
     threads: int
@@ -55,8 +55,8 @@ class Numerics:
     deterministic: bool
 
     @classmethod
-    def here(cls, threads: int) -> Numerics:
-        """Those of this process, but for the threads."""
+    def current(cls, threads: int) -> Numerics:
+        """Return the settings of this process with another number of threads."""
         return cls(
             threads,
             torch.get_float32_matmul_precision(),
@@ -64,28 +64,29 @@ class Numerics:
         )
 
     def apply(self) -> None:
-        """Makes them those of this process."""
+        """Set them in this process."""
         torch.set_num_threads(self.threads)
         torch.set_float32_matmul_precision(self.precision)
-        # Setting it imports the compiler, which takes seconds.
+        # The setter imports the compiler, which takes seconds.
         if torch.are_deterministic_algorithms_enabled() != self.deterministic:
             torch.use_deterministic_algorithms(self.deterministic)
 
 
 def tell(*event: Any) -> None:
-    """Tells the process that started this trial how far it is: there `on_event(name of the trial,
-    *event)` is called. Outside a trial nothing happens.
+    """Send an event to the process that started this trial, for progress reports.
+
+    That process calls `on_event(name of the trial, *event)`. Outside a trial nothing happens.
 
     Arguments:
-        event: anything that pickle takes; small, for it travels at once.
+        event: picklable values; keep them small, they are sent at once.
     """
     if _listener is not None:
         _listener(*event)
 
 
 @contextlib.contextmanager
-def heard_by(listener: Callable[..., None]) -> Iterator[None]:
-    """Sends what `tell` is told to a listener."""
+def listening(listener: Callable[..., None]) -> Iterator[None]:
+    """Pass every event of `tell` to a listener inside."""
     global _listener
     before, _listener = _listener, listener
     try:
@@ -95,11 +96,11 @@ def heard_by(listener: Callable[..., None]) -> Iterator[None]:
 
 
 def attempt(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
-    """Calls a trial's function; an exception becomes a `Failure`."""
+    """Call a trial's function; convert an exception to a `Failure`."""
     try:
         return Result(function(*arguments))
     except Exception as error:
-        # Settings and data that the package refuses will be refused again; a disk may recover.
+        # Refused settings and data are refused again; an error of the disk may be temporary.
         refused = (
             isinstance(error, ClnpError)
             and isinstance(error, ValueError | TypeError)

@@ -1,4 +1,4 @@
-"""How many trials run at a time, and where; what happens to one that fails."""
+"""Scheduling of trials: workers, retries and failures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from ..errors import ConfigError, TrialError
 from .processes import Processes, Shared
-from .trial import Failure, Numerics, Outcome, Result, attempt, heard_by
+from .trial import Failure, Numerics, Outcome, Result, attempt, listening
 
 EXECUTORS = ("processes", "ray")
 ATTEMPTS = 2
@@ -21,31 +21,32 @@ OnEvent = Callable[..., None]
 
 
 class Executor(Protocol):
-    """Where trials run."""
+    """Interface of the places where trials run."""
 
     def start(self, name: str, function: Function, args: tuple[Any, ...], how: Numerics) -> None:
-        """Begins a trial. Raises ConfigError where it can't be sent."""
+        """Start a trial; raise ConfigError if it can't be sent."""
 
     def wait(self, on_event: OnEvent) -> list[tuple[str, Outcome]]:
-        """Waits a while for events and ends of trials."""
+        """Wait a while, pass events on, and return the finished trials."""
 
     def stop(self) -> None:
-        """Ends all trials at once."""
+        """End all trials at once."""
 
     def close(self) -> None:
-        """Gives everything back."""
+        """Release all resources."""
 
 
 class Workers:
-    """Workers for `Learner(workers=...)` and `fan_out`: they start when they are first needed, and
-    end with `close`, with the `with` block, or with this process, however that ends.
+    """Workers for `Learner(workers=...)` and `fan_out`.
+
+    They start at first use, and end with `close`, with the `with` block, or with this process.
 
     Arguments:
         count: trials at a time; 1 runs them in this process, one after the other.
-        executor: "processes" of this machine, or tasks on "ray" (`pip install "clnp[ray]"`), on the
-            cluster that `ray.init` found, else on this machine.
-        threads: CPU threads of torch in each worker; None divides those of this process. Results
-            are bit-identical to those of one process that has so many threads.
+        executor: "processes" on this machine, or tasks on "ray" (`pip install "clnp[ray]"`): on the
+            cluster of `ray.init`, or else on this machine.
+        threads: CPU threads of torch per worker; None divides those of this process. Results are
+            bit-identical to those of a single process with this number of threads.
 
     Raises:
         ConfigError: an argument out of range; Ray is not installed.
@@ -56,9 +57,9 @@ class Workers:
     ) -> None:
         for name, value in (("workers", count), ("threads", threads)):
             if value is not None and (type(value) is not int or value < 1):
-                raise ConfigError(f"{name}={value!r}: expected a whole number, at least 1")
+                raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r}")
         if executor not in EXECUTORS:
-            raise ConfigError(f"executor={executor!r}: expected one of {', '.join(EXECUTORS)}")
+            raise ConfigError(f"executor: expected {' or '.join(EXECUTORS)}, got {executor!r}")
         if executor == "ray":
             from .on_ray import import_ray
 
@@ -72,12 +73,12 @@ class Workers:
         trials: Mapping[str, tuple[Any, ...]],
         on_event: OnEvent = lambda *_: None,
     ) -> dict[str, Any]:
-        """As `fan_out`."""
+        """Run trials as `fan_out` does."""
         waiting, running = deque(trials), 0
         attempts: Counter[str] = Counter()
         results: dict[str, Any] = {}
         failures: dict[str, Failure] = {}
-        executor, how = self._started(), Numerics.here(self._threads())
+        executor, how = self._started(), Numerics.current(self._threads())
         try:
             while waiting or running:
                 while waiting and running < self.count:
@@ -104,11 +105,11 @@ class Workers:
         return results
 
     def shared(self, value: Any) -> Any:
-        """A value to send to many trials: its tensors are shared where that is possible."""
+        """Wrap a value that many trials receive, so that its CPU tensors are shared."""
         return Shared(value) if self.executor == "processes" and self.count > 1 else value
 
     def close(self) -> None:
-        """Ends the workers; the next `run` starts new ones."""
+        """End the workers; the next `run` starts new ones."""
         if self._executor is not None:
             self._executor.close()
             self._executor = None
@@ -132,7 +133,7 @@ class Workers:
     def _started(self) -> Executor:
         if self._executor is None:
             if self.count == 1 and self.executor == "processes":
-                self._executor = _Here()
+                self._executor = _InProcess()
             elif self.executor == "processes":
                 self._executor = Processes(self.count)
             else:
@@ -142,7 +143,7 @@ class Workers:
         return self._executor
 
 
-class _Here:
+class _InProcess:
     """Trials in this process, one at a time."""
 
     def __init__(self) -> None:
@@ -154,10 +155,10 @@ class _Here:
     def wait(self, on_event: OnEvent) -> list[tuple[str, Outcome]]:
         assert self.trial is not None
         name, function, args = self.trial
-        before = Numerics.here(torch.get_num_threads())
+        before = Numerics.current(torch.get_num_threads())
         self.how.apply()
         try:
-            with heard_by(lambda *event: on_event(name, *event)):
+            with listening(lambda *event: on_event(name, *event)):
                 return [(name, attempt(function, args))]
         finally:
             before.apply()
@@ -175,24 +176,24 @@ def fan_out(
     workers: int | Workers,
     on_event: OnEvent = lambda *_: None,
 ) -> dict[str, Any]:
-    """Calls a function once per trial, several at a time, each in a process of its own.
+    """Call a function once per trial, several at a time, each in its own process.
 
-    A trial that raises, or whose worker dies, is tried a second time, unless its arguments were
-    refused (ConfigError, DataError, ConvertError). The other trials run to their ends before
-    anything is raised.
+    A trial that raises, or whose worker dies, is run a second time, unless its arguments were
+    refused (ConfigError, DataError, ConvertError). All other trials finish before an error is
+    raised.
 
     Arguments:
-        function: importable (of a module, not a lambda). What it returns is sent back by pickle.
+        function: importable (defined in a module, not a lambda), with a picklable result.
         trials: name -> arguments.
-        workers: how many at a time, or `Workers`, which are kept for later calls.
-        on_event: called here with (name, *event) for everything that `clnp.parallel.tell(*event)`
-            is told in a trial, while it runs, and with (name, "on_retry", why).
+        workers: number of trials at a time, or `Workers` to keep for later calls.
+        on_event: called in this process with (name, *event) for each `clnp.parallel.tell(*event)`
+            of a trial while it runs, and with (name, "on_retry", reason).
 
     Returns:
         name -> result, in the order of `trials`.
 
     Raises:
-        TrialError: trials that failed, by name and error; its `results` are those of the others.
+        TrialError: some trials failed; its `results` holds those of the others.
         ConfigError: function or arguments can't be sent.
     """
     if isinstance(workers, Workers):

@@ -1,4 +1,4 @@
-"""The ranks of `torch.distributed`."""
+"""Ranks of the default process group of `torch.distributed`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .ranks import ALONE, Ranks
 
 
 def world() -> Ranks:
-    """All processes of `torch.distributed`.
+    """Return all processes of the default process group.
 
     Raises:
-        ConfigError: there is no process group.
+        ConfigError: `torch.distributed` is not initialized.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise ConfigError(
-            "distributed=True: torch.distributed has no process group; start the script with "
-            "torchrun and call torch.distributed.init_process_group() first"
+            "distributed=True: expected a process group of torch.distributed, got none; start the "
+            "script with torchrun and call torch.distributed.init_process_group() first"
         )
     return Ranks(dist.group.WORLD) if dist.get_world_size() > 1 else ALONE

@@ -1,4 +1,4 @@
-"""Figures from numbers: of one method, and of several side by side."""
+"""Figures drawn from numbers: of one method, and comparisons of several."""
 
 from .figures import (
     accuracy_heatmap,

@@ -1,4 +1,4 @@
-"""What the figures of `clnp.plots.figures` and `clnp.plots.methods` have in common."""
+"""Helpers shared by `clnp.plots.figures` and `clnp.plots.methods`."""
 
 from __future__ import annotations
 
@@ -11,32 +11,31 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Lines of plots with many of them: the rest of that palette, and black.
+# Colours of lines: the Okabe-Ito palette, and black.
 LINES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-# Panels side by side.
-MOST_COLUMNS = 5
+MOST_COLUMNS = 5  # panels in a row
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, drawn without a window."""
+    """Make an empty figure of a size in inches, without a window."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def plain(text: str) -> str:
-    """A name as it is: no formula between dollar signs."""
+    """Escape dollar signs, which matplotlib would read as formulas."""
     return text.replace("$", r"\$")
 
 
 def grid_of(panels: int) -> tuple[int, int]:
-    """(rows, columns) of so many panels."""
+    """Return (rows, columns) for a number of panels."""
     columns = min(panels, MOST_COLUMNS)
     return -(-panels // columns), columns
 
 
 def panels_of(figure: Figure, panels: int, sharey: bool = False) -> list[Axes]:
-    """That many axes in a grid; those of the last row that are left over are taken away."""
+    """Make a grid of axes, and remove unused ones in the last row."""
     axes = figure.subplots(*grid_of(panels), sharey=sharey, squeeze=False).ravel()
     for unused in axes[panels:]:
         unused.remove()
@@ -44,12 +43,12 @@ def panels_of(figure: Figure, panels: int, sharey: bool = False) -> list[Axes]:
 
 
 def line_styles() -> Iterator[tuple[str, str]]:
-    """Colours and styles of lines, all different for as long as eyes can tell."""
+    """Yield distinguishable pairs of colour and line style."""
     return ((colour, style) for style in ("o-", "s--", "^:") for colour in LINES)
 
 
 def ticks_for(numbers: range) -> tuple[list[int], list[str]]:
-    """Tick places and labels: every number, or every fifth where there are more than 15."""
+    """Return tick positions and labels: every number, or every fifth of more than 15."""
     ticks = [n for n in numbers if len(numbers) <= 15 or n % 5 == 0]
     return ticks, [str(n) for n in ticks]
 
@@ -57,9 +56,7 @@ def ticks_for(numbers: range) -> tuple[list[int], list[str]]:
 def line_with_band(
     axes: Axes, values: npt.NDArray[Any], label: str, colour: str, style: str
 ) -> None:
-    """The mean of values [S, T] over seeds against 1 to T, in a band of +- one standard deviation
-    where there are several seeds.
-    """
+    """Plot the mean of values [S, T] over S seeds, with a band of +- one standard deviation."""
     x = np.arange(1, values.shape[1] + 1)
     mean = values.mean(axis=0)
     axes.plot(x, mean, style, color=colour, ms=4, label=label)

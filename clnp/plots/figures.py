@@ -1,7 +1,7 @@
-"""Figures of a run, drawn from numbers only; no window, no global state.
+"""Figures of a run, drawn from numbers, without windows or global state.
 
-Each function returns a `matplotlib.figure.Figure`, `save` writes it as a PNG. Letters as in
-`clnp.metrics`.
+Each function returns a `matplotlib.figure.Figure`, and `save` writes it as a PNG. Symbols are those
+of `clnp.metrics`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..metrics import Capacity
 from .drawing import grid_of, line_with_band, new_figure, panels_of, plain, ticks_for
 
 DPI = 150
-# From the Okabe-Ito palette, which colour-blind readers can tell apart.
+# From the Okabe-Ito palette, which is safe for colour-blind readers.
 COLOURS = {"reused": "#0072B2", "idle": "#9AC7E0", "new": "#E69F00", "free": "#ECECEC"}
 LABELS = {
     "reused": "claimed earlier, used by this task",
@@ -33,21 +33,21 @@ LABELS = {
     "new": "claimed by this task",
     "free": "free",
 }
-# Above this many tasks the cells of a heat-map are too small for their numbers.
+# With more tasks, the cells of a heat-map are too small for numbers.
 MOST_NUMBERED = 30
 
 
 def accuracy_heatmap(R: npt.ArrayLike, title: str = "Test accuracy (%)") -> Figure:
-    """R as a heat-map: row = after learning task i, column = on task j, numbers in per cent.
+    """Draw R as a heat-map in per cent: row i is after task i, column j is on task j.
 
-    The colours span the accuracies that occur (at least 5 points), so that a small loss can be
-    seen.
+    Colours span the range of the accuracies, at least 5 points, so that small losses are visible.
 
     Arguments:
         R: [T, T], NaN above the diagonal.
+        title: title of the figure.
 
     Raises:
-        DataError: R is no accuracy matrix.
+        DataError: R isn't an accuracy matrix.
     """
     matrix = 100 * metrics.accuracy_matrix(R)
     tasks = len(matrix)
@@ -67,12 +67,13 @@ def accuracy_heatmap(R: npt.ArrayLike, title: str = "Test accuracy (%)") -> Figu
 def mean_accuracy(
     runs: Sequence[npt.ArrayLike], title: str = "Mean test accuracy after each task"
 ) -> Figure:
-    """Mean accuracy over the tasks so far, after each task; and the accuracy on the newest task
-    alone.
+    """Draw the mean accuracy over the tasks so far, and the accuracy on the newest task.
+
+    Several seeds give the mean and a band of +- one standard deviation.
 
     Arguments:
-        runs: one R [T, T] per seed, all with the same T. Several seeds: the mean, and a band of +-
-            one standard deviation.
+        runs: one R [T, T] per seed, all with the same T.
+        title: title of the figure.
 
     Raises:
         DataError: no run, or runs of different lengths.
@@ -80,7 +81,7 @@ def mean_accuracy(
     matrices = [metrics.accuracy_matrix(R) for R in runs]
     if not matrices or len({len(R) for R in matrices}) != 1:
         raise DataError(
-            f"runs: got lengths {[len(R) for R in matrices]}, wanted one or more of equal length"
+            f"runs: expected one or more of equal length, got lengths {[len(R) for R in matrices]}"
         )
     curves = {
         "mean over the tasks so far": np.stack([metrics.mean_accuracies(R) for R in matrices]),
@@ -98,7 +99,7 @@ def mean_accuracy(
     )
     axes.set_xticks(*ticks_for(range(1, tasks + 1)))
     low, high = axes.get_ylim()
-    # At least two points high, so that noise doesn't fill the figure; and no accuracies above 100.
+    # Show at least two points, so that noise doesn't fill the figure, and nothing above 100.
     pad = max(0.0, 2 - (high - low)) / 2
     axes.set_ylim(low - pad, min(high + pad, 100.2))
     axes.grid(alpha=0.3)
@@ -111,15 +112,17 @@ def inferred_accuracy(
     inferred: Sequence[Mapping[str, Mapping[str, Sequence[float | None]]]],
     title: str = "Mean test accuracy, the task given or not",
 ) -> Figure:
-    """Mean accuracy over the tasks so far, after each task: with the task given, and without it, by
-    each rule: task and label right, and label right.
+    """Draw the mean accuracy over the tasks so far, with the task given and with it inferred.
+
+    Each rule of inference has two lines: task and label correct, and label correct.
 
     Arguments:
         R: [T, T], with the task given.
         inferred: `TaskReport.inferred` of tasks 0, 1, ...
+        title: title of the figure.
 
     Raises:
-        DataError: R is no accuracy matrix.
+        DataError: R isn't an accuracy matrix.
     """
     given = metrics.mean_accuracies(R)
     means = [metrics.inferred_means(each) for each in inferred]
@@ -153,22 +156,22 @@ def inferred_accuracy(
 def capacity(
     runs: Sequence[Sequence[Capacity]], title: str = "Channels used, per layer and task"
 ) -> Figure:
-    """Stacked bars per layer: after each task the shares of channels that are reused, idle, new and
-    free.
+    """Draw stacked bars per layer: shares of reused, idle, new and free channels after each task.
 
-    The figure of Golkar et al. 2019, Fig. 3, with the channels that the task leaves unused shown
-    apart.
+    This is Golkar et al. 2019, Fig. 3, with idle channels (claimed earlier, not used) shown
+    separately.
 
     Arguments:
         runs: per seed, the capacities of tasks 0, 1, ... (see `clnp.metrics.capacity_table`);
             several seeds are averaged.
+        title: title of the figure.
 
     Raises:
         DataError: no run, no task, or runs of different lengths.
     """
     if not runs or not runs[0] or len({len(run) for run in runs}) != 1:
         raise DataError(
-            f"runs: got lengths {[len(run) for run in runs]}, wanted one or more of equal length"
+            f"runs: expected one or more of equal length, got lengths {[len(run) for run in runs]}"
         )
     groups = list(runs[0][0])
     tasks = len(runs[0])
@@ -199,16 +202,20 @@ def reuse(
     matrices: Mapping[str, npt.NDArray[Any]],
     title: str = "Channels a task uses, by the task that claimed them",
 ) -> Figure:
-    """Reuse matrices, one heat-map per layer: row i = task i uses them, column j = task j claimed
-    them.
+    """Draw reuse matrices, one heat-map per layer.
 
-    Colours are the share of task j's channels that task i uses, numbers the count of channels.
+    Entry (i, j) is the number of channels that task j claimed and task i uses. Colours are the
+    share of task j's channels.
 
     Arguments:
         matrices: {group: [T, T] counts} from `clnp.metrics.reuse_matrix`.
+        title: title of the figure.
+
+    Raises:
+        DataError: no group.
     """
     if not matrices:
-        raise DataError("matrices: is empty, wanted at least one group")
+        raise DataError("matrices: expected at least one group, got none")
     tasks = len(next(iter(matrices.values())))
     side = _side(tasks)
     rows, columns = grid_of(len(matrices))
@@ -236,12 +243,14 @@ def reuse(
 def training_curves(
     histories: Sequence[Sequence[Mapping[str, float]]], title: str = "Training curves"
 ) -> Figure:
-    """Loss, and training and validation accuracy, over the epochs of all tasks; vertical lines part
-    the tasks.
+    """Draw loss, training and validation accuracy over the epochs of all tasks.
+
+    Vertical lines separate the tasks.
 
     Arguments:
         histories: `TaskReport.history` of tasks 0, 1, ...: dicts with "epoch", "loss",
             "train_accuracy", "validation_accuracy".
+        title: title of the figure.
     """
     figure = new_figure(9, 5.5)
     above, below = figure.subplots(2, 1, sharex=True)
@@ -274,9 +283,9 @@ def training_curves(
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes the figure as a PNG at 150 dots per inch, whole or not at all. Raises OSError."""
+    """Write a figure as a PNG at 150 dots per inch, atomically. Raises OSError."""
     buffer = io.BytesIO()
-    # No software version in the file: the same numbers give the same bytes.
+    # Without the software version, the same numbers give the same bytes.
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     write_bytes(Path(path), buffer.getvalue())
 
@@ -299,8 +308,9 @@ def _number_cells(
     dark_below: float,
     shade: npt.NDArray[Any] | None = None,
 ) -> None:
-    """Writes each number into its cell, white on dark colours; `shade` (0 to 100, dark is high)
-    decides if given.
+    """Write each number into its cell, in white on dark colours.
+
+    A colour is dark if `shade` (0 to 100), or else minus the number, is high.
     """
     if len(matrix) > MOST_NUMBERED:
         return

@@ -1,4 +1,4 @@
-"""Figures that set methods side by side, drawn from numbers only; `clnp.plots.save` writes them."""
+"""Figures that compare methods, drawn from numbers; `clnp.plots.save` writes them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,21 @@ def mean_accuracies(
     methods: Mapping[str, Sequence[npt.ArrayLike]],
     title: str = "Mean test accuracy over the tasks so far",
 ) -> Figure:
-    """Mean accuracy over the tasks so far, after each task, a line per method; a band of +- one
-    standard deviation where there are several seeds.
+    """Draw the mean accuracy over the tasks so far, with a line per method.
+
+    Several seeds give a band of +- one standard deviation.
 
     Arguments:
         methods: name -> one R [T, T] per seed.
+        title: title of the figure.
 
     Raises:
-        DataError: no method, or one without a run.
+        DataError: no method, or a method without runs.
     """
     if not methods or not all(len(runs) for runs in methods.values()):
-        raise DataError("methods: got none, or one without a run; wanted a run or more of each")
+        raise DataError(
+            "methods: expected one or more methods with runs, got none, or one without runs"
+        )
     figure = new_figure(7, 4.4)
     axes = figure.add_subplot()
     tasks = 1
@@ -48,16 +52,17 @@ def mean_accuracies(
 def accuracy_against_cost(
     rows: Sequence[Mapping[str, Any]], title: str = "Accuracy at the end, and what training took"
 ) -> Figure:
-    """ACC of every run against its training operations and against its time, a colour per method.
+    """Draw ACC of every run against training operations and against time, a colour per method.
 
     Arguments:
-        rows: per method and seed {"method", "acc", "flops", "seconds"}.
+        rows: {"method", "acc", "flops", "seconds"} per method and seed.
+        title: title of the figure.
 
     Raises:
         DataError: no rows.
     """
     if not rows:
-        raise DataError("rows: is empty, wanted one per run")
+        raise DataError("rows: expected one per run, got none")
     figure = new_figure(9, 4.4)
     panels = figure.subplots(1, 2, sharey=True)
     names = list(dict.fromkeys(row["method"] for row in rows))
@@ -80,7 +85,7 @@ def accuracy_against_cost(
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """Logarithmic where the values span a power of ten, with as many ticks as there is room for."""
+    """Use a logarithmic axis if the values span more than a power of ten."""
     if 0 < 10 * min(values) < max(values):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

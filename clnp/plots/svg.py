@@ -1,4 +1,4 @@
-"""Figures as SVG images that follow the reader's light or dark colours."""
+"""Figures as SVG images that adapt to light and dark themes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-# Drawn as these colours, written as what follows the theme.
+# Colours in matplotlib -> colours in the file, which depend on the theme.
 INK = "#0a0b0c"
 THEMED = {
     INK: "currentColor",
@@ -35,7 +35,7 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
-    # Letters as outlines look the same everywhere; the salt makes ids depend on the content alone.
+    # Outlines of letters look the same everywhere; with a fixed salt, ids depend on content only.
     "svg.fonttype": "path",
     "svg.hashsalt": "clnp",
 }
@@ -47,9 +47,9 @@ class Picture:
     """An image for a page.
 
     Attributes:
-        source: a `data:` address that holds it whole.
+        source: `data:` address with the content.
         width, height: pixels.
-        alt: what it shows, in words.
+        alt: description in words.
     """
 
     source: str
@@ -59,8 +59,13 @@ class Picture:
 
 
 def picture(draw: Callable[[], Figure], alt: str) -> Picture:
-    """What `draw` draws, as an SVG with a transparent ground. A browser shows it as an image, so
-    nothing in it can run; the same numbers give the same bytes.
+    """Draw a figure as an SVG with a transparent background.
+
+    Browsers don't run scripts in images. The same numbers give the same bytes.
+
+    Arguments:
+        draw: makes the figure.
+        alt: description in words.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):

@@ -1,11 +1,13 @@
-"""How much every channel is used: its mean activity on a task (paper, Algorithm 1), and what that
-adds to the layers behind it.
+"""Mean activity of every channel on a task (paper, Algorithm 1), and its effect on the layers that
+read it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from clnp_kernels import ops
 from ..data.batches import batches, evaluation_batch
 from ..data.inputs import Split
 from ..errors import TrainingError
+from ..graph.graph import fuse_relu
 from ..graph.groups import Group
 from ..network.model import Model
 from ..parallel.ranks import current
@@ -43,7 +46,7 @@ def measure_activity(model: Model, split: Split, device: torch.device) -> dict[s
 
 
 def measure_contribution(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
-    """What every channel adds to the layers that read it: E|a| times the sum of the absolute
+    """Contribution of every channel to the layers that read it: E|a| times the sum of the absolute
     trainable weights by which they read it, summed over these layers. (The criterion of Wanda, Sun
     et al. 2023, arXiv:2306.11695, for whole channels and with the mean for the norm.)
 
@@ -79,13 +82,34 @@ def _all_channels(model: Model, group: Group, values: Tensor) -> Tensor:
 
 
 def read_activity(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
-    """E|a| of the channels that a layer reads: layer -> [channels] float64 on the CPU."""
+    """E|a| of the channels that a layer reads: layer -> [channels] float64 on the CPU.
+
+    A layer that computes what another one reads adds up its activity on the way; elsewhere (behind
+    pooling, sums and the like) it is reduced apart.
+    """
 
     def of(layer: str, x: Tensor) -> tuple[Tensor, int]:
         x, dim = channels_of(model, layer, x)
         return ops.channel_activity(x, dim=dim).double(), x.numel() // max(x.shape[dim], 1)
 
-    return _means(model, split, device, of)
+    return _means(model, split, device, of, _sources(model))
+
+
+def _readers(model: Model) -> list[str]:
+    return [name for group in model.groups.prunable for name in group.consumers]
+
+
+def _sources(model: Model) -> dict[str, str]:
+    """Reader -> masked layer or batch norm whose output it reads unchanged in evaluation mode."""
+    graph = fuse_relu(model.graph)
+    sources = {}
+    for reader in _readers(model):
+        node = graph[graph[reader].inputs[0]]
+        while node.op in ("identity", "dropout", "dropout2d"):
+            node = graph[node.inputs[0]]
+        if node.name in model.masked:
+            sources[reader] = node.name
+    return sources
 
 
 def _means(
@@ -93,36 +117,69 @@ def _means(
     split: Split,
     device: torch.device,
     of: Callable[[str, Tensor], tuple[Tensor, int]],
+    sources: dict[str, str],
 ) -> dict[str, Tensor]:
     """Means over a data set, in evaluation mode, of what the readers of prunable groups read. Ranks
     that share their work read a piece of it each.
 
     Arguments:
         of: (layer, its input) -> (sums, how many numbers were added up in each).
+        sources: reader -> layer whose own activity stands for `of` of its input.
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def watch(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            added, number = of(layer, args[0])
-            sums[layer] = sums.get(layer, 0) + added
-            counts[layer] = counts.get(layer, 0) + number
+    def add(layer: str, added: Tensor, number: int) -> None:
+        sums[layer] = sums.get(layer, 0) + added
+        counts[layer] = counts.get(layer, 0) + number
 
-        return hook
-
-    readers = [name for group in model.groups.prunable for name in group.consumers]
+    readers = _readers(model)
     if not readers:  # a network of a head alone
         return {}
-    handles = [model.net.get_submodule(n).register_forward_pre_hook(watch(n)) for n in readers]
-    try:
-        with evaluating(model):
-            for x, _ in batches(split, evaluation_batch(split), device, ranks=current()):
-                model.net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as stack, evaluating(model):
+        for name in readers:
+            if name not in sources:
+                stack.enter_context(_watched(model, name, of, add))
+        for source in dict.fromkeys(sources.values()):
+            served = [name for name in sources if sources[name] == source]
+            stack.enter_context(_measured(model, source, served, add))
+        for x, _ in batches(split, evaluation_batch(split), device, ranks=current()):
+            model.net(x)
     return _divided(sums, counts)
+
+
+@contextlib.contextmanager
+def _watched(
+    model: Model, reader: str, of: Callable[[str, Tensor], tuple[Tensor, int]], add: Any
+) -> Iterator[None]:
+    """Reduce the input of a reader whenever the network is called."""
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        add(reader, *of(reader, args[0]))
+
+    handle = model.net.get_submodule(reader).register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def _measured(model: Model, source: str, readers: list[str], add: Any) -> Iterator[None]:
+    """Let a layer add up its activity for its readers whenever the network is called."""
+    module = model.masked[source]
+
+    def forward(x: Tensor) -> Tensor:
+        y, sums = module.forward_with_activity(x)
+        for reader in readers:
+            add(reader, sums.double(), y.numel() // max(sums.numel(), 1))
+        return y
+
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 def _divided(sums: dict[str, Tensor], counts: dict[str, int]) -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clnp_kernels import torch_private as private
+
 from ..errors import ConfigError
 from .polytope import channel_vertex, vertex
 
@@ -43,18 +45,18 @@ def perturbed(parameters: Sequence[Tensor], rho: float) -> Iterator[Tensor]:
     with torch.no_grad():
         values = [p.detach() for p in moving]
         grads = [g for p in moving if (g := p.grad) is not None]
-        saved = list(torch._foreach_mul(values, 1.0)) if values else []
-        norms = torch._foreach_norm(grads) if grads else []
+        saved = list(private.foreach_mul(values, 1.0)) if values else []
+        norms = private.foreach_norm(grads) if grads else []
         norm = torch.stack(list(norms)).norm() if norms else torch.zeros(())
         if values:
             scale = torch.where(norm > 0, rho / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0.0)
-            torch._foreach_add_(values, torch._foreach_mul(grads, scale))
+            private.foreach_add_(values, private.foreach_mul(grads, scale))
     try:
         yield norm
     finally:
         with torch.no_grad():
             if values:
-                torch._foreach_copy_(values, saved)
+                private.foreach_copy_(values, saved)
 
 
 @contextlib.contextmanager
@@ -134,18 +136,18 @@ class FrankWolfe(torch.optim.Optimizer):
                 continue
             states = [self.state[p] for p in moving]
             m = [s["m"] for s in states]
-            torch._foreach_lerp_(m, [p.grad for p in moving], 1 - group["momentum"])
+            private.foreach_lerp_(m, [p.grad for p in moving], 1 - group["momentum"])
             oracle = VERTICES[group["kind"]]
             v = [
                 oracle(mi, _count(mi, group["k"], group["kind"]), float(s["tau"]))
                 for mi, s in zip(m, states, strict=True)
             ]
-            away = torch._foreach_norm(torch._foreach_sub(v, [p.detach() for p in moving]))
+            away = private.foreach_norm(private.foreach_sub(v, [p.detach() for p in moving]))
             eta = [
                 torch.clamp(group["lr"] * length / far.clamp_min(torch.finfo(far.dtype).tiny), 0, 1)
-                for length, far in zip(torch._foreach_norm(m), away, strict=True)
+                for length, far in zip(private.foreach_norm(m), away, strict=True)
             ]
-            torch._foreach_lerp_([p.detach() for p in moving], v, eta)
+            private.foreach_lerp_([p.detach() for p in moving], v, eta)
         return loss
 
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from .._checks import check_choice
 from ..errors import message
-from ..ops.masked_linear import ACTIVATIONS
+from ..ops._masked import ACTIVATIONS
+from ..reference.masked_conv2d import memory_format
 from ._replaced import replacement
-from ._state import format_of, take_shapes, wrong_dimensions
+from ._state import take_shapes, wrong_dimensions
 
 NAMES = ("active_weight", "active_bias", "free_weight", "free_bias")
 
@@ -57,9 +58,9 @@ class Masked(nn.Module):
         interference is dropped.
         """
         rows, columns = self.active_weight.shape[:2]
-        lies = format_of(weight)
-        self.active_weight = weight[:rows, :columns].clone(memory_format=lies)
-        free = weight[rows:].clone(memory_format=lies)
+        layout = memory_format(weight)
+        self.active_weight = weight[:rows, :columns].clone(memory_format=layout)
+        free = weight[rows:].clone(memory_format=layout)
         self.free_weight = nn.Parameter(free, requires_grad=weight.requires_grad)
         if bias is not None:
             self.active_bias = bias[:rows].clone()
@@ -211,12 +212,14 @@ class Masked(nn.Module):
             self.free_bias = replacement(self.free_bias, bias)
 
     def _zeros(self, rows: int, columns: int) -> Tensor:
-        """Weights that lie as those that are there do."""
+        """Zero weights in the memory format of the present ones."""
         like = self.free_weight
-        # an empty tensor does not tell how it lies
-        lies = format_of(like if like.numel() else self.active_weight)
+        # An empty tensor does not show its format.
+        layout = memory_format(like if like.numel() else self.active_weight)
         shape = (rows, columns, *like.shape[2:])
-        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=lies).zero_()
+        return torch.empty(
+            shape, dtype=like.dtype, device=like.device, memory_format=layout
+        ).zero_()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Take the boundaries of the state."""

@@ -42,18 +42,13 @@ def take_shapes(
 
 def _reshape(own: Tensor, shape: torch.Size) -> None:
     """Give a parameter or buffer another shape; it stays the tensor that an optimizer holds."""
-    dtype, lies = own.dtype, format_of(own)
+    dtype, layout = own.dtype, memory_format(own)
     own.grad = None
     # A graph that is still alive (of the last loss) keeps what autograd knows of the old shape;
     # only with another dtype does it look anew.
     other = torch.float32 if dtype == torch.float64 else torch.float64
     own.data = torch.empty(0, dtype=other, device=own.device)
-    own.data = torch.empty(shape, dtype=dtype, device=own.device, memory_format=lies)
-
-
-def format_of(tensor: Tensor) -> torch.memory_format:
-    """The memory format of weights or images; of other tensors the contiguous one."""
-    return memory_format(tensor) if tensor.ndim == 4 else torch.contiguous_format
+    own.data = torch.empty(shape, dtype=dtype, device=own.device, memory_format=layout)
 
 
 def wrong_dimensions(shapes: Mapping[str, list[int]], weight_ndim: int) -> str:

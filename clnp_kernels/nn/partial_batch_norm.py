@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .. import ops
 from .._checks import check_choice, check_number, check_tensor
 from ..errors import message
-from ..ops.masked_linear import ACTIVATIONS
+from ..ops._masked import ACTIVATIONS
 from ._masked import check_boundary, check_index
 from ._replaced import replacement
 from ._state import take_shapes, wrong_dimensions

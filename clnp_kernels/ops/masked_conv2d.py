@@ -6,16 +6,20 @@ output before the activation.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
 from .._checks import check_alike, check_choice, check_count, check_shape, check_tensor
 from .._register import call
 from ..errors import message
+from ..reference.masked_conv2d import masked_conv2d_fwd as reference_fwd
 from ..reference.masked_conv2d import output_size
-from . import _masked_conv2d  # noqa: F401  (registers the operators)
-from .masked_linear import ACTIVATIONS, _autocast, _check_dtypes
+from . import (
+    _masked,
+    _masked_conv2d,  # noqa: F401  (registers the operators)
+)
+from ._masked import ACTIVATIONS
 
 
 def masked_conv2d(
@@ -52,7 +56,7 @@ def masked_conv2d(
     active channels, which depend on frozen weights only, so nothing trainable lies behind them.
     ``full_input_grad=True`` computes the true gradient. Frozen weights and biases get no gradient.
 
-    The output lies in memory as ``x`` does: channels_last, or contiguous. Under ``torch.autocast``
+    The output has the memory format of ``x``: channels_last or contiguous. Under ``torch.autocast``
     the arguments are cast as those of ``torch.nn.functional.conv2d`` are.
 
     Arguments:
@@ -78,24 +82,15 @@ def masked_conv2d(
         ValueError: shapes or devices do not fit, one bias is missing, the activation is unknown, or
             a stride, padding or dilation is out of range.
     """
-    stride, padding, dilation = _pairs(stride, padding, dilation)
+    geometry = _pairs(stride, padding, dilation)
     check_tensor("x", x, 4)
-    tensors = _autocast(x, active_weight, free_weight, active_bias, free_bias)
-    x, active_weight, free_weight, active_bias, free_bias = tensors
-    y, sums = masked_conv2d_fwd(
-        x,
-        active_weight,
-        free_weight,
-        active_bias,
-        free_bias,
-        stride,
-        padding,
-        dilation,
-        depthwise,
-        activation,
-        activity,
-        full_input_grad,
-    )
+    tensors = _masked.autocast(x, active_weight, free_weight, active_bias, free_bias)
+    _check(tensors, geometry, depthwise, activation)
+    options = (*geometry, depthwise, activation, activity)
+    if full_input_grad:
+        y, sums = _masked.with_full_input_grad(reference_fwd, tensors, *options)
+    else:
+        y, sums = call("masked_conv2d_fwd", *tensors, *options)
     return (y, sums) if activity else y
 
 
@@ -111,7 +106,6 @@ def masked_conv2d_fwd(
     depthwise: bool,
     activation: str,
     activity: bool,
-    full_input_grad: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The operator of :func:`masked_conv2d`: y [B, O, H', W'] and activity [O] (or empty).
 
@@ -120,15 +114,10 @@ def masked_conv2d_fwd(
     Raises:
         TypeError, ValueError: as :func:`masked_conv2d`.
     """
-    check_choice("activation", activation, ACTIVATIONS)
     geometry = _pairs(stride, padding, dilation)
-    check_tensor("x", x, 4)
-    _check_weights(x, active_weight, free_weight, depthwise)
-    _check_biases(active_weight, free_weight, active_bias, free_bias)
-    _check_dtypes(x, active_weight, free_weight, active_bias, free_bias)
-    _check_fits(x, free_weight.shape[2:], geometry)
-    arguments = (x, active_weight, free_weight, active_bias, free_bias, *geometry, depthwise)
-    result = call("masked_conv2d_fwd", *arguments, activation, activity, full_input_grad)
+    tensors = (x, active_weight, free_weight, active_bias, free_bias)
+    _check(tensors, geometry, depthwise, activation)
+    result = call("masked_conv2d_fwd", *tensors, *geometry, depthwise, activation, activity)
     return cast(tuple[Tensor, Tensor], result)
 
 
@@ -144,61 +133,53 @@ def masked_conv2d_relu_grad(
         bias: compute the gradient of the bias.
 
     Returns:
-        [B, O - active, H', W'], which lies as ``y`` does: ``grad_y`` where ``y > 0``, else 0; and
-        its sum over batch and pixels, [O - active] (an empty tensor without ``bias``).
+        [B, O - active, H', W'] in the memory format of ``y``: ``grad_y`` where ``y > 0``, else 0;
+        and its sum over batch and pixels, [O - active] (an empty tensor without ``bias``).
 
     Raises:
         TypeError, ValueError: dtypes, devices or shapes do not fit.
     """
-    check_tensor("grad_y", grad_y, 4)
-    check_tensor("y", y, 4)
-    check_alike("y", y, "grad_y", grad_y)
-    check_shape("y", y, grad_y.shape, "[B, O, H', W']")
-    check_count("active", active, grad_y.shape[1], "outputs")
-    result = call("masked_conv2d_relu_grad", grad_y, y, active, bias)
-    return cast(tuple[Tensor, Tensor], result)
+    return _masked.relu_grad("masked_conv2d", "[B, O, H', W']", grad_y, y, active, bias)
 
 
 def masked_conv2d_dgrad(
     grad_z: Tensor,
     x: Tensor,
-    active_weight: Tensor,
     free_weight: Tensor,
+    active: int,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     depthwise: bool = False,
-    full_input_grad: bool = False,
 ) -> Tensor:
     """Gradient of the input.
 
     Arguments:
-        grad_z: [B, Of, H', W'], gradient of the free outputs before the activation; with
-            ``full_input_grad`` [B, O, H', W'], of all outputs.
-        x: [B, I, H, W], the input; only its shape and memory format are looked at.
-        active_weight: [Oa, Ia, K, K'], depthwise [Ca, 1, K, K'].
+        grad_z: [B, Of, H', W'], gradient of the free outputs before the activation.
+        x: [B, I, H, W], the input; only its shape and memory format are used.
         free_weight: [Of, I, K, K'], depthwise [Cf, 1, K, K'].
+        active: Ia (depthwise Ca), the inputs at the front that get no gradient.
         stride, padding, dilation: two numbers each.
         depthwise: one filter per channel.
-        full_input_grad: compute the gradient of the active inputs too.
 
     Returns:
-        [B, I, H, W], which lies as ``x`` does: zero for the active inputs, for the others the
+        [B, I, H, W] in the memory format of ``x``: zero for the active inputs, for the others the
         gradient that comes from the free outputs.
 
     Raises:
-        TypeError, ValueError: dtypes, devices or shapes do not fit.
+        TypeError, ValueError: dtypes, devices or shapes do not fit, or ``active`` is out of range.
     """
     geometry = _pairs(stride, padding, dilation)
     check_tensor("grad_z", grad_z, 4)
     check_tensor("x", x, 4)
-    _check_weights(x, active_weight, free_weight, depthwise)
-    for name, tensor in (("x", x), ("active_weight", active_weight), ("free_weight", free_weight)):
+    check_count("active", active, x.shape[1], "inputs")
+    _check_free_weight(free_weight, depthwise)
+    _check_channels(x, active + free_weight.shape[0] if depthwise else free_weight.shape[1])
+    for name, tensor in (("x", x), ("free_weight", free_weight)):
         check_alike(name, tensor, "grad_z", grad_z)
     _check_fits(x, free_weight.shape[2:], geometry)
-    outputs = free_weight.shape[0] + (active_weight.shape[0] if full_input_grad else 0)
-    _check_grad(grad_z, outputs, x, free_weight.shape[2:], geometry)
-    arguments = (grad_z, x, active_weight, free_weight, *geometry, depthwise, full_input_grad)
+    _check_grad(grad_z, free_weight.shape[0], x, free_weight.shape[2:], geometry)
+    arguments = (grad_z, x, free_weight, active, *geometry, depthwise)
     return cast(Tensor, call("masked_conv2d_dgrad", *arguments))
 
 
@@ -223,8 +204,8 @@ def masked_conv2d_wgrad(
         bias: compute the gradient of the bias.
 
     Returns:
-        [Of, I, K, K'] (depthwise [Cf, 1, K, K']), which lies as ``x`` does, and [Of] (an empty
-        tensor without ``bias``).
+        [Of, I, K, K'] (depthwise [Cf, 1, K, K']) in the memory format of ``x``, and [Of] (an
+        empty tensor without ``bias``).
 
     Raises:
         TypeError, ValueError: dtypes, devices or shapes do not fit.
@@ -267,48 +248,49 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
     return [*pair]
 
 
-def _check_weights(x: Tensor, active_weight: Tensor, free_weight: Tensor, depthwise: bool) -> None:
-    """Raise unless the weights fit together and to the channels of ``x``."""
+def _check(tensors: Sequence[Any], geometry: Geometry, depthwise: bool, activation: str) -> None:
+    """Raise unless all arguments fit together; tensors: x, weights and biases."""
+    x, active_weight, free_weight, *biases = tensors
+    check_choice("activation", activation, ACTIVATIONS)
+    check_tensor("x", x, 4)
     check_tensor("active_weight", active_weight, 4)
+    _check_free_weight(free_weight, depthwise)
+    if active_weight.shape[2:] != free_weight.shape[2:]:
+        wanted = f"kernel {list(free_weight.shape[2:])} like free_weight"
+        raise ValueError(message("active_weight.shape", list(active_weight.shape), wanted))
+    if depthwise:
+        _check_one_input("active_weight", active_weight)
+        channels = active_weight.shape[0] + free_weight.shape[0]
+    else:
+        channels = free_weight.shape[1]
+        if active_weight.shape[1] > channels:
+            wanted = f"at most {channels} inputs, the I of free_weight"
+            raise ValueError(message("active_weight.shape", list(active_weight.shape), wanted))
+    _check_channels(x, channels)
+    _masked.check_biases(active_weight, free_weight, *biases)
+    _masked.check_dtypes(*tensors)
+    _check_fits(x, free_weight.shape[2:], geometry)
+
+
+def _check_free_weight(free_weight: Tensor, depthwise: bool) -> None:
     check_tensor("free_weight", free_weight, 4)
     if free_weight.shape[2] < 1 or free_weight.shape[3] < 1:
         wanted = "a kernel of at least 1 x 1"
         raise ValueError(message("free_weight.shape", list(free_weight.shape), wanted))
-    if active_weight.shape[2:] != free_weight.shape[2:]:
-        wanted = f"kernel {list(free_weight.shape[2:])} like free_weight"
-        raise ValueError(message("active_weight.shape", list(active_weight.shape), wanted))
-    channels = x.shape[1]
     if depthwise:
-        for name, weight in (("active_weight", active_weight), ("free_weight", free_weight)):
-            if weight.shape[1] != 1:
-                wanted = "1 input for each depthwise filter"
-                raise ValueError(message(f"{name}.shape", list(weight.shape), wanted))
-        channels = active_weight.shape[0] + free_weight.shape[0]
-    elif active_weight.shape[1] > free_weight.shape[1]:
-        wanted = f"at most {free_weight.shape[1]} inputs, the I of free_weight"
-        raise ValueError(message("active_weight.shape", list(active_weight.shape), wanted))
-    else:
-        channels = free_weight.shape[1]
+        _check_one_input("free_weight", free_weight)
+
+
+def _check_one_input(name: str, weight: Tensor) -> None:
+    if weight.shape[1] != 1:
+        wanted = "1 input for each depthwise filter"
+        raise ValueError(message(f"{name}.shape", list(weight.shape), wanted))
+
+
+def _check_channels(x: Tensor, channels: int) -> None:
     if x.shape[1] != channels:
         wanted = f"[B, I, H, W] with I = {channels} of the weights"
         raise ValueError(message("x.shape", list(x.shape), wanted))
-
-
-def _check_biases(
-    active_weight: Tensor,
-    free_weight: Tensor,
-    active_bias: Tensor | None,
-    free_bias: Tensor | None,
-) -> None:
-    """Raise unless both biases fit or both are None."""
-    if (active_bias is None) != (free_bias is None):
-        missing = "active_bias" if active_bias is None else "free_bias"
-        raise ValueError(message(missing, None, "a tensor, as the other bias is one"))
-    if active_bias is not None and free_bias is not None:
-        check_tensor("active_bias", active_bias)
-        check_tensor("free_bias", free_bias)
-        check_shape("active_bias", active_bias, active_weight.shape[:1], "[Oa]")
-        check_shape("free_bias", free_bias, free_weight.shape[:1], "[Of]")
 
 
 def _check_fits(x: Tensor, kernel: Sequence[int], geometry: Geometry) -> None:

@@ -14,8 +14,7 @@ from .._register import call
 from ..errors import message
 from ..reference import partial_batch_norm as reference
 from ..reference.channel_activity import accumulator
-from ..reference.masked_conv2d import memory_format
-from .masked_linear import ACTIVATIONS
+from ._masked import ACTIVATIONS, empty
 
 
 def partial_batch_norm(
@@ -68,7 +67,7 @@ def partial_batch_norm(
         full_input_grad: compute the gradient of the active channels too.
 
     Returns:
-        y [B, C, H, W], which lies in memory as ``x`` does; with ``activity`` also [C], float32
+        y [B, C, H, W] in the memory format of ``x``; with ``activity`` also [C], float32
         (float64 for float64): the sum over batch and pixels of ``|y|``, without gradient.
 
     Raises:
@@ -81,9 +80,12 @@ def partial_batch_norm(
         raise ValueError(message("momentum", momentum, "a number from 0 to 1"))
     vectors = (active_mean, active_var, free_mean, free_var)
     affine = (active_weight, free_weight, active_bias, free_bias)
-    y, sums, mean, var = partial_batch_norm_fwd(
-        x, *vectors, *affine, training, eps, activation, activity, full_input_grad
-    )
+    options = (training, eps, activation, activity)
+    if full_input_grad:
+        _check_fwd(x, *vectors, *affine, training, eps, activation)
+        y, sums, mean, var = _with_full_input_grad(x, *vectors, *affine, *options)
+    else:
+        y, sums, mean, var = partial_batch_norm_fwd(x, *vectors, *affine, *options)
     if training and free_mean.numel() and x.numel():
         count = x.numel() // x.shape[1]
         with torch.no_grad():
@@ -106,7 +108,6 @@ def partial_batch_norm_fwd(
     eps: float,
     activation: str,
     activity: bool,
-    full_input_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator of :func:`partial_batch_norm`, which changes nothing in place.
 
@@ -117,19 +118,11 @@ def partial_batch_norm_fwd(
     Raises:
         TypeError, ValueError: as :func:`partial_batch_norm`.
     """
-    check_choice("activation", activation, ACTIVATIONS)
-    check_number("eps", eps)
-    check_tensor("x", x, 4)
     vectors = (active_mean, active_var, free_mean, free_var)
     affine = (active_weight, free_weight, active_bias, free_bias)
-    _check_vectors(x, *vectors, *affine)
-    values = x.shape[0] * x.shape[2] * x.shape[3]
-    if training and free_mean.numel() and values == 1:
-        wanted = "more than one value per free channel in training"
-        way_out = "use a larger batch; drop_last=True of a DataLoader leaves a last one of one out"
-        raise ValueError(message("x.shape", list(x.shape), wanted, way_out))
-    arguments = (x, *vectors, *affine, training, eps, activation, activity, full_input_grad)
-    result = call("partial_batch_norm_fwd", *arguments)
+    _check_fwd(x, *vectors, *affine, training, eps, activation)
+    options = (training, eps, activation, activity)
+    result = call("partial_batch_norm_fwd", x, *vectors, *affine, *options)
     return cast(tuple[Tensor, Tensor, Tensor, Tensor], result)
 
 
@@ -137,14 +130,11 @@ def partial_batch_norm_bwd(
     grad_y: Tensor,
     x: Tensor,
     y: Tensor | None,
-    active_var: Tensor,
     free_mean: Tensor,
     free_var: Tensor,
-    active_weight: Tensor | None,
     free_weight: Tensor | None,
     training: bool,
     eps: float,
-    full_input_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the input, the free weight and the free bias.
 
@@ -152,13 +142,13 @@ def partial_batch_norm_bwd(
         grad_y: [B, C, H, W], gradient of the output.
         x: [B, C, H, W], the input.
         y: [B, C, H, W], the output if it went through a ReLU, else None.
-        active_var: [Ca]; free_mean, free_var: [Cf], of the batch if ``training``.
-        active_weight, free_weight: [Ca] and [Cf], or None.
-        training, eps, full_input_grad: as in :func:`partial_batch_norm`.
+        free_mean, free_var: [Cf], of the batch if ``training``.
+        free_weight: [Cf] or None.
+        training, eps: as in :func:`partial_batch_norm`.
 
     Returns:
-        [B, C, H, W], which lies as ``x`` does, zero for active channels unless
-        ``full_input_grad``; [Cf] and [Cf], float32 or float64.
+        [B, C, H, W] in the memory format of ``x``, zero for active channels; [Cf] and [Cf], float32
+        or float64.
 
     Raises:
         TypeError, ValueError: dtypes, devices or shapes do not fit.
@@ -169,15 +159,33 @@ def partial_batch_norm_bwd(
         check_tensor(name, tensor, 4)
         check_alike(name, tensor, "x", x)
         check_shape(name, tensor, x.shape, "[B, C, H, W]")
-    vectors = (active_var, active_var, free_mean, free_var)
-    _check_vectors(x, *vectors, active_weight, free_weight, None, None)
-    arguments = (grad_y, x, y, active_var, free_mean, free_var, active_weight, free_weight)
-    result = call("partial_batch_norm_bwd", *arguments, training, eps, full_input_grad)
+    check_tensor("free_mean", free_mean, 1)
+    active = free_mean.new_empty(max(x.shape[1] - len(free_mean), 0))
+    weights = (None, None) if free_weight is None else (active, free_weight)
+    _check_vectors(x, active, active, free_mean, free_var, *weights, None, None)
+    arguments = (grad_y, x, y, free_mean, free_var, free_weight)
+    result = call("partial_batch_norm_bwd", *arguments, training, eps)
     return cast(tuple[Tensor, Tensor, Tensor], result)
 
 
 _STATISTICS = ("active_mean", "active_var", "free_mean", "free_var")
 _NAMES = (*_STATISTICS, "active_weight", "free_weight", "active_bias", "free_bias")
+
+
+def _check_fwd(
+    x: Tensor, active_mean: Tensor, active_var: Tensor, free_mean: Tensor, *rest: Any
+) -> None:
+    """Raise unless the arguments of the operator fit; ``rest`` are the others up to activation."""
+    *vectors, training, eps, activation = rest
+    check_choice("activation", activation, ACTIVATIONS)
+    check_number("eps", eps)
+    check_tensor("x", x, 4)
+    _check_vectors(x, active_mean, active_var, free_mean, *vectors)
+    values = x.shape[0] * x.shape[2] * x.shape[3]
+    if training and free_mean.numel() and values == 1:
+        wanted = "more than one value per free channel in training"
+        way_out = "use a larger batch; drop_last=True of a DataLoader leaves a last one of one out"
+        raise ValueError(message("x.shape", list(x.shape), wanted, way_out))
 
 
 def _check_vectors(x: Tensor, *vectors: Tensor | None) -> None:
@@ -209,10 +217,6 @@ def _check_vectors(x: Tensor, *vectors: Tensor | None) -> None:
         raise ValueError(message("x.shape", list(x.shape), wanted_x))
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-
-
 def _fake_fwd(
     x: Tensor,
     active_mean: Tensor,
@@ -227,52 +231,64 @@ def _fake_fwd(
     eps: float,
     activation: str,
     activity: bool,
-    full_input_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype, free = accumulator(x.dtype), free_mean.shape[0] if training else 0
     sums = x.new_empty(x.shape[1] if activity else 0, dtype=dtype)
-    return _like(x), sums, x.new_empty(free, dtype=dtype), x.new_empty(free, dtype=dtype)
+    return (
+        empty(x, x.shape[1]),
+        sums,
+        x.new_empty(free, dtype=dtype),
+        x.new_empty(free, dtype=dtype),
+    )
+
+
+def _with_full_input_grad(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Call the reference in plain PyTorch, of which autograd derives the gradient of all inputs.
+
+    Frozen tensors and all results but y have no gradient.
+    """
+    given = list(arguments)
+    for i in (0, 1, 2, 3, 4, 6):  # all vectors but the free weight and bias
+        given[i] = None if given[i] is None else given[i].detach()
+    y, sums, mean, var = reference.partial_batch_norm_fwd(x, *given)
+    return y, sums.detach(), mean.detach(), var.detach()
 
 
 def _setup_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, _, active_var, free_mean, free_var, active_weight, free_weight, _, _, *options = inputs
+    x, _, _, free_mean, free_var, _, free_weight, _, free_bias, *options = inputs
     y, sums, batch_mean, batch_var = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(sums, batch_mean, batch_var)
-    ctx.training, ctx.eps, activation, _, ctx.full = options
+    ctx.training, ctx.eps, activation, _ = options
     # The running statistics change in place after this, those of the batch do not.
     mean, var = (batch_mean, batch_var) if ctx.training else (free_mean, free_var)
-    ctx.dtypes = [None if t is None else t.dtype for t in (free_weight, inputs[8])]
-    rectified = y if activation == "relu" else None
-    ctx.save_for_backward(x, rectified, active_var, mean, var, active_weight, free_weight)
+    ctx.dtypes = [None if t is None else t.dtype for t in (free_weight, free_bias)]
+    ctx.save_for_backward(x, y if activation == "relu" else None, mean, var, free_weight)
 
 
 def _backward_fwd(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     """Gradients of x, free_weight and free_bias."""
     if grad_y is None:
-        return (None,) * 14
-    arguments = (grad_y, *ctx.saved_tensors, ctx.training, ctx.eps, ctx.full)
+        return (None,) * 13
+    arguments = (grad_y, *ctx.saved_tensors, ctx.training, ctx.eps)
     grad_x, *grads = call("partial_batch_norm_bwd", *arguments)
     pairs = zip(grads, ctx.dtypes, strict=True)
     weight, bias = (None if dtype is None else grad.to(dtype) for grad, dtype in pairs)
-    return grad_x, None, None, None, None, None, weight, None, bias, *(None,) * 5
+    return grad_x, None, None, None, None, None, weight, None, bias, *(None,) * 4
 
 
 def _fake_bwd(
     grad_y: Tensor,
     x: Tensor,
     y: Tensor | None,
-    active_var: Tensor,
     free_mean: Tensor,
     free_var: Tensor,
-    active_weight: Tensor | None,
     free_weight: Tensor | None,
     training: bool,
     eps: float,
-    full_input_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, free = accumulator(x.dtype), free_mean.shape[0]
-    return _like(x), x.new_empty(free, dtype=dtype), x.new_empty(free, dtype=dtype)
+    return empty(x, x.shape[1]), x.new_empty(free, dtype=dtype), x.new_empty(free, dtype=dtype)
 
 
 def _no_second_gradient(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
@@ -283,16 +299,15 @@ _register.define(
     "partial_batch_norm_fwd",
     "(Tensor x, Tensor active_mean, Tensor active_var, Tensor free_mean, Tensor free_var, "
     "Tensor? active_weight, Tensor? free_weight, Tensor? active_bias, Tensor? free_bias, "
-    "bool training, float eps, str activation, bool activity, bool full_input_grad) "
+    "bool training, float eps, str activation, bool activity) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     reference.partial_batch_norm_fwd,
     _fake_fwd,
 )
 _register.define(
     "partial_batch_norm_bwd",
-    "(Tensor grad_y, Tensor x, Tensor? y, Tensor active_var, Tensor free_mean, Tensor free_var, "
-    "Tensor? active_weight, Tensor? free_weight, bool training, float eps, bool full_input_grad) "
-    "-> (Tensor, Tensor, Tensor)",
+    "(Tensor grad_y, Tensor x, Tensor? y, Tensor free_mean, Tensor free_var, "
+    "Tensor? free_weight, bool training, float eps) -> (Tensor, Tensor, Tensor)",
     reference.partial_batch_norm_bwd,
     _fake_bwd,
 )

@@ -15,13 +15,14 @@ from .channel_activity import accumulator, channel_activity
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """How [B, C, H, W] lies: ``torch.channels_last`` or ``torch.contiguous_format``.
+    """Return ``torch.channels_last`` or ``torch.contiguous_format``, the latter for tensors that
+    are not [B, C, H, W].
 
-    As PyTorch decides it: by the order of the strides, so that a slice of channels lies like its
+    PyTorch's rule: the order of the strides decides, so a slice of channels has the format of its
     whole.
     """
     smallest = 0
-    if x.stride(1) == 0:
+    if x.ndim != 4 or x.stride(1) == 0:
         return torch.contiguous_format
     for dim in (1, 3, 2, 0):
         size, stride = x.shape[dim], x.stride(dim)
@@ -54,12 +55,12 @@ def convolve(
     dilation: Sequence[int],
     depthwise: bool,
 ) -> Tensor:
-    """The plain convolution [B, O, H', W'], which lies as ``x`` does."""
+    """The plain convolution [B, O, H', W'] in the memory format of ``x``."""
     outputs, kernel = weight.shape[0], weight.shape[2:]
     if x.numel() and outputs:
         format_x = memory_format(x)
         groups = x.shape[1] if depthwise else 1
-        # a weight in channels_last would decide how the output lies
+        # A weight in channels_last would decide the format of the output.
         weight = weight.contiguous(memory_format=format_x)
         y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
         return y.contiguous(memory_format=format_x)
@@ -117,7 +118,6 @@ def masked_conv2d_fwd(
     depthwise: bool,
     activation: str,
     activity: bool,
-    full_input_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """y [B, O, H', W'] and its activity [O] (an empty tensor unless asked for)."""
     geometry = (stride, padding, dilation, depthwise)
@@ -146,36 +146,20 @@ def masked_conv2d_relu_grad(
 
 
 def masked_conv2d_dgrad(
-    grad_z: Tensor,  # [B, Of, H', W'], or [B, O, H', W'] with full_input_grad
-    x: Tensor,  # [B, I, H, W]: only its shape and how it lies are looked at
-    active_weight: Tensor,  # [Oa, Ia, K, K'], depthwise [Ca, 1, K, K']
+    grad_z: Tensor,  # [B, Of, H', W']
+    x: Tensor,  # [B, I, H, W]: only its shape and memory format are used
     free_weight: Tensor,  # [Of, I, K, K'], depthwise [Cf, 1, K, K']
+    active: int,  # Ia, depthwise Ca
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     depthwise: bool,
-    full_input_grad: bool,
 ) -> Tensor:
-    """Gradient of the input, [B, I, H, W]: zero for active inputs unless ``full_input_grad``."""
-    geometry = (stride, padding, dilation, depthwise)
-    split = active_weight.shape[0] if depthwise else active_weight.shape[1]
-    sizes = x.shape[0], *x.shape[2:]
-
-    def part(grad: Tensor, weight: Tensor, channels: int) -> Tensor:
-        return input_gradient(grad, (sizes[0], channels, *sizes[1:]), weight, *geometry)
-
-    if full_input_grad:
-        active_grad = grad_z[:, : active_weight.shape[0]]
-        active = part(active_grad, active_weight, split)
-        grad_z = grad_z[:, active_weight.shape[0] :]
-    else:
-        active = x.new_zeros(sizes[0], split, *sizes[1:])
-    if depthwise or not full_input_grad:
-        weight = free_weight if depthwise else free_weight[:, split:]
-        grad_x = torch.cat([active, part(grad_z, weight, x.shape[1] - split)], 1)
-    else:
-        grad_x = part(grad_z, free_weight, x.shape[1])
-        grad_x[:, :split] += active
+    """Gradient of the input, [B, I, H, W]: zero for active inputs."""
+    weight = free_weight if depthwise else free_weight[:, active:]
+    shape = x[:, active:].shape
+    free = input_gradient(grad_z, shape, weight, stride, padding, dilation, depthwise)
+    grad_x = torch.cat([torch.zeros_like(x[:, :active]), free], 1)
     return grad_x.contiguous(memory_format=memory_format(x))
 
 

@@ -15,7 +15,6 @@ def masked_linear_fwd(
     free_bias: Tensor | None,  # [Of]
     activation: str,
     activity: bool,
-    full_input_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """y [B, O] and its activity [O] (an empty tensor unless asked for)."""
     active_in = active_weight.shape[1]
@@ -40,19 +39,13 @@ def masked_linear_relu_grad(
 
 
 def masked_linear_dgrad(
-    grad_z: Tensor,  # [B, Of], or [B, O] with full_input_grad
-    active_weight: Tensor,  # [Oa, Ia]
+    grad_z: Tensor,  # [B, Of]
     free_weight: Tensor,  # [Of, I]
-    full_input_grad: bool,
+    active: int,  # Ia
 ) -> Tensor:
-    """Gradient of the input, [B, I]: zero for active inputs unless ``full_input_grad``."""
-    active_out, active_in = active_weight.shape
-    if full_input_grad:
-        grad_x = grad_z[:, active_out:] @ free_weight
-        grad_x[:, :active_in] += grad_z[:, :active_out] @ active_weight
-        return grad_x
-    grad_free = grad_z @ free_weight[:, active_in:]
-    return torch.cat([grad_z.new_zeros(grad_z.shape[0], active_in), grad_free], dim=1)
+    """Gradient of the input, [B, I]: zero for active inputs."""
+    grad_free = grad_z @ free_weight[:, active:]
+    return torch.cat([grad_z.new_zeros(grad_z.shape[0], active), grad_free], dim=1)
 
 
 def masked_linear_wgrad(grad_z: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor]:

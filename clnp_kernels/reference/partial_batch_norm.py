@@ -25,7 +25,6 @@ def partial_batch_norm_fwd(
     eps: float,
     activation: str,
     activity: bool,
-    full_input_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y [B, C, H, W], activity [C] or empty, the free channels' batch mean and variance [Cf].
 
@@ -55,20 +54,16 @@ def partial_batch_norm_bwd(
     grad_y: Tensor,  # [B, C, H, W]
     x: Tensor,  # [B, C, H, W]
     y: Tensor | None,  # [B, C, H, W], the output, if it went through a ReLU
-    active_var: Tensor,  # [Ca]
     free_mean: Tensor,  # [Cf], of the batch if training
     free_var: Tensor,  # [Cf], of the batch if training
-    active_weight: Tensor | None,  # [Ca]
     free_weight: Tensor | None,  # [Cf]
     training: bool,
     eps: float,
-    full_input_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x [B, C, H, W] and of the free weight and bias [Cf].
-
-    That of x is zero for active channels unless ``full_input_grad``.
+    """Gradients of x [B, C, H, W], zero for active channels, and of the free weight and bias
+    [Cf].
     """
-    split, dtype = len(active_var), accumulator(x.dtype)
+    split, dtype = x.shape[1] - len(free_mean), accumulator(x.dtype)
     grad = grad_y.double()
     if y is not None:
         grad = grad.masked_fill(y <= 0, 0)
@@ -80,11 +75,6 @@ def partial_batch_norm_bwd(
         free = free - _column(grad_bias / count) - normal * _column(grad_weight / count)
     scale = invstd if free_weight is None else invstd * free_weight
     active = torch.zeros_like(grad[:, :split])
-    if full_input_grad:
-        active_scale = (active_var.double() + eps).rsqrt()
-        if active_weight is not None:
-            active_scale = active_scale * active_weight
-        active = grad[:, :split] * _column(active_scale)
     grad_x = torch.cat([active, free * _column(scale)], 1).to(x.dtype)
     grad_x = grad_x.contiguous(memory_format=memory_format(x))
     return grad_x, grad_weight.to(dtype), grad_bias.to(dtype)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import torch_private as private
 from ..reference.adam_l1 import gradient_l1
 
 FUSED = (torch.float32, torch.float64)  # in narrower ones the penalty would be rounded apart
@@ -67,21 +68,20 @@ def _fused(
     beta1, beta2, eps, weight_decay, maximize = numbers
     params, grads, firsts, seconds, steps = map(list, state)
     if grad_scale is not None:
-        grads = list(torch._foreach_div(grads, grad_scale))
+        grads = list(private.foreach_div(grads, grad_scale))
     if any(l1):
-        signs = torch._foreach_sign(params)
-        torch._foreach_mul_(signs, [-alpha if maximize else alpha for alpha in l1])
-        grads = list(torch._foreach_add(signs, grads))
-    torch._foreach_add_(steps, 1)
+        signs = private.foreach_sign(params)
+        private.foreach_mul_(signs, [-alpha if maximize else alpha for alpha in l1])
+        grads = list(private.foreach_add(signs, grads))
+    private.foreach_add_(steps, 1)
     if lr.is_cuda:
         lr = lr.float()  # the only dtype that it reads there
-    torch._fused_adam_(
-        params, grads, firsts, seconds, [], steps, amsgrad=False, lr=lr, beta1=beta1, beta2=beta2,
-        weight_decay=weight_decay, eps=eps, maximize=maximize, grad_scale=None,
-        found_inf=found_inf,
+    private.fused_adam_(
+        params, grads, firsts, seconds, steps, lr=lr, beta1=beta1, beta2=beta2,
+        weight_decay=weight_decay, eps=eps, maximize=maximize, found_inf=found_inf,
     )  # fmt: skip
     if found_inf is not None:
-        torch._foreach_sub_(steps, [found_inf.reshape(())] * len(steps))
+        private.foreach_sub_(steps, [found_inf.reshape(())] * len(steps))
 
 
 def _one(

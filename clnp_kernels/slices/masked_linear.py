@@ -31,7 +31,6 @@ def masked_linear_fwd(
     free_bias: Tensor | None,  # [Of]
     activation: str,
     activity: bool,
-    full_input_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """y [B, O] and its activity [O] (an empty tensor unless asked for)."""
     active_out, active_in = active_weight.shape
@@ -46,19 +45,13 @@ def masked_linear_fwd(
 
 
 def masked_linear_dgrad(
-    grad_z: Tensor,  # [B, Of], or [B, O] with full_input_grad
-    active_weight: Tensor,  # [Oa, Ia]
+    grad_z: Tensor,  # [B, Of]
     free_weight: Tensor,  # [Of, I]
-    full_input_grad: bool,
+    active: int,  # Ia
 ) -> Tensor:
-    """Gradient of the input, [B, I]: zero for active inputs unless ``full_input_grad``."""
-    active_out, active_in = active_weight.shape
+    """Gradient of the input, [B, I]: zero for active inputs."""
     grad_x = grad_z.new_empty(grad_z.shape[0], free_weight.shape[1])
     with torch.no_grad():
-        if full_input_grad:
-            _product(grad_x, grad_z[:, active_out:], free_weight)
-            grad_x[:, :active_in].addmm_(grad_z[:, :active_out], active_weight)
-        else:
-            grad_x[:, :active_in] = 0
-            _product(grad_x[:, active_in:], grad_z, free_weight[:, active_in:])
+        grad_x[:, :active] = 0
+        _product(grad_x[:, active:], grad_z, free_weight[:, active:])
     return grad_x

@@ -31,7 +31,6 @@ def partial_batch_norm_fwd(
     eps: float,
     activation: str,
     activity: bool,
-    full_input_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y [B, C, H, W], activity [C] or empty, the free channels' batch mean and variance [Cf]."""
     split, dtype = len(active_mean), accumulator(x.dtype)
@@ -71,30 +70,21 @@ def partial_batch_norm_bwd(
     grad_y: Tensor,  # [B, C, H, W]
     x: Tensor,  # [B, C, H, W]
     y: Tensor | None,  # [B, C, H, W], the output, if it went through a ReLU
-    active_var: Tensor,  # [Ca]
     free_mean: Tensor,  # [Cf], of the batch if training
     free_var: Tensor,  # [Cf], of the batch if training
-    active_weight: Tensor | None,  # [Ca]
     free_weight: Tensor | None,  # [Cf]
     training: bool,
     eps: float,
-    full_input_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x [B, C, H, W] and of the free weight and bias [Cf]."""
-    split, dtype = len(active_var), accumulator(x.dtype)
+    """Gradients of x [B, C, H, W], zero for active channels, and of the free weight and bias
+    [Cf].
+    """
+    split, dtype = x.shape[1] - len(free_mean), accumulator(x.dtype)
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-    start = 0 if full_input_grad else split
-    grad = grad_y[:, start:]
+    grad_x[:, :split] = 0
+    free, inner = grad_y[:, split:], x[:, split:]
     if y is not None:
-        grad = grad.masked_fill(y[:, start:] <= 0, 0)
-    active = grad[:, : split - start]
-    if full_input_grad and split:
-        scale = (active_var.to(dtype) + eps).rsqrt()
-        scale = scale if active_weight is None else scale * active_weight
-        grad_x[:, :split] = active * scale[:, None, None]
-    else:
-        grad_x[:, :split] = 0
-    free, inner = grad[:, split - start :], x[:, split:]
+        free = free.masked_fill(y[:, split:] <= 0, 0)
     if not inner.numel():
         zeros = x.new_zeros(len(free_mean), dtype=dtype)
         return grad_x, zeros, zeros.clone()

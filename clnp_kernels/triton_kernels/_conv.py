@@ -24,7 +24,7 @@ def gathered_product(
     base,  # [BM] int64, b * stride_b of each row
     h,  # [BM] the line that the first tap meets
     w,  # [BM] the column that it meets
-    there,  # [BM] whether the row exists
+    exists,  # [BM] whether the row exists
     height,
     width,
     taps_h,
@@ -49,7 +49,7 @@ def gathered_product(
         tap = step // blocks
         th, tw = tap // taps_w, tap % taps_w
         line, column = h + th * step_h, w + tw * step_w
-        seen = there & (line >= 0) & (line < height) & (column >= 0) & (column < width)
+        seen = exists & (line >= 0) & (line < height) & (column >= 0) & (column < width)
         k = (step % blocks) * BK + tl.arange(0, BK)
         inside = k < depth
         pixels = base + (line.to(tl.int64) * stride_h + column.to(tl.int64) * stride_w)
@@ -116,7 +116,7 @@ def fwd_kernel(
     tiles_n = tiles_free + tl.cdiv(Oa, BN)
     m, n = tile_of(tl.program_id(0), tl.cdiv(pixels, BM), tiles_n, GROUP)
     i = offsets_of(m, BM)
-    there = i < pixels
+    exists = i < pixels
     b, h, w = pixel_of(i, out_H, out_W, NARROW)
     base, h, w = b * x_b, h * S_H - P_H, w * S_W - P_W
     acc = tl.zeros((BM, BN), tl.float32)
@@ -124,7 +124,7 @@ def fwd_kernel(
     if n < tiles_free:
         j = offsets_of(n, BN)
         inside = j < Of
-        acc = gathered_product(acc, x, x_h, x_w, base, h, w, there, H, W, K_H, K_W, D_H, D_W,
+        acc = gathered_product(acc, x, x_h, x_w, base, h, w, exists, H, W, K_H, K_W, D_H, D_W,
                                free_weight, free_kh, free_kw, 1, free_o, j, Of, I,
                                PRECISION, WIDEN, BK)  # fmt: skip
         if BIAS:
@@ -133,7 +133,7 @@ def fwd_kernel(
     else:
         j = offsets_of(n - tiles_free, BN)
         inside = j < Oa
-        acc = gathered_product(acc, x, x_h, x_w, base, h, w, there, H, W, K_H, K_W, D_H, D_W,
+        acc = gathered_product(acc, x, x_h, x_w, base, h, w, exists, H, W, K_H, K_W, D_H, D_W,
                                active_weight, active_kh, active_kw, 1, active_o, j, Oa, Ia,
                                PRECISION, WIDEN, BK)  # fmt: skip
         if BIAS:
@@ -142,7 +142,7 @@ def fwd_kernel(
     if RELU:  # a NaN stays
         acc = tl.where(acc <= 0.0, 0.0, acc)
     value = acc.to(y.dtype.element_ty)
-    mask = there[:, None] & inside[None, :]
+    mask = exists[:, None] & inside[None, :]
     outputs = tl.full([], 0, tl.int64) + Oa + Of
     tl.store(y + (i[:, None] * outputs + column[None, :]), value, mask=mask)
     if ACTIVITY:
@@ -167,14 +167,12 @@ def first_tap(
 
 @triton.jit
 def dgrad_kernel(
-    grad_z,  # [B, Of, H', W']; FULL: [B, O, H', W']
-    active_weight,  # [Oa, Ia, K, K']
+    grad_z,  # [B, Of, H', W']
     free_weight,  # [Of, I, K, K']
     grad_x,  # [B * H * W, I], contiguous
     pixels,  # of a class
     Ia,
     I,  # noqa: E741
-    Oa,
     Of,
     H,
     W,
@@ -185,13 +183,9 @@ def dgrad_kernel(
     grad_b,
     grad_h,
     grad_w,
-    active_o,
-    active_kh,
-    active_kw,
     free_o,
     free_kh,
     free_kw,
-    FULL: tl.constexpr,
     NARROW: tl.constexpr,
     K_H: tl.constexpr,
     K_W: tl.constexpr,
@@ -222,39 +216,26 @@ def dgrad_kernel(
     i = offsets_of(m, BM)
     b, h, w = pixel_of(i, class_H, class_W, NARROW)
     line, place = h * S_H + rest_h, w * S_W + rest_w
-    there = (i < pixels) & (line < H) & (place < W)
+    exists = (i < pixels) & (line < H) & (place < W)
     base, h, w = b * grad_b, h + from_h, w + from_w
     step_h: tl.constexpr = -(STEP_H * D_H // S_H)
     step_w: tl.constexpr = -(STEP_W * D_W // S_W)
     acc = tl.zeros((BM, BN), tl.float32)
     zero = tl.full([], 0, tl.int64)
-    grad_free = grad_z
-    if FULL:
-        grad_free += zero + Oa
     free_at = free_weight + ((zero + kh) * free_kh + (zero + kw) * free_kw)
     if n < tiles_free:
         j = offsets_of(n, BN)
         inside = j < I - Ia
-        acc = gathered_product(acc, grad_free, grad_h, grad_w, base, h, w, there, out_H, out_W,
+        acc = gathered_product(acc, grad_z, grad_h, grad_w, base, h, w, exists, out_H, out_W,
                                taps_h, taps_w, step_h, step_w, free_at + (zero + Ia),
                                free_kh * STEP_H, free_kw * STEP_W, free_o, 1, j, I - Ia, Of,
                                PRECISION, WIDEN, BK)  # fmt: skip
         column = Ia + j
-    else:  # zero, unless FULL
+    else:  # zero
         j = offsets_of(n - tiles_free, BN)
         inside = j < Ia
-        if FULL:
-            active_at = active_weight + ((zero + kh) * active_kh + (zero + kw) * active_kw)
-            acc = gathered_product(acc, grad_free, grad_h, grad_w, base, h, w, there, out_H, out_W,
-                                   taps_h, taps_w, step_h, step_w, free_at, free_kh * STEP_H,
-                                   free_kw * STEP_W, free_o, 1, j, Ia, Of,
-                                   PRECISION, WIDEN, BK)  # fmt: skip
-            acc = gathered_product(acc, grad_z, grad_h, grad_w, base, h, w, there, out_H, out_W,
-                                   taps_h, taps_w, step_h, step_w, active_at, active_kh * STEP_H,
-                                   active_kw * STEP_W, active_o, 1, j, Ia, Oa,
-                                   PRECISION, WIDEN, BK)  # fmt: skip
         column = j
-    mask = there[:, None] & inside[None, :]
+    mask = exists[:, None] & inside[None, :]
     value = acc.to(grad_x.dtype.element_ty)
     at = (b * H + line) * W + place
     tl.store(grad_x + (at[:, None] * I + column[None, :]), value, mask=mask)
@@ -307,13 +288,13 @@ def wgrad_kernel(
     acc = tl.zeros((BM, BN), tl.float32)
     for block in range(part * blocks, part * blocks + blocks):
         k = block * tl.full([], BK, tl.int64) + tl.arange(0, BK)
-        there = k < pixels
+        exists = k < pixels
         b, h, w = pixel_of(k, out_H, out_W, NARROW)
         line, column = h * S_H + shift_h, w * S_W + shift_w
-        seen = there & (line >= 0) & (line < H) & (column >= 0) & (column < W)
+        seen = exists & (line >= 0) & (line < H) & (column >= 0) & (column < W)
         grads = b * grad_b + (h.to(tl.int64) * grad_h + w.to(tl.int64) * grad_w)
         left = tl.load(grad_z + (i[:, None] + grads[None, :]),
-                       mask=(i < Of)[:, None] & there[None, :], other=0.0)  # fmt: skip
+                       mask=(i < Of)[:, None] & exists[None, :], other=0.0)  # fmt: skip
         images = b * x_b + (line.to(tl.int64) * x_h + column.to(tl.int64) * x_w)
         right = tl.load(x + (images[:, None] + j[None, :]),
                         mask=seen[:, None] & (j < I)[None, :], other=0.0)  # fmt: skip

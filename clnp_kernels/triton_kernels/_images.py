@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def images_of(t: Tensor) -> Tensor:
-    """[B, C, H, W] whose channels lie side by side: itself, or a copy."""
+    """[B, C, H, W] whose channels are side by side in memory: itself, or a copy."""
     if t.stride(1) == 1 or t.shape[1] <= 1:
         return t
     return t.contiguous(memory_format=torch.channels_last)
@@ -24,10 +24,10 @@ def new_images(like: Tensor, batch: int, channels: int, size: Sequence[int]) -> 
     return like.new_empty(batch, *size, channels).permute(0, 3, 1, 2)
 
 
-def like_x(t: Tensor, lies: torch.memory_format) -> Tensor:
+def like_x(t: Tensor, layout: torch.memory_format) -> Tensor:
     """The images in a format; channels_last ones get the strides that PyTorch gives them."""
-    if lies != torch.channels_last:
+    if layout != torch.channels_last:
         return t.contiguous()
     channels, height, width = t.shape[1:]
     strides = (height * width * channels, 1, width * channels, channels)
-    return t.as_strided(t.shape, strides) if t.numel() else t.contiguous(memory_format=lies)
+    return t.as_strided(t.shape, strides) if t.numel() else t.contiguous(memory_format=layout)

@@ -14,8 +14,8 @@ def places(block, count, Q, NARROW: tl.constexpr, LENGTH: tl.constexpr):
     if NARROW:  # many divisions follow, and in 64 bits they are slow
         inner = inner.to(tl.int32)
     inner += tl.arange(0, LENGTH)
-    there = start + tl.arange(0, LENGTH) < count
-    return start // Q + inner // Q, (inner % Q).to(tl.int64), there
+    exists = start + tl.arange(0, LENGTH) < count
+    return start // Q + inner // Q, (inner % Q).to(tl.int64), exists
 
 
 @triton.jit
@@ -55,8 +55,8 @@ def sums_kernel(
         shift = tl.load(x + c * x_c, mask=inside, other=0.0).to(tl.float32)
     one, two = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
     for block in range(stripe * blocks, stripe * blocks + blocks):
-        p, q, there = places(block, count, Q, NARROW, LENGTH)
-        mask = there[:, None] & inside[None, :]
+        p, q, exists = places(block, count, Q, NARROW, LENGTH)
+        mask = exists[:, None] & inside[None, :]
         at = p[:, None] * x_p + q[:, None] * x_q + c[None, :] * x_c
         value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         distance = tl.where(mask, value - shift[None, :], 0.0)
@@ -180,8 +180,8 @@ def normal_kernel(
     shift = tl.load(offset + c, mask=inside, other=0.0)
     sums = tl.zeros((CHANNELS,), tl.float32)
     for block in range(stripe * blocks, stripe * blocks + blocks):
-        p, q, there = places(block, count, Q, NARROW, LENGTH)
-        mask = there[:, None] & inside[None, :]
+        p, q, exists = places(block, count, Q, NARROW, LENGTH)
+        mask = exists[:, None] & inside[None, :]
         at = p[:, None] * x_p + q[:, None] * x_q + c[None, :] * x_c
         value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         value = value * factor[None, :] + shift[None, :]
@@ -200,15 +200,12 @@ def normal_kernel(
 def backward_numbers_kernel(
     first,  # [stripes, Cf]: sums of the gradient
     second,  # [stripes, Cf]: sums of gradient * (x - mean)
-    active_var,  # [Ca]
     free_mean,  # [Cf]
     free_var,  # [Cf]
-    active_weight,  # [Ca]
     free_weight,  # [Cf]
     grad_weight,  # [Cf] float32
     grad_bias,  # [Cf] float32
-    numbers,  # [4, C] float32: scale, mean, slope, offset
-    Ca,
+    numbers,  # [4, Cf] float32: scale, mean, slope, offset
     Cf,
     stripes,
     count,
@@ -217,21 +214,16 @@ def backward_numbers_kernel(
     WEIGHT: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """grad_x = grad * scale + (x - mean) * slope + offset for each channel."""
-    c = offsets_of(tl.program_id(0), CHANNELS)
-    f = c - Ca
-    active, free = c < Ca, (c >= Ca) & (f < Cf)
-    var = tl.load(active_var + c, mask=active, other=1.0).to(tl.float64)
-    other = tl.load(free_var + f, mask=free, other=1.0).to(tl.float64)
-    invstd = 1.0 / tl.sqrt(tl.where(active, var, other) + eps)
+    """grad_x = grad * scale + (x - mean) * slope + offset for each free channel."""
+    f = offsets_of(tl.program_id(0), CHANNELS)
+    free = f < Cf
+    var = tl.load(free_var + f, mask=free, other=1.0).to(tl.float64)
+    invstd = 1.0 / tl.sqrt(var + eps)
     scale = invstd
     if WEIGHT:
-        weight = tl.load(active_weight + c, mask=active, other=0.0).to(tl.float64)
-        other = tl.load(free_weight + f, mask=free, other=0.0).to(tl.float64)
-        scale *= tl.where(active, weight, other)
-    inside = tl.where(free, f, Cf)
-    sum_grad = total(first, stripes, inside, Cf, CHANNELS)
-    sum_moment = total(second, stripes, inside, Cf, CHANNELS)
+        scale *= tl.load(free_weight + f, mask=free, other=0.0).to(tl.float64)
+    sum_grad = total(first, stripes, f, Cf, CHANNELS)
+    sum_moment = total(second, stripes, f, Cf, CHANNELS)
     tl.store(grad_bias + f, sum_grad.to(tl.float32), mask=free)
     tl.store(grad_weight + f, (sum_moment * invstd).to(tl.float32), mask=free)
     slope, offset = tl.zeros((CHANNELS,), tl.float64), tl.zeros((CHANNELS,), tl.float64)
@@ -239,11 +231,11 @@ def backward_numbers_kernel(
         slope = -scale * invstd * invstd * (sum_moment / count)
         offset = -scale * (sum_grad / count)
     mean = tl.load(free_mean + f, mask=free, other=0.0).to(tl.float32)
-    channels, known = tl.full([], 0, tl.int64) + Ca + Cf, active | free
-    tl.store(numbers + c, scale.to(tl.float32), mask=known)
-    tl.store(numbers + (channels + c), mean, mask=known)
-    tl.store(numbers + (channels * 2 + c), slope.to(tl.float32), mask=known)
-    tl.store(numbers + (channels * 3 + c), offset.to(tl.float32), mask=known)
+    row = tl.full([], 0, tl.int64) + Cf
+    tl.store(numbers + f, scale.to(tl.float32), mask=free)
+    tl.store(numbers + (row + f), mean, mask=free)
+    tl.store(numbers + (row * 2 + f), slope.to(tl.float32), mask=free)
+    tl.store(numbers + (row * 3 + f), offset.to(tl.float32), mask=free)
 
 
 @triton.jit
@@ -252,7 +244,7 @@ def slope_kernel(
     grad,  # [P, C, Q]
     y,  # [P, C, Q]; only with RELU
     grad_x,  # [P, C, Q]
-    numbers,  # [4, C]
+    numbers,  # [4, Cf]
     Ca,
     C,
     Q,
@@ -272,25 +264,23 @@ def slope_kernel(
     blocks,
     RELU: tl.constexpr,
     TRAINING: tl.constexpr,
-    FULL: tl.constexpr,
     NARROW: tl.constexpr,
     LENGTH: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Active channels are not read and get zero, unless FULL."""
+    """Active channels are not read and get zero."""
     stripe = tl.program_id(1)
     c = offsets_of(tl.program_id(0), CHANNELS)
     inside = c < C
     free = inside & (c >= Ca)
-    wanted = inside if FULL else free
-    channels = tl.full([], 0, tl.int64) + C
-    scale = tl.load(numbers + c, mask=wanted, other=0.0)
-    mean = tl.load(numbers + (channels + c), mask=free, other=0.0)
-    slope = tl.load(numbers + (channels * 2 + c), mask=free, other=0.0)
-    offset = tl.load(numbers + (channels * 3 + c), mask=free, other=0.0)
+    f, row = c - Ca, tl.full([], 0, tl.int64) + C - Ca
+    scale = tl.load(numbers + f, mask=free, other=0.0)
+    mean = tl.load(numbers + (row + f), mask=free, other=0.0)
+    slope = tl.load(numbers + (row * 2 + f), mask=free, other=0.0)
+    offset = tl.load(numbers + (row * 3 + f), mask=free, other=0.0)
     for block in range(stripe * blocks, stripe * blocks + blocks):
-        p, q, there = places(block, count, Q, NARROW, LENGTH)
-        read = there[:, None] & wanted[None, :]
+        p, q, exists = places(block, count, Q, NARROW, LENGTH)
+        read = exists[:, None] & free[None, :]
         at = p[:, None] * grad_p + q[:, None] * grad_q + c[None, :] * grad_c
         value = tl.load(grad + at, mask=read, other=0.0).to(tl.float32)
         if RELU:
@@ -299,10 +289,9 @@ def slope_kernel(
             value = tl.where(out <= 0.0, 0.0, value)
         value = value * scale[None, :]
         if TRAINING:
-            learns = there[:, None] & free[None, :]
             at = p[:, None] * x_p + q[:, None] * x_q + c[None, :] * x_c
-            near = tl.load(x + at, mask=learns, other=0.0).to(tl.float32) - mean[None, :]
-            value += tl.where(learns, near * slope[None, :] + offset[None, :], 0.0)
+            near = tl.load(x + at, mask=read, other=0.0).to(tl.float32) - mean[None, :]
+            value += tl.where(read, near * slope[None, :] + offset[None, :], 0.0)
         at = p[:, None] * out_p + q[:, None] * out_q + c[None, :] * out_c
         value = tl.where(read, value, 0.0).to(grad_x.dtype.element_ty)
-        tl.store(grad_x + at, value, mask=there[:, None] & inside[None, :])
+        tl.store(grad_x + at, value, mask=exists[:, None] & inside[None, :])

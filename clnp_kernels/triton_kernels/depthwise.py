@@ -70,14 +70,14 @@ def fwd_kernel(
 ):
     m = tl.program_id(0)
     i, c = offsets_of(m, BP), offsets_of(tl.program_id(1), BC)
-    there, inside = i < pixels, c < C
+    exists, inside = i < pixels, c < C
     b, h, w = pixel_of(i, out_H, out_W, NARROW)
     zero = tl.full([], 0, tl.int64)
     acc = tl.zeros((BP, BC), tl.float32)
     for tap in range(K_H * K_W):
         kh, kw = tap // K_W, tap % K_W
         line, column = h * S_H - P_H + kh * D_H, w * S_W - P_W + kw * D_W
-        seen = there & (line >= 0) & (line < H) & (column >= 0) & (column < W)
+        seen = exists & (line >= 0) & (line < H) & (column >= 0) & (column < W)
         at = b * x_b + (line.to(tl.int64) * x_h + column.to(tl.int64) * x_w)
         value = tl.load(x + (at[:, None] + c[None, :]), mask=seen[:, None] & inside[None, :],
                         other=0.0)  # fmt: skip
@@ -92,7 +92,7 @@ def fwd_kernel(
     if RELU:  # a NaN stays
         acc = tl.where(acc <= 0.0, 0.0, acc)
     value = acc.to(y.dtype.element_ty)
-    mask = there[:, None] & inside[None, :]
+    mask = exists[:, None] & inside[None, :]
     tl.store(y + (i[:, None] * C + c[None, :]), value, mask=mask)
     if ACTIVITY:
         sums = tl.sum(tl.where(mask, tl.abs(value.to(tl.float32)), 0.0), 0)
@@ -101,8 +101,7 @@ def fwd_kernel(
 
 @triton.jit
 def dgrad_kernel(
-    grad_z,  # [B, Cf, H', W']; FULL: [B, C, H', W']
-    active_weight,  # [Ca, 1, K, K']
+    grad_z,  # [B, Cf, H', W']
     free_weight,  # [Cf, 1, K, K']
     grad_x,  # [pixels, C], contiguous
     pixels,
@@ -115,13 +114,9 @@ def dgrad_kernel(
     grad_b,
     grad_h,
     grad_w,
-    active_o,
-    active_kh,
-    active_kw,
     free_o,
     free_kh,
     free_kw,
-    FULL: tl.constexpr,
     NARROW: tl.constexpr,
     K_H: tl.constexpr,
     K_W: tl.constexpr,
@@ -137,27 +132,25 @@ def dgrad_kernel(
     BC: tl.constexpr,
 ):
     i, c = offsets_of(tl.program_id(0), BP), offsets_of(tl.program_id(1), BC)
-    there, inside = i < pixels, c < C
+    exists, inside = i < pixels, c < C
     b, h, w = pixel_of(i, H, W, NARROW)
     zero = tl.full([], 0, tl.int64)
-    first = zero if FULL else zero + Ca  # channel of the first gradient
-    wanted = inside & (c >= first)
+    free = inside & (c >= Ca)
     acc = tl.zeros((BP, BC), tl.float32)
     for tap in range(K_H * K_W):
         kh, kw = tap // K_W, tap % K_W
         line, column = h + P_H - kh * D_H, w + P_W - kw * D_W
-        seen = there & (line >= 0) & (line % S_H == 0) & (line // S_H < out_H)
+        seen = exists & (line >= 0) & (line % S_H == 0) & (line // S_H < out_H)
         seen = seen & (column >= 0) & (column % S_W == 0) & (column // S_W < out_W)
         at = (line // S_H).to(tl.int64) * grad_h + (column // S_W).to(tl.int64) * grad_w
         at += b * grad_b
-        grad = tl.load(grad_z + (at[:, None] + (c - first)[None, :]),
-                       mask=seen[:, None] & wanted[None, :], other=0.0)  # fmt: skip
-        weight = tap_weights(active_weight, free_weight, c, Ca, C, zero + kh, zero + kw, active_o,
-                             active_kh, active_kw, free_o, free_kh, free_kw)  # fmt: skip
-        met = seen[:, None] & wanted[None, :]
+        met = seen[:, None] & free[None, :]
+        grad = tl.load(grad_z + (at[:, None] + (c - Ca)[None, :]), mask=met, other=0.0)
+        tap_at = (c - Ca) * free_o + ((zero + kh) * free_kh + (zero + kw) * free_kw)
+        weight = tl.load(free_weight + tap_at, mask=free, other=0.0).to(tl.float32)
         acc += tl.where(met, grad.to(tl.float32) * weight[None, :], 0.0)
     value = acc.to(grad_x.dtype.element_ty)
-    tl.store(grad_x + (i[:, None] * C + c[None, :]), value, mask=there[:, None] & inside[None, :])
+    tl.store(grad_x + (i[:, None] * C + c[None, :]), value, mask=exists[:, None] & inside[None, :])
 
 
 @triton.jit
@@ -223,10 +216,11 @@ def _common(images: Tensor, prefix: str, pixels: int) -> dict[str, Any]:
     }
 
 
-def _weights(active_weight: Tensor, free_weight: Tensor) -> dict[str, Any]:
-    found: dict[str, Any] = {"active_weight": active_weight, "free_weight": free_weight}
-    for name, t in (("active", active_weight), ("free", free_weight)):
-        found |= {f"{name}_o": t.stride(0), f"{name}_kh": t.stride(2), f"{name}_kw": t.stride(3)}
+def _weights(**weights: Tensor) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, t in weights.items():
+        found |= {f"{name}_weight": t, f"{name}_o": t.stride(0)}
+        found |= {f"{name}_kh": t.stride(2), f"{name}_kw": t.stride(3)}
     return found
 
 
@@ -247,7 +241,7 @@ def fwd(
     partial = x.new_empty(programs[0] if activity else 0, channels, dtype=torch.float32)
     arguments: dict[str, Any] = {
         "x": x,
-        **_weights(active_weight, free_weight),
+        **_weights(active=active_weight, free=free_weight),
         "active_bias": None if active_bias is None else active_bias.contiguous(),
         "free_bias": None if free_bias is None else free_bias.contiguous(),
         "y": y,
@@ -269,27 +263,24 @@ def fwd(
 
 
 def dgrad(
-    grad: Tensor,  # [B, Cf, H', W'], or [B, C, H', W'] with full
-    active_weight: Tensor,  # [Ca, 1, K, K']
+    grad: Tensor,  # [B, Cf, H', W']
     free_weight: Tensor,  # [Cf, 1, K, K']
     grad_x: Tensor,  # [B, C, H, W], dense in channels_last, is written
     geometry: dict[str, int],
-    full: bool,
 ) -> None:
-    """Fill ``grad_x``; active channels with zeros unless ``full``."""
+    """Fill ``grad_x``; active channels with zeros."""
     channels, pixels = grad_x.shape[1], grad_x.numel() // grad_x.shape[1]
     arguments: dict[str, Any] = {
         "grad_z": grad,
-        **_weights(active_weight, free_weight),
+        **_weights(free=free_weight),
         "grad_x": grad_x,
-        "Ca": active_weight.shape[0],
+        "Ca": channels - free_weight.shape[0],
         "C": channels,
         "H": grad_x.shape[2],
         "W": grad_x.shape[3],
         "out_H": grad.shape[2],
         "out_W": grad.shape[3],
         **_common(grad, "grad", pixels),
-        "FULL": full,
         **geometry,
     }
     programs = (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS))

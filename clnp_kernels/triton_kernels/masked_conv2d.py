@@ -1,7 +1,7 @@
 """``masked_conv2d`` in Triton: implicit matrix products on images in channels_last.
 
 A product's rows are pixels, its columns channels, and its sum goes over the taps of the kernel and
-the channels that a side of the frozen/free boundary has; as in ``masked_linear`` a tile lies on one
+the channels that a side of the frozen/free boundary has; as in ``masked_linear`` a tile is on one
 side. 1 x 1 kernels are ``masked_linear`` on the pixels. Images in planes are copied to
 channels_last and the result back. Depthwise: ``depthwise``.
 
@@ -74,30 +74,29 @@ def masked_conv2d_fwd(
     depthwise_: bool,
     activation: str,
     activity: bool,
-    full_input_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """y [B, O, H', W'] and its activity [O] (an empty tensor unless asked for)."""
-    kernel, lies = free_weight.shape[2:], memory_format(x)
+    kernel, layout = free_weight.shape[2:], memory_format(x)
     (active_out, active_in), (free_out, inputs) = active_weight.shape[:2], free_weight.shape[:2]
     outputs = active_out + free_out
     size = output_size(x, kernel, stride, padding, dilation)
     if _pointwise(kernel, stride, padding, depthwise_):
-        options = (activation, activity, full_input_grad)
         matrices = rows_of_images(x), active_weight.flatten(1), free_weight.flatten(1)
-        y, sums = linear.masked_linear_fwd(*matrices, active_bias, free_bias, *options)
-        return _as_images(y, x.shape[0], size).contiguous(memory_format=lies), sums
+        biases = active_bias, free_bias
+        y, sums = linear.masked_linear_fwd(*matrices, *biases, activation, activity)
+        return _as_images(y, x.shape[0], size).contiguous(memory_format=layout), sums
     y = new_images(x, x.shape[0], outputs, size)
     pixels = y.numel() // outputs if outputs else 0
     if pixels == 0:
         sums = x.new_zeros(outputs if activity else 0, dtype=torch.float32)
-        return like_x(y, lies), sums
+        return like_x(y, layout), sums
     x = images_of(x)
     geometry = _geometry(kernel, stride, padding, dilation)
     if depthwise_:
         biases = (active_bias, free_bias)
         sums = depthwise.fwd(x, active_weight, free_weight, *biases, y, geometry, activation,
                              activity)  # fmt: skip
-        return like_x(y, lies), sums
+        return like_x(y, layout), sums
     active, free = images_of(active_weight), images_of(free_weight)
     operands = (x, active, free) if active_out else (x, free)
     numbers = [inputs, active_in, *_strides("x", x).values(), *_weight("free", free).values()]
@@ -133,7 +132,7 @@ def masked_conv2d_fwd(
         **geometry,
     }
     _launch.launch(fwd_kernel, (tiles_m * tiles_n,), x, arguments | options_ | linear.GROUPS)
-    return like_x(y, lies), linear._sum(partial) if activity else partial.view(-1)
+    return like_x(y, layout), linear._sum(partial) if activity else partial.view(-1)
 
 
 def _as_images(rows: Tensor, batch: int, size: Sequence[int]) -> Tensor:
@@ -153,53 +152,46 @@ def masked_conv2d_relu_grad(
 
 
 def masked_conv2d_dgrad(
-    grad_z: Tensor,  # [B, Of, H', W'], or [B, O, H', W'] with full_input_grad
-    x: Tensor,  # [B, I, H, W]: only its shape and how it lies are looked at
-    active_weight: Tensor,  # [Oa, Ia, K, K'], depthwise [Ca, 1, K, K']
+    grad_z: Tensor,  # [B, Of, H', W']
+    x: Tensor,  # [B, I, H, W]: only its shape and memory format are used
     free_weight: Tensor,  # [Of, I, K, K'], depthwise [Cf, 1, K, K']
+    active: int,  # Ia, depthwise Ca
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     depthwise_: bool,
-    full_input_grad: bool,
 ) -> Tensor:
-    """Gradient of the input, [B, I, H, W]: zero for active inputs unless ``full_input_grad``."""
-    kernel, lies = free_weight.shape[2:], memory_format(x)
-    (active_out, active_in), (free_out, inputs) = active_weight.shape[:2], free_weight.shape[:2]
-    size = x.shape[2:]
+    """Gradient of the input, [B, I, H, W]: zero for active inputs."""
+    kernel, layout = free_weight.shape[2:], memory_format(x)
+    (free_out, inputs), size = free_weight.shape[:2], x.shape[2:]
     if _pointwise(kernel, stride, padding, depthwise_):
-        matrices = rows_of_images(grad_z), active_weight.flatten(1), free_weight.flatten(1)
-        rows = linear.masked_linear_dgrad(*matrices, full_input_grad)
-        return _as_images(rows, x.shape[0], size).contiguous(memory_format=lies)
+        matrices = rows_of_images(grad_z), free_weight.flatten(1)
+        rows = linear.masked_linear_dgrad(*matrices, active)
+        return _as_images(rows, x.shape[0], size).contiguous(memory_format=layout)
     grad_x = new_images(x, x.shape[0], x.shape[1], size)
     if grad_x.numel() == 0:
-        return like_x(grad_x, lies)
+        return like_x(grad_x, layout)
     grad = images_of(grad_z)
     geometry = _geometry(kernel, stride, padding, dilation)
     if depthwise_:
-        depthwise.dgrad(grad, active_weight, free_weight, grad_x, geometry, full_input_grad)
-        return like_x(grad_x, lies)
-    active, free = images_of(active_weight), images_of(free_weight)
-    reads_active = full_input_grad and active_out > 0
-    operands = (grad, active, free) if reads_active else (grad, free)
-    numbers = [inputs, active_in, free_out, *_strides("grad", grad).values()]
+        depthwise.dgrad(grad, free_weight, grad_x, geometry)
+        return like_x(grad_x, layout)
+    free = images_of(free_weight)
+    numbers = [inputs, active, free_out, *_strides("grad", grad).values()]
     numbers += _weight("free", free).values()
-    numbers += [*_weight("active", active).values(), active_out] if reads_active else []
     # classes of pixels: those that the same taps meet
     sizes = [triton.cdiv(n, s) for n, s in zip(size, stride, strict=True)]
     pixels = x.shape[0] * sizes[0] * sizes[1]
-    sides = (inputs - active_in, active_in if full_input_grad else 0)
-    options = _launch.tile_options(pixels, sides, operands, tuple(numbers), CONV)
-    tiles_n = sum(triton.cdiv(n, options["BN"]) for n in (active_in, inputs - active_in))
+    sides = (inputs - active, 0)
+    options = _launch.tile_options(pixels, sides, (grad, free), tuple(numbers), CONV)
+    tiles_n = sum(triton.cdiv(n, options["BN"]) for n in (active, inputs - active))
     arguments: dict[str, Any] = {
         "grad_z": grad,
-        "active_weight": active,
         "free_weight": free,
         "grad_x": grad_x,
         "pixels": pixels,
-        "Ia": active_in,
+        "Ia": active,
         "I": inputs,
-        "Oa": active_out,
         "Of": free_out,
         "H": size[0],
         "W": size[1],
@@ -208,15 +200,13 @@ def masked_conv2d_dgrad(
         "class_H": sizes[0],
         "class_W": sizes[1],
         **_strides("grad", grad),
-        **_weight("active", active),
         **_weight("free", free),
-        "FULL": full_input_grad,
         "NARROW": pixels < 1 << 30,
         **geometry,
     }
     programs = (triton.cdiv(pixels, options["BM"]) * tiles_n, stride[0] * stride[1])
     _launch.launch(dgrad_kernel, programs, grad, arguments | options | linear.GROUPS)
-    return like_x(grad_x, lies)
+    return like_x(grad_x, layout)
 
 
 def masked_conv2d_wgrad(
@@ -230,7 +220,7 @@ def masked_conv2d_wgrad(
     bias: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the free weight [Of, I, K, K'] ([Cf, 1, K, K']) and bias [Of] (or empty)."""
-    lies, (free_out, inputs) = memory_format(x), (grad_z.shape[1], x.shape[1])
+    layout, (free_out, inputs) = memory_format(x), (grad_z.shape[1], x.shape[1])
     columns = 1 if depthwise_ else inputs
     shape = (free_out, columns, *kernel)
     if bias:
@@ -240,12 +230,12 @@ def masked_conv2d_wgrad(
     if _pointwise(kernel, stride, padding, depthwise_):
         rows = rows_of_images(grad_z), rows_of_images(x)
         weight = linear.masked_linear_wgrad(*rows, False)[0]
-        return weight.view(shape).contiguous(memory_format=lies), grad_bias
+        return weight.view(shape).contiguous(memory_format=layout), grad_bias
     pixels = grad_z.shape[0] * grad_z.shape[2] * grad_z.shape[3]
     taps = kernel[0] * kernel[1]
     if pixels == 0 or free_out * columns == 0:
         zeros = torch.zeros(shape, dtype=x.dtype, device=x.device)
-        return zeros.contiguous(memory_format=lies), grad_bias
+        return zeros.contiguous(memory_format=layout), grad_bias
     grad, x = images_of(grad_z), images_of(x)
     geometry = _geometry(kernel, stride, padding, dilation)
     if depthwise_:
@@ -255,7 +245,7 @@ def masked_conv2d_wgrad(
     # [parts, taps, O, I] float32, added in a fixed order
     sums = partial[0] if partial.shape[0] == 1 else partial.sum(0)
     weight = sums.to(x.dtype).permute(1, 2, 0).reshape(shape)
-    return weight.contiguous(memory_format=lies), grad_bias
+    return weight.contiguous(memory_format=layout), grad_bias
 
 
 def _wgrad_parts(grad: Tensor, x: Tensor, taps: int, geometry: dict[str, int]) -> Tensor:

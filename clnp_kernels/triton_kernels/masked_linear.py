@@ -1,6 +1,6 @@
 """``masked_linear`` in Triton: each operator is one launch, sums of tiles apart.
 
-A tile of the result lies on one side of the frozen/free boundary, so the boundary need not be
+A tile of the result is on one side of the frozen/free boundary, so the boundary need not be
 aligned: the columns of each side are covered by tiles of their own, and each tile sums over the
 inputs that its side has. Tiles of the free side, which sum over more, come first.
 
@@ -116,19 +116,15 @@ def relu_grad_kernel(
 
 @triton.jit
 def dgrad_kernel(
-    grad_z,  # [B, Of]; FULL: [B, O]
-    active_weight,  # [Oa, Ia]
+    grad_z,  # [B, Of]
     free_weight,  # [Of, I]
     grad_x,  # [B, I], contiguous
     B,
     Ia,
     I,  # noqa: E741
-    Oa,
     Of,
     grad_stride,
-    active_stride,
     free_stride,
-    FULL: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BM: tl.constexpr,
@@ -141,23 +137,16 @@ def dgrad_kernel(
     m, n = tile_of(tl.program_id(0), tl.cdiv(B, BM), tiles_n, GROUP)
     i = offsets_of(m, BM)
     acc = tl.zeros((BM, BN), tl.float32)
-    grad_free, zero = grad_z, tl.full([], 0, tl.int64)
-    if FULL:
-        grad_free += zero + Oa
+    zero = tl.full([], 0, tl.int64)
     if n < tiles_free:
         j = offsets_of(n, BN)
         inside = j < I - Ia
-        acc = product(acc, grad_free, grad_stride, 1, free_weight + (zero + Ia), free_stride, 1, i,
+        acc = product(acc, grad_z, grad_stride, 1, free_weight + (zero + Ia), free_stride, 1, i,
                       j, B, I - Ia, Of, PRECISION, WIDEN, BK)  # fmt: skip
         column = Ia + j
-    else:  # zero, unless FULL
+    else:  # zero
         j = offsets_of(n - tiles_free, BN)
         inside = j < Ia
-        if FULL:
-            acc = product(acc, grad_free, grad_stride, 1, free_weight, free_stride, 1, i, j, B,
-                          Ia, Of, PRECISION, WIDEN, BK)  # fmt: skip
-            acc = product(acc, grad_z, grad_stride, 1, active_weight, active_stride, 1, i, j, B,
-                          Ia, Oa, PRECISION, WIDEN, BK)  # fmt: skip
         column = j
     mask = (i < B)[:, None] & inside[None, :]
     value = acc.to(grad_x.dtype.element_ty)
@@ -214,7 +203,6 @@ def masked_linear_fwd(
     free_bias: Tensor | None,  # [Of]
     activation: str,
     activity: bool,
-    full_input_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """y [B, O] and its activity [O] (an empty tensor unless asked for)."""
     rows, inputs = x.shape
@@ -288,37 +276,29 @@ def masked_linear_relu_grad(
 
 
 def masked_linear_dgrad(
-    grad_z: Tensor,  # [B, Of], or [B, O] with full_input_grad
-    active_weight: Tensor,  # [Oa, Ia]
+    grad_z: Tensor,  # [B, Of]
     free_weight: Tensor,  # [Of, I]
-    full_input_grad: bool,
+    active: int,  # Ia
 ) -> Tensor:
-    """Gradient of the input, [B, I]: zero for active inputs unless ``full_input_grad``."""
+    """Gradient of the input, [B, I]: zero for active inputs."""
     rows, (free_out, inputs) = grad_z.shape[0], free_weight.shape
-    active_out, active_in = active_weight.shape
     grad_x = grad_z.new_empty(rows, inputs)
     if rows == 0 or inputs == 0:
         return grad_x
-    grad, active, free = map(_launch.rows_of, (grad_z, active_weight, free_weight))
-    reads_active = full_input_grad and active_out > 0
-    operands = (grad, active, free) if reads_active else (grad, free)
-    sides = (inputs - active_in, active_in if full_input_grad else 0)
-    options = _launch.product_options(rows, sides, operands, (active_in, inputs, free_out))
-    tiles_n = sum(triton.cdiv(n, options["BN"]) for n in (active_in, inputs - active_in))
+    operands = grad, free = _launch.rows_of(grad_z), _launch.rows_of(free_weight)
+    sides = (inputs - active, 0)
+    options = _launch.product_options(rows, sides, operands, (active, inputs, free_out))
+    tiles_n = sum(triton.cdiv(n, options["BN"]) for n in (active, inputs - active))
     arguments: dict[str, Any] = {
         "grad_z": grad,
-        "active_weight": active,
         "free_weight": free,
         "grad_x": grad_x,
         "B": rows,
-        "Ia": active_in,
+        "Ia": active,
         "I": inputs,
-        "Oa": active_out,
         "Of": free_out,
         "grad_stride": grad.stride(0),
-        "active_stride": active.stride(0),
         "free_stride": free.stride(0),
-        "FULL": full_input_grad,
     }
     programs = (triton.cdiv(rows, options["BM"]) * tiles_n,)
     _launch.launch(dgrad_kernel, programs, grad, arguments | options | GROUPS)

@@ -89,18 +89,17 @@ def partial_batch_norm_fwd(
     eps: float,
     activation: str,
     activity: bool,
-    full_input_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y [B, C, H, W], activity [C] or empty, the free channels' batch mean and variance [Cf]."""
-    lies, channels, split, free = memory_format(x), x.shape[1], len(active_mean), len(free_mean)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=lies)
+    layout, channels, split, free = memory_format(x), x.shape[1], len(active_mean), len(free_mean)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
     nothing = float("nan") if x.numel() == 0 else 0.0
     mean = x.new_full((free if training else 0,), nothing, dtype=torch.float32)
     var = torch.empty_like(mean).copy_(mean)
     sums = x.new_zeros(channels if activity else 0, dtype=torch.float32)
     if x.numel() == 0:
         return y, sums, mean, var
-    planes = _planes(x, lies == torch.channels_last)
+    planes = _planes(x, layout == torch.channels_last)
     inner = planes[:, split:]
     parts = x.new_empty(0, free, dtype=torch.float32)
     first, second = _sums(inner, None, None, None) if training and free else (parts, parts)
@@ -139,7 +138,7 @@ def partial_batch_norm_fwd(
     programs: tuple[int, ...] = (triton.cdiv(channels, CHANNELS),)
     _launch.launch(forward_numbers_kernel, programs, x, arguments)
     programs, sizes = _grid(planes)
-    out = _planes(y, lies == torch.channels_last)
+    out = _planes(y, layout == torch.channels_last)
     partial = x.new_empty(programs[1] if activity else 0, channels, dtype=torch.float32)
     arguments = {
         "x": planes,
@@ -161,23 +160,23 @@ def partial_batch_norm_bwd(
     grad_y: Tensor,  # [B, C, H, W]
     x: Tensor,  # [B, C, H, W]
     y: Tensor | None,  # [B, C, H, W], the output, if it went through a ReLU
-    active_var: Tensor,  # [Ca]
     free_mean: Tensor,  # [Cf], of the batch if training
     free_var: Tensor,  # [Cf], of the batch if training
-    active_weight: Tensor | None,  # [Ca]
     free_weight: Tensor | None,  # [Cf]
     training: bool,
     eps: float,
-    full_input_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x [B, C, H, W] and of the free weight and bias [Cf]."""
-    lies, channels, split, free = memory_format(x), x.shape[1], len(active_var), len(free_mean)
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=lies)
+    """Gradients of x [B, C, H, W], zero for active channels, and of the free weight and bias
+    [Cf].
+    """
+    layout, channels, free = memory_format(x), x.shape[1], len(free_mean)
+    split = channels - free
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
     grad_weight = x.new_zeros(free, dtype=torch.float32)
     grad_bias = torch.zeros_like(grad_weight)
     if x.numel() == 0:
         return grad_x, grad_weight, grad_bias
-    last = lies == torch.channels_last
+    last = layout == torch.channels_last
     planes, grads = _planes(x, last), _planes(grad_y, last)
     outs = None if y is None else _planes(y, last)
     mean = free_mean.contiguous()
@@ -186,14 +185,8 @@ def partial_batch_norm_bwd(
     if free:
         inner = None if outs is None else outs[:, split:]
         first, second = _sums(planes[:, split:], grads[:, split:], inner, mean)
-    numbers = x.new_empty(4, channels, dtype=torch.float32)
-    vectors = {
-        "active_var": active_var,
-        "free_mean": mean,
-        "free_var": free_var,
-        "active_weight": active_weight,
-        "free_weight": free_weight,
-    }
+    numbers = x.new_empty(4, free, dtype=torch.float32)
+    vectors = {"free_mean": mean, "free_var": free_var, "free_weight": free_weight}
     arguments: dict[str, Any] = {
         "first": first,
         "second": second,
@@ -201,7 +194,6 @@ def partial_batch_norm_bwd(
         "grad_weight": grad_weight,
         "grad_bias": grad_bias,
         "numbers": numbers,
-        "Ca": split,
         "Cf": free,
         "stripes": first.shape[0],
         "count": planes.shape[0] * planes.shape[2],
@@ -210,8 +202,9 @@ def partial_batch_norm_bwd(
         "WEIGHT": free_weight is not None,
         "CHANNELS": CHANNELS,
     }
-    programs: tuple[int, ...] = (triton.cdiv(channels, CHANNELS),)
-    _launch.launch(backward_numbers_kernel, programs, x, arguments)
+    programs: tuple[int, ...] = (triton.cdiv(free, CHANNELS),)
+    if free:
+        _launch.launch(backward_numbers_kernel, programs, x, arguments)
     programs, sizes = _grid(planes)
     result = _planes(grad_x, last)
     arguments = {
@@ -228,7 +221,6 @@ def partial_batch_norm_bwd(
         **_strides("out", result),
         "RELU": outs is not None,
         "TRAINING": training,
-        "FULL": full_input_grad,
     }
     _launch.launch(slope_kernel, programs, x, arguments)
     return grad_x, grad_weight, grad_bias

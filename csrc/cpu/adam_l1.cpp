@@ -1,5 +1,4 @@
 // adam_l1: Adam with a coupled L1 subgradient, one pass over memory for all tensors.
-#include "../step.h"
 #include "multi_tensor.h"
 
 namespace clnp {
@@ -10,9 +9,7 @@ template <class T>
 CLNP_INLINE void adam(T* __restrict__ p, const T* __restrict__ g, T* __restrict__ m,
                       T* __restrict__ v, int64_t count, const AdamNumbers<double>& n) {
   using W = wide_t<T>;
-  const AdamNumbers<W> numbers = {
-      W(n.factor), W(n.decay),      W(n.l1), W(n.one_minus_beta1), W(n.beta2), W(n.one_minus_beta2),
-      W(n.rate),   W(n.correction), W(n.eps)};
+  const AdamNumbers<W> numbers = n.as<W>();
   for (int64_t i = 0; i < count; ++i) {
     W w = load(p[i]), first = load(m[i]), second = load(v[i]);
     adam_element(w, W(load(g[i])), first, second, numbers);
@@ -29,28 +26,10 @@ CLNP_INLINE void adam(T* __restrict__ p, const T* __restrict__ g, T* __restrict_
                            const AdamNumbers<double>& n) {              \
     adam(p, g, m, v, count, n);                                         \
   }
-CLNP_EVERY_ELEMENT(CLNP_FOR)
+CLNP_ELEMENT_TYPES(CLNP_FOR)
 #undef CLNP_FOR
 
 namespace {
-
-// Raise the step and derive the numbers from it.
-AdamNumbers<double> advance(AdamNumbers<double> numbers, const Tensor& step, double lr, double l1,
-                            double beta1) {
-  float* count = pointer<float>(step);
-  *count += 1;
-  numbers.l1 = l1;
-  numbers.rate = adam_rate(lr, beta1, *count);
-  numbers.correction = adam_correction(numbers.beta2, *count);
-  return numbers;
-}
-
-void check_steps(const std::vector<Tensor>& steps, size_t wanted) {
-  STD_TORCH_CHECK(steps.size() == wanted, "steps: got ", steps.size(), " tensors, wanted ", wanted);
-  for (const Tensor& step : steps)
-    STD_TORCH_CHECK(step.is_cpu() && step.numel() == 1 && step.scalar_type() == ScalarType::Float,
-                    "steps: wanted float32 tensors of one element on the CPU");
-}
 
 void adam_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> exp_avgs,
              std::vector<Tensor> exp_avg_sqs, std::vector<Tensor> steps, const Tensor& lr,
@@ -60,23 +39,17 @@ void adam_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<
   check_list("grads", grads, params);
   check_list("exp_avgs", exp_avgs, params);
   check_list("exp_avg_sqs", exp_avg_sqs, params);
-  check_steps(steps, params.size());
-  STD_TORCH_CHECK(l1.size() == params.size(), "l1: got ", l1.size(), " numbers, wanted ",
-                  params.size());
+  check_steps(steps, params);
+  check_numbers("l1", l1, params);
   if (is_set(found_inf)) return;
-  const double rate = scalar_of("lr", lr);
-  AdamNumbers<double> shared{};
-  shared.factor = gradient_factor(maximize, grad_scale);
-  shared.decay = weight_decay;
-  shared.one_minus_beta1 = 1 - beta1;
-  shared.beta2 = beta2;
-  shared.one_minus_beta2 = 1 - beta2;
-  shared.eps = eps;
+  const double rate = scalar_of("lr", lr), factor = gradient_factor(maximize, grad_scale);
   std::vector<AdamNumbers<double>> numbers;
   std::vector<Flat> p, g, m, v;
   for (size_t i = 0; i < params.size(); ++i) {
-    numbers.push_back(advance(shared, steps[i], rate, l1[i], beta1));
-    const bool alike = lie_alike({&params[i], &grads[i], &exp_avgs[i], &exp_avg_sqs[i]});
+    float* step = pointer<float>(steps[i]);
+    *step += 1;
+    numbers.push_back(adam_numbers(factor, weight_decay, l1[i], rate, beta1, beta2, eps, *step));
+    const bool alike = same_layout({params[i], grads[i], exp_avgs[i], exp_avg_sqs[i]});
     p.emplace_back(params[i], alike, true);
     g.emplace_back(grads[i], alike, false);
     m.emplace_back(exp_avgs[i], alike, true);

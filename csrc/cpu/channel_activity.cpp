@@ -1,31 +1,14 @@
 // channel_activity: sum of |x| over every dimension but one.
-#include <vector>
-
-#include "columns.h"
+#include "channels.h"
 
 namespace clnp {
-namespace {
 
-constexpr int64_t kLanes = 16;
-
-// Independent sums, so that the additions need not wait for each other.
-template <class T>
-CLNP_INLINE double abs_sum(const T* __restrict__ x, int64_t count) {
-  double lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += std::fabs(static_cast<double>(load(x[i + j])));
-  double sum = 0;
-  for (; i < count; ++i) sum += std::fabs(static_cast<double>(load(x[i])));
-  for (int64_t j = 0; j < kLanes; ++j) sum += lanes[j];
-  return sum;
-}
-
-}  // namespace
-
-#define CLNP_FOR(T) \
-  CLNP_CLONES double abs_sum_of(const T* x, int64_t count) { return abs_sum(x, count); }
-CLNP_EVERY_ELEMENT(CLNP_FOR)
+#define CLNP_FOR(T)                                                                              \
+  CLNP_CLONES double abs_sum_of(const T* x, int64_t count) {                                     \
+    return sum_run(                                                                              \
+        count, [=](int64_t i) __attribute__((always_inline)) { return std::fabs(load(x[i])); }); \
+  }
+CLNP_ELEMENT_TYPES(CLNP_FOR)
 #undef CLNP_FOR
 
 namespace {
@@ -37,7 +20,7 @@ Tensor permuted(const Tensor& x, int64_t dim) {
   return result;
 }
 
-// x [outer, channels, inner], contiguous: the channel's planes are summed as they lie.
+// x [outer, channels, inner], contiguous: the planes of each channel are summed in place.
 Tensor planes(const Tensor& x, int64_t outer, int64_t channels, int64_t inner) {
   Tensor result = torch::stable::new_empty(x, {channels}, sum_type(x.scalar_type()));
   visit(x.scalar_type(), [&](auto* null) {
@@ -59,14 +42,14 @@ Tensor planes(const Tensor& x, int64_t outer, int64_t channels, int64_t inner) {
 
 Tensor channel_activity(const Tensor& x, int64_t dim) {
   check_float("x", x);
-  STD_TORCH_CHECK(0 <= dim && dim < x.dim(), "dim: got ", dim, ", wanted 0 to ", x.dim() - 1);
+  STD_TORCH_CHECK(0 <= dim && dim < x.dim(), "dim: expected 0 to ", x.dim() - 1, ", got ", dim);
   const int64_t channels = x.size(dim);
   if (x.dim() == 2 && dim == 1)
     return column_sums(with_plain_rows(x), Term::kAbs, sum_type(x.scalar_type()));
   int64_t inner = 1, outer = 1;
   for (int64_t d = 0; d < x.dim(); ++d) (d < dim ? outer : inner) *= d == dim ? 1 : x.size(d);
   if (x.is_contiguous() && inner > 1) return planes(x, outer, channels, inner);
-  // Channels last, as they lie or after a copy.
+  // Channels last, after a copy where they are not.
   const Tensor rows = torch::stable::reshape(torch::stable::contiguous(permuted(x, dim)),
                                              {outer * inner, channels});
   return column_sums(rows, Term::kAbs, sum_type(x.scalar_type()));

@@ -39,10 +39,10 @@ Tensor new_images(const Tensor& like, int64_t batch, int64_t channels, int64_t h
 }
 
 void check_images(const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(t.dim() == 4, name, ".shape: got ", shape_text(t), ", wanted 4 dimensions");
+  STD_TORCH_CHECK(t.dim() == 4, name, ".shape: expected 4 dimensions, got ", shape_text(t));
 }
 
-Images::Images(const Tensor& x, bool last) : tensor(x), lie{last, 0, 0, 0} {
+Images::Images(const Tensor& x, bool last) : tensor(x), layout{last, 0, 0, 0} {
   // Dimensions of size 1 have any stride and say nothing.
   const int64_t height = x.size(2), width = x.size(3), channels = x.size(1), batch = x.size(0);
   const int64_t pixel = width > 1 ? x.stride(3) : x.stride(2);
@@ -53,11 +53,12 @@ Images::Images(const Tensor& x, bool last) : tensor(x), lie{last, 0, 0, 0} {
   if (x.numel() > 0 && !(even && flat && spaced)) {
     tensor = dense(x, last);
     const int64_t plane = height * width;
-    lie = last ? Lie{last, plane * channels, 1, channels} : Lie{last, plane * channels, plane, 1};
+    layout = last ? Layout{last, plane * channels, 1, channels}
+                  : Layout{last, plane * channels, plane, 1};
     return;
   }
   // Rows of one-pixel images are as far from each other as the images.
-  lie = {last, x.stride(0), last ? 1 : x.stride(1), last ? (one ? x.stride(0) : pixel) : 1};
+  layout = {last, x.stride(0), last ? 1 : x.stride(1), last ? (one ? x.stride(0) : pixel) : 1};
 }
 
 namespace {
@@ -116,12 +117,12 @@ CLNP_INLINE double join_plane(const T* from, T* to, int64_t count) {
     if (relu) return join_plane<true>(from, to, count);                                            \
     return join_plane<false>(from, to, count);                                                     \
   }
-CLNP_EVERY_ELEMENT(CLNP_FOR)
+CLNP_ELEMENT_TYPES(CLNP_FOR)
 #undef CLNP_FOR
 
 void sum_images(const Tensor& x, bool last, double* sums) {
   const Images images(x, last);
-  const Lie lie = images.lie;
+  const Layout layout = images.layout;
   const int64_t pixels = x.size(2) * x.size(3);
   visit(x.scalar_type(), [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
@@ -129,17 +130,17 @@ void sum_images(const Tensor& x, bool last, double* sums) {
     sum_channels(
         last, x.size(0), x.size(1), pixels, sums,
         [&](int64_t r, int64_t rows, int64_t c, int64_t columns, double* part) {
-          value_rows_of(data + r * lie.pixel + c, lie.pixel, rows, columns, part);
+          value_rows_of(data + r * layout.pixel + c, layout.pixel, rows, columns, part);
         },
         [&](int64_t i, int64_t c) {
-          return value_run_of(data + i * lie.image + c * lie.channel, pixels);
+          return value_run_of(data + i * layout.image + c * layout.channel, pixels);
         });
   });
 }
 
 void join_images(const Tensor& from, const Tensor& to, bool relu, bool last, double* sums) {
   const Images source(from, last), target(to, last);
-  const Lie s = source.lie, t = target.lie;
+  const Layout s = source.layout, t = target.layout;
   visit(to.scalar_type(), [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
     const T* a = const_pointer<T>(source.tensor);

@@ -9,14 +9,14 @@
 
 namespace clnp {
 
-// Whether images lie in channels_last, as PyTorch decides it: by the order of the strides, so that
-// a slice of channels lies like its whole.
+// Whether images are in channels_last. PyTorch's rule: the order of the strides decides, so a slice
+// of channels has the format of its whole.
 bool is_channels_last(const Tensor& x);
 
-// x itself or a copy that lies densely in this format.
+// x itself, or a dense copy in this format.
 Tensor dense(const Tensor& x, bool last);
 
-// New images that lie like `like`'s format says, not initialised.
+// New images in channels_last or in planes, not initialised.
 Tensor new_images(const Tensor& like, int64_t batch, int64_t channels, int64_t height,
                   int64_t width, bool last);
 
@@ -24,16 +24,16 @@ void check_images(const char* name, const Tensor& t);
 
 // Distances in elements: from image to image, from channel to channel and from pixel to pixel. One
 // of the last two is 1.
-struct Lie {
+struct Layout {
   bool last;
   int64_t image, channel, pixel;
 };
 
-// The same data as x, or as a copy of it, and how it lies: its pixels are evenly spaced.
+// x or a copy of it, with evenly spaced pixels, and its layout.
 struct Images {
   Images(const Tensor& x, bool last);
   Tensor tensor;
-  Lie lie;
+  Layout layout;
 };
 
 // sum over i of term(i) by independent sums, so that the additions need not wait for each other

@@ -35,6 +35,17 @@ CLNP_INLINE void sum_terms(T* __restrict__ x, int64_t rows, int64_t columns, int
 }
 
 template <class T>
+CLNP_INLINE void open_rows(const T* __restrict__ grad, const T* __restrict__ y, T* __restrict__ out,
+                           RowStrides strides, int64_t rows, int64_t columns, double* sums) {
+  sum_piece<wide_t<T>>(
+      rows, columns, sums, [=](int64_t r, int64_t c) __attribute__((always_inline)) {
+        const wide_t<T> value = opened<true>(grad + r * strides.grad + c, y + r * strides.y + c);
+        store(out + r * strides.out + c, value);
+        return value;
+      });
+}
+
+template <class T>
 CLNP_INLINE void relu_run(T* x, int64_t count) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) rectify(x + i);
@@ -47,8 +58,12 @@ CLNP_INLINE void relu_run(T* x, int64_t count) {
                                 double* sums) {                                                 \
     sum_terms(x, rows, columns, stride, term, sums);                                            \
   }                                                                                             \
+  CLNP_CLONES void open_rows_of(const T* grad, const T* y, T* out, RowStrides strides,          \
+                                int64_t rows, int64_t columns, double* sums) {                  \
+    open_rows(grad, y, out, strides, rows, columns, sums);                                      \
+  }                                                                                             \
   CLNP_CLONES void relu_run_of(T* x, int64_t count) { relu_run(x, count); }
-CLNP_EVERY_ELEMENT(CLNP_FOR)
+CLNP_ELEMENT_TYPES(CLNP_FOR)
 #undef CLNP_FOR
 
 Tensor column_sums(const Tensor& x, Term term, ScalarType type) {

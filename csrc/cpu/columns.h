@@ -65,10 +65,33 @@ void sum_pieces(int64_t rows, int64_t columns, double* sums, const F& piece) {
     for (int64_t c = 0; c < columns; ++c) sums[c] += partial[d * columns + c];
 }
 
+// Gradient before a ReLU. The gradient is read in any case: of a read under a condition GCC 12
+// makes wrong code for float64 and AVX-512. kRelu is a template argument because loops over
+// bfloat16 that ask at run time do not vectorise.
+template <bool kRelu, class T>
+CLNP_INLINE wide_t<T> opened(const T* grad, const T* y) {
+  const wide_t<T> given = load(*grad);
+  if constexpr (!kRelu) return given;
+  const wide_t<T> value = load(*y);
+  return value <= 0 ? wide_t<T>(0) : given;
+}
+
+// Distances between the rows of three matrices.
+struct RowStrides {
+  int64_t grad, y, out;
+};
+
+// out = the gradient before the ReLU; sums over the rows.
+#define CLNP_FOR(T)                                                                      \
+  void open_rows_of(const T* grad, const T* y, T* out, RowStrides strides, int64_t rows, \
+                    int64_t columns, double* sums);
+CLNP_ELEMENT_TYPES(CLNP_FOR)
+#undef CLNP_FOR
+
 enum class Term { kValue, kAbs, kReluAbs };
 
-// Sums over the rows of x [rows, columns], whose rows are plain, as a tensor [columns] of `type`:
-// of its values, of their absolute values, or of these after a ReLU in place.
+// Sums over the rows of x [rows, columns], a matrix with plain rows, as a tensor [columns] of
+// `type`: of its values, of their absolute values, or of these after a ReLU in place.
 Tensor column_sums(const Tensor& x, Term term, ScalarType type);
 
 // The sums as a tensor of `type` on the device of `like`.

@@ -73,7 +73,7 @@ CLNP_INLINE void drop_groups(const T* x, T* y, int64_t begin, int64_t end, int64
                                   const Numbers& n) {                                          \
     drop_groups(x, y, begin, end, count, n);                                                   \
   }
-CLNP_EVERY_ELEMENT(CLNP_FOR)
+CLNP_ELEMENT_TYPES(CLNP_FOR)
 #undef CLNP_FOR
 
 namespace {
@@ -81,8 +81,8 @@ namespace {
 Tensor dropout(const Tensor& x, const Tensor& seed, double p) {
   check_float("x", x);
   STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.is_cpu() && seed.numel() == 1,
-                  "seed: wanted one int64 on the CPU");
-  STD_TORCH_CHECK(0 <= p && p < 1, "p: got ", p, ", wanted 0 <= p < 1");
+                  "seed: expected one int64 on the CPU");
+  STD_TORCH_CHECK(0 <= p && p < 1, "p: expected 0 <= p < 1, got ", p);
   const Tensor input = x.is_contiguous() ? x : torch::stable::contiguous(x);
   Tensor result = torch::stable::empty_like(input);
   const double parts = 65536;

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "../checks.h"
+#include "../step.h"
 
 // One body, compiled for AVX-512, AVX2 and the baseline; the dynamic loader picks one. Without
 // -march=native the library runs on every x86-64 machine, and this keeps it fast.
@@ -21,8 +22,8 @@
 // Bodies must be inlined into the clones, or they stay code for the baseline.
 #define CLNP_INLINE inline __attribute__((always_inline))
 
-// M(T) for every element type that an operator takes.
-#define CLNP_EVERY_ELEMENT(M) M(float) M(double) M(BFloat16) M(Half)
+// M(T) for each element type that an operator takes.
+#define CLNP_ELEMENT_TYPES(M) M(float) M(double) M(BFloat16) M(Half)
 
 namespace clnp {
 
@@ -32,18 +33,6 @@ using Half = torch::headeronly::Half;
 struct BFloat16 {
   uint16_t bits;
 };
-
-template <class T>
-struct Wide {
-  using type = float;
-};
-template <>
-struct Wide<double> {
-  using type = double;
-};
-// The type that arithmetic on T is done in.
-template <class T>
-using wide_t = typename Wide<T>::type;
 
 CLNP_INLINE float load(float x) { return x; }
 CLNP_INLINE double load(double x) { return x; }
@@ -80,7 +69,7 @@ void visit(ScalarType type, const F& f) {
     case ScalarType::Half:
       return f(static_cast<Half*>(nullptr));
     default:
-      STD_TORCH_CHECK(false, "dtype: wanted float32, bfloat16, float16 or float64");
+      STD_TORCH_CHECK(false, "dtype: expected float32, bfloat16, float16 or float64");
   }
 }
 
@@ -99,7 +88,8 @@ inline ScalarType sum_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// Rows whose elements lie side by side, at any distance from each other: a slice of columns is one.
+// Whether the elements of each row are side by side, whatever the distance between rows: a slice of
+// columns is such a matrix.
 inline bool has_plain_rows(const Tensor& t) { return t.size(1) <= 1 || t.stride(1) == 1; }
 inline Tensor with_plain_rows(const Tensor& t) {
   return has_plain_rows(t) ? t : torch::stable::contiguous(t);

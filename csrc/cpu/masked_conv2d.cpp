@@ -116,86 +116,58 @@ Tensor matrix(const Tensor& weight) {
 
 void check_geometry(const Tensor& x, int64_t kernel_h, int64_t kernel_w, const Geometry& g) {
   for (const Sizes* pair : {&g.stride, &g.padding, &g.dilation})
-    STD_TORCH_CHECK(pair->size() == 2, "stride, padding, dilation: wanted two numbers each");
+    STD_TORCH_CHECK(pair->size() == 2, "stride, padding, dilation: expected two numbers each");
   for (int64_t d : {0, 1}) {
     STD_TORCH_CHECK(g.stride[d] > 0 && g.dilation[d] > 0 && g.padding[d] >= 0,
-                    "stride, padding, dilation: wanted at least 1, 0, 1");
+                    "stride, padding, dilation: expected at least 1, 0, 1");
     const int64_t kernel = d ? kernel_w : kernel_h;
-    STD_TORCH_CHECK(kernel > 0, "kernel: wanted at least 1 x 1");
+    STD_TORCH_CHECK(kernel > 0, "kernel: expected at least 1 x 1");
     STD_TORCH_CHECK(x.size(2 + d) + 2 * g.padding[d] > g.dilation[d] * (kernel - 1),
-                    "x.shape: got ", shape_text(x), ", wanted room for the kernel");
+                    "x.shape: expected room for the kernel, got ", shape_text(x));
   }
+}
+
+void check_free_weight(const Tensor& x, const Tensor& free_weight, const Geometry& g) {
+  check_images("x", x);
+  check_images("free_weight", free_weight);
+  check_like("free_weight", free_weight, x);
+  check_geometry(x, free_weight.size(2), free_weight.size(3), g);
+  check_size("free_weight", free_weight, 1, g.depthwise ? 1 : x.size(1));
 }
 
 void check_weights(const Tensor& x, const Tensor& active_weight, const Tensor& free_weight,
                    const Geometry& g) {
-  check_images("x", x);
+  check_free_weight(x, free_weight, g);
   check_images("active_weight", active_weight);
-  check_images("free_weight", free_weight);
   check_like("active_weight", active_weight, x);
-  check_like("free_weight", free_weight, x);
   for (int64_t d : {2, 3}) check_size("active_weight", active_weight, d, free_weight.size(d));
-  check_geometry(x, free_weight.size(2), free_weight.size(3), g);
   if (g.depthwise) {
     check_size("active_weight", active_weight, 1, 1);
-    check_size("free_weight", free_weight, 1, 1);
     check_size("x", x, 1, active_weight.size(0) + free_weight.size(0));
   } else {
-    STD_TORCH_CHECK(active_weight.size(1) <= free_weight.size(1), "active_weight.shape: got ",
-                    shape_text(active_weight), ", wanted at most ", free_weight.size(1), " inputs");
-    check_size("x", x, 1, free_weight.size(1));
+    STD_TORCH_CHECK(active_weight.size(1) <= free_weight.size(1),
+                    "active_weight.shape: expected at most ", free_weight.size(1), " inputs, got ",
+                    shape_text(active_weight));
   }
-}
-
-void check_bias(const char* name, const std::optional<Tensor>& bias, const Tensor& weight) {
-  if (!bias) return;
-  check_like(name, *bias, weight);
-  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0), name, ".shape: got ",
-                  shape_text(*bias), ", wanted [", weight.size(0), "]");
-}
-
-template <class T>
-CLNP_INLINE wide_t<T> open(const T* grad, const T* y, T* out) {
-  // Read in any case: of a read under a condition GCC 12 makes wrong code for float64 and AVX-512.
-  const wide_t<T> given = load(*grad);
-  const wide_t<T> value = load(*y) <= 0 ? wide_t<T>(0) : given;
-  store(out, value);
-  return value;
-}
-
-// Distances between the rows of three matrices.
-struct RowStrides {
-  int64_t grad, y, out;
-};
-
-template <class T>
-CLNP_INLINE void open_rows(const T* __restrict__ grad, const T* __restrict__ y, T* __restrict__ out,
-                           RowStrides strides, int64_t rows, int64_t columns, double* sums) {
-  sum_piece<wide_t<T>>(
-      rows, columns, sums, [=](int64_t r, int64_t c) __attribute__((always_inline)) {
-        return open(grad + r * strides.grad + c, y + r * strides.y + c, out + r * strides.out + c);
-      });
 }
 
 template <class T>
 CLNP_INLINE double open_run(const T* __restrict__ grad, const T* __restrict__ y,
                             T* __restrict__ out, int64_t count) {
   return sum_run(count, [=](int64_t i) __attribute__((always_inline)) {
-    return open(grad + i, y + i, out + i);
+    const wide_t<T> value = opened<true>(grad + i, y + i);
+    store(out + i, value);
+    return value;
   });
 }
 
 }  // namespace
 
-#define CLNP_FOR(T)                                                                    \
-  CLNP_CLONES void open_rows_of(const T* grad, const T* y, T* out, RowStrides strides, \
-                                int64_t rows, int64_t columns, double* sums) {         \
-    open_rows(grad, y, out, strides, rows, columns, sums);                             \
-  }                                                                                    \
-  CLNP_CLONES double open_run_of(const T* grad, const T* y, T* out, int64_t count) {   \
-    return open_run(grad, y, out, count);                                              \
+#define CLNP_FOR(T)                                                                  \
+  CLNP_CLONES double open_run_of(const T* grad, const T* y, T* out, int64_t count) { \
+    return open_run(grad, y, out, count);                                            \
   }
-CLNP_EVERY_ELEMENT(CLNP_FOR)
+CLNP_ELEMENT_TYPES(CLNP_FOR)
 #undef CLNP_FOR
 
 namespace {
@@ -214,20 +186,21 @@ Tensor stacked(const Tensor& active, const Tensor& free) {
   return both;
 }
 
-std::tuple<Tensor, Tensor> masked_conv2d_fwd(
-    const Tensor& x, const Tensor& active_weight, const Tensor& free_weight,
-    const std::optional<Tensor>& active_bias, const std::optional<Tensor>& free_bias,
-    const Sizes& stride, const Sizes& padding, const Sizes& dilation, bool depthwise,
-    const std::string& activation, bool activity, bool full_input_grad) {
+std::tuple<Tensor, Tensor> masked_conv2d_fwd(const Tensor& x, const Tensor& active_weight,
+                                             const Tensor& free_weight,
+                                             const std::optional<Tensor>& active_bias,
+                                             const std::optional<Tensor>& free_bias,
+                                             const Sizes& stride, const Sizes& padding,
+                                             const Sizes& dilation, bool depthwise,
+                                             const std::string& activation, bool activity) {
   const Geometry g{stride, padding, dilation, depthwise};
   check_float("x", x);
   check_weights(x, active_weight, free_weight, g);
   check_bias("active_bias", active_bias, active_weight);
   check_bias("free_bias", free_bias, free_weight);
   STD_TORCH_CHECK(active_bias.has_value() == free_bias.has_value(),
-                  "bias: got one, wanted both or none");
-  STD_TORCH_CHECK(activation == "none" || activation == "relu", "activation: got '", activation,
-                  "', wanted 'none' or 'relu'");
+                  "bias: expected both or none, got one");
+  check_activation(activation);
   const bool last = is_channels_last(x), relu = activation == "relu";
   const int64_t active_out = active_weight.size(0), free_out = free_weight.size(0);
   const int64_t outputs = active_out + free_out;
@@ -276,8 +249,7 @@ std::tuple<Tensor, Tensor> masked_conv2d_relu_grad(const Tensor& grad_y, const T
   check_images("y", y);
   check_like("y", y, grad_y);
   for (int64_t d = 0; d < 4; ++d) check_size("y", y, d, grad_y.size(d));
-  STD_TORCH_CHECK(0 <= active && active <= y.size(1), "active: got ", active, ", wanted 0 to ",
-                  y.size(1));
+  check_active(active, y);
   const bool last = is_channels_last(y);
   const int64_t batch = y.size(0), channels = y.size(1) - active;
   const int64_t pixels = y.size(2) * y.size(3);
@@ -285,7 +257,7 @@ std::tuple<Tensor, Tensor> masked_conv2d_relu_grad(const Tensor& grad_y, const T
   const Images output(slice_of(y, active, channels), last);
   const Tensor out = new_images(y, batch, channels, y.size(2), y.size(3), last);
   const Images result(out, last);
-  const Lie g = grad.lie, z = output.lie, o = result.lie;
+  const Layout g = grad.layout, z = output.layout, o = result.layout;
   std::vector<double> sums(channels);
   visit(y.scalar_type(), [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
@@ -308,57 +280,42 @@ std::tuple<Tensor, Tensor> masked_conv2d_relu_grad(const Tensor& grad_y, const T
   return {out, sums_tensor(y, sums, y.scalar_type())};
 }
 
-Tensor masked_conv2d_dgrad(const Tensor& grad_z, const Tensor& x, const Tensor& active_weight,
-                           const Tensor& free_weight, const Sizes& stride, const Sizes& padding,
-                           const Sizes& dilation, bool depthwise, bool full_input_grad) {
+Tensor masked_conv2d_dgrad(const Tensor& grad_z, const Tensor& x, const Tensor& free_weight,
+                           int64_t active, const Sizes& stride, const Sizes& padding,
+                           const Sizes& dilation, bool depthwise) {
   const Geometry g{stride, padding, dilation, depthwise};
   check_float("grad_z", grad_z);
   check_like("grad_z", grad_z, x);
-  check_weights(x, active_weight, free_weight, g);
-  const int64_t active_out = active_weight.size(0), free_out = free_weight.size(0);
-  const int64_t skipped = full_input_grad ? active_out : 0;
+  check_free_weight(x, free_weight, g);
+  check_active(active, x);
+  const int64_t inputs = x.size(1), free = inputs - active;
+  if (depthwise) check_size("free_weight", free_weight, 0, free);
   check_images("grad_z", grad_z);
   check_size("grad_z", grad_z, 0, x.size(0));
-  check_size("grad_z", grad_z, 1, free_out + skipped);
+  check_size("grad_z", grad_z, 1, free_weight.size(0));
   for (int64_t d : {0, 1})
     check_size("grad_z", grad_z, 2 + d, output_size(x, d, free_weight.size(2 + d), g));
   const bool last = is_channels_last(x);
-  const int64_t inputs = x.size(1), split = depthwise ? active_out : active_weight.size(1);
   const auto empty = [&](int64_t channels) {
     return new_images(grad_z, x.size(0), channels, x.size(2), x.size(3), last);
   };
-  // The gradient of `channels` inputs through these filters; of the inputs only the shape counts,
-  // so where all are wanted x serves, whose memory is there already.
-  const auto part = [&](const Tensor& grad, const Tensor& weight, int64_t channels) {
-    if (grad.numel() > 0 && channels > 0) {
-      const Tensor like = channels == inputs ? dense(x, last) : empty(channels);
-      return convolve_backward(grad, like, weight, g, true, last);
-    }
-    Tensor none = empty(channels);
+  const Tensor weight = depthwise ? free_weight : slice_of(free_weight, active, free);
+  // Of the inputs only the shape counts, so where all are free x serves, whose memory exists.
+  const auto gradient = [&] {
+    if (grad_z.numel() > 0 && free > 0)
+      return convolve_backward(grad_z, active ? empty(free) : dense(x, last), weight, g, true,
+                               last);
+    Tensor none = empty(free);
     return torch::stable::zero_(none);
   };
-  const Tensor free_grad = slice_of(grad_z, skipped, free_out);
-  const bool overlap = full_input_grad && !depthwise;
-  if (overlap || split == 0) {
-    const Tensor grad_x = part(free_grad, free_weight, inputs);
-    if (!overlap || split == 0 || active_out == 0) return grad_x;
-    const Tensor active = part(slice_of(grad_z, 0, active_out), active_weight, split);
-    Tensor front = slice_of(grad_x, 0, split);
-    torch::stable::copy_(front, torch::stable::subtract(front, active, -1.0));
-    return grad_x;
-  }
-  const Tensor weight = depthwise ? free_weight : slice_of(free_weight, split, inputs - split);
+  if (active == 0) return gradient();
   const Tensor grad_x = empty(inputs);
-  Tensor front = slice_of(grad_x, 0, split);
-  Tensor back = slice_of(grad_x, split, inputs - split);
-  if (last && split < inputs && free_grad.numel() > 0 && is_product(weight, g))
-    mm_out(pixel_rows(dense(free_grad, last)), matrix(weight), pixel_rows(back));
-  else if (split < inputs)
-    torch::stable::copy_(back, part(free_grad, weight, inputs - split));
-  if (full_input_grad)
-    torch::stable::copy_(front, part(slice_of(grad_z, 0, active_out), active_weight, split));
-  else
-    torch::stable::zero_(front);
+  Tensor front = slice_of(grad_x, 0, active), back = slice_of(grad_x, active, free);
+  if (last && free > 0 && grad_z.numel() > 0 && is_product(weight, g))
+    mm_out(pixel_rows(dense(grad_z, last)), matrix(weight), pixel_rows(back));
+  else if (free > 0)
+    torch::stable::copy_(back, gradient());
+  torch::stable::zero_(front);
   return grad_x;
 }
 
@@ -371,13 +328,13 @@ std::tuple<Tensor, Tensor> masked_conv2d_wgrad(const Tensor& grad_z, const Tenso
   check_images("grad_z", grad_z);
   check_images("x", x);
   check_like("x", x, grad_z);
-  STD_TORCH_CHECK(kernel.size() == 2, "kernel: wanted two numbers");
+  STD_TORCH_CHECK(kernel.size() == 2, "kernel: expected two numbers");
   check_geometry(x, kernel[0], kernel[1], g);
   check_size("grad_z", grad_z, 0, x.size(0));
   for (int64_t d : {0, 1}) check_size("grad_z", grad_z, 2 + d, output_size(x, d, kernel[d], g));
   const int64_t outputs = grad_z.size(1);
-  STD_TORCH_CHECK(!depthwise || outputs <= x.size(1), "grad_z.shape: got ", shape_text(grad_z),
-                  ", wanted at most ", x.size(1), " channels");
+  STD_TORCH_CHECK(!depthwise || outputs <= x.size(1), "grad_z.shape: expected at most ", x.size(1),
+                  " channels, got ", shape_text(grad_z));
   const bool last = is_channels_last(x);
   const Tensor seen = depthwise ? slice_of(x, x.size(1) - outputs, outputs) : x;
   const int64_t inputs = depthwise ? 1 : x.size(1);

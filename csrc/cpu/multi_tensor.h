@@ -1,9 +1,7 @@
-// What the optimizers share: many tensors, cut into chunks, in one parallel loop.
+// Many tensors, cut into chunks, in one parallel loop: shared by the optimizers.
 #pragma once
 
-#include <optional>
-#include <vector>
-
+#include "../lists.h"
 #include "elements.h"
 
 namespace clnp {
@@ -12,43 +10,13 @@ namespace clnp {
 constexpr int64_t kChunk = 65536;
 constexpr int64_t kParallel = 16384;  // elements below which one thread does it all
 
-// Whether the elements fill one run of memory, in whatever order of dimensions.
-inline bool is_dense(const Tensor& t) {
-  std::vector<int64_t> order;
-  for (int64_t d = 0; d < t.dim(); ++d)
-    if (t.size(d) != 1) order.push_back(d);
-  std::sort(order.begin(), order.end(),
-            [&](int64_t a, int64_t b) { return t.stride(a) < t.stride(b); });
-  int64_t expected = 1;
-  for (int64_t d : order) {
-    if (t.stride(d) != expected) return false;
-    expected *= t.size(d);
-  }
-  return true;
-}
-
-inline bool same_strides(const Tensor& a, const Tensor& b) {
-  for (int64_t d = 0; d < a.dim(); ++d)
-    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
-  return true;
-}
-
-// Whether the tensors of one parameter lie alike, without gaps (channels_last, say): then elements
-// that belong together are at the same place of each run of memory.
-inline bool lie_alike(std::initializer_list<const Tensor*> tensors) {
-  const Tensor& first = **tensors.begin();
-  return is_dense(first) && std::all_of(tensors.begin(), tensors.end(),
-                                        [&](const Tensor* t) { return same_strides(*t, first); });
-}
-
-// A tensor as one run of memory: itself, if it may be taken as it lies, or a contiguous copy that
-// finish() writes back.
+// A tensor as one run of memory: itself, or a contiguous copy that finish() writes back.
 class Flat {
  public:
-  Flat(const Tensor& t, bool as_it_lies, bool written)
+  Flat(const Tensor& t, bool in_place, bool written)
       : original_(t),
-        flat_(as_it_lies ? t : torch::stable::contiguous(t)),
-        copied_(written && !as_it_lies && !t.is_contiguous()) {}
+        flat_(in_place ? t : torch::stable::contiguous(t)),
+        copied_(written && !in_place && !t.is_contiguous()) {}
 
   template <class T>
   T* data() const {
@@ -67,7 +35,7 @@ class Flat {
 // The one element of a tensor as a double.
 inline double scalar_of(const char* name, const Tensor& t) {
   check_float(name, t);
-  STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1, name, ": wanted one element on the CPU, got ",
+  STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1, name, ": expected one element on the CPU, got ",
                   shape_text(t));
   double value = 0;
   visit(t.scalar_type(), [&](auto* null) {
@@ -80,23 +48,8 @@ inline bool is_set(const std::optional<Tensor>& found_inf) {
   return found_inf && scalar_of("found_inf", *found_inf) != 0;
 }
 
-// Factor on the gradients: the sign of the ascent and the scale of torch.amp.GradScaler.
 inline double gradient_factor(bool maximize, const std::optional<Tensor>& grad_scale) {
-  const double scale = grad_scale ? scalar_of("grad_scale", *grad_scale) : 1.0;
-  return (maximize ? -1.0 : 1.0) / scale;
-}
-
-// Raise unless `tensors` fit the parameters one by one.
-inline void check_list(const char* name, const std::vector<Tensor>& tensors,
-                       const std::vector<Tensor>& params) {
-  STD_TORCH_CHECK(tensors.size() == params.size(), name, ": got ", tensors.size(),
-                  " tensors, wanted ", params.size(), ", as many as params");
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    check_float(name, tensors[i]);
-    check_like(name, tensors[i], params[i]);
-    STD_TORCH_CHECK(same_shape(tensors[i], params[i]), name, "[", i, "].shape: got ",
-                    shape_text(tensors[i]), ", wanted ", shape_text(params[i]));
-  }
+  return gradient_factor(maximize, grad_scale ? scalar_of("grad_scale", *grad_scale) : 1.0);
 }
 
 // Call f(tensor, offset, count) for all chunks of all tensors, in parallel unless they are small.

@@ -14,16 +14,6 @@ struct Rows {
   int64_t grad, y, x, out;
 };
 
-// Where the gradient passes; read before the decision, see masked_conv2d.cpp. Whether there is a
-// ReLU is known when this is compiled: loops over bfloat16 that ask do not vectorise.
-template <bool kRelu, class T>
-CLNP_INLINE wide_t<T> opened(const T* grad, const T* y) {
-  const wide_t<T> given = load(*grad);
-  if constexpr (!kRelu) return given;
-  const wide_t<T> value = load(*y);
-  return value <= 0 ? wide_t<T>(0) : given;
-}
-
 // x - shift and its square
 template <class T>
 CLNP_INLINE Two<wide_t<T>> deviation(const T* x, wide_t<T> shift) {
@@ -176,7 +166,7 @@ CLNP_INLINE void slope_plane(const T* grad, const T* y, const T* x, T* out, Slop
     if (batch) return slope_plane<false, true>(grad, y, x, out, s, count);                        \
     slope_plane<false, false>(grad, y, x, out, s, count);                                         \
   }
-CLNP_EVERY_ELEMENT(CLNP_FOR)
+CLNP_ELEMENT_TYPES(CLNP_FOR)
 #undef CLNP_FOR
 
 namespace {
@@ -204,9 +194,9 @@ std::vector<W> narrowed(const std::vector<double>& values) {
 void check_vector(const char* name, const std::optional<Tensor>& vector, int64_t count) {
   if (!vector) return;
   check_float(name, *vector);
-  STD_TORCH_CHECK(vector->is_cpu(), name, ".device: wanted cpu; move with .to()");
-  STD_TORCH_CHECK(vector->dim() == 1 && vector->size(0) == count, name, ".shape: got ",
-                  shape_text(*vector), ", wanted [", count, "]");
+  STD_TORCH_CHECK(vector->is_cpu(), name, ".device: expected cpu; move with .to()");
+  STD_TORCH_CHECK(vector->dim() == 1 && vector->size(0) == count, name, ".shape: expected [", count,
+                  "], got ", shape_text(*vector));
 }
 
 // Mean and variance of the batch, of all channels of x.
@@ -217,21 +207,21 @@ void statistics(const Tensor& x, bool last, std::vector<double>& mean, std::vect
   mean.assign(channels, 0), var.assign(channels, 0);
   if (x.numel() == 0) return;
   const Images images(x, last);
-  const Lie lie = images.lie;
+  const Layout layout = images.layout;
   visit(x.scalar_type(), [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
     const T* data = const_pointer<T>(images.tensor);
     // Distances from some value of the channel: squares of far values would cancel.
     std::vector<wide_t<T>> shift(channels);
-    for (int64_t c = 0; c < channels; ++c) shift[c] = load(data[c * lie.channel]);
+    for (int64_t c = 0; c < channels; ++c) shift[c] = load(data[c * layout.channel]);
     sum_two(
         last, batch, channels, pixels, first.data(), second.data(),
         [&](int64_t r, int64_t rows, int64_t c, int64_t columns, double* a, double* b) {
-          statistics_rows(data + r * lie.pixel + c, lie.pixel, shift.data() + c, rows, columns, a,
-                          b);
+          statistics_rows(data + r * layout.pixel + c, layout.pixel, shift.data() + c, rows,
+                          columns, a, b);
         },
         [&](int64_t i, int64_t c) {
-          return statistics_run(data + i * lie.image + c * lie.channel, shift[c], pixels);
+          return statistics_run(data + i * layout.image + c * layout.channel, shift[c], pixels);
         });
     for (int64_t c = 0; c < channels; ++c) {
       const double distance = first[c] / count;
@@ -250,7 +240,7 @@ Results partial_batch_norm_fwd(const Tensor& x, const Tensor& active_mean, const
                                const std::optional<Tensor>& free_weight,
                                const std::optional<Tensor>& active_bias,
                                const std::optional<Tensor>& free_bias, bool training, double eps,
-                               const std::string& activation, bool activity, bool full_input_grad) {
+                               const std::string& activation, bool activity) {
   check_float("x", x);
   check_images("x", x);
   const int64_t active = active_mean.numel(), free = free_mean.numel(), channels = x.size(1);
@@ -285,7 +275,7 @@ Results partial_batch_norm_fwd(const Tensor& x, const Tensor& active_mean, const
     set(active, numbers(free_mean), numbers(free_var), free_weight, free_bias);
   const Tensor y = new_images(x, x.size(0), channels, x.size(2), x.size(3), last);
   const Images from(x, last), to(y, last);
-  const Lie s = from.lie, t = to.lie;
+  const Layout s = from.layout, t = to.layout;
   const int64_t pixels = x.size(2) * x.size(3);
   visit(x.scalar_type(), [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
@@ -320,7 +310,7 @@ struct Given {
 void gradient_sums(const Given& g, const std::vector<double>& mean, double* first, double* second) {
   const Tensor& x = g.x.tensor;
   const int64_t pixels = x.size(2) * x.size(3);
-  const Lie lg = g.grad.lie, ly = g.y.lie, lx = g.x.lie;
+  const Layout lg = g.grad.layout, ly = g.y.layout, lx = g.x.layout;
   visit(x.scalar_type(), [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
     const std::vector<wide_t<T>> m = narrowed<wide_t<T>>(mean);
@@ -347,7 +337,7 @@ void input_gradient(const Given& g, const Images& out, bool batch, const std::ve
                     const std::vector<double>& offset) {
   const Tensor& x = g.x.tensor;
   const int64_t pixels = x.size(2) * x.size(3), images = x.size(0), channels = x.size(1);
-  const Lie lg = g.grad.lie, ly = g.y.lie, lx = g.x.lie, lo = out.lie;
+  const Layout lg = g.grad.layout, ly = g.y.layout, lx = g.x.layout, lo = out.layout;
   visit(x.scalar_type(), [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
     using W = wide_t<T>;
@@ -381,38 +371,30 @@ void input_gradient(const Given& g, const Images& out, bool batch, const std::ve
 }
 
 std::tuple<Tensor, Tensor, Tensor> partial_batch_norm_bwd(
-    const Tensor& grad_y, const Tensor& x, const std::optional<Tensor>& y, const Tensor& active_var,
-    const Tensor& free_mean, const Tensor& free_var, const std::optional<Tensor>& active_weight,
-    const std::optional<Tensor>& free_weight, bool training, double eps, bool full_input_grad) {
-  const int64_t active = active_var.numel(), free = free_mean.numel();
+    const Tensor& grad_y, const Tensor& x, const std::optional<Tensor>& y, const Tensor& free_mean,
+    const Tensor& free_var, const std::optional<Tensor>& free_weight, bool training, double eps) {
   check_float("x", x);
   check_images("x", x);
+  const int64_t free = free_mean.numel(), active = x.size(1) - free;
+  STD_TORCH_CHECK(active >= 0, "x.shape: expected at least ", free, " channels, got ",
+                  shape_text(x));
   check_images("grad_y", grad_y);
   check_like("grad_y", grad_y, x);
   for (int64_t d = 0; d < 4; ++d) check_size("grad_y", grad_y, d, x.size(d));
   if (y) check_images("y", *y), check_like("y", *y, x);
   for (int64_t d = 0; y && d < 4; ++d) check_size("y", *y, d, x.size(d));
-  check_vector("active_var", active_var, active);
-  check_vector("active_weight", active_weight, active);
   check_vector("free_mean", free_mean, free);
   check_vector("free_var", free_var, free);
   check_vector("free_weight", free_weight, free);
-  check_size("x", x, 1, active + free);
   const bool last = is_channels_last(x);
   const Tensor grad_x = new_images(x, x.size(0), x.size(1), x.size(2), x.size(3), last);
-  const auto given = [&](int64_t start, int64_t count) {
-    const Tensor part = slice_of(x, start, count);
-    return Given{Images(slice_of(grad_y, start, count), last),
-                 Images(y ? slice_of(*y, start, count) : part, last), Images(part, last), last,
-                 y.has_value()};
-  };
-  const auto result = [&](int64_t start, int64_t count) {
-    return Images(slice_of(grad_x, start, count), last);
-  };
+  const Tensor part = slice_of(x, active, free);
+  const Given given{Images(slice_of(grad_y, active, free), last),
+                    Images(y ? slice_of(*y, active, free) : part, last), Images(part, last), last,
+                    y.has_value()};
   std::vector<double> first(free), second(free), slopes(free), offset(free);
   const std::vector<double> mean = numbers(free_mean), var = numbers(free_var);
-  const Given of_free = given(active, free);
-  gradient_sums(of_free, mean, first.data(), second.data());
+  gradient_sums(given, mean, first.data(), second.data());
   std::vector<double> scale = numbers_or(free_weight, free, 1);
   const double count = static_cast<double>(x.size(0) * x.size(2) * x.size(3));
   for (int64_t c = 0; c < free; ++c) {
@@ -422,13 +404,9 @@ std::tuple<Tensor, Tensor, Tensor> partial_batch_norm_bwd(
     offset[c] = -scale[c] * first[c] / count;
     second[c] *= invstd;
   }
-  input_gradient(of_free, result(active, free), training, scale, mean, slopes, offset);
-  if (full_input_grad && active > 0) {
-    const std::vector<double> none(active), active_vars = numbers(active_var);
-    std::vector<double> active_scale = numbers_or(active_weight, active, 1);
-    for (int64_t c = 0; c < active; ++c) active_scale[c] /= std::sqrt(active_vars[c] + eps);
-    input_gradient(given(0, active), result(0, active), false, active_scale, none, none, none);
-  } else if (active > 0) {
+  input_gradient(given, Images(slice_of(grad_x, active, free), last), training, scale, mean, slopes,
+                 offset);
+  if (active > 0) {
     Tensor front = slice_of(grad_x, 0, active);
     torch::stable::zero_(front);
   }

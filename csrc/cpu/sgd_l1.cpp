@@ -1,5 +1,4 @@
 // sgd_l1: SGD with a coupled L1 subgradient, one pass over memory for all tensors.
-#include "../step.h"
 #include "multi_tensor.h"
 
 namespace clnp {
@@ -11,8 +10,7 @@ template <class T>
 CLNP_INLINE void sgd(T* __restrict__ p, const T* __restrict__ g, T* __restrict__ buffer,
                      int64_t count, const SgdNumbers<double>& n) {
   using W = wide_t<T>;
-  const SgdNumbers<W> numbers = {W(n.factor), W(n.decay), W(n.l1),          W(n.rate),
-                                 W(n.keep),   W(n.take),  W(n.of_gradient), W(n.of_buffer)};
+  const SgdNumbers<W> numbers = n.as<W>();
   if (buffer == nullptr) {
     for (int64_t i = 0; i < count; ++i) {
       W w = load(p[i]);
@@ -36,7 +34,7 @@ CLNP_INLINE void sgd(T* __restrict__ p, const T* __restrict__ g, T* __restrict__
                           const SgdNumbers<double>& n) {              \
     sgd(p, g, buffer, count, n);                                      \
   }
-CLNP_EVERY_ELEMENT(CLNP_FOR)
+CLNP_ELEMENT_TYPES(CLNP_FOR)
 #undef CLNP_FOR
 
 namespace {
@@ -48,18 +46,16 @@ void sgd_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<T
   check_list("params", params, params);
   check_list("grads", grads, params);
   if (momentum != 0) check_list("momentum_buffers", buffers, params);
-  STD_TORCH_CHECK(l1.size() == params.size() && first.size() == params.size(), "l1, first: got ",
-                  l1.size(), " and ", first.size(), " entries, wanted ", params.size());
+  check_numbers("l1", l1, params);
+  check_numbers("first", first, params);
   if (is_set(found_inf)) return;
   const double rate = scalar_of("lr", lr), factor = gradient_factor(maximize, grad_scale);
   std::vector<SgdNumbers<double>> numbers;
   std::vector<Flat> p, g, b;
   for (size_t i = 0; i < params.size(); ++i) {
-    const double keep = first[i] ? 0 : momentum, take = first[i] ? 1 : 1 - dampening;
-    // Nesterov: gradient + momentum * buffer; else the buffer alone.
-    const double of_gradient = nesterov ? 1 : 0, of_buffer = nesterov ? momentum : 1;
-    numbers.push_back({factor, weight_decay, l1[i], rate, keep, take, of_gradient, of_buffer});
-    const bool alike = lie_alike({&params[i], &grads[i], momentum != 0 ? &buffers[i] : &grads[i]});
+    numbers.push_back(
+        sgd_numbers(factor, weight_decay, l1[i], rate, momentum, dampening, nesterov, first[i]));
+    const bool alike = same_layout({params[i], grads[i], momentum != 0 ? buffers[i] : grads[i]});
     p.emplace_back(params[i], alike, true);
     g.emplace_back(grads[i], alike, false);
     if (momentum != 0) b.emplace_back(buffers[i], alike, true);

@@ -17,18 +17,9 @@ __global__ void advance_kernel(const __grid_constant__ Table<AdamTensor> table,
   const AdamTensor& tensor = table.tensors[i];
   const float step = *tensor.step + 1.0f;
   *tensor.step = step;
-  const double scale = options.grad_scale ? double(*options.grad_scale) : 1.0;
-  AdamNumbers<W> n;
-  n.factor = W((options.maximize ? -1.0 : 1.0) / scale);
-  n.decay = W(options.decay);
-  n.l1 = W(tensor.l1);
-  n.one_minus_beta1 = W(1 - options.beta1);
-  n.beta2 = W(options.beta2);
-  n.one_minus_beta2 = W(1 - options.beta2);
-  n.rate = W(adam_rate(read(options.lr), options.beta1, step));
-  n.correction = W(adam_correction(options.beta2, step));
-  n.eps = W(options.eps);
-  numbers[i] = n;
+  numbers[i] = adam_numbers(factor_of(options), options.decay, tensor.l1, read(options.lr),
+                            options.beta1, options.beta2, options.eps, step)
+                   .template as<W>();
 }
 
 template <class T>
@@ -80,11 +71,11 @@ const char* launch_adam(Type type, const Table<AdamTensor>& table, const AdamOpt
                         void* numbers, void* stream) {
   return visit(type, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
-    const auto there = static_cast<AdamNumbers<wide_t<T>>*>(numbers);
+    const auto computed = static_cast<AdamNumbers<wide_t<T>>*>(numbers);
     const auto on = static_cast<cudaStream_t>(stream);
-    start(advance_kernel<wide_t<T>>, 1, kTensors, on, table, options, there);
+    start(advance_kernel<wide_t<T>>, 1, kTensors, on, table, options, computed);
     const int blocks = table.start[table.count];
-    if (blocks) start(adam_kernel<T>, blocks, kThreads, on, table, options.found_inf, there);
+    if (blocks) start(adam_kernel<T>, blocks, kThreads, on, table, options.found_inf, computed);
     return launched();
   });
 }

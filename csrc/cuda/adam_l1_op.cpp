@@ -4,26 +4,18 @@
 namespace clnp::cuda {
 namespace {
 
-void check_steps(const std::vector<Tensor>& steps, const std::vector<Tensor>& params) {
-  STD_TORCH_CHECK(steps.size() == params.size(), "steps: got ", steps.size(), " tensors, wanted ",
-                  params.size());
-  for (const Tensor& step : steps)
-    STD_TORCH_CHECK(is_here(step) && step.numel() == 1 && step.scalar_type() == ScalarType::Float,
-                    "steps: wanted float32 tensors of one element on the device");
-}
-
 void adam_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> exp_avgs,
              std::vector<Tensor> exp_avg_sqs, std::vector<Tensor> steps, const Tensor& lr,
              std::vector<double> l1, double beta1, double beta2, double eps, double weight_decay,
              bool maximize, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   if (params.empty()) return;
+  check_device(params);
   check_list("params", params, params);
   check_list("grads", grads, params);
   check_list("exp_avgs", exp_avgs, params);
   check_list("exp_avg_sqs", exp_avg_sqs, params);
   check_steps(steps, params);
-  STD_TORCH_CHECK(l1.size() == params.size(), "l1: got ", l1.size(), " numbers, wanted ",
-                  params.size());
+  check_numbers("l1", l1, params);
   const Guard guard(params[0].get_device());
   AdamOptions options{};
   options.lr = number_of("lr", lr);

@@ -11,8 +11,8 @@ constexpr int64_t kBlocks = 2048;
 // Sums of |x| by stripe, [stripes, C] float32 (float64 for float64), of x [P, C, Q] with elements.
 Tensor channel_activity(const Tensor& x) {
   check_float("x", x);
-  STD_TORCH_CHECK(x.dim() == 3 && x.numel() > 0 && is_here(x),
-                  "x: wanted [P, C, Q] with elements on the device, got ", shape_text(x));
+  STD_TORCH_CHECK(x.dim() == 3 && x.numel() > 0 && on_device(x),
+                  "x: expected [P, C, Q] with elements on the device, got ", shape_text(x));
   const Guard guard(x.get_device());
   const Type type = type_of(x);
   Planes planes{x.const_data_ptr(), nullptr,     x.size(0),   x.size(1), x.size(2),

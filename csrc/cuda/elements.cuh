@@ -1,4 +1,4 @@
-// Element types, loads of 16 bytes, and what the kernels share.
+// Element types, loads of 16 bytes and small functions that the kernels share.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,18 +10,6 @@
 #include "launch.h"
 
 namespace clnp::cuda {
-
-template <class T>
-struct Wide {
-  using type = float;
-};
-template <>
-struct Wide<double> {
-  using type = double;
-};
-// The type that arithmetic on T is done in.
-template <class T>
-using wide_t = typename Wide<T>::type;
 
 __device__ __forceinline__ float load(float x) { return x; }
 __device__ __forceinline__ double load(double x) { return x; }
@@ -44,6 +32,12 @@ struct alignas(16) Vector {
 
 __device__ __forceinline__ double read(const Number& n) {
   return n.single ? double(*n.single) : n.wide ? *n.wide : n.value;
+}
+
+// The factor on the gradients, from the options of an optimizer.
+template <class Options>
+__device__ __forceinline__ double factor_of(const Options& o) {
+  return gradient_factor(o.maximize, o.grad_scale ? double(*o.grad_scale) : 1.0);
 }
 
 // The tensor that a block works on: the last one that starts at or before it.

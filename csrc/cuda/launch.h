@@ -1,5 +1,5 @@
-// What the bindings hand to the kernels: plain data. So the kernels need no header of PyTorch,
-// which keeps nvcc quick, and the bindings none of CUDA.
+// Plain data that the operators hand to the kernels. So the kernels need no header of PyTorch, which
+// keeps nvcc quick, and the operators none of CUDA.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ constexpr int kThreads = 256;
 constexpr int kVectors = 4;                                    // of 16 bytes, per thread
 constexpr int64_t kChunk = int64_t{kThreads} * kVectors * 16;  // bytes of a tensor for one block
 
-// A number that lies on the host or on the device.
+// A number on the host or on the device.
 struct Number {
   double value;  // if both pointers are null
   const float* single;

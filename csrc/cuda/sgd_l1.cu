@@ -20,21 +20,6 @@ __device__ __forceinline__ void one(T& p, T g, const SgdNumbers<wide_t<T>>& n) {
   store(p, w);
 }
 
-template <class W>
-__device__ __forceinline__ SgdNumbers<W> numbers_of(const SgdTensor& tensor, const SgdOptions& o) {
-  const W scale = o.grad_scale ? W(*o.grad_scale) : W(1);
-  SgdNumbers<W> n;
-  n.factor = (o.maximize ? W(-1) : W(1)) / scale;
-  n.decay = W(o.decay);
-  n.l1 = W(tensor.l1);
-  n.rate = W(read(o.lr));
-  n.keep = tensor.first ? W(0) : W(o.momentum);
-  n.take = tensor.first ? W(1) : W(1 - o.dampening);
-  n.of_gradient = o.nesterov ? W(1) : W(0);
-  n.of_buffer = o.nesterov ? W(o.momentum) : W(1);
-  return n;
-}
-
 template <class T, bool kMomentum>
 __global__ void __launch_bounds__(kThreads)
     sgd_kernel(const __grid_constant__ Table<SgdTensor> table,
@@ -42,7 +27,10 @@ __global__ void __launch_bounds__(kThreads)
   if (options.found_inf && *options.found_inf != 0.0f) return;
   const int i = tensor_of(table, blockIdx.x);
   const SgdTensor& tensor = table.tensors[i];
-  const SgdNumbers<wide_t<T>> n = numbers_of<wide_t<T>>(tensor, options);
+  const SgdNumbers<wide_t<T>> n =
+      sgd_numbers(factor_of(options), options.decay, tensor.l1, read(options.lr), options.momentum,
+                  options.dampening, options.nesterov, tensor.first)
+          .template as<wide_t<T>>();
   constexpr int64_t chunk = kChunk / sizeof(T);
   const int64_t begin = (blockIdx.x - table.start[i]) * chunk;
   const int64_t end = min(begin + chunk, tensor.count);

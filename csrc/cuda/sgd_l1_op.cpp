@@ -9,11 +9,12 @@ void sgd_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<T
             double dampening, bool nesterov, double weight_decay, bool maximize,
             std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   if (params.empty()) return;
+  check_device(params);
   check_list("params", params, params);
   check_list("grads", grads, params);
   if (momentum != 0) check_list("momentum_buffers", buffers, params);
-  STD_TORCH_CHECK(l1.size() == params.size() && first.size() == params.size(), "l1, first: got ",
-                  l1.size(), " and ", first.size(), " entries, wanted ", params.size());
+  check_numbers("l1", l1, params);
+  check_numbers("first", first, params);
   const Guard guard(params[0].get_device());
   SgdOptions options{};
   options.lr = number_of("lr", lr);

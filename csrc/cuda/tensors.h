@@ -1,16 +1,12 @@
-// What the bindings share: tensors as runs of memory, numbers on the host or on the device.
+// Shared by the operators: tensors as runs of memory, numbers on the host or on the device.
 #pragma once
 
-#include <here.h>
+#include <current_device.h>
 
-#include <algorithm>
 #include <cstring>
-#include <numeric>
-#include <optional>
-#include <string>
-#include <vector>
+#include <memory>
 
-#include "../checks.h"
+#include "../lists.h"
 #include "launch.h"
 
 namespace clnp::cuda {
@@ -34,51 +30,12 @@ inline int64_t bytes_of(Type type) {
   return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2;
 }
 
-// Raise unless `tensors` fit the parameters one by one and lie on the device of the first.
-inline void check_list(const char* name, const std::vector<Tensor>& tensors,
-                       const std::vector<Tensor>& params) {
-  STD_TORCH_CHECK(tensors.size() == params.size(), name, ": got ", tensors.size(),
-                  " tensors, wanted ", params.size(), ", as many as params");
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    check_float(name, tensors[i]);
-    STD_TORCH_CHECK(tensors[i].scalar_type() == params[i].scalar_type(), name,
-                    ".dtype: wanted that of params; convert with .to()");
-    STD_TORCH_CHECK(is_here(tensors[i]) && tensors[i].get_device() == params[0].get_device(), name,
-                    ".device: wanted one device for all; move with .to()");
-    STD_TORCH_CHECK(same_shape(tensors[i], params[i]), name, "[", i, "].shape: got ",
-                    shape_text(tensors[i]), ", wanted ", shape_text(params[i]));
-  }
-}
-
-// Whether the elements fill a run of memory, in whatever order of the dimensions.
-inline bool is_dense(const Tensor& t) {
-  std::vector<int64_t> order(t.dim());
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(),
-            [&](int64_t a, int64_t b) { return t.stride(a) < t.stride(b); });
-  int64_t expected = 1;
-  for (const int64_t d : order) {
-    if (t.size(d) == 1) continue;
-    if (t.stride(d) != expected) return false;
-    expected *= t.size(d);
-  }
-  return true;
-}
-
-inline bool lie_alike(const Tensor& a, const Tensor& b) {
-  for (int64_t d = 0; d < a.dim(); ++d)
-    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
-  return true;
-}
-
-// Tensors of one shape whose elements lie in the same order: themselves, if they are dense and lie
-// alike, else contiguous copies; finish() writes those back.
+// Tensors of one shape as runs of memory in the same order: themselves, if they are dense and have
+// the same strides, else contiguous copies that finish() writes back.
 class Runs {
  public:
   explicit Runs(std::vector<Tensor> tensors) : originals_(std::move(tensors)), runs_(originals_) {
-    bool plain = true;
-    for (const Tensor& t : originals_) plain = plain && is_dense(t) && lie_alike(t, originals_[0]);
-    if (plain) return;
+    if (same_layout(originals_)) return;
     for (Tensor& t : runs_) t = torch::stable::contiguous(t);
   }
 
@@ -103,7 +60,7 @@ class Runs {
 inline Number number_of(const char* name, const Tensor& t) {
   const bool single = t.scalar_type() == ScalarType::Float;
   STD_TORCH_CHECK(t.numel() == 1 && (single || t.scalar_type() == ScalarType::Double), name,
-                  ": wanted one element of float32 or float64, got ", shape_text(t));
+": expected one element of float32 or float64, got ", shape_text(t));
   Number number{};
   const void* data = t.const_data_ptr();
   if (t.is_cpu())
@@ -118,9 +75,13 @@ inline Number number_of(const char* name, const Tensor& t) {
 // A number of torch.amp.GradScaler, or null.
 inline const float* flag_of(const char* name, const std::optional<Tensor>& t) {
   if (!t) return nullptr;
-  STD_TORCH_CHECK(is_here(*t) && t->numel() == 1 && t->scalar_type() == ScalarType::Float, name,
-                  ": wanted one element of float32 on the device, got ", shape_text(*t));
+  STD_TORCH_CHECK(on_device(*t) && t->numel() == 1 && t->scalar_type() == ScalarType::Float, name,
+                  ": expected one element of float32 on the device, got ", shape_text(*t));
   return static_cast<const float*>(t->const_data_ptr());
+}
+
+inline void check_device(const std::vector<Tensor>& params) {
+  STD_TORCH_CHECK(on_device(params[0]), "params.device: expected a GPU; move with .to()");
 }
 
 // Launch in tables of at most kTensors tensors of one type: fill(i) gives the table's entry of
@@ -138,7 +99,7 @@ void for_tables(const std::vector<Tensor>& params, const std::vector<Runs>& runs
       table->aligned[at] = runs[i].aligned();
       const int64_t chunk = kChunk / bytes_of(type);
       const int64_t blocks = table->start[at] + (params[i].numel() + chunk - 1) / chunk;
-      STD_TORCH_CHECK(blocks < (int64_t{1} << 31), "params: too many elements for one launch");
+      STD_TORCH_CHECK(blocks < (int64_t{1} << 31), "params: expected fewer elements for one launch");
       table->start[at + 1] = static_cast<int32_t>(blocks);
       if (table->count == kTensors) {
         go(type, *table);

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.pages import reproduced
 from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce.capacity import accuracy_at, effective_rank
 from benchmarks.reproduce.experiment import Run

@@ -24,6 +24,20 @@ def test_by_hand():
     assert d.intransigence(R, 0.9) == pytest.approx([0.0, 0.1, -0.1], abs=1e-15)
 
 
+def test_capacity_as_text():
+    capacity = {
+        "conv1": {"size": 8, "used": 6, "new": 2, "reused": 3, "free": 2},
+        "a long name": {"size": 0, "used": 0, "new": 0, "reused": 0, "free": 0},
+    }
+    head, first, second = (line.split("  ") for line in d.capacity_text(capacity).splitlines())
+    assert [cell.strip() for cell in head if cell] == ["group", "size", "reused", "new", "free"]
+    assert [cell.strip() for cell in first if cell] == [
+        *("conv1", "8", "3 (37.5%)", "2 (25.0%)", "2 (25.0%)")
+    ]
+    assert [cell.strip() for cell in second if cell] == ["a long name", "0", *["0 (0.0%)"] * 3]
+    assert len({len(line) for line in d.capacity_text(capacity).splitlines()}) == 1
+
+
 def test_forgetting_takes_the_best_after_learning_only():
     full = [[0.5, 0.9, 0.1], [0.8, 0.6, 0.1], [0.7, 0.6, 0.9]]
     assert d.forgetting(full) == pytest.approx([0.1, 0.0], abs=1e-15)
@@ -80,7 +94,7 @@ def test_capacity():
 
 def test_reuse_matrix():
     assert d.reuse_matrix(CAPACITIES, REUSE, "0").tolist() == [[5, 0], [4, 3]]
-    with pytest.raises(DataError, match="got 0 entries, wanted 1"):
+    with pytest.raises(DataError, match="expected 1 entries, got 0"):
         d.reuse_matrix(CAPACITIES, [{"0": []}, {"0": []}], "0")
 
 

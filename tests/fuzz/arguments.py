@@ -75,7 +75,7 @@ def linear(draw: st.DrawFn, op: str) -> Call:
     """masked_linear and its parts."""
     whole, op = op, op if op != "masked_linear" else "masked_linear_fwd"
     rows, active_in, free_in, active_out, free_out = (draw(SIZES) for _ in range(5))
-    dtype, inputs, outputs = draw(st.sampled_from(DTYPES)), active_in + free_in, 0
+    dtype, inputs = draw(st.sampled_from(DTYPES)), active_in + free_in
     flags = {name: draw(st.booleans()) for name in ("bias", "activity", "full_input_grad")}
     full, bias = flags["full_input_grad"], flags["bias"]
 
@@ -90,14 +90,15 @@ def linear(draw: st.DrawFn, op: str) -> Call:
         pair = (new(active_out), new(free_out)) if bias else (None, None)
         args = {"x": new(rows, inputs), **weights, "active_bias": pair[0], "free_bias": pair[1]}
         args |= {"activation": draw(st.sampled_from(("none", "relu")))}
-        return Call(whole, {**args, "activity": flags["activity"], "full_input_grad": full})
+        args |= {"activity": flags["activity"]}
+        return Call(whole, args | ({"full_input_grad": full} if whole != op else {}))
     if op == "masked_linear_relu_grad":
         outputs = active_out + free_out
         pair = {"grad_y": new(rows, outputs), "y": new(rows, outputs)}
         return Call(op, {**pair, "active": active_out, "bias": bias})
     if op == "masked_linear_dgrad":
-        outputs = free_out + (active_out if full else 0)
-        return Call(op, {"grad_z": new(rows, outputs), **weights, "full_input_grad": full})
+        args = {"grad_z": new(rows, free_out), "free_weight": weights["free_weight"]}
+        return Call(op, {**args, "active": active_in})
     return Call(op, {"grad_z": new(rows, free_out), "x": new(rows, inputs), "bias": bias})
 
 
@@ -134,16 +135,17 @@ def conv(draw: st.DrawFn, op: str) -> Call:
         pair = (new(active_out), new(free_out)) if bias else (None, None)
         args = {"x": x, **weights, "active_bias": pair[0], "free_bias": pair[1], **geometry}
         args |= {"depthwise": depthwise, "activation": draw(st.sampled_from(("none", "relu")))}
-        return Call(whole, {**args, "activity": activity, "full_input_grad": full}, valid)
+        args |= {"activity": activity} | ({"full_input_grad": full} if whole != op else {})
+        return Call(whole, args, valid)
     if op == "masked_conv2d_relu_grad":
         shape = (batch, active_out + free_out, height, width)
         return Call(
             op, {"grad_y": new(*shape), "y": new(*shape), "active": active_out, "bias": bias}
         )
     if op == "masked_conv2d_dgrad":
-        outputs = free_out + (active_out if full else 0)
-        args = {"grad_z": new(batch, outputs, *size), "x": x, **weights, **geometry}
-        return Call(op, {**args, "depthwise": depthwise, "full_input_grad": full}, valid)
+        args = {"grad_z": new(batch, free_out, *size), "x": x, "active": active_in, **geometry}
+        args |= {"free_weight": weights["free_weight"], "depthwise": depthwise}
+        return Call(op, args, valid)
     args = {"grad_z": new(batch, free_out, *size), "x": x, "kernel": kernel, **geometry}
     return Call(op, {**args, "depthwise": depthwise, "bias": bias}, valid)
 
@@ -169,10 +171,8 @@ def norm(draw: st.DrawFn, op: str) -> Call:
     if op == "partial_batch_norm_bwd":
         y = draw(tensor(*shape, dtype=dtype)) if draw(st.booleans()) else None
         args = {"grad_y": draw(tensor(*shape, dtype=dtype)), "x": x, "y": y}
-        args |= {"active_var": vector(active, 0.5), "free_mean": vector(free, -0.5)}
-        args |= {"free_var": vector(free, 0.5)}
-        args |= {"active_weight": weights[0], "free_weight": weights[1], "training": training}
-        return Call(op, {**args, "eps": eps, "full_input_grad": draw(st.booleans())})
+        args |= {"free_mean": vector(free, -0.5), "free_var": vector(free, 0.5)}
+        return Call(op, {**args, "free_weight": weights[1], "training": training, "eps": eps})
     args = {"x": x, "active_mean": vector(active, -0.5), "active_var": vector(active, 0.5)}
     args |= {"free_mean": vector(free, -0.5), "free_var": vector(free, 0.5)}
     args |= {"active_weight": weights[0], "free_weight": weights[1]}
@@ -185,8 +185,9 @@ def norm(draw: st.DrawFn, op: str) -> Call:
         "eps": eps,
         "activation": draw(st.sampled_from(("none", "relu"))),
     }
-    args |= {"activity": draw(st.booleans()), "full_input_grad": draw(st.booleans())}
+    args |= {"activity": draw(st.booleans())}
     if op == "partial_batch_norm":
+        args |= {"full_input_grad": draw(st.booleans())}
         args |= {"momentum": draw(st.sampled_from((0.0, 0.1, 1.0)))}
     return Call(op, args, valid)
 

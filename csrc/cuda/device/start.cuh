@@ -1,5 +1,5 @@
-// Launch of a kernel. In a folder of its own, as `here.h`: the tests put theirs in its place and
-// run the kernels on a CPU.
+// Launch of a kernel. In a folder of its own, as `current_device.h`: the tests put theirs in its
+// place and run the kernels on a CPU.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -82,26 +82,26 @@ def test_what_is_refused(tmp_path):
     file = tmp_path / "a.npz"
     with pytest.raises(DataError, match="no such file"):
         ArrayFiles([file])
-    with pytest.raises(DataError, match="got no files"):
+    with pytest.raises(DataError, match="expected one file per task, got none"):
         ArrayFiles([])
     data = good()
     for change, fragment in (
-        ({"x_test": None}, "lacks x_test of the test split; it has x_train, y_test, y_train"),
+        ({"x_test": None}, "expected x_test for the test split, got x_train, y_test, y_train"),
         (
             {"x_test": None, "y_test": None},
-            "has no test split, wanted test_images and test_labels, x_test and",
+            r"expected a test split \(test_images and test_labels, x_test and",
         ),
-        ({"y_test": data["y_test"][1:]}, r"x is \[8, 5\] and y \[7\]"),
-        ({"y_train": data["y_train"] - 1}, "label -1 at index 0, wanted labels from 0"),
-        ({"y_train": data["y_train"] * 1.5}, "got float64, wanted integer labels"),
+        ({"y_test": data["y_test"][1:]}, r"got \[8, 5\] and \[7\]"),
+        ({"y_train": data["y_train"] - 1}, "expected labels from 0, got -1 at index 0"),
+        ({"y_train": data["y_train"] * 1.5}, r"expected integer labels \(int64\), got float64"),
         ({"y_train": data["y_train"][:, None]}, r"convert with y.squeeze\(1\)"),
         (
             {"y_train": data["y_train"] * 2, "y_test": data["y_test"] * 2},
-            r"labels are 0, 2, 4, 6, wanted 0 to 3 without gaps",
+            "expected labels 0 to 3 without gaps, got 0, 2, 4, 6",
         ),
         ({"x_train": data["x_train"].astype(float) * 1e300}, r"inf at index \[0, 0\]"),
-        ({"x_train": data["x_train"].astype(str)}, "wanted numbers"),
-        ({"x_train": np.zeros((20, 5), np.uint8)}, r"wanted images \[N, H, W\]"),
+        ({"x_train": data["x_train"].astype(str)}, "expected numbers, got <U"),
+        ({"x_train": np.zeros((20, 5), np.uint8)}, r"expected images \[N, H, W\]"),
     ):
         changed = {k: v for k, v in {**data, **change}.items() if v is not None}
         np.savez(file, **changed)
@@ -138,7 +138,7 @@ def test_names_of_tasks(tmp_path):
     np.savez(tmp_path / "more.npz", **good())
     paths = [tmp_path / "one" / "data.npz", tmp_path / "two" / "data.npz", tmp_path / "more.npz"]
     assert [task.name for task in ArrayFiles(paths)] == ["one/data", "two/data", "more"]
-    with pytest.raises(DataError, match="is there twice"):
+    with pytest.raises(DataError, match="expected every path once"):
         ArrayFiles([paths[0], tmp_path / "one" / ".." / "one" / "data.npz"])
 
 
@@ -175,5 +175,5 @@ def test_streams_of_two_kinds_are_refused(tmp_path, order):
     np.savez(tmp_path / "images.npz", **good((3, 6, 7), np.uint8))
     paths = [tmp_path / "vectors.npz", tmp_path / "images.npz"]
     stream = ArrayFiles(paths if order == "vectors first" else paths[::-1])
-    with pytest.raises(DataError, match=r"holds no images|sample_shape"):
+    with pytest.raises(DataError, match=r"expected images \(uint8\)|sample_shape"):
         check_tasks(stream)

@@ -45,8 +45,8 @@ def with_nan():
 
 
 BAD_SPLITS = {
-    "None": (None, "wanted (x, y)"),
-    "one array": ((torch.zeros(3, 4),), "got 1 arrays"),
+    "None": (None, "expected (x, y)"),
+    "one array": ((torch.zeros(3, 4),), "expected two arrays, (x, y), got 1"),
     "list x": (([[0.0]], torch.zeros(1).long()), "torch tensor or a numpy array"),
     "flat x": (broken(x=torch.zeros(6)), "[B, ...]"),
     "half x": (broken(x=torch.zeros(6, 4).half()), "got float16"),
@@ -57,18 +57,18 @@ BAD_SPLITS = {
     "column y": (broken(y=torch.zeros(6, 1).long()), "y.squeeze(1)"),
     "float y": (broken(y=torch.zeros(6)), "y.long()"),
     "bool y": (broken(y=torch.zeros(6).bool()), "integer labels"),
-    "lengths": (broken(y=torch.zeros(5).long()), "6 samples and y has 5"),
+    "lengths": (broken(y=torch.zeros(5).long()), "got 6 in x and 5 in y"),
     "devices": (broken(y=torch.zeros(6, device="meta").long()), "one device"),
-    "empty": ((torch.zeros(0, 4), torch.zeros(0).long()), "empty"),
-    "no features": ((torch.zeros(3, 0), torch.zeros(3).long()), "empty"),
-    "negative label": (broken(y=torch.tensor([0, 1, -2, 0, 0, 0])), "label -2 at index 2"),
+    "empty": ((torch.zeros(0, 4), torch.zeros(0).long()), "at least one sample, got shape [0, 4]"),
+    "no features": ((torch.zeros(3, 0), torch.zeros(3).long()), "one sample, got shape [3, 0]"),
+    "negative label": (broken(y=torch.tensor([0, 1, -2, 0, 0, 0])), "got -2 at index 2"),
     "NaN": (broken(x=with_nan()), "nan at index [5, 2]"),
     "Inf": (broken(x=1 / torch.zeros(6, 4)), "inf at index [0, 0]"),
     "empty Dataset": (Items(0), "empty"),
     "Dataset of images": (Items(x="image"), "ToTensor"),
     "Dataset of float labels": (Items(y=1.5), "integer class label"),
     "Dataset of NaN": (Items(x=torch.full((4,), torch.nan)), "nan at index"),
-    "Dataset of triples": (TensorDataset(*xy(), torch.zeros(6)), "got 3 arrays"),
+    "Dataset of triples": (TensorDataset(*xy(), torch.zeros(6)), "(x, y), got 3"),
 }
 
 
@@ -87,9 +87,15 @@ def test_bad_split_is_refused(case, split):
     [
         (("", xy(), xy(), xy()), "name"),
         (("t", xy(), xy(), xy(), 0), "classes"),
-        (("t", xy(), xy(), xy(), 2), "label 2 is outside classes=2"),
-        (("t", xy(), xy(features=5), xy()), "samples are [5] float32, wanted [4] float32"),
-        (("t", xy(), xy(), (xy()[0].double(), xy()[1])), "float64, wanted [4] float32"),
+        (("t", xy(), xy(), xy(), 2), "labels from 0 to 1, since classes=2, got 2"),
+        (
+            ("t", xy(), xy(features=5), xy()),
+            "expected samples [4] float32 as in the train split, got [5] float32",
+        ),
+        (
+            ("t", xy(), xy(), (xy()[0].double(), xy()[1])),
+            "expected samples [4] float32 as in the train split, got [4] float64",
+        ),
     ],
 )
 def test_bad_task_is_refused(arguments, fragment):
@@ -118,7 +124,7 @@ def test_task_takes_arrays_without_a_copy():
         torch.float32,
         6,
     )
-    with pytest.raises(DataError, match="wanted one of train, validation, test"):
+    with pytest.raises(DataError, match="expected one of train, validation, test, got 'dev'"):
         task.tensors("dev")
 
 
@@ -249,8 +255,8 @@ def test_missing_mnist_files_are_listed(tmp_path, mnist_arrays):
     [
         (b"", "idx file"),
         (b"\0\0\x0d\x01\0\0\0\1", "idx file"),
-        (b"\0\0\x08\x03\0", "cut short"),
-        (b"\0\0\x08\x01\0\0\0\5ab", "wanted 5"),
+        (b"\0\0\x08\x03\0", "bytes of sizes in the header, got fewer"),
+        (b"\0\0\x08\x01\0\0\0\5ab", "expected 5 bytes after the header for shape [5], got 2"),
     ],
 )
 def test_damaged_mnist_file(tmp_path, mnist_arrays, content, fragment):
@@ -266,11 +272,11 @@ def test_damaged_mnist_file(tmp_path, mnist_arrays, content, fragment):
 def test_damaged_gzip_and_lengths(tmp_path, mnist_arrays):
     for name, array in mnist_arrays.items():
         write_idx(tmp_path / f"{name}.gz", array)
-    with pytest.raises(DataError, match="validation: got 20, wanted 1 to 19"):
+    with pytest.raises(DataError, match="validation: expected 1 to 19 of the 20 images, got 20"):
         PermutedMNIST(tmp_path, validation=20)
     labels = tmp_path / "train-labels-idx1-ubyte.gz"
     write_idx(labels, np.zeros(3, dtype=np.uint8))
-    with pytest.raises(DataError, match=r"images \[20, 3, 2\] and labels \[3\]"):
+    with pytest.raises(DataError, match=r"labels \[N\], got \[20, 3, 2\] and \[3\]"):
         PermutedMNIST(tmp_path, validation=4)
     labels.write_bytes(labels.read_bytes()[:-9])
     with pytest.raises(DataError, match="can't be read"):
@@ -279,7 +285,7 @@ def test_damaged_gzip_and_lengths(tmp_path, mnist_arrays):
 
 def test_without_root_the_cache_is_used(tmp_path, mnist_arrays, monkeypatch):
     monkeypatch.setenv("CLNP_DATA", str(tmp_path))
-    with pytest.raises(DataError, match="no MNIST files"):
+    with pytest.raises(DataError, match="expected the MNIST files"):
         PermutedMNIST(download=False)
     for name, array in mnist_arrays.items():
         write_idx(tmp_path / "MNIST" / "raw" / name, array)
@@ -293,6 +299,14 @@ def test_missing_torchvision_says_the_way_out(tmp_path, monkeypatch):
         streams.PermutedMNIST()
 
 
+def test_tasks_and_streams_in_one_line():
+    assert repr(Task("t", xy(), xy(4), xy(3))) == (
+        "Task('t', train=6, validation=4, test=3, x=[4] float32)"
+    )
+    assert repr(Task("t", xy(), xy(), xy(), 7)).endswith("x=[4] float32, classes=7)")
+    assert repr(PermutedDigits(3)) == "<PermutedDigits: 3 tasks>"
+
+
 def test_own_arrays():
     stream = Arrays([(xy(), xy(4), xy(3)), (xy(9), xy(4), xy(3))], names=["a", "b"])
     assert [t.name for t in stream] == ["a", "b"]
@@ -300,7 +314,7 @@ def test_own_arrays():
     assert Arrays([(xy(), xy(), xy())], classes=7)[0].num_classes == 7
     with pytest.raises(DataError, match="names"):
         Arrays([(xy(), xy(), xy())], names=["a", "b"])
-    with pytest.raises(DataError, match="empty"):
+    with pytest.raises(DataError, match=r"expected at least one .*got none"):
         Arrays([])
     with pytest.raises(DataError, match="task 'task-0'"):
         _ = Arrays([(xy(), xy())])[0]
@@ -345,5 +359,5 @@ def test_limited_leaves_small_tasks_and_refuses_nonsense():
     tasks = list(PermutedDigits(tasks=1))
     assert Limited(tasks, 10**6)[0] is tasks[0]
     for wrong in (0, -1, 2.5, True):
-        with pytest.raises(DataError, match="wanted a positive int"):
+        with pytest.raises(DataError, match=rf"examples: expected a positive int, got {wrong}"):
             Limited(tasks, wrong)

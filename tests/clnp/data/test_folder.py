@@ -150,10 +150,10 @@ def break_tree(root, what):
 @pytest.mark.parametrize(
     ("what", "fragment"),
     [
-        ("empty class", "violet: the class has no images"),
+        ("empty class", "violet: expected images of the class .* got none"),
         ("unreadable", "red/5.png: can't be read as an image"),
-        ("transparent", "red/5.png: is of Pillow's mode RGBA.*--convert-images"),
-        ("single image", "class red: has 1 training image, wanted at least 3"),
+        ("transparent", "red/5.png: expected Pillow mode .* got RGBA; .*--convert-images"),
+        ("single image", "class red: expected at least 3 training images.* got 1"),
     ],
 )
 def test_bad_trees_are_refused(tmp_path, what, fragment):
@@ -166,21 +166,21 @@ def test_bad_trees_are_refused(tmp_path, what, fragment):
 def test_other_refusals(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         folder_task(tmp_path / "none")
-    with pytest.raises(DataError, match="holds no folders"):
+    with pytest.raises(DataError, match="got no folders"):
         folder_task(tmp_path)
     tree(tmp_path / "train")
     tree(tmp_path / "test", classes={"red": (1, 1, 1)})
     with pytest.raises(
-        DataError, match=r"test: classes differ from those of .*: it lacks blue, green"
+        DataError, match=r"test: expected the classes of .*, got others: blue, green missing"
     ):
         folder_task(tmp_path)
     for options, fragment in (
-        ({"image_size": 0}, "image_size: got 0"),
-        ({"workers": 0}, "workers: got 0"),
-        ({"channels": 2}, "channels: got 2"),
+        ({"image_size": 0}, "image_size: expected .* got 0"),
+        ({"workers": 0}, "workers: expected .* got 0"),
+        ({"channels": 2}, "channels: expected 3 or 1, got 2"),
         ({"normalise": "train"}, "would read every image"),
-        ({"validation": 2.0, "image_size": 8}, "validation: got 2.0"),
-        ({}, "are 20 x 16, no squares"),
+        ({"validation": 2.0, "image_size": 8}, "validation: expected .* got 2.0"),
+        ({}, "expected square images .* got 20 x 16"),
     ):
         with pytest.raises(DataError, match=fragment):
             folder_task(tmp_path / "train", **options)
@@ -194,7 +194,7 @@ def test_folders_are_a_stream(tmp_path):
     stream = Folders([a, b, c], image_size=8, seed=3)
     assert [task.name for task in stream] == ["x/things", "y/things", "others"]
     assert stream[0].test.paths == Folders([a], image_size=8, seed=3)[0].test.paths
-    with pytest.raises(DataError, match="is there twice"):
+    with pytest.raises(DataError, match="expected every path once"):
         Folders([a, tmp_path / "x" / ".." / "x" / "things"])
     with pytest.raises(DataError, match="got none"):
         Folders([])
@@ -227,4 +227,4 @@ def test_hidden_and_other_files_are_left_out(tmp_path):
         "3.png",
         "A.JPG",
     ]
-    assert layout.notes == ("1 file not taken for images: red/notes.txt",)
+    assert layout.notes == ("1 file not recognised as images: red/notes.txt",)

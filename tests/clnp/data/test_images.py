@@ -118,7 +118,7 @@ def test_constants():
     assert constants_for("train", "cifar10", images) == (mean, std)
     assert constants_for("none", "cifar10", images) == ONE
     assert constants_for([[0.5] * 3, [1] * 3], "cifar10", images) == ((0.5,) * 3, (1,) * 3)
-    with pytest.raises(DataError, match="normalise: got 'all'"):
+    with pytest.raises(DataError, match=r"normalise: expected .* got 'all'"):
         constants_for("all", "cifar10", images)
 
 
@@ -139,9 +139,9 @@ def test_held_out_takes_the_same_share_of_every_class(sizes, fraction, seed):
 def test_held_out_is_the_same_for_ever():
     labels = torch.arange(12) % 2
     assert held_out(labels, 0.34, (0, 0))[1].tolist() == [2, 3, 8, 11]
-    with pytest.raises(DataError, match="class 2: has 1 image"):
+    with pytest.raises(DataError, match=r"class 2: expected at least 2 examples .* got 1"):
         held_out(torch.tensor([0, 0, 2]), 0.5, (0,))
-    with pytest.raises(DataError, match="validation: got 1"):
+    with pytest.raises(DataError, match=r"validation: expected .* got 1"):
         held_out(labels, 1, (0,))
 
 
@@ -151,7 +151,7 @@ BAD = {
     "empty": ((torch.zeros(0, 3, 4, 4, dtype=torch.uint8), torch.zeros(0).long(), ONE), "N of at"),
     "labels": ((random_images()[0], torch.zeros(3).long(), ONE), "one per image"),
     "negative": ((random_images()[0], torch.full((12,), -1), ONE), "labels from 0"),
-    "channels": ((random_images(channels=1)[0], torch.zeros(12).long(), ONE), "3 channels"),
+    "channels": ((random_images(channels=1)[0], torch.zeros(12).long(), ONE), "1 channels.* got 3"),
     "std": ((*random_images(), ((0.0,) * 3, (0.0,) * 3)), "std above 0"),
 }
 

@@ -74,21 +74,23 @@ def learner(which: str, **settings: Any) -> Any:
 
 NAN = torch.zeros(12)
 NAN[3] = torch.nan
+LABEL = "expected an integer class label from 0"
+FIRST = "expected [12] float32 as in the first item"
 ODD: dict[str, tuple[Any, str]] = {
-    "None": (None, "item 7 is NoneType, wanted (x, y)"),
-    "triple": ((torch.zeros(12), 0, 0), "item 7 is 3 values"),
-    "no tensor": (("image", 0), "x of item 7 is a str"),
-    "x is None": ((None, 0), "x of item 7 is a NoneType"),
-    "y is None": ((torch.zeros(12), None), "y of item 7: None"),
-    "size": ((torch.zeros(11), 0), "x of item 7 is [11] float32, wanted [12] float32"),
-    "rank": ((torch.zeros(3, 4), 0), "x of item 7 is [3, 4]"),
-    "dtype": ((torch.zeros(12).double(), 0), "x of item 7 is [12] float64"),
-    "bytes": ((torch.zeros(12, dtype=torch.uint8), 0), "x of item 7: got uint8"),
-    "NaN": ((NAN, 0), "x of item 7: nan at index [3]"),
-    "Inf": ((torch.full((12,), torch.inf), 0), "x of item 7: inf at index [0]"),
-    "label": ((torch.zeros(12), 9), "label 9"),
-    "negative": ((torch.zeros(12), -1), "y of item 7: -1"),
-    "several": ((torch.zeros(12), torch.tensor([1, 1])), "y of item 7: shape [2]"),
+    "None": (None, "item 7: expected (x, y), got NoneType"),
+    "triple": ((torch.zeros(12), 0, 0), "item 7: expected (x, y), got 3 values"),
+    "no tensor": (("image", 0), "x of item 7: expected a tensor, got str"),
+    "x is None": ((None, 0), "x of item 7: expected a tensor, got NoneType"),
+    "y is None": ((torch.zeros(12), None), f"y of item 7: {LABEL}, got None"),
+    "size": ((torch.zeros(11), 0), f"x of item 7: {FIRST}, got [11] float32"),
+    "rank": ((torch.zeros(3, 4), 0), f"x of item 7: {FIRST}, got [3, 4] float32"),
+    "dtype": ((torch.zeros(12).double(), 0), f"x of item 7: {FIRST}, got [12] float64"),
+    "bytes": ((torch.zeros(12, dtype=torch.uint8), 0), "x of item 7: expected float32"),
+    "NaN": ((NAN, 0), "x of item 7: expected finite numbers, got nan at index [3]"),
+    "Inf": ((torch.full((12,), torch.inf), 0), "finite numbers, got inf at index [0]"),
+    "label": ((torch.zeros(12), 9), "got 9 at index"),
+    "negative": ((torch.zeros(12), -1), f"y of item 7: {LABEL}, got -1"),
+    "several": ((torch.zeros(12), torch.tensor([1, 1])), f"y of item 7: {LABEL}, got shape [2]"),
     "error": (KeyError("lost"), "item 7 can't be read: KeyError: 'lost'"),
     "file": (OSError("image file is truncated"), "item 7 can't be read: OSError"),
 }
@@ -242,10 +244,16 @@ def test_streams_are_checked_as_a_whole() -> None:
     check_tasks([blobs(0), blobs(1)])
     images = torch.zeros(6, 3, 8, 8), torch.arange(6) % 3
     cases: list[tuple[list[Any], str]] = [
-        ([blobs(0), Task("images", images, images, images)], r"sample_shape is \(3, 8, 8\)"),
-        ([blobs(0), blobs(1, dtype=torch.float64)], "dtype is torch.float64"),
-        ([blobs(0), blobs(1), blobs(0)], r"tasks\[2\]: is named 'blobs-0' like tasks\[0\]"),
-        ([blobs(0), blobs(1).train], r"tasks\[1\]: got tuple"),
+        (
+            [blobs(0), Task("images", images, images, images)],
+            r"expected sample_shape .* got \(3, 8, 8\)",
+        ),
+        (
+            [blobs(0), blobs(1, dtype=torch.float64)],
+            "expected dtype torch.float32 .* got torch.float64",
+        ),
+        ([blobs(0), blobs(1), blobs(0)], r"tasks\[2\]: expected .* got 'blobs-0' as in tasks\[0\]"),
+        ([blobs(0), blobs(1).train], r"tasks\[1\]: expected a clnp.data.Task, got tuple"),
     ]
     for tasks, message in cases:
         with pytest.raises(DataError, match=message):
@@ -265,7 +273,9 @@ def test_classes_without_training_examples_are_told() -> None:
     x, y = blobs(0).train
     few = x[y < 2], y[y < 2]
     task = Task("t", few, (x, y), few)
-    with pytest.warns(DataWarning, match=r"validation: class 2 does not occur in the train split"):
+    with pytest.warns(
+        DataWarning, match=r"validation: expected classes of the train split, got class 2"
+    ):
         check_tasks([task])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -348,7 +358,7 @@ def test_class_names_of_parts() -> None:
 
 def test_splits_with_other_classes_are_refused() -> None:
     task, other = told(NAMES), told([*NAMES[1:], NAMES[0]])
-    with pytest.raises(DataError, match="its classes are not those of"):
+    with pytest.raises(DataError, match=r"expected the classes of .* got others"):
         task_data(Task("t", task.train, task.validation, other.test))
 
 
@@ -358,8 +368,8 @@ def test_splits_with_other_classes_are_refused() -> None:
         ("abc", None, "distinct"),
         (["a", "a", "b"], None, "distinct"),
         (["a", 1, "b"], None, "distinct"),
-        (["a", "b"], 3, "2 names for classes=3"),
-        (["a", "b"], None, "label 2 is outside classes=2"),
+        (["a", "b"], 3, "classes=3, got 2"),
+        (["a", "b"], None, "since classes=2, got 2"),
     ],
 )
 def test_bad_class_names(names: Any, classes: Any, message: str) -> None:
@@ -405,7 +415,7 @@ class Sequences(torch.nn.Module):
 
 def test_logits_of_another_rank_are_refused() -> None:
     x = torch.zeros(2, 5, 4)
-    with pytest.raises(ConvertError, match=r"logits \[B, classes\] are wanted"):
+    with pytest.raises(ConvertError, match=r"expected logits \[B, classes\], got shape"):
         clnp.convert(Sequences(), x, verbose=False)
     with pytest.raises(ConfigError, match=r"expected logits \[B, C\]"):
         methods.make("finetune", Sequences(), x, head="multi")

@@ -112,7 +112,10 @@ def test_legal_layouts_are_what_they_mean(seed):
         assert len(set(paths)) == len(paths)
         assert all(path.is_file() for path in paths)
         told = " ".join(layout.notes)
-        for number, text in ((tree.outside, "outside the classes"), (tree.others, "not taken for")):
+        for number, text in (
+            (tree.outside, "outside the folders"),
+            (tree.others, "not recognised"),
+        ):
             assert (text in told) == bool(number)
             assert not number or f"{number} " in told
 
@@ -141,7 +144,7 @@ def class_missing(tree: Tree) -> list[str]:
     if len(tree.splits) == 1:
         return class_empty(tree)
     place.unlink() if place.is_symlink() else shutil.rmtree(place)
-    return [shown(name), "classes differ"]
+    return [shown(name), "expected the classes of"]
 
 
 def class_empty(tree: Tree) -> list[str]:
@@ -149,7 +152,7 @@ def class_empty(tree: Tree) -> list[str]:
     place = tree.place(split) / "nothing"
     place.mkdir()
     (place / "readme.md").touch()
-    return ["nothing: the class has no images", "readme.md"]
+    return ["nothing: expected images of the class", "got readme.md"]
 
 
 def class_more(tree: Tree) -> list[str]:
@@ -157,7 +160,7 @@ def class_more(tree: Tree) -> list[str]:
         return class_empty(tree)
     split = tree.rng.choice([s for s in tree.splits if s != "train"])
     tree.add_class(split, "zebra")
-    return ["only it has zebra"]
+    return ["got others: zebra too many"]
 
 
 def other_case(tree: Tree) -> list[str]:
@@ -165,7 +168,7 @@ def other_case(tree: Tree) -> list[str]:
         return class_empty(tree)
     split = tree.rng.choice([s for s in tree.splits if s != "train"])
     (tree.place(split) / "cat").rename(tree.place(split) / "CAT")
-    return ["it lacks cat", "only it has CAT", "upper and lower case"]
+    return ["cat missing", "CAT too many", "some differ only in case"]
 
 
 def single_class(tree: Tree) -> list[str]:
@@ -173,7 +176,7 @@ def single_class(tree: Tree) -> list[str]:
         for name in tree.classes[1:]:
             place = tree.place(split) / name
             place.unlink() if place.is_symlink() else shutil.rmtree(place)
-    return ["one class", shown(tree.classes[0]), "at least two"]
+    return ["at least two classes, got one", shown(tree.classes[0])]
 
 
 def wrapped(tree: Tree) -> list[str]:
@@ -197,19 +200,19 @@ def no_train(tree: Tree) -> list[str]:
     if not tree.splits["train"]:
         return wrong_split_beside(tree)
     tree.place("train").rename(tree.root / "dev-set")
-    return ["dev-set"] if len(tree.splits) > 1 else ["one class, dev-set"]
+    return ["dev-set"] if len(tree.splits) > 1 else ["two classes, got one, dev-set"]
 
 
 def loop(tree: Tree) -> list[str]:
     place = tree.place("train") / tree.rng.choice(tree.classes)
     (place / "around").symlink_to(tree.root)
-    return ["around: is a link that leads back"]
+    return ["around: expected a folder, got a link to a folder above it"]
 
 
 def dangling(tree: Tree) -> list[str]:
     place = tree.place("train") / tree.rng.choice(tree.classes)
     (place / "gone.jpeg").symlink_to(tree.root / "nowhere")
-    return ["gone.jpeg: is no file, or a link that leads nowhere"]
+    return ["gone.jpeg: expected a file, got a broken link or a device"]
 
 
 def same_folder_twice(tree: Tree) -> list[str]:
@@ -218,7 +221,7 @@ def same_folder_twice(tree: Tree) -> list[str]:
         if each != split:
             tree.add_class(each, "zz")
     (tree.place(split) / "zz").symlink_to(tree.place(split) / tree.classes[0])
-    return ["zz", "is the same folder as"]
+    return ["zz", "expected separate folders, got a link to"]
 
 
 def deeper_only(tree: Tree) -> list[str]:
@@ -229,7 +232,7 @@ def deeper_only(tree: Tree) -> list[str]:
             for path in place.iterdir():
                 if path.is_file():
                     path.rename(place / "group" / path.name)
-    return ["the classes could be either", "group"]
+    return ["either level could be the classes", "group"]
 
 
 ILLEGAL = (
@@ -272,15 +275,17 @@ def test_names_of_splits(fresh, spelling, split, change):
 def test_what_a_folder_lacks(fresh):
     root = fresh()
     root.mkdir()
-    with pytest.raises(DataError, match="holds no folders, but 0 images"):
+    with pytest.raises(DataError, match="got no folders, but 0 images"):
         find_images(root)
     (root / "x.png").touch()
-    with pytest.raises(DataError, match="holds no folders, but 1 image;"):
+    with pytest.raises(DataError, match=r"got no folders, but 1 image$"):
         find_images(root)
     for name in ("val", "test"):
         (root / name / "a").mkdir(parents=True)
         (root / name / "a" / "0.png").touch()
-    with pytest.raises(DataError, match="holds test, val but no train split"):
+    with pytest.raises(
+        DataError, match=r"expected a folder train beside test, val, .* got no train split"
+    ):
         find_images(root)
     # Without labels, as in many competitions.
     unlabelled = fresh()
@@ -289,7 +294,10 @@ def test_what_a_folder_lacks(fresh):
         (unlabelled / "train" / name / "0.png").touch()
     (unlabelled / "test").mkdir()
     (unlabelled / "test" / "0.png").touch()
-    with pytest.raises(DataError, match="test: holds no folders, but 1 image"):
+    with pytest.raises(
+        DataError,
+        match="test: expected one folder of images per class, got no folders, but 1 image",
+    ):
         find_images(unlabelled)
 
 
@@ -302,8 +310,8 @@ def test_folders_without_images_beside_splits_are_told_of(fresh):
     (root / "annotations" / "0.xml").touch()
     notes = find_images(root).notes
     assert notes == (
-        "folders without images left out: annotations",
-        "1 file not taken for images: annotations/0.xml",
+        "folders without images skipped: annotations",
+        "1 file not recognised as images: annotations/0.xml",
     )
 
 
@@ -317,7 +325,7 @@ def test_a_link_to_itself_and_a_deep_tree(fresh):
         find_images(root)
     (root / "a" / "self").unlink()
     (root / "a" / Path(*["d"] * 40)).mkdir(parents=True)
-    with pytest.raises(DataError, match="folders deep"):
+    with pytest.raises(DataError, match="levels of folders"):
         find_images(root)
 
 

@@ -57,7 +57,7 @@ def test_a_failed_write_keeps_the_old_file(file: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"No space left.*still there"):
+    with pytest.raises(CheckpointError, match=r"No space left.*previous file is intact"):
         checkpoint.write(file, "test", {"a": torch.zeros(1)}, {})
     assert file.read_bytes() == before
     assert len(list(file.parent.iterdir())) == 1
@@ -96,9 +96,9 @@ def test_foreign_files_are_refused(tmp_path: Path, file: Path) -> None:
     with pytest.raises(CheckpointError, match="not written by clnp"):
         checkpoint.read(foreign, "test")
     torch.save({"a": torch.zeros(2)}, tmp_path / "pickle.pt")
-    with pytest.raises(CheckpointError, match="damaged or no safetensors"):
+    with pytest.raises(CheckpointError, match="damaged or not a safetensors"):
         checkpoint.read(tmp_path / "pickle.pt", "test")
-    with pytest.raises(CheckpointError, match="'test', not a 'learner'"):
+    with pytest.raises(CheckpointError, match="expected a 'learner' file, got a 'test' file"):
         checkpoint.read(file, "learner")
     with pytest.raises(CheckpointError, match="no such file"):
         checkpoint.read(tmp_path / "nothing", "test")

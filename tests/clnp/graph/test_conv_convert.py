@@ -163,38 +163,38 @@ def ended(*layers: nn.Module, width: int = 8) -> nn.Sequential:
 REFUSED = {
     "grouped": (
         lambda: ended(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2)),
-        r"'1' \(Conv2d\) has 2 groups",
+        r"'1' \(Conv2d\): expected groups=1.*, got 2 groups",
     ),
     "multiplier": (
         lambda: ended(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=4)),
-        r"'1' \(Conv2d\) has 4 groups",
+        r"'1' \(Conv2d\): expected groups=1.*, got 4 groups",
     ),
     "group norm": (
         lambda: ended(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8)),
-        r"'1' \(GroupNorm\).*several channels",
+        r"'1' \(GroupNorm\).*mixes channels",
     ),
     "local response": (
         lambda: ended(nn.Conv2d(3, 8, 1), nn.LocalResponseNorm(2)),
-        r"'1' \(LocalResponseNorm\).*several channels",
+        r"'1' \(LocalResponseNorm\).*mixes channels",
     ),
     "concatenation": (Concatenated, "cat.*several layers"),
     "transposed": (lambda: ended(nn.ConvTranspose2d(3, 8, 2)), r"'0' \(ConvTranspose2d\)"),
     "reflection": (
         lambda: ended(nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")),
-        "padding_mode='reflect'",
+        "expected padding_mode='zeros', got 'reflect'",
     ),
     "no statistics": (
         lambda: ended(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, track_running_stats=False)),
-        "'1'.*no running statistics",
+        "'1'.*expected track_running_stats=True, got False",
     ),
     "slopes": (lambda: ended(nn.Conv2d(3, 8, 1), nn.PReLU()), r"'1' \(PReLU\).*LeakyReLU"),
     "weights in forward": (Borrowed, "b.weight.*used directly"),
-    "linear on images": (LinearOnImages, r"'fc' \(Linear\) works on the last axis"),
+    "linear on images": (LinearOnImages, r"'fc' \(Linear\): expected flattened images"),
     "broadcast channels": (Broadcast, "only the mean over both axes"),
-    "softmax": (lambda: ended(nn.Conv2d(3, 8, 1), nn.Softmax(dim=1)), "several channels"),
+    "softmax": (lambda: ended(nn.Conv2d(3, 8, 1), nn.Softmax(dim=1)), "mixes channels"),
     "no linear end": (
         lambda: nn.Sequential(nn.Conv2d(3, 3, 8), nn.Flatten()),
-        "has to end in a Linear",
+        r"expected a Linear layer .* got '1' \(flatten\)",
     ),
 }
 
@@ -208,7 +208,7 @@ def test_refusals_name_the_layer_and_the_reason(name: str) -> None:
 
 def test_example_of_the_wrong_shape_names_where() -> None:
     net = Plan(4, (), False, False, "mean").build()
-    with pytest.raises(ConvertError, match=r"example_input of shape \[2, 1, 8, 8\].*at '0'"):
+    with pytest.raises(ConvertError, match=r"example_input of shape \[2, 1, 8, 8\].*'0' fails"):
         clnp.convert(net, torch.zeros(2, 1, 8, 8), verbose=False)
 
 

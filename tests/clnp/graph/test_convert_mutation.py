@@ -225,7 +225,7 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     "halves": (halves, r"'relu_' changes a value in place that 'out' reads"),
     "detached": (detached, r"'detach'"),
     "data": (data, r"getattr"),
-    "data replaced": (data_replaced, r"attribute 'data' of a tensor is set"),
+    "data replaced": (data_replaced, r"sets the attribute 'data' of a tensor"),
     "same in evaluation only": (after_dropout, r"'relu_' changes.*'add' reads.*some modes only"),
     "same in some formats": (after_contiguous, r"'relu_' changes.*'out' reads"),
     "weight": (own_weight, r"'clamp_' changes 'a.weight' in place"),

@@ -146,10 +146,10 @@ ODD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "self": (lambda: named("self"), "module 'self': expected a name"),
     "meta": (on_meta, "'0.weight' is on the meta device"),
     "gradient hook": (hooked_weight, "its weight has gradient hooks"),
-    "forward of its own": (own_forward, r"'0' \(Linear\) has a forward of its own"),
+    "forward of its own": (own_forward, r"'0' \(Linear\) has a forward in its instance attributes"),
     "lazy": (
         lambda: nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3)),
-        "'0.weight' has no shape yet; run the network on one batch",
+        "'0.weight' has no shape yet.*; run the network on one batch",
     ),
     "two dtypes": (lambda: nn.Sequential(*mlp([8])[:2], nn.Linear(8, 3).double()), "float64"),
     "parallel": (lambda: nn.DataParallel(mlp([8])), r"inner module \(.module\)"),
@@ -178,7 +178,7 @@ def test_norms_by_hook(norm: Callable[[nn.Module], nn.Module]) -> None:
 @pytest.mark.parametrize("inside", [False, True])
 def test_torchscript(inside: bool) -> None:
     net: nn.Module = torch.jit.trace(mlp([8]), EXAMPLE)
-    refuse(nn.Sequential(net) if inside else net, "is TorchScript, whose forward can't be read")
+    refuse(nn.Sequential(net) if inside else net, "is TorchScript, whose forward can't be traced")
 
 
 def test_compiled_networks_are_unwrapped() -> None:
@@ -197,7 +197,7 @@ def test_compiled_networks_are_unwrapped() -> None:
         (EXAMPLE.to("meta"), "example_input is on meta, '0.weight' on cpu"),
         (EXAMPLE.to_sparse(), "dense tensor of floating-point"),
         (EXAMPLE.to(torch.complex64), "floating-point numbers, got torch.complex64"),
-        (torch.zeros(2, 5, 12), r"result of shape \[2, 5, 3\].*logits \[B, classes\]"),
+        (torch.zeros(2, 5, 12), r"expected logits \[B, classes\], got shape \[2, 5, 3\]"),
     ],
 )
 def test_examples_that_do_not_fit(example: Tensor, message: str) -> None:
@@ -273,13 +273,13 @@ def batch_of_two(net: Any, x: Tensor) -> Tensor:
 
 
 FORWARDS = {
-    "constant": (constant, "a tensor that forward makes"),
+    "constant": (constant, "forward uses a tensor that it makes"),
     "no_grad": (without_gradient, "'square'.*runs under torch.no_grad"),
     "autocast": (in_half, "'square'.*runs under torch.autocast"),
     "counts its calls": (counted, "'mul'.*arguments differ.*from call to call"),
     "number of the mode": (other_number, "'mul'.*arguments differ between training"),
     "size of the batch": (batch_of_two, "batches of any size"),
-    "probabilities": (lambda n, x: F.softmax(n.last(x), -1), "has to end in logits.*remove it"),
+    "probabilities": (lambda n, x: F.softmax(n.last(x), -1), "must return logits.*remove it"),
     "batches side by side": (
         lambda n, x: n.last(torch.cat([n.square(x), x], 0)),
         "'cat'.*works along axis 0",
@@ -310,15 +310,15 @@ def test_what_forward_keeps_does_not_matter() -> None:
 
 
 REASONS: dict[str, tuple[nn.Module, str]] = {
-    "channels apart": (nn.GroupNorm(8, 8), "every channel by itself, which is not supported yet"),
-    "channels together": (nn.GroupNorm(2, 8), "several channels at once"),
-    "instances": (nn.InstanceNorm2d(8), "every channel by itself"),
-    "softmax over channels": (nn.Softmax(1), "several channels at once"),
+    "channels apart": (nn.GroupNorm(8, 8), "each channel separately, which is not supported yet"),
+    "channels together": (nn.GroupNorm(2, 8), "mixes channels"),
+    "instances": (nn.InstanceNorm2d(8), "each channel separately"),
+    "softmax over channels": (nn.Softmax(1), "mixes channels"),
     "softmax over pixels": (nn.Softmax(-1), "works along axis -1"),
     "norm over pixels": (nn.LayerNorm([6, 6]), "normalises over pixels"),
-    "norm over all": (nn.LayerNorm([8, 6, 6]), "several channels at once"),
+    "norm over all": (nn.LayerNorm([8, 6, 6]), "mixes channels"),
     "slopes of channels": (nn.PReLU(8), "slopes are weights of its channels"),
-    "one slope": (nn.PReLU(), "that all tasks would share"),
+    "one slope": (nn.PReLU(), "shared by all tasks"),
 }
 
 

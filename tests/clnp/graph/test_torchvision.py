@@ -74,12 +74,12 @@ def test_converted_taught_taken_out_and_saved(name: str, tmp_path: Path) -> None
     ("name", "reason"),
     [
         ("densenet121", "'cat'.*concatenated channels"),
-        ("googlenet", "another path in training.* in 'aux1'"),
+        ("googlenet", "different paths in training.* in 'aux1'"),
         ("swin_t", "'permute' in 'features.0.1'"),
-        ("vit_b_16", r"self_attention.*\(MultiheadAttention\).*several channels"),
-        ("resnext50_32x4d", r"'layer1.0.conv2' \(Conv2d\) has 32 groups"),
+        ("vit_b_16", r"self_attention.*\(MultiheadAttention\).*mixes channels"),
+        ("resnext50_32x4d", r"'layer1.0.conv2' \(Conv2d\).* got 32 groups"),
         ("squeezenet1_1", "'cat' in 'features.3'.*concatenated"),
-        ("shufflenet_v2_x0_5", "'chunk.*' in 'stage.*parts of a layer's channels"),
+        ("shufflenet_v2_x0_5", "'chunk.*' in 'stage.*a part of a layer's channels"),
         ("convnext_tiny", "'permute' in 'features.0.1'"),
     ],
 )

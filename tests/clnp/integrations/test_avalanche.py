@@ -128,12 +128,14 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"result of clnp\.convert, got Linear"):
         CLNP(model=nn.Linear(2, 2), optimizer=optimizer)
     for name in ("margin", "validation"):
-        with pytest.raises(ConfigError, match=f"{name}=1.5"):
+        with pytest.raises(ConfigError, match=f"^{name}.*1.5"):
             CLNP(model=model, optimizer=optimizer, **{name: 1.5})
     bench = split_digits(task_labels=True)
     online = split_online_stream(bench.train_stream, experience_size=50)
     learner = strategy(train_epochs=1)
-    with pytest.raises(DataError, match="as a whole"):
+    with pytest.raises(
+        DataError, match="expected a whole one, got a part split for online learning"
+    ):
         learner.train(next(iter(online)))
 
 
@@ -142,6 +144,6 @@ def test_a_full_single_head_says_so() -> None:
         task_labels=False, experiences=4
     )  # each takes at least one of 3 channels
     learner = strategy("single", width=3, train_epochs=1, margin=0.0)
-    with pytest.raises(CapacityError, match="3 channels"):
+    with pytest.raises(CapacityError, match="got none of 3"):
         learner.train(bench.train_stream)
     assert all(v.identical for v in learner.certificate.verify(learner.model))

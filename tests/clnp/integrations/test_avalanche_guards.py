@@ -55,7 +55,9 @@ def test_interrupted_training_goes_on(event: str, error: BaseException, number: 
     with pytest.raises(type(error)):
         learner.train(bench.train_stream)
     assert len(learner.model.tasks) == number
-    with pytest.warns(UserWarning, match=f"experience {number}: the task that was begun before"):
+    with pytest.warns(
+        UserWarning, match=f"experience {number}: the previous task was begun but not learned"
+    ):
         learner.train(bench.train_stream[number:])
     results = learner.eval(bench.test_stream)
     assert len(learner.model.tasks) == 2
@@ -101,7 +103,7 @@ def test_no_last_minibatch_of_one_reaches_a_batch_norm(rest: int) -> None:
 def test_minibatches_of_one_need_a_network_without_batch_norm() -> None:
     bench = permuted_digits(task_labels=True, experiences=1, rows=20)
     learner = strategy(norm=True, train_mb_size=1, train_epochs=1)
-    with pytest.raises(ConfigError, match="train_mb_size=1: a batch norm needs more than one"):
+    with pytest.raises(ConfigError, match=r"train_mb_size: expected at least 2, .* got 1"):
         learner.train(bench.train_stream)
     learner.train_mb_size = 2
     learner.train(bench.train_stream)
@@ -138,13 +140,13 @@ def learned() -> clnp.Model:
     [
         ({"margin": "a"}, "margin='a': expected a fraction"),
         ({"margin": True}, "margin=True: expected a fraction"),
-        ({"validation": 0}, "validation=0: expected a fraction"),
-        ({"validation": None}, "validation=None: expected a fraction"),
-        ({"score": "f1"}, "score='f1': expected one of"),
-        ({"search": "best"}, "search='best': expected one of"),
-        ({"granularity": 0}, "granularity=0: expected an integer >= 1"),
-        ({"task_labels": True}, "task_labels=True: expected one of"),
-        ({"rule": "margin"}, "rule='margin': expected one of"),
+        ({"validation": 0}, "validation: expected a fraction .* got 0"),
+        ({"validation": None}, "validation: expected a fraction .* got None"),
+        ({"score": "f1"}, "score: expected one of .* got 'f1'"),
+        ({"search": "best"}, "search: expected one of .* got 'best'"),
+        ({"granularity": 0}, "granularity: expected an integer >= 1.* got 0"),
+        ({"task_labels": True}, "task_labels: expected one of .* got True"),
+        ({"rule": "margin"}, "rule: expected one of .* got 'margin'"),
         ({"criterion": 3}, "criterion: expected a function"),
         ({"model": nn.Linear(64, 10)}, r"result of clnp\.convert, got Linear"),
         ({"model": None}, r"result of clnp\.convert, got NoneType"),
@@ -161,7 +163,9 @@ def test_settings_are_refused_before_training(options: dict[str, Any], message: 
 
 def test_a_network_with_tasks_of_unknown_classes_is_refused() -> None:
     model = learned()
-    with pytest.raises(ConfigError, match=r"has learned 1 task\(s\), whose classes and task"):
+    with pytest.raises(
+        ConfigError, match="expected no learned tasks, got 1, whose classes and task"
+    ):
         CLNP(model=model, optimizer=AdamL1(model.parameters()))
 
 
@@ -176,10 +180,13 @@ def datasets(y: Any, x: torch.Tensor | None = None) -> Any:
 @pytest.mark.parametrize(
     ("stream", "message"),
     [
-        (lambda: datasets([-1, 0, 1, 0]), "experience 0: got class -1"),
+        (lambda: datasets([-1, 0, 1, 0]), "experience 0: expected classes from 0, got -1"),
         (lambda: datasets([[0, 1], [1, 0], [1, 1]]), "one integer class per example"),
-        (lambda: datasets([0]), r"1 example\(s\): too few"),
-        (lambda: datasets([0, 1] * 9, torch.randn(18, 32)), r"have shape \[32\].*\[64\]"),
+        (lambda: datasets([0]), "expected enough examples .* got 1"),
+        (
+            lambda: datasets([0, 1] * 9, torch.randn(18, 32)),
+            r"expected examples of shape \[64\], .* got \[32\]",
+        ),
     ],
     ids=["negative", "several labels", "one example", "other inputs"],
 )
@@ -189,5 +196,5 @@ def test_experiences_that_do_not_fit_are_refused(stream: Any, message: str) -> N
 
 
 def test_more_classes_than_a_single_head_has() -> None:
-    with pytest.raises(DataError, match="class 12 of experience 0 has no output"):
+    with pytest.raises(DataError, match=r"experience 0: expected classes below 10, .* got 12"):
         strategy("single", train_epochs=1).train(datasets([0, 12] * 5).train_stream)

@@ -136,7 +136,7 @@ def test_a_checkpoint_of_contradicting_shapes_is_refused() -> None:
     fresh = convert(RESIDUAL.build())
     state = model.state_dict()
     state["net.1.active_mean"] = state["net.1.active_mean"][:-1]
-    with pytest.raises((CheckpointError, RuntimeError), match=r"net\.1: active_.*wanted"):
+    with pytest.raises((CheckpointError, RuntimeError), match=r"net\.1: active_.*expected"):
         fresh.load_state_dict(state)
 
 

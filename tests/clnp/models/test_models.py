@@ -70,7 +70,7 @@ def test_an_orthogonal_mlp_begins_with_features_that_differ(inputs, width):
     )
     plain = models.mlp(inputs, width, seed=0)
     assert torch.equal(net.fc2.weight, plain.fc2.weight)
-    with pytest.raises(ConfigError, match="init='ortho'"):
+    with pytest.raises(ConfigError, match=r"init: expected .* got 'ortho'"):
         models.mlp(init="ortho")
 
 
@@ -121,16 +121,20 @@ def test_seeds_and_names(name, shape, options):
 
 
 BAD = {
-    "unknown": (("resnet_18", 2, (3, 8, 8)), {}, "near ones are .*resnet18"),
-    "far": (("qqqqqqqqqq", 2, (3, 8, 8)), {}, "unknown; there are mlp, narrow"),
-    "a detector": (("fasterrcnn_resnet50_fpn", 2, (3, 8, 8)), {}, "unknown"),
-    "option": (("narrow", 2, (3, 8, 8)), {"depth": 3}, "takes no depth; it takes scale, dropout"),
+    "unknown": (("resnet_18", 2, (3, 8, 8)), {}, "got 'resnet_18'; similar ones are .*resnet18"),
+    "far": (("qqqqqqqqqq", 2, (3, 8, 8)), {}, "expected one of mlp, narrow.* got 'qqqqqqqqqq'$"),
+    "a detector": (("fasterrcnn_resnet50_fpn", 2, (3, 8, 8)), {}, "expected one of"),
+    "option": (
+        ("narrow", 2, (3, 8, 8)),
+        {"depth": 3},
+        "expected options out of scale, dropout, got depth",
+    ),
     "flat": (("narrow", 2, (64,)), {}, r"expected \(C, H, W\)"),
-    "grey": (("resnet18", 2, (1, 32, 32)), {}, r"take \[3, H, W\]"),
+    "grey": (("resnet18", 2, (1, 32, 32)), {}, r"expected examples \[3, H, W\]"),
     "small": (("wide", 2, (3, 16, 16)), {}, "at least 24"),
-    "scale": (("narrow", 2, (3, 8, 8)), {"scale": 0.0}, "scale=0.0: expected"),
-    "classes": (("narrow", 0, (3, 8, 8)), {}, "classes=0"),
-    "dropout": (("narrow", 2, (3, 8, 8)), {"dropout": 0.5}, "dropout=0.5: twice it"),
+    "scale": (("narrow", 2, (3, 8, 8)), {"scale": 0.0}, "scale: expected .* got 0.0"),
+    "classes": (("narrow", 0, (3, 8, 8)), {}, "classes: expected at least 1, got 0"),
+    "dropout": (("narrow", 2, (3, 8, 8)), {"dropout": 0.5}, "dropout, doubled .* got 1.0"),
     "torchvision's own complaint": (("resnet18", 2, (3, 32, 32)), {"scale": 2.0}, "resnet18"),
 }
 
@@ -160,7 +164,7 @@ def test_weights_from_files(tmp_path):
         assert models.load_weights(net, tmp_path / name) == []
         assert all(torch.equal(net.state_dict()[k], v) for k, v in state.items())
     other = models.narrow(6, scale=1 / 16, seed=2)
-    with pytest.raises(ConfigError, match=r"head.weight is \[4, 32\], wanted \[6, 32\]"):
+    with pytest.raises(ConfigError, match=r"head.weight: expected \[6, 32\], got \[4, 32\]"):
         models.load_weights(other, tmp_path / "b.pt")
     kept = other.head.weight.clone()
     assert models.load_weights(other, tmp_path / "b.pt", head=False) == ["head.weight", "head.bias"]
@@ -186,5 +190,5 @@ def test_weights_that_do_not_fit(tmp_path, capsys):
             models.load_weights(net, tmp_path / name)
     assert capsys.readouterr().out == ""
     torch.save(models.wide(4, scale=1 / 32).state_dict(), tmp_path / "wide.pt")
-    with pytest.raises(ConfigError, match=r"lacks conv1.bias.*and \d+ more"):
+    with pytest.raises(ConfigError, match=r"conv1.bias is missing.*and \d+ more"):
         models.load_weights(net, tmp_path / "wide.pt")

@@ -303,18 +303,19 @@ def test_a_wider_dtype_holds_the_same_weights_and_a_narrower_one_does_not(case: 
         assert "dtype float32 -> bfloat16" in verdict.note
 
 
-def test_entries_of_older_files_are_read_and_say_what_they_lack() -> None:
-    model, certificate = learned(2)
-    old = [
-        {key: e[key] for key in ("task", "name", "digest", "conditions")}
-        for e in certificate.to_json()
-    ]
-    again = Certificate.from_json(old, certificate.probes)
-    for verdict in again.verify(model):
-        assert verdict.identical
-        assert "recorded without hashes of the weights" in verdict.note
-    model.head.frozen_bias[0] += 1
-    assert not any(v.identical for v in again.verify(model))
+@pytest.mark.parametrize("missing", ["digest", "conditions", "random", "tensors"])
+def test_incomplete_entries_are_refused(missing: str) -> None:
+    _, certificate = learned(1)
+    data = certificate.to_json()
+    del data[0][missing]
+    with pytest.raises(KeyError, match=missing):
+        Certificate.from_json(data, certificate.probes)
+
+
+def test_printed_in_one_line() -> None:
+    _, certificate = learned(2)
+    names = [entry.name for entry in certificate.entries]
+    assert repr(certificate) == f"<Certificate of 2 tasks: {names[0]!r}, {names[1]!r}>"
 
 
 @pytest.mark.parametrize("x", [7, torch.zeros(3, 11), torch.zeros(()), torch.zeros(3, 12).long()])

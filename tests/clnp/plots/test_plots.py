@@ -129,5 +129,5 @@ def test_pyplot_is_not_used(tmp_path):
     ],
 )
 def test_nothing_to_draw(draw):
-    with pytest.raises(DataError, match="wanted"):
+    with pytest.raises(DataError, match="expected"):
         draw()

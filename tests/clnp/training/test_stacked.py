@@ -107,7 +107,7 @@ def test_stacked_linear(shared: int, dtype: torch.dtype) -> None:
 
 def test_shapes_that_do_not_fit() -> None:
     weight = torch.zeros(2, 5, 9)
-    with pytest.raises(ValueError, match=r"own.shape: got \[2, 6, 4\], wanted \[2, 6, 5\]"):
+    with pytest.raises(ValueError, match=r"own.shape: expected \[2, 6, 5\], got \[2, 6, 4\]"):
         stacked_linear(torch.zeros(6, 4), torch.zeros(2, 6, 4), weight, None)
     with pytest.raises(ValueError, match=r"bias.shape"):
         stacked_linear(torch.zeros(6, 4), torch.zeros(2, 6, 5), weight, torch.zeros(5))

@@ -191,7 +191,7 @@ def test_state_dict_moves_boundaries(sizes: dict[str, int], bias: bool) -> None:
 def test_nonsense_state_is_refused(name: str, shape: tuple[int, ...]) -> None:
     masked = layer()
     before = copy.deepcopy(masked.state_dict())
-    with pytest.raises(RuntimeError, match=r"got .*, wanted"):
+    with pytest.raises(RuntimeError, match=r"expected .*, got "):
         masked.load_state_dict({**before, name: torch.zeros(shape)})
     for key, value in masked.state_dict().items():
         assert torch.equal(value, before[key])
@@ -237,15 +237,35 @@ INDEX = torch.tensor([0])
 @pytest.mark.parametrize(
     ("call", "kind", "match"),
     [
-        (lambda: MaskedLinear(-1, 2), ValueError, "^in_features: got -1, wanted"),
-        (lambda: MaskedLinear(2, 2, active_out=3), ValueError, "^active_out: got 3, wanted 0 to"),
-        (lambda: MaskedLinear(2, 2, active_in=-1), ValueError, "^active_in: got -1"),
-        (lambda: MaskedLinear(2, 2, activation="tanh"), ValueError, "^activation: got 'tanh'"),
-        (lambda: layer().expand(-1), ValueError, "^out_features: got -1"),
-        (lambda: layer().freeze(torch.tensor([5]), INDEX), ValueError, "^keep_out: got 5 to 5"),
-        (lambda: layer().freeze(INDEX, torch.tensor([0, 0])), ValueError, "^keep_in: got a number"),
-        (lambda: layer().freeze(INDEX.int(), INDEX), TypeError, "^keep_out: got torch.int32"),
-        (lambda: layer().freeze([0], INDEX), TypeError, "^keep_out: got list"),
+        (lambda: MaskedLinear(-1, 2), ValueError, "^in_features: expected .*, got -1"),
+        (
+            lambda: MaskedLinear(2, 2, active_out=3),
+            ValueError,
+            "^active_out: expected 0 to.*, got 3",
+        ),
+        (lambda: MaskedLinear(2, 2, active_in=-1), ValueError, "^active_in: expected .*, got -1"),
+        (
+            lambda: MaskedLinear(2, 2, activation="tanh"),
+            ValueError,
+            "^activation: expected .*, got 'tanh'",
+        ),
+        (lambda: layer().expand(-1), ValueError, "^out_features: expected .*, got -1"),
+        (
+            lambda: layer().freeze(torch.tensor([5]), INDEX),
+            ValueError,
+            "^keep_out: expected .*, got 5 to 5",
+        ),
+        (
+            lambda: layer().freeze(INDEX, torch.tensor([0, 0])),
+            ValueError,
+            "^keep_in: expected .*, got a number",
+        ),
+        (
+            lambda: layer().freeze(INDEX.int(), INDEX),
+            TypeError,
+            "^keep_out: expected .*, got torch.int32",
+        ),
+        (lambda: layer().freeze([0], INDEX), TypeError, "^keep_out: expected .*, got list"),
     ],
 )
 def test_bad_arguments(call: Any, kind: type[Exception], match: str) -> None:

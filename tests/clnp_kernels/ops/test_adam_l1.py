@@ -160,20 +160,28 @@ ONE = torch.zeros(3)
 @pytest.mark.parametrize(
     ("change", "kind", "match"),
     [
-        ({"grads": [ONE, ONE]}, ValueError, r"^len\(grads\): got 2, wanted 1"),
-        ({"grads": [torch.zeros(4)]}, ValueError, r"^grads\[0\]\.shape: got \[4\]"),
-        ({"grads": [ONE.double()]}, TypeError, r"^grads\[0\]\.dtype: got torch.float64"),
-        ({"grads": [ONE.to_sparse()]}, TypeError, r"^grads\[0\]: got torch.sparse_coo"),
+        ({"grads": [ONE, ONE]}, ValueError, r"^len\(grads\): expected 1.*, got 2"),
+        ({"grads": [torch.zeros(4)]}, ValueError, r"^grads\[0\]\.shape: expected .*, got \[4\]"),
+        (
+            {"grads": [ONE.double()]},
+            TypeError,
+            r"^grads\[0\]\.dtype: expected .*, got torch.float64",
+        ),
+        (
+            {"grads": [ONE.to_sparse()]},
+            TypeError,
+            r"^grads\[0\]: expected .*, got torch.sparse_coo",
+        ),
         ({"exp_avgs": [torch.zeros(3, device="meta")]}, ValueError, r"^exp_avgs\[0\]\.device"),
-        ({"steps": [torch.zeros((), dtype=torch.int64)]}, TypeError, r"^steps\[0\]: got"),
-        ({"steps": []}, ValueError, r"^len\(steps\): got 0"),
-        ({"l1": [-1.0]}, ValueError, r"^l1\[0\]: got -1.0"),
-        ({"l1": []}, ValueError, r"^len\(l1\): got 0"),
-        ({"lr": float("nan")}, ValueError, "^lr: got nan"),
-        ({"lr": torch.zeros(2)}, ValueError, r"^lr\.shape: got \[2\]"),
-        ({"beta1": 1.0}, ValueError, "^beta1: got 1.0"),
-        ({"eps": -1.0}, ValueError, "^eps: got -1.0"),
-        ({"weight_decay": float("inf")}, ValueError, "^weight_decay: got inf"),
+        ({"steps": [torch.zeros((), dtype=torch.int64)]}, TypeError, r"^steps\[0\]: expected"),
+        ({"steps": []}, ValueError, r"^len\(steps\): expected .*, got 0"),
+        ({"l1": [-1.0]}, ValueError, r"^l1\[0\]: expected .*, got -1.0"),
+        ({"l1": []}, ValueError, r"^len\(l1\): expected .*, got 0"),
+        ({"lr": float("nan")}, ValueError, "^lr: expected .*, got nan"),
+        ({"lr": torch.zeros(2)}, ValueError, r"^lr\.shape: expected .*, got \[2\]"),
+        ({"beta1": 1.0}, ValueError, "^beta1: expected .*, got 1.0"),
+        ({"eps": -1.0}, ValueError, "^eps: expected .*, got -1.0"),
+        ({"weight_decay": float("inf")}, ValueError, "^weight_decay: expected .*, got inf"),
     ],
 )
 def test_bad_arguments(change: dict[str, Any], kind: type[Exception], match: str) -> None:
@@ -193,5 +201,5 @@ def test_direct_calls_are_safe(name: str, compiled: None) -> None:
     torch.ops.clnp_kernels.adam_l1(**good)
     bad = [1.0, 2.0] if name == "l1" else [torch.zeros(2)]
     for wrong in (bad, []):
-        with pytest.raises(RuntimeError, match="wanted"):
+        with pytest.raises(RuntimeError, match="expected"):
             torch.ops.clnp_kernels.adam_l1(**{**good, name: wrong})

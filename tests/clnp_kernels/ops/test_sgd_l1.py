@@ -99,13 +99,13 @@ ONE = torch.zeros(3)
 @pytest.mark.parametrize(
     ("change", "kind", "match"),
     [
-        ({"grads": []}, ValueError, r"^len\(grads\): got 0, wanted 1"),
-        ({"momentum_buffers": []}, ValueError, r"^len\(momentum_buffers\): got 0"),
+        ({"grads": []}, ValueError, r"^len\(grads\): expected 1.*, got 0"),
+        ({"momentum_buffers": []}, ValueError, r"^len\(momentum_buffers\): expected .*, got 0"),
         ({"momentum_buffers": [torch.zeros(2)]}, ValueError, r"^momentum_buffers\[0\]\.shape"),
-        ({"first": []}, ValueError, r"^len\(first\): got 0"),
-        ({"l1": [float("nan")]}, ValueError, r"^l1\[0\]: got nan"),
-        ({"momentum": -0.1}, ValueError, "^momentum: got -0.1"),
-        ({"lr": -1.0}, ValueError, "^lr: got -1.0"),
+        ({"first": []}, ValueError, r"^len\(first\): expected .*, got 0"),
+        ({"l1": [float("nan")]}, ValueError, r"^l1\[0\]: expected .*, got nan"),
+        ({"momentum": -0.1}, ValueError, "^momentum: expected .*, got -0.1"),
+        ({"lr": -1.0}, ValueError, "^lr: expected .*, got -1.0"),
     ],
 )
 def test_bad_arguments(change: dict[str, Any], kind: type[Exception], match: str) -> None:
@@ -124,5 +124,5 @@ def test_direct_calls_are_safe(name: str, compiled: None) -> None:
     good |= {"first": [True], "lr": torch.tensor(0.1), "l1": [0.0], **DEFAULTS, "momentum": 0.9}
     good |= {"maximize": False, "grad_scale": None, "found_inf": None}
     torch.ops.clnp_kernels.sgd_l1(**good)
-    with pytest.raises(RuntimeError, match="wanted"):
+    with pytest.raises(RuntimeError, match="expected"):
         torch.ops.clnp_kernels.sgd_l1(**{**good, name: []})

@@ -19,7 +19,7 @@ from clnp_kernels.triton_kernels import masked_conv2d, partial_batch_norm, tiles
 from tests.clnp_kernels.triton import aot
 from tests.clnp_kernels.triton.test_compiled import ARCHITECTURES, EVERY_TILE, MATRIX
 
-PRODUCTS = ("fwd", "dgrad", "dgrad full", "dgrad strided", "wgrad")
+PRODUCTS = ("fwd", "dgrad", "dgrad strided", "wgrad")
 
 
 def images(channels: int, size: int, dtype: torch.dtype) -> Tensor:
@@ -44,16 +44,12 @@ def conv_calls(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     tall = weight(128, 1), weight(128, 1)
     conv = masked_conv2d
     return {
-        "fwd": lambda: conv.masked_conv2d_fwd(x, active, free, *biases, *plain, "relu", True,
-                                              False),
-        "dgrad": lambda: conv.masked_conv2d_dgrad(part, x, active, free, *plain, False),
-        "dgrad full": lambda: conv.masked_conv2d_dgrad(y, x, active, free, *plain, True),
-        "dgrad strided": lambda: conv.masked_conv2d_dgrad(halved, x, active, free, *strided,
-                                                          False),
+        "fwd": lambda: conv.masked_conv2d_fwd(x, active, free, *biases, *plain, "relu", True),
+        "dgrad": lambda: conv.masked_conv2d_dgrad(part, x, free, 128, *plain),
+        "dgrad strided": lambda: conv.masked_conv2d_dgrad(halved, x, free, 128, *strided),
         "wgrad": lambda: conv.masked_conv2d_wgrad(part, x, [3, 3], *plain, False),
-        "depthwise fwd": lambda: conv.masked_conv2d_fwd(x, *tall, *biases, *depth, "relu", True,
-                                                        False),
-        "depthwise dgrad": lambda: conv.masked_conv2d_dgrad(part, x, *tall, *depth, False),
+        "depthwise fwd": lambda: conv.masked_conv2d_fwd(x, *tall, *biases, *depth, "relu", True),
+        "depthwise dgrad": lambda: conv.masked_conv2d_dgrad(part, x, tall[1], 128, *depth),
         "depthwise wgrad": lambda: conv.masked_conv2d_wgrad(part, x, [3, 3], *depth, False),
     }  # fmt: skip
 
@@ -62,11 +58,10 @@ def norm_calls(dtype: torch.dtype, lies: torch.memory_format) -> dict[str, Calla
     """256 channels, half of them frozen."""
     x = torch.empty(256, 256, 32, 32, dtype=dtype, device="meta").contiguous(memory_format=lies)
     vectors = [torch.empty(128, device="meta") for _ in range(8)]
-    var, inner_mean, inner_var = vectors[1:4]
-    rest = (var, inner_mean, inner_var, *vectors[4:6], True, 1e-5, False)
+    rest = (*vectors[2:4], vectors[5], True, 1e-5)
     norm = partial_batch_norm
     return {
-        "fwd": lambda: norm.partial_batch_norm_fwd(x, *vectors, True, 1e-5, "relu", True, False),
+        "fwd": lambda: norm.partial_batch_norm_fwd(x, *vectors, True, 1e-5, "relu", True),
         "bwd": lambda: norm.partial_batch_norm_bwd(x, x, x, *rest),
     }
 
@@ -131,8 +126,8 @@ def test_odd_channels() -> None:
                     ((32, 32), (35, 67)))  # fmt: skip
     conv = masked_conv2d
     calls: list[Callable[[], Any]] = [
-        lambda: conv.masked_conv2d_fwd(x, active, free, None, None, *geometry, "relu", True, False),
-        lambda: conv.masked_conv2d_dgrad(part, x, active, free, *geometry, False),
+        lambda: conv.masked_conv2d_fwd(x, active, free, None, None, *geometry, "relu", True),
+        lambda: conv.masked_conv2d_dgrad(part, x, free, 32, *geometry),
         lambda: conv.masked_conv2d_wgrad(part, x, [3, 3], *geometry, False),
     ]
     for call in calls:

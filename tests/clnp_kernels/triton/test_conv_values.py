@@ -65,7 +65,7 @@ def test_forward(name: str, dtype: torch.dtype, generator: torch.Generator) -> N
     arguments = given(name, dtype, generator, lies)
     exact, theirs = arguments.to(torch.float64), arguments
     options = geometry(case)
-    y, sums = kernels.masked_conv2d_fwd(*arguments, *options, "relu", True, False)
+    y, sums = kernels.masked_conv2d_fwd(*arguments, *options, "relu", True)
     want = conv_cases.masked_conv2d(exact, case, "relu")
     assert_accurate(y, conv_cases.masked_conv2d(theirs, case, "relu"), want)
     if arguments.x.numel():
@@ -74,7 +74,7 @@ def test_forward(name: str, dtype: torch.dtype, generator: torch.Generator) -> N
     real = y.double().abs().sum((0, 2, 3))
     torch.testing.assert_close(sums.double(), real, rtol=1e-5, atol=1e-30)
     plain = (*arguments[:3], None, None)
-    y, sums = kernels.masked_conv2d_fwd(*plain, *options, "none", False, False)
+    y, sums = kernels.masked_conv2d_fwd(*plain, *options, "none", False)
     assert sums.numel() == 0
     want = conv_cases.masked_conv2d(Arguments(*plain).to(torch.float64), case)
     assert_accurate(y, conv_cases.masked_conv2d(Arguments(*plain), case), want)
@@ -97,18 +97,15 @@ def test_gradients(name: str, dtype: torch.dtype, generator: torch.Generator) ->
     torchs = reference.masked_conv2d_relu_grad(grad, y, split, True)
     assert_accurate(ours[1], torchs[1], kept[1])
     part = grad[:, split:]
-    for full in (False, True):
-        given_grad = grad if full else part
-        weights = (active, free)
-        got = kernels.masked_conv2d_dgrad(given_grad, x, *weights, *options, full)
-        wide = (t.double() for t in (given_grad, x, *weights))
-        exact = reference.masked_conv2d_dgrad(*wide, *options, full)
-        theirs = reference.masked_conv2d_dgrad(given_grad, x, *weights, *options, full)
-        assert_accurate(got, theirs, exact)
-        if x.numel():
-            assert got.is_contiguous(memory_format=FORMATS[lies])
-        frozen = active.shape[0 if case.depthwise else 1]
-        assert full or not got[:, :frozen].any()
+    frozen = active.shape[0 if case.depthwise else 1]
+    got = kernels.masked_conv2d_dgrad(part, x, free, frozen, *options)
+    wide = (t.double() for t in (part, x, free))
+    exact = reference.masked_conv2d_dgrad(*wide, frozen, *options)
+    theirs = reference.masked_conv2d_dgrad(part, x, free, frozen, *options)
+    assert_accurate(got, theirs, exact)
+    if x.numel():
+        assert got.is_contiguous(memory_format=FORMATS[lies])
+    assert not got[:, :frozen].any()
     kernel = list(case.kernel)
     got_weight, got_bias = kernels.masked_conv2d_wgrad(part, x, kernel, *options, True)
     exact_w = reference.masked_conv2d_wgrad(part.double(), x.double(), kernel, *options, True)
@@ -138,13 +135,13 @@ def test_parts_of_the_pixels(monkeypatch: pytest.MonkeyPatch, generator: torch.G
 def test_no_interference(generator: torch.Generator) -> None:
     case = CASES["odd"]
     arguments = given("odd", torch.float32, generator, "channels_last")
-    before = kernels.masked_conv2d_fwd(*arguments, *geometry(case), "relu", False, False)[0]
+    before = kernels.masked_conv2d_fwd(*arguments, *geometry(case), "relu", False)[0]
     active_out, active_in = arguments.active_weight.shape[:2]
     x = arguments.x.clone()
     x[:, active_in:] = float("nan")
     free = torch.full_like(arguments.free_weight, float("inf"))
     poisoned = arguments._replace(x=x, free_weight=free)
-    after = kernels.masked_conv2d_fwd(*poisoned, *geometry(case), "relu", False, False)[0]
+    after = kernels.masked_conv2d_fwd(*poisoned, *geometry(case), "relu", False)[0]
     assert torch.equal(after[:, :active_out], before[:, :active_out])
 
 
@@ -152,13 +149,12 @@ def test_slices_of_images(generator: torch.Generator) -> None:
     """Slices of channels of wider images, without a copy, and spread ones, with one."""
     case = CASES["strides"]
     arguments = given("strides", torch.float32, generator, "channels_last")
-    want = kernels.masked_conv2d_fwd(*arguments, *geometry(case), "none", False, False)[0]
+    want = kernels.masked_conv2d_fwd(*arguments, *geometry(case), "none", False)[0]
     x = arguments.x
     wide = torch.cat([x, x], 1).contiguous(memory_format=torch.channels_last)
     spread = torch.stack([x, x], -1)[..., 0]
     for same in (wide[:, : x.shape[1]], spread, x.flip(0).flip(0)):
-        got = kernels.masked_conv2d_fwd(same, *arguments[1:], *geometry(case), "none", False,
-                                        False)[0]  # fmt: skip
+        got = kernels.masked_conv2d_fwd(same, *arguments[1:], *geometry(case), "none", False)[0]
         assert torch.equal(got, want)
 
 
@@ -178,11 +174,9 @@ def test_offsets_beyond_32_bits(depthwise: bool, generator: torch.Generator) -> 
         geometry_ = ([1, 1], [1, 1], [1, 1], depthwise)
         results = []
         for x in (far, near):
-            y = kernels.masked_conv2d_fwd(x, active, weight, None, None, *geometry_, "none", False,
-                                          False)[0]  # fmt: skip
-            point = ([1, 1], [0, 0], [1, 1], depthwise)
-            dgrad = kernels.masked_conv2d_dgrad(x, y, active, weight, *geometry_[:1], [0, 0],
-                                                [1, 1], depthwise, False)  # fmt: skip
+            point, options = ([1, 1], [0, 0], [1, 1], depthwise), (*geometry_, "none", False)
+            y = kernels.masked_conv2d_fwd(x, active, weight, None, None, *options)[0]
+            dgrad = kernels.masked_conv2d_dgrad(x, y, weight, 0, *point)
             wgrad = kernels.masked_conv2d_wgrad(x, near, [1, 1], *point, False)[0]
             results.append((y, dgrad, wgrad))
         for ours, want in zip(*results, strict=True):
@@ -227,7 +221,7 @@ def test_batch_norm(name: str, dtype: torch.dtype, lies: str, generator: torch.G
     for training, act, own in ((True, "relu", affine), (False, "none", [None] * 4)):
         if training and x.numel() == 0 and name == "no images":
             continue  # the mean of nothing is asked for
-        options = (training, 1e-3, act, True, False)
+        options = (training, 1e-3, act, True)
         y, sums, mean, var = kernels_norm.partial_batch_norm_fwd(x, *statistics, *own, *options)
         # what one number more in float32 does: the offset is rounded before it is added
         want = norm_reference.partial_batch_norm_fwd(x.double(), *statistics, *own, *options)
@@ -241,15 +235,14 @@ def test_batch_norm(name: str, dtype: torch.dtype, lies: str, generator: torch.G
         torch.testing.assert_close(mean.double(), want[2], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(var.double(), want[3], rtol=1e-5, atol=1e-6)
         used = (mean, var) if training else tuple(statistics[2:])
-        for full in (False, True):
-            rest = (statistics[1], *used, *own[:2], training, 1e-3, full)
-            out = y if act == "relu" else None
-            got = kernels_norm.partial_batch_norm_bwd(grad, x, out, *rest)
-            wide = None if out is None else out.double()
-            exact = norm_reference.partial_batch_norm_bwd(grad.double(), x.double(), wide, *rest)
-            assert full or not got[0][:, :active].any()
-            for ours, real_one in zip(got, exact, strict=True):
-                close(ours, real_one)
+        rest = (*used, own[1], training, 1e-3)
+        out = y if act == "relu" else None
+        got = kernels_norm.partial_batch_norm_bwd(grad, x, out, *rest)
+        wide = None if out is None else out.double()
+        exact = norm_reference.partial_batch_norm_bwd(grad.double(), x.double(), wide, *rest)
+        assert not got[0][:, :active].any()
+        for ours, real_one in zip(got, exact, strict=True):
+            close(ours, real_one)
 
 
 def test_batch_norm_of_far_values(generator: torch.Generator) -> None:
@@ -257,7 +250,7 @@ def test_batch_norm_of_far_values(generator: torch.Generator) -> None:
     x = (torch.randn(64, 3, 4, 4, generator=generator) + 1e4).to(DEVICE)
     ones = [torch.ones(n, device=DEVICE) for n in (0, 0, 3, 3)]
     result = kernels_norm.partial_batch_norm_fwd(x, *ones, None, None, None, None, True, 0.0,
-                                                 "none", False, False)  # fmt: skip
+                                                 "none", False)  # fmt: skip
     exact = x.double().var((0, 2, 3), unbiased=False)
     torch.testing.assert_close(result[3].double(), exact, rtol=1e-3, atol=0)
 
@@ -265,7 +258,7 @@ def test_batch_norm_of_far_values(generator: torch.Generator) -> None:
 def test_no_channel_reads_another(generator: torch.Generator) -> None:
     x = torch.randn(4, 6, 3, 3, generator=generator).to(DEVICE)
     vectors = [torch.rand(n, generator=generator).to(DEVICE) + 0.5 for n in (2, 2, 4, 4)]
-    rest = (*vectors, None, None, None, None, True, 1e-3, "none", False, False)
+    rest = (*vectors, None, None, None, None, True, 1e-3, "none", False)
     before = kernels_norm.partial_batch_norm_fwd(x, *rest)[0]
     poisoned = x.clone()
     poisoned[:, 2:4] = float("nan")

@@ -60,7 +60,7 @@ def arguments_of(
 
 
 def forward(arguments: Arguments, activation: str = "none", activity: bool = False) -> Any:
-    y, sums = kernels.masked_linear_fwd(*arguments, activation, activity, False)
+    y, sums = kernels.masked_linear_fwd(*arguments, activation, activity)
     return (y, sums) if activity else y
 
 
@@ -93,16 +93,13 @@ def test_gradients(shape: str, dtype: torch.dtype, generator: torch.Generator) -
     assert torch.equal(grad_z, kept)
     assert_accurate(grad_bias, kept.sum(0), kept.double().sum(0))
     part = grad_y[:, active_out:]
-    grad_x = kernels.masked_linear_dgrad(part, active, free, False)
+    grad_x = kernels.masked_linear_dgrad(part, free, active_in)
     assert not grad_x[:, :active_in].any()
     inner = free[:, active_in:]
     assert_accurate(grad_x[:, active_in:], part @ inner, part.double() @ inner.double())
     grad_weight, grad_bias = kernels.masked_linear_wgrad(part, x, True)
     assert_accurate(grad_weight, part.t() @ x, part.double().t() @ x.double())
     assert_accurate(grad_bias, part.sum(0), part.double().sum(0))
-    full = kernels.masked_linear_dgrad(grad_y, active, free, True)
-    dense = torch.cat([F.pad(active, (0, free.shape[1] - active_in)), free])
-    assert_accurate(full, grad_y @ dense, grad_y.double() @ dense.double())
 
 
 def test_without_bias_gradient(generator: torch.Generator) -> None:
@@ -120,7 +117,8 @@ def test_strides(dtype: torch.dtype, generator: torch.Generator) -> None:
     arguments = arguments_of("odd", dtype, True, generator)
     tensors = [t for t in arguments if t is not None]
     want, grad = forward(arguments, "relu"), arguments.x[:, :9]
-    grad_x = kernels.masked_linear_dgrad(grad, *arguments[1:3], False)
+    active_in = arguments.active_weight.shape[1]
+    grad_x = kernels.masked_linear_dgrad(grad, arguments.free_weight, active_in)
     grad_weight = kernels.masked_linear_wgrad(grad, arguments.x, True)[0]
     transposed = [t.t().contiguous().t() if t.ndim == 2 else t for t in tensors]
     spread = [torch.stack([t, t], -1)[..., 0] for t in tensors]
@@ -129,7 +127,8 @@ def test_strides(dtype: torch.dtype, generator: torch.Generator) -> None:
         same = Arguments(*strided)
         assert torch.equal(forward(same, "relu"), want)
         grad = same.x[:, :9]
-        assert torch.equal(kernels.masked_linear_dgrad(grad, *same[1:3], False), grad_x)
+        got = kernels.masked_linear_dgrad(grad, same.free_weight, active_in)
+        assert torch.equal(got, grad_x)
         assert torch.equal(kernels.masked_linear_wgrad(grad, same.x, True)[0], grad_weight)
         zeros = torch.zeros_like(grad)
         assert not kernels.masked_linear_relu_grad(grad, zeros, 2, True)[0].any()
@@ -205,7 +204,7 @@ def test_offsets_beyond_32_bits(generator: torch.Generator) -> None:
             assert torch.equal(ours, theirs)
         gradients = [kernels.masked_linear_relu_grad(t, t, 0, True)[1] for t in (far, near)]
         assert torch.equal(*gradients)
-        gradients = [kernels.masked_linear_dgrad(t[:, :2], active, t, False) for t in (far, near)]
+        gradients = [kernels.masked_linear_dgrad(t[:, :2], t, 5) for t in (far, near)]
         assert torch.equal(*gradients)
         for dim in (0, 1):
             sums = [activity_kernels.channel_activity(t, dim) for t in (far, near)]
@@ -219,9 +218,9 @@ def test_dispatcher_calls_them(generator: torch.Generator) -> None:
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     grad = x[:, :9]
     calls: dict[str, tuple[Any, ...]] = {
-        "masked_linear_fwd": (x, active, free, active_bias, free_bias, "relu", True, False),
+        "masked_linear_fwd": (x, active, free, active_bias, free_bias, "relu", True),
         "masked_linear_relu_grad": (grad, grad, 3, True),
-        "masked_linear_dgrad": (grad, active, free, False),
+        "masked_linear_dgrad": (grad, free, active.shape[1]),
         "masked_linear_wgrad": (grad, x, True),
         "channel_activity": (x, 1),
     }

@@ -12,7 +12,7 @@ namespace clnp::cuda {
 
 using Guard = torch::stable::accelerator::DeviceGuard;
 
-inline bool is_here(const torch::stable::Tensor& t) { return t.is_cuda(); }
+inline bool on_device(const torch::stable::Tensor& t) { return t.is_cuda(); }
 
 inline void* current_stream(const torch::stable::Tensor& t) {
   void* stream = nullptr;

@@ -1,4 +1,4 @@
-// The CPU in place of the GPU, see csrc/cuda/device/here.h.
+// The CPU in place of the GPU, see csrc/cuda/device/current_device.h.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -11,7 +11,7 @@ struct Guard {
   explicit Guard(int) {}
 };
 
-inline bool is_here(const torch::stable::Tensor& t) { return t.is_cpu(); }
+inline bool on_device(const torch::stable::Tensor& t) { return t.is_cpu(); }
 inline void* current_stream(const torch::stable::Tensor&) { return nullptr; }
 
 }  // namespace clnp::cuda
