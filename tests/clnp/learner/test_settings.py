@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import clnp
 from clnp.errors import ConfigError
-from clnp.learner.ranges import choice, number, whole
 from clnp.learner.settings import SettingsGiven, rows, settings_table
 from clnp.methods import MethodSettings
+from clnp.ranges import choice, number, whole
 
 CLASSES = (clnp.Settings, clnp.FineTune, MethodSettings)
 
