@@ -1,6 +1,4 @@
-"""What an experiment is, and how its runs are carried out: a run folder of `clnp` per contender and
-seed.
-"""
+"""Experiments and their runs: a run folder of `clnp` per contender and seed."""
 
 from __future__ import annotations
 
@@ -19,10 +17,10 @@ from benchmarks.reproduce.finished import MACHINE, Run
 from benchmarks.reproduce.tables import Tables
 from clnp.cli import build_config
 from clnp.cli import experiment as command
-from clnp.cli import run_folder as runs
 from clnp.cli.arguments import parse
 from clnp.cli.config import Config
-from clnp.cli.run_folder import Places, RunFolder
+from clnp.cli.run_folder import METRICS, Places, RunFolder, read_json, write_json
+from clnp.cli.run_folder import Run as CommandRun
 from clnp.errors import CapacityError, ClnpError
 
 
@@ -73,7 +71,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked for on the command line.
+    """Choices of the command line.
 
     Attributes:
         seeds: which.
@@ -110,7 +108,7 @@ def overlaid(stream: str, *layers: str | Sequence[str]) -> argparse.Namespace:
 
 
 def carry_out(experiment: Experiment, out: Path, options: Options, console: Console) -> list[str]:
-    """Runs what is missing of every contender and seed; what went wrong, one line each.
+    """Runs what is missing of all contenders and seeds; returns what went wrong, a line each.
 
     A run that another process is busy with is passed over, so that the same command may be started
     several times side by side.
@@ -145,16 +143,16 @@ def _carry_out(
     console.print(f"\n{experiment.name}: {folder}", markup=False, highlight=False)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MACHINE).is_file():
-        runs.write_json(folder / MACHINE, machine.facts(config.device))
+        write_json(folder / MACHINE, machine.facts(config.device))
     try:
-        command.carry_out(runs.Run(run, config, places), console)
+        command.carry_out(CommandRun(run, config, places), console)
     except CapacityError:
         if not contender.until_full:
             raise
 
 
 def wanted(experiment: Experiment, options: Options) -> dict[str, Contender]:
-    """The contenders that are asked for."""
+    """The contenders that the options choose."""
     return {n: c for n, c in experiment.contenders.items() if not options.only or n in options.only}
 
 
@@ -165,31 +163,31 @@ def folder_of(experiment: Experiment, out: Path, contender: str, seed: int) -> P
 
 def found(experiment: Experiment, out: Path) -> list[Run]:
     """All runs of an experiment that have learned a task, also those of earlier calls."""
-    there = []
+    done = []
     for name in experiment.contenders:
         for folder in sorted((out / experiment.runs / name).glob("seed-*")):
-            if (folder / runs.METRICS).is_file():
-                there.append(Run.read(name, int(folder.name.removeprefix("seed-")), folder))
-    return there
+            if (folder / METRICS).is_file():
+                done.append(Run.read(name, int(folder.name.removeprefix("seed-")), folder))
+    return done
 
 
-def write_settings(folder: Path, experiment: Experiment, there: Sequence[Run]) -> None:
-    """settings.json: of every contender the exact configuration, and where and when it was run.
+def write_settings(folder: Path, experiment: Experiment, done: Sequence[Run]) -> None:
+    """settings.json: the exact configuration of each contender, with machine and date of its runs.
 
-    Runs of an earlier call, or of another machine, that are not in `there` keep their places. A run
+    Runs of an earlier call, or of another machine, that are not in `done` keep their places. A run
     whose configuration is not its contender's has its own.
     """
     path = folder / "settings.json"
-    earlier = runs.read_json(path)["contenders"] if path.is_file() else {}
+    earlier = read_json(path)["contenders"] if path.is_file() else {}
     contenders: dict[str, Any] = {}
     for name in experiment.contenders:
-        own = {run.seed: _settings(run) for run in there if run.contender == name}
-        then = earlier.get(name, {"runs": []})
-        every = {run["seed"]: {"config": then["config"], **run} for run in then["runs"]} | own
-        if every:
-            contenders[name] = _about([every[seed] for seed in sorted(every)])
+        own = {run.seed: _settings(run) for run in done if run.contender == name}
+        before = earlier.get(name, {"runs": []})
+        known = {run["seed"]: {"config": before["config"], **run} for run in before["runs"]} | own
+        if known:
+            contenders[name] = _about([known[seed] for seed in sorted(known)])
     data = {"experiment": experiment.name, "title": experiment.title, "contenders": contenders}
-    runs.write_json(path, data)
+    write_json(path, data)
 
 
 def _settings(run: Run) -> dict[str, Any]:
@@ -204,5 +202,5 @@ def _about(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
     shared = {**own[0]["config"], "seeds": [run["seed"] for run in own]}
     alike = [{**run["config"], "seeds": shared["seeds"]} == shared for run in own]
     short = [{key: value for key, value in run.items() if key != "config"} for run in own]
-    every = zip(own, short, alike, strict=True)
-    return {"config": shared, "runs": [brief if same else run for run, brief, same in every]}
+    rows = zip(own, short, alike, strict=True)
+    return {"config": shared, "runs": [brief if same else run for run, brief, same in rows]}

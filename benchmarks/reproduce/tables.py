@@ -45,11 +45,11 @@ class Tables:
     runs: list[Row]
 
     @classmethod
-    def of(cls, there: Iterable[Run], more: Callable[[Run], Row] | None = None) -> Tables:
+    def of(cls, done: Iterable[Run], more: Callable[[Run], Row] | None = None) -> Tables:
         """Those of some runs; `more` gives further numbers of a run, for runs.csv."""
-        there = list(there)
-        tasks = [row for run in there for row in task_rows(run)]
-        return cls(tasks, [run_row(run) | (more(run) if more else {}) for run in there])
+        done = list(done)
+        tasks = [row for run in done for row in task_rows(run)]
+        return cls(tasks, [run_row(run) | (more(run) if more else {}) for run in done])
 
     @classmethod
     def read(cls, folder: Path) -> Tables:

@@ -183,7 +183,7 @@ def _add_options(made: Parser, stream: str | None = None, method: str = "clnp") 
 
 
 def applies(field: str, stream: str, method: str) -> bool:
-    """Whether an option serves an experiment with a method."""
+    """Returns whether an option serves an experiment with a method."""
     if field in SOME and field not in DEFAULTS[stream]:
         return False
     if stream not in ONLY.get(field, (stream,)):

@@ -35,7 +35,7 @@ NOT_SETTINGS = (
     *("image_threads", "workers", "executor"),
 )
 NO_SET = "--set applies to the other methods only; clnp's settings have options of their own"
-# What decides for how many epochs CLNP trains.
+# The settings that decide for how many epochs CLNP trains.
 EPOCHS = ("epochs", "fine_tune_epochs", "fine_tune_rounds")
 
 
@@ -103,7 +103,7 @@ def settings(
 
 
 def names_a_run(options: argparse.Namespace) -> bool:
-    """Whether the options say anything of the run to make, beyond its folder and places."""
+    """Return whether the options describe a run, beyond its folder and places."""
     return bool(options.method or options.set or _given(options))
 
 
@@ -135,7 +135,7 @@ def _check_options(config: Config) -> None:
 
 
 def _check_fine_tuning(base: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuses settings of a fine-tuning that there is none of."""
+    """Refuses settings of fine-tuning in a run without it."""
     names = [name for name in given if name.startswith("fine_tune_")]
     if names and "fine_tune_epochs" not in given and not base["fine_tune_epochs"]:
         raise ConfigError(
@@ -175,8 +175,8 @@ def _base(stream: str, method: str, given: dict[str, Any], paths: int) -> dict[s
 def _base_of_method(
     method: str, stream: str, base: dict[str, Any], given: dict[str, Any]
 ) -> dict[str, Any]:
-    """What another method than CLNP changes of an experiment's defaults."""
-    # Imported here, where it is needed: --help needs no method.
+    """Changes to an experiment's defaults for another method than CLNP."""
+    # Imported late: --help of an experiment needs no method.
     from ..methods import METHODS as KNOWN
 
     # The same epochs for all: those of fine-tuning go to training.
@@ -221,7 +221,7 @@ def _same_epochs(stream: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all_epochs(settings: Mapping[str, Any]) -> int:
-    """Of training and of every round of fine-tuning."""
+    """Epochs of training and of all rounds of fine-tuning."""
     rounds: int = settings.get("fine_tune_rounds", 1)
     return int(settings["epochs"] + rounds * settings["fine_tune_epochs"])
 

@@ -260,7 +260,7 @@ def _learners(options: argparse.Namespace) -> Iterator[tuple[str, Learner]]:
             _refuse_method(options, learner.settings["method"])
         # Another number of threads may round otherwise.
         for entry in learner.certificate.entries[-1:]:
-            threads = entry.conditions.get("threads")
+            threads: Any = entry.conditions.get("threads")
             if SETTINGS["threads"].holds(threads):
                 torch.set_num_threads(threads)
         yield "", learner

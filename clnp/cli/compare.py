@@ -39,7 +39,7 @@ def method_names(text: str, sets: Sequence[str] | None) -> list[str]:
     """ "clnp,si" -> ["clnp", "si"].
 
     Raises:
-        ConfigError: an unknown method, one that is there twice, or a --set for none of them.
+        ConfigError: an unknown method, a repeated one, or a --set for none of them.
     """
     names = build_config.compared_methods(text)
     known = ["clnp", *METHODS]
@@ -143,9 +143,9 @@ def _run_missing(plan: Plan, console: Console, overwrite: bool) -> dict[str, str
             locks.enter_context(run.folder.locked())
             experiment.begin(run, overwrite=overwrite)
             seeds[name] = {f"{name}, {seed}": one for seed, one in run.seeds().items()}
-        every = {name: one for own in seeds.values() for name, one in own.items()}
-        several = len(every) > 1 and any(run.places.workers > 1 for run in plan.values())
-        done, failed = (_in_workers if several else _one_by_one)(every, console)
+        runs = {name: run for own in seeds.values() for name, run in own.items()}
+        several = len(runs) > 1 and any(run.places.workers > 1 for run in plan.values())
+        done, failed = (_in_workers if several else _one_by_one)(runs, console)
         for name, run in plan.items():
             if not any(seed in failed for seed in seeds[name]):
                 experiment.summarise(run, [done[seed] for seed in seeds[name]], console)
@@ -177,7 +177,7 @@ def _in_workers(runs: Mapping[str, Run], console: Console) -> tuple[dict[str, An
 
 
 def _finished(run: Run) -> bool:
-    """Whether every seed of a method learned all its tasks."""
+    """Return whether all seeds of a method learned all their tasks."""
     return all(seed.folder.has_learned(run.config.tasks) for seed in run.seeds().values())
 
 
@@ -315,7 +315,7 @@ def spread_of(seeds: Sequence[float]) -> str:
 
 
 def cells(line: Mapping[str, Any]) -> list[str]:
-    """What stands in a method's `COLUMNS`, from its line of `summarise`."""
+    """A method's cells under `COLUMNS`, from its line of `summarise`."""
     return [_cell(line, key, text) for _, key, text in COLUMNS]
 
 

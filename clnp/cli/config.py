@@ -22,7 +22,7 @@ SHARED = ("head", "lr", "epochs", "batch_size", "schedule", "dtype", "device")
 
 @dataclass(frozen=True)
 class Config:
-    """What decides the numbers of a run, and nothing else: no paths, no dates.
+    """The settings that decide the numbers of a run, and nothing else: no paths, no dates.
 
     l1 is a tuple of one coefficient for all layers or one per layer (depth + 1); fine_tune_l1 ()
     takes those of training. grid_l1 and grid_lr are the candidates of graceful forgetting, () for
@@ -166,7 +166,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def _is_point(value: Any) -> bool:
-    """Whether this is a candidate of --grid l1: one number or one per layer."""
+    """Return whether this is a candidate of --grid l1: one number or one per layer."""
     return isinstance(value, tuple) and bool(value) and all(map(L1.holds, value))
 
 
@@ -200,7 +200,7 @@ def validate(config: Config) -> None:
     machine.
 
     Raises:
-        ConfigError: the first setting that fails, with what came and what was wanted.
+        ConfigError: the first setting that fails.
     """
     for field, row in CHECKS.items():
         value = getattr(config, field)
@@ -215,7 +215,7 @@ def validate(config: Config) -> None:
 
 
 def _check_net(config: Config) -> None:
-    """What goes with the network: widths of an MLP only, L1 per layer where layers are known."""
+    """Checks that widths are of an MLP, and numbers of L1 coefficients where layers are known."""
     if config.net != "mlp":
         for field in ("width", "depth"):
             if getattr(config, field) is not None:

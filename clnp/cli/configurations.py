@@ -1,4 +1,4 @@
-"""configurations.json: what the runs were whose numbers are in the CSV files beside it."""
+"""configurations.json: settings and machines of the runs in the CSV files beside it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = {key: value for key, value in values.items() if key not in ELSEWHERE}
     if name == "clnp":
         return _plain(settings)
-    # Imported here, where it is needed: --help needs no method.
+    # Imported late: reading a configuration of CLNP needs no method.
     from ..methods.registry import resolve
 
     settings = {key: value for key, value in settings.items() if key not in CLNP_ONLY}

@@ -169,7 +169,7 @@ class Reporter(Callback):
         )
 
     def _show_point(self, record: Mapping[str, Any], epochs: int) -> None:
-        """A row for every grid point in training; there are several where workers train them."""
+        """Shows a row for each grid point in training; workers train several at a time."""
         number, done = record["point"], record["epoch"] + 1
         if number not in self.points:
             name = f"  grid point {number + 1}/{record['points']}"

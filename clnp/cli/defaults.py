@@ -1,4 +1,4 @@
-"""What a run takes where the command line says nothing, per experiment. Nothing but data."""
+"""The default settings of each experiment. Nothing but data."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "folder": {"schedule": "constant"},
     "arrays": {"schedule": "constant"},
 }
-# Options of a method in an experiment: those that its authors chose there. SI: the settings of the
+# Options of a method in an experiment, as its authors chose them. SI: the settings of the
 # code of Zenke, Poole, Ganguli 2017.
 AUTHORS: dict[tuple[str, str], dict[str, Any]] = {
     ("permuted-mnist", "si"): {"c": 0.1, "xi": 0.1, "reset_optimizer": False},

@@ -25,7 +25,7 @@ def carry_out(run: Run, console: Console, *, overwrite: bool = False, ranks: Ran
     """Runs every seed of a configuration, going on where an earlier process stopped.
 
     Arguments:
-        run: its folder is empty, new, or of a run with this configuration; `check_free` was asked.
+        run: its folder passed `RunFolder.check_free`, and `check_same` where it holds a run.
         console: for the progress and the tables.
         overwrite: delete the run that is in the folder first.
         ranks: the processes of torchrun, of which this is the first; the others `follow`.
@@ -109,7 +109,7 @@ def run_seed(run: Run, stream: Stream, console: Console) -> dict[str, Any]:
     with log_file(run.folder.log) as log:
         learner = load_or_make(run, stream)
         learned = len(learner.reports)
-        # Training examples of every task, for the costs.
+        # Training examples of each task, for the costs.
         sizes = [stream[k].size("train") for k in range(learned)]
         reporter = Reporter(console, log, len(stream), learned)
         learner.callbacks.append(reporter)

@@ -46,7 +46,7 @@ class Once(argparse.Action):
         known, before = self.last
         if known is namespace and before != values:
             raise argparse.ArgumentError(
-                self, f"got {_shown(before)} and then {_shown(values)}, wanted one of them"
+                self, f"expected one value, got {_shown(before)} and then {_shown(values)}"
             )
         check_different(self, values if isinstance(values, list) else ())
         self.last = namespace, values
@@ -81,7 +81,7 @@ class OnceFlag(argparse.BooleanOptionalAction):
         known, before = self.last
         value = getattr(namespace, self.dest)
         if known is namespace and before != value:
-            raise argparse.ArgumentError(self, "got both, wanted one of them")
+            raise argparse.ArgumentError(self, "expected one of them, got both")
         self.last = namespace, value
 
 
@@ -89,7 +89,9 @@ def check_different(action: argparse.Action, items: Sequence[Any]) -> None:
     """Raises argparse.ArgumentError where an item occurs twice."""
     twice = [item for i, item in enumerate(items) if item in items[:i]]
     if twice:
-        raise argparse.ArgumentError(action, f"got {_shown(twice[0])} twice, wanted it once")
+        raise argparse.ArgumentError(
+            action, f"expected each item once, got {_shown(twice[0])} twice"
+        )
 
 
 def _shown(value: Any) -> str:

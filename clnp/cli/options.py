@@ -54,9 +54,8 @@ class Option:
         if kind is bool:
             return {"action": argparse.BooleanOptionalAction}
         if self.many is not None:
-            kinds = {int: (whole_numbers, "N[,N...]"), float: (numbers, "A[,A...]")}
-            read, metavar = kinds[kind]
-            return {"type": read, "metavar": metavar, **self.words}
+            several = (whole_numbers, "N[,N...]") if kind is int else (numbers, "A[,A...]")
+            return {**dict(zip(("type", "metavar"), several, strict=True)), **self.words}
         if self.values and self.values.names:
             return {"choices": self.values.names, **self.words}
         if kind in (int, float):
@@ -64,7 +63,7 @@ class Option:
         return dict(self.words)
 
     def holds(self, value: Any) -> bool:
-        """Whether the setting accepts a value."""
+        """Returns whether the setting accepts a value."""
         assert self.values is not None
         if value is None:
             return bool(self.unset) and self.many is None and self.values.kind is not None

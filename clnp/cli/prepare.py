@@ -1,8 +1,8 @@
 """From the settings of a run to its stream, network and learner, with all checks.
 
 Complaints come before anything is downloaded, trained or written, in this order: settings, paths,
-packages, then, of the data, what files there are and what their headers say, the network, and at
-last every file's content.
+packages, then the names and headers of the data files, the network, and at last the content of
+all files.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def load_or_make(run: Run, stream: Stream) -> Any:
     if not (world().tell(path.is_file()) if joined else path.is_file()):
         return _make_learner(config, places, stream, run.folder, joined)
     device = torchrun.device_of(config)
-    arguments: dict[str, Any] = {"device": device, "checkpoint_dir": run.folder}
+    arguments: dict[str, Any] = {"device": device, "checkpoint_dir": run.folder.path}
     if config.method == "clnp":
         workers = _workers(config, places)
         learner: Any = Learner.load(
@@ -120,15 +120,16 @@ def _make_learner(
     Raises:
         ConfigError, ConvertError: settings or a network that don't fit.
     """
+    path = None if folder is None else folder.path
     net, example = _make_net(config, places, stream)
     if config.method != "clnp":
         arguments = config.method_arguments()
-        return methods.make(config.method, net, example, checkpoint_dir=folder, **arguments)
+        return methods.make(config.method, net, example, checkpoint_dir=path, **arguments)
     model = convert(net, example, verbose=False)
     arguments = {**config.learner_arguments(), "device": torchrun.device_of(config)}
     return Learner(
         model,
-        checkpoint_dir=folder,
+        checkpoint_dir=path,
         workers=_workers(config, places),
         distributed=distributed,
         **arguments,
@@ -179,7 +180,7 @@ def _found_out(config: Config, stream: Stream) -> Config:
 
 
 def _check_shapes(config: Config, stream: Stream) -> None:
-    """Makes every task, and compares their numbers of classes where they share the outputs.
+    """Makes the tasks, and compares their numbers of classes where they share the outputs.
 
     Raises:
         DataError: a task that can't be made. ConfigError: numbers of classes that differ.

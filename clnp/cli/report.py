@@ -20,6 +20,7 @@ MOST_COLUMNS = 12
 MOST_LAYERS = 6
 # Longer names wrap.
 WIDEST = 28
+UNLIMITED = 10_000
 # measure of `TaskReport.inferred` -> the words for a right answer
 INFERRED = {
     "task": "task",
@@ -64,14 +65,15 @@ def show_table(console: Console, table: Table) -> None:
     first column and as many of the others as fit.
     """
     show_line(console, f"\n{table.title}")  # rich would squeeze it to the table's width
+    wide = console.options.update(width=UNLIMITED)
     first, *columns = range(len(table.columns))
     while columns:
         count = len(columns)
-        while count > 1 and console.measure(_part(table, [first, *columns[:count]])).maximum > (
-            console.width
-        ):
+        part = _part(table, [first, *columns])
+        while count > 1 and console.measure(part, options=wide).maximum > console.width:
             count -= 1
-        console.print(_part(table, [first, *columns[:count]]))
+            part = _part(table, [first, *columns[:count]])
+        console.print(part)
         columns = columns[count:]
         if columns:
             show_line(console, "")
@@ -105,7 +107,7 @@ def show_line(console: Console, text: str) -> None:
 def accuracy_table(metrics: Mapping[str, Any]) -> Table:
     """R in per cent; only the last row where there are too many tasks for a screen."""
     R = metrics["accuracy_matrix"]
-    table = new_table("Test accuracy (%) on each task, which is given, after learning each task")
+    table = new_table("Test accuracy (%) on each task, with its task id")
     if len(R) > MOST_COLUMNS:
         table.add_column("task")
         table.add_column("when learned", justify="right")

@@ -92,7 +92,7 @@ def settings_of(learner: Any) -> dict[str, Any]:
 
 
 def costs_of(learner: Any, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """What training cost, one row per task: {"task", "name", "flops", "examples", "peak_memory",
+    """The costs of training, one row per task: {"task", "name", "flops", "examples", "peak_memory",
     "seconds"}.
 
     Operations are counted by formula, frozen and skipped work left out; examples are those that

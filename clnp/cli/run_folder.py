@@ -41,7 +41,7 @@ EXPORTS = ("pt2", "onnx", "safetensors")
 
 @dataclass(frozen=True)
 class Places:
-    """Where a run finds its data and weights, which decides nothing.
+    """Places of a run's data and weights, and its workers. They decide no number.
 
     Attributes:
         data_root: folder of the data files, or None to download them.
@@ -84,7 +84,7 @@ class Places:
         return places
 
     def over(self, old: Places) -> Places:
-        """These places, and the old ones where there are none."""
+        """These places, with the old ones for those that are not given."""
         return dataclasses.replace(
             self,
             data_root=self.data_root or old.data_root,
@@ -129,7 +129,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote.
+    """Returns the data that `write_json` wrote.
 
     Raises:
         RunError: no such file, or damaged.
@@ -182,23 +182,23 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether a run began here."""
+        """True if a run began here."""
         return (self.path / CONFIG).is_file()
 
     @property
     def is_comparison(self) -> bool:
-        """Whether a comparison began here."""
+        """True if a comparison began here."""
         return (self.path / COMPARE).is_file()
 
     @property
     def is_empty(self) -> bool:
-        """Whether it holds nothing but the leavings of a run killed before its first file."""
+        """True if it holds at most the leavings of a run killed before its first file."""
         if not self.path.exists():
             return True
         return all(p.name in (LOCK, LOG) or p.name.endswith(".tmp") for p in self.path.iterdir())
 
     def has_learned(self, tasks: int) -> bool:
-        """Whether this run of one seed learned all its tasks. Raises RunError."""
+        """Returns whether this run of one seed learned all its tasks. Raises RunError."""
         path = self.path / METRICS
         return path.is_file() and bool(read_json(path)["tasks_learned"] == tasks)
 

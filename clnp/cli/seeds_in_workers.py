@@ -1,4 +1,4 @@
-"""Whole runs at the same time: each in a worker, its lines on this console after its name."""
+"""Runs of seeds in worker processes; their lines are shown on this console after their names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Lines:
         self.rest = ""
 
     def write(self, text: str) -> int:
-        """Takes text; its last line stays here until it is whole."""
+        """Takes text; its last line stays back until it is whole."""
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
             tell("line", line)

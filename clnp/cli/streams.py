@@ -94,7 +94,7 @@ MAKERS: dict[str, Callable[[Config, Places], Stream]] = {
 
 def _named(places: Places, what: str) -> tuple[str, ...]:
     if not places.paths:
-        raise ConfigError(f"EXPERIMENT: got no files, wanted {what} after it, one per task")
+        raise ConfigError(f"EXPERIMENT: expected {what} after it, one per task, got none")
     return places.paths
 
 

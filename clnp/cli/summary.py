@@ -1,4 +1,4 @@
-"""What a run begins with, for the console and the log: data, network, and settings of its own."""
+"""Start-up summary of a run: its data, its network, and settings that are not the defaults."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def joined() -> Iterator[Ranks]:
 
 
 def _started() -> int:
-    """How many processes torchrun started."""
+    """Number of processes that torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -56,14 +56,14 @@ def _connect(backend: str) -> None:
     if attempt == "0" or environment.get("LOCAL_WORLD_SIZE") != environment["WORLD_SIZE"]:
         dist.init_process_group(backend)
         return
-    # torchrun keeps one store for all attempts: the addresses of the last one still stand there.
+    # torchrun keeps one store for all attempts: it still holds the addresses of the last one.
     store, rank, size = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"attempt {attempt}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def are_joined() -> bool:
-    """Whether this process trains together with others."""
+    """Returns whether this process trains together with others."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

@@ -120,25 +120,25 @@ def seeds_page(folder: RunFolder, *, linked: bool) -> str:
     """The page of a run of several seeds: means and deviations; `linked` to the seeds' pages."""
     config, _ = folder.read_config()
     seeds = [*folder.seeds(config).values()]
-    every = [seed.read_metrics() for seed in seeds]
-    summary = results.summarise(every)
+    numbers = [seed.read_metrics() for seed in seeds]
+    summary = results.summarise(numbers)
     facts = [
         _fact("mean accuracy, task given", _percent_spread(summary["acc"])),
         _fact("mean forgetting", report.number(summary["forgetting"]["mean"])),
-        _fact("seeds", str(len(every))),
+        _fact("seeds", str(len(numbers))),
         *_certificate(summary["certificate"]),
     ]
     pictures: list[Picture] = []
-    if len({metrics["tasks_learned"] for metrics in every}) == 1:
-        drawn = _pictures(every)
+    if len({metrics["tasks_learned"] for metrics in numbers}) == 1:
+        drawn = _pictures(numbers)
         pictures = [p for name in ("mean_accuracy", "capacity") if (p := drawn[name])]
     return render(
         "overview.html",
         title=_title(config),
-        subtitle=f"{folder.path.resolve().name}, {len(every)} seeds",
+        subtitle=f"{folder.path.resolve().name}, {len(numbers)} seeds",
         facts=facts,
         heading="Seeds",
-        table=tables.seeds(summary, every),
+        table=tables.seeds(summary, numbers),
         links=_links(seeds, linked),
         pictures=pictures,
         settings={"all": _settings(config)},
@@ -196,15 +196,15 @@ def _links(runs: Sequence[RunFolder], linked: bool) -> list[str]:
     return [f"{quote(r.name)}/{PAGE}" if linked and r.page.is_file() else "" for r in runs]
 
 
-def _pictures(every: Sequence[Mapping[str, Any]]) -> dict[str, Picture | None]:
+def _pictures(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Picture | None]:
     """The figures of one seed or several; None where there is nothing to draw."""
-    first = every[0]["reports"]
-    capacities = [[r["capacity"] for r in m["reports"]] for m in every]
+    first = seeds[0]["reports"]
+    capacities = [[r["capacity"] for r in m["reports"]] for m in seeds]
     curves = [r["history"] for r in first]
     inferred = [r.get("inferred") for r in first]
     drawn: dict[str, Picture | None] = {
         "mean_accuracy": picture(
-            lambda: plots.mean_accuracy([m["accuracy_matrix"] for m in every]),
+            lambda: plots.mean_accuracy([m["accuracy_matrix"] for m in seeds]),
             "Mean test accuracy after each task, and accuracy on the task just learned",
         ),
         "capacity": None,
@@ -222,7 +222,7 @@ def _pictures(every: Sequence[Mapping[str, Any]]) -> dict[str, Picture | None]:
         )
     if len(first) > 1 and all(inferred):
         drawn["inferred_accuracy"] = picture(
-            lambda: plots.inferred_accuracy(every[0]["accuracy_matrix"], inferred),
+            lambda: plots.inferred_accuracy(seeds[0]["accuracy_matrix"], inferred),
             "Mean accuracy after each task with the task given and without",
         )
     return drawn

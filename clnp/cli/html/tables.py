@@ -56,7 +56,7 @@ def accuracies(metrics: Mapping[str, Any]) -> HeatMap:
 
 
 def reuse(metrics: Mapping[str, Any]) -> list[HeatMap]:
-    """For every layer, how many of the channels that task j claimed task i uses."""
+    """For each layer, the number of channels claimed by task j that task i uses."""
     capacities = [r["capacity"] for r in metrics["reports"]]
     uses = [r["reuse"] for r in metrics["reports"]]
     maps = []
@@ -74,7 +74,7 @@ def reuse(metrics: Mapping[str, Any]) -> list[HeatMap]:
 
 
 def tasks(metrics: Mapping[str, Any]) -> Table:
-    """How each task was learned."""
+    """Accuracies and settings of each task."""
     rows = [
         [
             f"{i + 1} {r['name']}" + (" (head only)" if r.get("transfer_only") else ""),
@@ -142,7 +142,7 @@ def channels(metrics: Mapping[str, Any]) -> Table:
 
 
 def costs(rows: Sequence[Mapping[str, Any]], seconds: Sequence[Mapping[str, Any]]) -> Table | None:
-    """What each task cost: operations, examples, memory, seconds per phase."""
+    """Costs of each task: operations, examples, memory, seconds per phase."""
     if not rows and not seconds:
         return None
     names = [f"{int(row['task']) + 1} {row['name']}" for row in seconds or rows]
@@ -166,11 +166,11 @@ def costs(rows: Sequence[Mapping[str, Any]], seconds: Sequence[Mapping[str, Any]
     return Table(["task", *columns], cells, ["all", *foot])
 
 
-def seeds(summary: Mapping[str, Any], every: Sequence[Mapping[str, Any]]) -> Table:
+def seeds(summary: Mapping[str, Any], all_metrics: Sequence[Mapping[str, Any]]) -> Table:
     """A row per seed, and mean +- standard deviation."""
     layers = list(summary["used"])[: report.MOST_LAYERS]
     rows = []
-    for metrics in every:
+    for metrics in all_metrics:
         last = metrics["reports"][-1]["capacity"]
         used = [percent(last[g]["used"] / last[g]["size"], 1) for g in layers]
         numbers = [report.number(metrics[key]) for key in results.SUMMARIES]

@@ -96,8 +96,8 @@ BAD_RUNS: dict[str, tuple[list[str], str | tuple[str, ...]]] = {
         ["permuted-digits", "a"],
         "permuted-digits: expected no files, got a",
     ),
-    "no folders": (["folder"], "wanted folders of images after it, one per task"),
-    "no arrays": (["arrays"], "wanted .npz files"),
+    "no folders": (["folder"], "expected folders of images after it, one per task"),
+    "no arrays": (["arrays"], "expected .npz files"),
     "absent folder": (["folder", "nowhere"], "nowhere: no such folder"),
     "tasks of folders": (["folder", "a", "--tasks", "2"], "--tasks: folder has one task per"),
     "image size": (
@@ -113,15 +113,15 @@ BAD_RUNS: dict[str, tuple[list[str], str | tuple[str, ...]]] = {
         "--validation applies to permuted-mnist, split",
     ),
     "split": (["split-cifar", "--split", "cifar20"], ("--split", "cifar20")),
-    "no cifar": (["split-cifar", "--data-root", "nowhere"], "no cifar10. Wanted one of cifar10."),
-    "unknown network": (["--net", "resnet_18"], "network 'resnet_18': unknown; near ones are"),
+    "no cifar": (["split-cifar", "--data-root", "nowhere"], "expected cifar10 as one of cifar10."),
+    "unknown network": (["--net", "resnet_18"], "got 'resnet_18'; similar ones are"),
     "network of images": (["--net", "narrow"], "expected (C, H, W)"),
     "width of another": (
         ["--net", "narrow", "--width", "8"],
         "--width applies to --net mlp only (got --net narrow)",
     ),
     "net scale": (["--net-scale", "0"], "--net-scale: expected a number > 0 and <= 64, got 0"),
-    "mlp has no scale": (["--net-scale", "0.5"], "network 'mlp': takes no scale"),
+    "mlp has no scale": (["--net-scale", "0.5"], "network 'mlp': expected options out of"),
     "no weights": (["--pretrained", "nowhere"], "nowhere can't be read"),
     "adopt": (["--adopt"], "--adopt: expected a trained network by --pretrained"),
     "workers": (["--workers", "0"], "--workers: expected an integer >= 1, got 0"),
@@ -133,14 +133,14 @@ BAD_RUNS: dict[str, tuple[list[str], str | tuple[str, ...]]] = {
         ["--method", "si", "--margin", "0.1"],
         "--margin applies to --method clnp only (got --method si)",
     ),
-    "option of a method": (["--method", "si", "--set", "z=1"], "unknown options ['z']; its own"),
+    "option of a method": (["--method", "si", "--set", "z=1"], "['c', 'xi'], or of all methods"),
     "method before data": (
         ["permuted-mnist", "--data-root", "nowhere", "--method", "magic"],
         ("--method: expected one of", "got 'magic'"),
     ),
     "option before data": (
         ["permuted-mnist", "--data-root", "nowhere", "--method", "si", "--set", "z=1"],
-        "--set: method 'si': unknown options ['z']",
+        ("--set: method 'si': expected options of its own", "got ['z']"),
     ),
     "range before data": (
         ["permuted-mnist", "--data-root", "nowhere", "--method", "si", "--set", "c=-1"],
@@ -174,7 +174,7 @@ BAD_RUNS: dict[str, tuple[list[str], str | tuple[str, ...]]] = {
     "set without value": (["--method", "si", "--set", "c"], "expected NAME=VALUE or METHOD.NAME"),
     "no data": (
         ["permuted-mnist", "--data-root", "nowhere"],
-        "no MNIST files. Wanted train-images-idx3-ubyte",
+        "expected the MNIST files train-images-idx3-ubyte",
     ),
 }
 

@@ -330,7 +330,10 @@ BAD = {
     "none": (["--methods", ","], "got ','"),
     "twice": (["--methods", "si,si"], "--methods: expected each once"),
     "set": (["--methods", "si", "--set", "ewc.x=1"], "--set: expected options of si"),
-    "option": (["--methods", "clnp,si", "--set", "si.z=1"], "unknown options ['z']"),
+    "option": (
+        ["--methods", "clnp,si", "--set", "si.z=1"],
+        "expected options of its own, ['c', 'xi']",
+    ),
     "set of clnp": (
         ["--methods", "clnp,si", "--set", "clnp.c=1"],
         "--set applies to the other methods only",

@@ -14,13 +14,18 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
-from clnp import plots
+from clnp import methods, plots
 from clnp.cli import run_folder
 from clnp.cli.config import Config
 from clnp.cli.html import page, tables
 from clnp.cli.html import report as html_report
 from clnp.cli.run_folder import RunFolder
+from clnp.data import Task
+from clnp.errors import ConfigError
+from clnp.learner.learner import Learner
+from clnp.learner.settings import Settings, rows
 from clnp.plots import svg
 from tests.clnp.commands import clnp, finished_run
 from tests.clnp.plots.test_plots import METHODS, ROWS, numbers
@@ -286,3 +291,48 @@ def test_how_values_are_written():
     assert [page.heat(v, 0.9, 1.0) for v in (0.5, 0.9, 0.95, 1.0)] == ["h0", "h0", "h10", "h20"]
     assert page.heat(float("nan"), 0, 1) == "none"
     assert page.heat(1.0, 1.0, 1.0) == "h20"
+
+
+def test_the_page_of_a_learner_alone(finished, text, tmp_path):
+    """The numbers of its run's page, from the learner in memory."""
+    learner = Learner.load(finished / "checkpoint.safetensors")
+    assert html_report.write_learner_report(learner, tmp_path) == tmp_path / "report.html"
+    file = html_report.write_learner_report(learner, tmp_path / "own.html")
+    found = check_alone(file.read_text())
+    assert file.read_text() == (tmp_path / "report.html").read_text()
+    whole = Reader(text)
+    # But for the title, the settings of the experiment, and the versions.
+    numbers = [page.text[page.text.index("Accuracy") :] for page in (found, whole)]
+    own, run = (part[: part.index("Settings")] for part in numbers)
+    assert own == run
+    assert found.images() == whole.images()
+    shown = " ".join(found.text)
+    for name in rows(Settings):
+        assert f" {name} " in shown, name
+
+
+def test_the_page_of_a_method(tmp_path):
+    net = torch.nn.Linear(4, 3)
+    learner = methods.make("finetune", net, torch.zeros(1, 4), epochs=1)
+    with pytest.raises(ConfigError, match="at least one learned task, got none"):
+        html_report.write_learner_report(learner, tmp_path / "a.html")
+    x, y = torch.rand(12, 4), torch.arange(12) % 3
+    learner.learn(Task("first", (x, y), (x, y), (x, y)))
+    page = html_report.write_learner_report(learner, tmp_path / "a.html").read_text()
+    shown = " ".join(check_alone(page).text)
+    assert "finetune: 1 task" in shown
+    assert "1 first" in " ".join(shown.split())
+    assert "This method gives no certificate." in " ".join(shown.split())
+
+
+def test_figures_fit_a_narrow_screen(text):
+    """No rule makes a figure wider than the page, and none is inside what scrolls."""
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
+    assert style is not None
+    rules = dict(re.findall(r"([^{}]+)\{([^{}]*)\}", style[1]))
+    (image,) = (rule for names, rule in rules.items() if names.strip() == "img")
+    assert "max-width: 100%" in image
+    assert "height: auto" in image
+    wide = [names for names, rule in rules.items() if re.search(r"min-width: *[1-9]", rule)]
+    assert not any(re.search(r"\b(img|figure|main|body)\b", names) for names in wide)
+    assert not re.search(r"<figure>\s*<div", text)

@@ -50,7 +50,7 @@ def test_every_option_with_two_values_is_refused(capsys, name):
             parse(["run", flag, first, flag, second])
         error = capsys.readouterr().err
         assert flag in error
-        assert f"got {first} and then {second}, wanted one of them" in error
+        assert f"expected one value, got {first} and then {second}" in error
 
 
 @pytest.mark.parametrize("name", FLAGS)

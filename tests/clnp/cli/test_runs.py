@@ -282,8 +282,35 @@ def test_export_runs_without_clnp(finished, tmp_path, capsys):
     assert "--overwrite" in err
 
 
-@pytest.mark.parametrize("task", [-1, 2])
+@pytest.mark.parametrize("task", [-1, 2, "digits-2", "²"])
 def test_export_of_an_unknown_task(finished, capsys, task):
     code, _, err = clnp(capsys, "export", finished, f"--task={task}")
     assert code == 2
     assert "--task: expected 0 to 1 or a name" in err
+
+
+def test_a_checkpoint_file_serves_as_its_run(finished, tmp_path, capsys):
+    file = tmp_path / "learner.safetensors"
+    file.write_bytes((finished / "checkpoint.safetensors").read_bytes())
+    code, out, _ = clnp(capsys, "verify", file)
+    assert code == 0
+    assert out.endswith("certificate: 2/2 tasks bit-identical\n")
+    code, out, _ = clnp(capsys, "report", file)
+    assert code == 0
+    printed = clnp(capsys, "report", finished)[1]
+    assert out.splitlines()[:-1] == printed.splitlines()[:-1]
+    assert out.endswith(f"page: {tmp_path / 'report.html'}\n")
+    code, out, _ = clnp(capsys, "export", file, "--task", "digits-1")
+    assert code == 0
+    assert "task 2 of 2, digits-1, 64 -> " in out
+    assert (tmp_path / "task-1.pt2").is_file()
+
+
+def test_a_checkpoint_file_that_is_none(tmp_path, capsys):
+    file = tmp_path / "learner.safetensors"
+    file.write_bytes(b"no numbers")
+    for words in (["verify", file], ["report", file], ["export", file, "--task", 0]):
+        code, _, err = clnp(capsys, *words)
+        assert code == 2
+        assert "learner.safetensors is damaged or no safetensors file" in err
+        assert err.count("\n") == 1
