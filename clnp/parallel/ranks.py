@@ -49,7 +49,7 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """Whether this is rank 0, the only rank that writes files and prints."""
+        """True on rank 0, the only rank that writes files and prints."""
         return self.rank == 0
 
     # Dividing
