@@ -136,7 +136,7 @@ def test_training_with_and_without_agrees_and_the_setting_is_checked() -> None:
         assert all(verdict.identical for verdict in lt.verify())
     losses = [[record["loss"] for record in report.history] for report in reports]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    with pytest.raises(ConfigError, match="cache: .*got 'yes'"):
+    with pytest.raises(ConfigError, match=r"cache: .*got 'yes'"):
         clnp.Learner(convert(mlp([4])), cache="yes")
 
 
