@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
-from ..learner.ranges import Range, choice, whole
 from ..learner.settings import without_removed
+from ..ranges import Range, choice, whole
 from .defaults import DEFAULTS
 from .options import L1, SETTINGS, Option
 

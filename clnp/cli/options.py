@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..learner.ranges import Range, choice, flag, number, whole
 from ..learner.settings import FineTune, Row, Settings, rows
 from ..models.networks import INITS
 from ..parallel import EXECUTORS
+from ..ranges import Range, choice, flag, number, whole
 from ..training.score import SCORES
 from .defaults import SPLITS
 

@@ -20,7 +20,7 @@ from ..data.items import Items
 from ..data.scan import scan_items
 from ..errors import ConfigError, DataError
 from ..learner.own_loop import begin_task, consolidate, prune
-from ..learner.settings import CHECKS
+from ..learner.settings import check_some
 from ..network.certificate import Certificate
 from ..network.inference import check_rule, choose
 from ..network.model import Model
@@ -383,10 +383,7 @@ def _check_settings(
     number = isinstance(validation, (int, float)) and not isinstance(validation, bool)
     if not number or not 0 < validation < 1:
         raise ConfigError(f"validation: expected a fraction between 0 and 1, got {validation!r}")
-    for name in ("score", "search", "granularity"):
-        expected, holds = CHECKS[name]
-        if not holds(pruning[name]):
-            raise ConfigError(f"{name}: expected {expected}, got {pruning[name]!r}")
+    check_some(**{name: pruning[name] for name in ("score", "search", "granularity")})
     check_margin(pruning["margin"], pruning["score"])
     if task_labels not in TASK_LABELS:
         raise ConfigError(f"task_labels: expected one of {list(TASK_LABELS)}, got {task_labels!r}")

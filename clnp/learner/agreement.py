@@ -70,13 +70,13 @@ def begin(ranks: Ranks, model: Model, settings: Settings, workers: int) -> None:
         return
     if workers > 1:
         raise ConfigError(
-            f"workers={workers}: {ranks.size} processes train every grid point together "
-            "(distributed=True); use one or the other"
+            f"workers: expected 1 with distributed=True, got {workers}; {ranks.size} processes "
+            "train every grid point together already"
         )
     if settings.batch_size < ranks.size:
         raise ConfigError(
-            f"batch_size={settings.batch_size}: {ranks.size} processes share every batch, so it "
-            f"must be at least {ranks.size}"
+            f"batch_size: expected at least {ranks.size}, one example for each process, got "
+            f"{settings.batch_size}"
         )
     ranks.agree("the network", json.dumps(model.structure()))
     ranks.agree("the settings", json.dumps(settings.to_json()))
@@ -98,8 +98,8 @@ def agree_on_task(ranks: Ranks, model: Model, task: Task, index: int) -> None:
     for name in ("train", "validation"):
         if count(splits[name]) < ranks.size:
             raise DataError(
-                f"task {task.name!r}, {name}: {count(splits[name])} examples for {ranks.size} "
-                "processes; every process needs at least one"
+                f"task {task.name!r}, {name}: expected at least {ranks.size} examples, one per "
+                f"process, got {count(splits[name])}"
             )
 
 

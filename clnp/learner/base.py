@@ -131,8 +131,8 @@ class BaseLearner(ABC):
         file = self.checkpoint_dir / CHECKPOINT
         if file.exists() and (source is None or not file.samefile(source)):
             raise ConfigError(
-                f"checkpoint_dir: {file} holds another learner; go on with it by {self.load_call}, "
-                "or name another folder"
+                f"checkpoint_dir: expected a folder without another learner, got {file}; continue "
+                f"with {self.load_call}, or name another folder"
             )
 
     # Results

@@ -37,8 +37,8 @@ def check_task(
         )
     if task.dtype != dtype:
         raise DataError(
-            f"task {task.name!r}: inputs are {task.dtype}, the network is {dtype}; convert one of "
-            "them"
+            f"task {task.name!r}: expected inputs of {dtype}, the dtype of the network, got "
+            f"{task.dtype}; convert one of them"
         )
     task = ready(task)
     return task, _classes(task, outputs, single)
@@ -61,8 +61,8 @@ def _classes(task: Task, outputs: int, single: bool) -> int:
     for split, data in task_data(task).splits.items():
         if data.top >= classes:
             raise DataError(
-                f"task {task.name!r}, {split}: label {data.top} is outside the head's {classes} "
-                "classes" + ("" if single else "; pass Task(..., classes=...)")
+                f"task {task.name!r}, {split}: expected labels from 0 to {classes - 1}, as the "
+                f"head has, got {data.top}" + ("" if single else "; pass Task(..., classes=...)")
             )
     warn_unseen(task)
     return classes
@@ -73,9 +73,9 @@ def check_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"device={device!r}: {error}") from error
+        raise ConfigError(f"device: expected a torch device, got {device!r}: {error}") from error
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={device!r}: torch sees no GPU here; use device='cpu'")
+        raise ConfigError(f"device: expected 'cpu', for torch finds no GPU, got {device!r}")
     if found.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device={device!r}: expected 'cpu' or 'cuda'")
+        raise ConfigError(f"device: expected 'cpu' or 'cuda', got {device!r}")
     return found

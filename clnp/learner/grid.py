@@ -54,14 +54,13 @@ def per_layer(l1: Any, layers: Sequence[str], what: str = "l1") -> dict[str, flo
     if isinstance(l1, dict):
         unknown = set(l1) - set(layers)
         if unknown:
-            raise ConfigError(
-                f"{what}: no layers named {sorted(unknown)}; there are {list(layers)}"
-            )
+            raise ConfigError(f"{what}: expected names of {list(layers)}, got {sorted(unknown)}")
         alphas = {name: l1.get(name, 0.0) for name in layers}
     elif isinstance(l1, (list, tuple)):
         if len(l1) != len(layers):
             raise ConfigError(
-                f"{what}={list(l1)}: expected {len(layers)} alphas, one for each of {list(layers)}"
+                f"{what}: expected {len(layers)} numbers, one for each of {list(layers)}, got "
+                f"{list(l1)}"
             )
         alphas = dict(zip(layers, l1, strict=True))
     else:
@@ -72,7 +71,7 @@ def per_layer(l1: Any, layers: Sequence[str], what: str = "l1") -> dict[str, flo
             or not isinstance(alpha, (int, float))
             or not 0 <= alpha < math.inf
         ):
-            raise ConfigError(f"{what} of layer {name!r}: got {alpha!r}, expected a number >= 0")
+            raise ConfigError(f"{what} of layer {name!r}: expected a number >= 0, got {alpha!r}")
     return {name: float(alpha) for name, alpha in alphas.items()}
 
 
@@ -88,14 +87,16 @@ def grid_points(grid: Any, l1: Any, lr: float, layers: Sequence[str]) -> list[Gr
     """
     grid = grid or {}
     if not isinstance(grid, dict) or set(grid) - {"l1", "lr"}:
-        raise ConfigError(f'grid={grid!r}: expected {{"l1": [...], "lr": [...]}}')
+        raise ConfigError(f'grid: expected {{"l1": [...], "lr": [...]}}, got {grid!r}')
     alphas, rates = grid.get("l1", [l1]), grid.get("lr", [lr])
     for name, values in (("l1", alphas), ("lr", rates)):
         if not isinstance(values, (list, tuple)) or not values:
-            raise ConfigError(f"grid[{name!r}]={values!r}: expected a list with at least one value")
+            raise ConfigError(
+                f"grid[{name!r}]: expected a list with at least one value, got {values!r}"
+            )
     for rate in rates:
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
-            raise ConfigError(f"lr={rate!r}: expected a positive number")
+            raise ConfigError(f"lr: expected a number > 0, got {rate!r}")
     return [
         GridPoint(per_layer(alpha, layers), float(rate))
         for alpha, rate in itertools.product(alphas, rates)

@@ -27,28 +27,26 @@ def learned_tasks(reports: Sequence[TaskReport], tasks: Sequence[Task]) -> list[
         CheckpointError: the file has no fingerprints of their data.
     """
     if len(tasks) < len(reports):
-        raise DataError(
-            f"tasks: {len(reports)} tasks have been learned, but only {len(tasks)} were given"
-        )
+        raise DataError(f"tasks: expected the {len(reports)} learned tasks, got {len(tasks)}")
     found = []
     for k, report in enumerate(reports):
         task = tasks[k]
         check_is_task(task, f"tasks[{k}]")
         if task.name != report.name:
             raise DataError(
-                f"tasks[{k}] is {task.name!r}; the task learned there was {report.name!r}"
+                f"tasks[{k}]: expected the learned task {report.name!r}, got {task.name!r}"
             )
         if report.data is None:
             raise CheckpointError(
-                f"task {report.name!r} was saved without fingerprints of its data, by an older "
-                "version, so the tasks that are given can't be compared with it; load without "
-                "tasks (later rows of the accuracy matrix then lack it)"
+                f"task {report.name!r}: expected fingerprints of its data, got a file of an older "
+                "version without them; load without tasks (later rows of the accuracy matrix then "
+                "lack it)"
             )
         differences = report.data.differences(task_data(task))
         if differences:
             raise DataError(
-                f"tasks[{k}], {task.name!r}, is not what was learned: {'; '.join(differences)}. "
-                "Give the data that was learned, or begin anew with the other"
+                f"tasks[{k}]: expected {task.name!r} as it was learned, got "
+                f"{'; '.join(differences)}; pass the same data, or start a new learner"
             )
         found.append(task)
     return found
@@ -64,9 +62,8 @@ def check_new(reports: Sequence[TaskReport], task: Any) -> None:
     for report in reports:
         if report.name == task.name:
             raise DataError(
-                f"task {task.name!r}: a task of that name was learned before (task {report.task}); "
-                "if it is another one, give it a name of its own: "
-                "dataclasses.replace(task, name=...)"
+                f"task: expected a new name, got {task.name!r}, the name of learned task "
+                f"{report.task}; rename another task with dataclasses.replace(task, name=...)"
             )
 
 

@@ -88,8 +88,8 @@ class Learner(BaseLearner):
         unknown = set(settings) - set(Settings.__dataclass_fields__)
         if unknown:
             raise ConfigError(
-                f"unknown settings {sorted(unknown)}; there are "
-                f"{sorted(Settings.__dataclass_fields__)}"
+                f"settings: expected some of {sorted(Settings.__dataclass_fields__)}, got "
+                f"{sorted(unknown)}"
             )
         self.settings = Settings(**settings)
         groups = [group.name for group in model.groups.prunable]
@@ -166,11 +166,12 @@ class Learner(BaseLearner):
         """
         if self.reports:
             raise ConfigError(
-                f"adopt() makes the first task, but {len(self.reports)} task(s) are learned already"
+                f"adopt(): expected a learner without tasks, got {len(self.reports)} learned"
             )
         if self.settings.first_growth is not None:
             raise ConfigError(
-                "first_growth: an adopted network is taken as it is, with all channels"
+                "first_growth: expected None to adopt a network, which keeps all its channels, got "
+                f"{self.settings.first_growth!r}"
             )
         margin = self.settings.margin if margin is None else margin
         check_margin(margin, self.settings.score)
@@ -179,16 +180,15 @@ class Learner(BaseLearner):
     def _check(self, task: Task, plan: Plan) -> tuple[Task, int]:
         if len(self.model.tasks) != len(self.reports):
             raise ConfigError(
-                f"model: the network has learned {len(self.model.tasks)} task(s), this learner "
-                f"{len(self.reports)}: a state was loaded, or it was trained elsewhere; go on "
-                "with the file that goes with it, by Learner.load"
+                f"model: expected {len(self.reports)} learned task(s), as in this learner, got "
+                f"{len(self.model.tasks)}; the network was trained or loaded elsewhere: continue "
+                "from its own file with Learner.load"
             )
         task, classes = check_model_task(self.model, task)
         if plan.adopt and classes != self.model.head.classes:
             raise ConfigError(
-                f"task {task.name!r} has {classes} classes, the network "
-                f"{self.model.head.classes} outputs; only a network that was trained on the "
-                "task can be adopted"
+                f"task {task.name!r}: expected {self.model.head.classes} classes, as many as the "
+                f"network has outputs, got {classes}; adopt a network that was trained on the task"
             )
         return task, classes
 

@@ -1,5 +1,5 @@
-"""The life of a task for a training loop of one's own: `begin_task`, the loop, `prune`,
-`consolidate` (Golkar et al. 2019, Algorithm 1).
+"""Custom training loops: `begin_task`, the loop, `prune`, `consolidate` (Golkar et al. 2019,
+Algorithm 1).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..training.score import Validation, make
 from .checks import check_model_task
 from .grid import per_layer
 from .own_splits import check_split, of_targets, unlabelled
-from .settings import CHECKS
+from .settings import check_some
 
 
 def begin_task(
@@ -34,13 +34,13 @@ def begin_task(
     generator: torch.Generator | None = None,
     most_new: Mapping[str, int] | None = None,
 ) -> None:
-    """Makes a network ready to be trained on one more task: `model.parameters()` are then what the
-    task may change, so build the optimizer after this; gradients that were accumulated before are
-    gone. The first task starts from the weights that the network was converted with.
+    """Prepare a network for one more task. Afterwards `model.parameters()` are the parameters that
+    the task may change: build the optimizer now. Accumulated gradients are dropped. The first task
+    starts from the weights that the network was converted with.
 
     Arguments:
         model: from `clnp.convert`.
-        classes, generator, most_new: as of `Model.begin_task`.
+        classes, generator, most_new: as in `Model.begin_task`.
 
     Raises:
         CapacityError: single head and no free channel left in the final hidden group. With several
@@ -55,8 +55,8 @@ def begin_task(
 
 
 def parameter_groups(model: Model, l1: Any) -> list[dict[str, Any]]:
-    """The parameters of a network as groups for `AdamL1` or `SGDL1`: weights with their L1 penalty,
-    biases and batch norms without one.
+    """Group the parameters of a network for `AdamL1` or `SGDL1`: weights with their L1 penalty,
+    biases and batch norms without.
 
     Arguments:
         model: in a task.
@@ -88,27 +88,27 @@ def prune(
     granularity: int = 1,
     sparsifier: str = "activity",
 ) -> Pruning:
-    """Cuts the channels that the task in training can do without: those of the lowest mean activity
-    on the training examples, as many as the margin allows (paper, Sec. 2.2).
+    """Remove the channels of lowest mean activity on the training examples, as many as the margin
+    allows (paper, Sec. 2.2).
 
-    It replaces the parameters: for fine-tuning of what is left, build a new optimizer. It computes
-    in evaluation mode and the network's own dtype, whatever the mode and the autocast around it.
+    The parameters are replaced: build a new optimizer before fine-tuning. The computation is in
+    evaluation mode and in the network's own dtype, whatever mode and autocast surround it.
 
     Arguments:
         model: trained, in a task.
-        train: examples that the activity is measured on: (x [N, ...], y [N, ...]) or a data set of
-            (x, y), which is read several times.
-        validation: examples that are scored, likewise.
-        margin: how much of the validation score may be lost; of an accuracy a fraction.
+        train: split that activity is measured on: (x [N, ...], y [N, ...]) or a Dataset of (x, y),
+            which is read several times.
+        validation: split that is scored, in the same form.
+        margin: validation score that may be lost; for an accuracy a fraction.
         score: "accuracy", "balanced accuracy", or a function (outputs [N, C], targets [N, ...]) ->
-            number, higher is better, of the whole validation split, on the CPU. The targets y are
-            class labels from 0 for the former, whatever the function understands for the latter: of
-            a regression, for example, lambda outputs, y: -F.mse_loss(outputs, y).
-        search, granularity: as of `clnp.Settings`.
-        sparsifier: likewise; it only ranks the channels, how they are trained is the loop's.
+            number, higher is better, called with the whole validation split on the CPU. The first
+            two need class labels from 0 as y. For a regression, for example, take
+            lambda outputs, y: -F.mse_loss(outputs, y).
+        search, granularity: as in `clnp.Settings`.
+        sparsifier: as in `clnp.Settings`; it ranks the channels only.
 
     Returns:
-        what was kept, the thresholds, and the validation score afterwards.
+        the kept channels, the thresholds, and the validation score afterwards.
 
     Raises:
         ConfigError: no task has begun; a setting out of range; the score fails.
@@ -117,15 +117,7 @@ def prune(
     """
     _check_trained(model, "prune")
     make(score)
-    given = {
-        "search": search,
-        "granularity": granularity,
-        "sparsifier": sparsifier,
-    }
-    for name, value in given.items():
-        wanted, holds = CHECKS[name]
-        if not holds(value):
-            raise ConfigError(f"{name}={value!r}: expected {wanted}")
+    check_some(search=search, granularity=granularity, sparsifier=sparsifier)
     check_margin(margin, score)
     for name, split in (("train", train), ("validation", validation)):
         check_split(split, name)
@@ -133,7 +125,7 @@ def prune(
         if callable(score):
             score = of_targets(score, validation)
             train, validation = unlabelled(train), unlabelled(validation)
-        # Training is over: another reading to see whether the items change would not pay.
+        # Training is over, so there is no need to find out whether the items change.
         classes = model.head.classes
         task = Task("in training", train, validation, validation, classes, fixed_items=False)
         task, _ = check_model_task(model, task)
@@ -156,8 +148,8 @@ def prune(
 
 
 def consolidate(model: Model, *, name: str | None = None) -> LearnedTask:
-    """Ends a task: freezes the channels that `prune` left, for ever, and gives the others back as
-    free capacity. `model(x, task=k)` is the task's network from now on.
+    """End a task: freeze the channels that `prune` left, and return the others as free capacity.
+    From now on `model(x, task=k)` is the task's network.
 
     Arguments:
         model: in a task.
@@ -178,23 +170,25 @@ def consolidate(model: Model, *, name: str | None = None) -> LearnedTask:
 def _check_model(model: Model) -> Model:
     if not isinstance(model, Model):
         raise ConfigError(
-            f"model: got {type(model).__name__}, expected the network that clnp.convert returned "
-            "(not what wraps it: `.module` of DistributedDataParallel, `._orig_mod` of "
-            "torch.compile)"
+            f"model: expected the network that clnp.convert returned, got {type(model).__name__}; "
+            "unwrap it: `.module` of DistributedDataParallel, `._orig_mod` of torch.compile"
         )
     return model
 
 
 def _check_trained(model: Model, what: str) -> None:
-    """Raises unless the model is in a task and all that it is about to freeze are numbers."""
+    """Raise unless the model is in a task and all its tensors are finite."""
     if not _check_model(model).in_task:
-        raise ConfigError(f"{what}() needs a task in training; call begin_task() first")
+        raise ConfigError(
+            f"{what}(): expected a task in training, got none; call begin_task() first"
+        )
     tensors: list[tuple[str, torch.Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         if not bool(torch.isfinite(tensor).all()):
             raise TrainingError(
-                f"{what}(): {name} is not finite, so training has failed. What was learned before "
-                "is untouched: model.cancel_task() drops this task; a lower lr usually helps"
+                f"{what}(): expected finite parameters, got NaN or Inf in {name}; "
+                "model.cancel_task() drops this task and keeps the earlier ones; a lower lr often "
+                "helps"
             )
 
 

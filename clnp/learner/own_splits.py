@@ -1,4 +1,4 @@
-"""Splits of a training loop of one's own, whose targets need not be class labels."""
+"""Splits of custom training loops, whose targets need not be class labels."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from ..errors import DataError
 
 
 def check_split(split: Any, where: str) -> None:
-    """Raises DataError unless it is (x, y) or a data set with a length that holds pairs."""
-    wanted = "expected (x, y) or a torch Dataset of such pairs"
+    """Raise DataError unless the split is (x, y) or a Dataset with a length that holds pairs."""
+    expected = f"{where}: expected (x, y) or a torch Dataset of such pairs"
     if isinstance(split, DataLoader):
-        raise DataError(f"{where}: got a DataLoader, {wanted}; pass the loader's .dataset")
+        raise DataError(f"{expected}, got a DataLoader; pass the loader's .dataset")
     if isinstance(split, (tuple, list)):
         if len(split) != 2:
-            raise DataError(f"{where}: got {len(split)} things, {wanted}")
+            raise DataError(f"{expected}, got {len(split)} elements")
         return
     if not isinstance(split, Dataset):
         raise DataError(
-            f"{where}: got {type(split).__name__}, {wanted}; batches become one split by "
+            f"{expected}, got {type(split).__name__}; join batches to one split with "
             "(torch.cat(xs), torch.cat(ys))"
         )
     if not isinstance(split, Sized) or len(split) == 0:
-        raise DataError(f"{where}: got a data set without items or without a length, {wanted}")
+        raise DataError(f"{expected}, got one without items or without a length")
     item = _item(split, 0, where)
     if not isinstance(item, (tuple, list)) or len(item) != 2:
+        size = f" of {len(item)}" if isinstance(item, (tuple, list, dict)) else ""
         raise DataError(
-            f"{where}: an item is a {type(item).__name__}"
-            + (f" of {len(item)}" if isinstance(item, (tuple, list, dict)) else "")
-            + f", {wanted}; wrap the data set in one that returns x and y"
+            f"{expected}, got items of type {type(item).__name__}{size}; wrap the Dataset in one "
+            "that returns x and y"
         )
 
 
@@ -88,12 +88,14 @@ def _targets(split: Split) -> Tensor:
         else:
             targets = torch.as_tensor(split[1])
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"validation: the targets make no tensor: {error}") from error
+        raise DataError(
+            f"validation: expected targets that make one tensor, got {error}"
+        ) from error
     inputs = count(split) if isinstance(split, Dataset) else len(split[0])
     if targets.dim() == 0 or len(targets) != inputs:
         raise DataError(
-            f"validation: got {inputs} examples and targets {list(targets.shape)}, expected as "
-            "many targets, [N, ...]"
+            f"validation: expected targets [N, ...], one for each of {inputs} examples, got "
+            f"{list(targets.shape)}"
         )
     return targets.detach().cpu()
 

@@ -17,10 +17,10 @@ from typing_extensions import TypedDict
 from ..errors import ConfigError
 from ..network.heads import HEADS
 from ..pruning.margin import check_margin
+from ..ranges import Range, choice, flag, number, whole
 from ..training.fit import SCHEDULES
 from ..training.score import WANTED, is_score, name_of
 from .grid import per_layer
-from .ranges import Range, choice, flag, number, whole
 
 T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -363,10 +363,10 @@ def without_removed(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: v for name, v in data.items() if name not in REMOVED or v != REMOVED[name]}
 
 
-# setting -> (expected, check), for functions that take some of the settings.
-CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    name: (row.values.expected, row.values.holds) for name, row in rows(Settings).items()
-}
+def check_some(**values: Any) -> None:
+    """Raise ConfigError for the first of some settings that is out of its range."""
+    for name, value in values.items():
+        rows(Settings)[name].values.check(name, value)
 
 
 class SettingsGiven(TypedDict, total=False):

@@ -47,7 +47,7 @@ def diagonal_fisher(
         ConfigError: unknown `labels`.
     """
     if labels not in LABELS:
-        raise ConfigError(f"fisher={labels!r}: expected one of {list(LABELS)}")
+        raise ConfigError(f"fisher: expected one of {list(LABELS)}, got {labels!r}")
     if not parameters:
         return {}
     total = count(split)

@@ -41,8 +41,8 @@ class Joint(Method):
     def check(self, learned: int) -> None:
         if len(self.tasks) < learned:
             raise DataError(
-                f"tasks: joint training needs the data of the {learned} learned tasks again, got "
-                f"{len(self.tasks)}; pass them: clnp.methods.load(path, tasks=...)"
+                f"tasks: expected the data of the {learned} learned tasks for joint training, got "
+                f"{len(self.tasks)}; pass it: clnp.methods.load(path, tasks=...)"
             )
 
     def remember(self, task: Task) -> None:

@@ -285,7 +285,7 @@ class MethodLearner(BaseLearner):
         learned = len(self.net.tasks)
         if isinstance(task, bool) or not isinstance(task, int) or not -learned <= task < learned:
             known = f"0 to {learned - 1}" if learned else "none yet"
-            raise ConfigError(f"task={task!r}: expected the index of a learned task ({known})")
+            raise ConfigError(f"task: expected the index of a learned task ({known}), got {task!r}")
         return self.method.predictor(task % learned)
 
     def predict(self, x: Tensor, task: int = -1) -> Prediction:

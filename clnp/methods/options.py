@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .. import ranges
 from ..errors import ConfigError
-from ..learner import ranges
-from ..learner.ranges import Range
+from ..ranges import Range
 
 
 @dataclass(frozen=True)

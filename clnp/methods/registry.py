@@ -126,8 +126,8 @@ def resolve(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     unknown = sorted(set(own) - set(info.options))
     if unknown:
         raise ConfigError(
-            f"method {name!r}: unknown options {unknown}; its own are {sorted(info.options)}, "
-            f"those of all methods {sorted(SHARED)}"
+            f"method {name!r}: expected options of its own, {sorted(info.options)}, or of all "
+            f"methods, {sorted(SHARED)}, got {unknown}"
         )
     given = {key: value for key, value in options.items() if key in SHARED}
     shared = MethodSettings(**{**info.cls.fixed, **given}).to_json()
@@ -187,5 +187,5 @@ def load(
 
 def _info(name: str) -> MethodInfo:
     if name not in METHODS:
-        raise ConfigError(f"method={name!r}: expected one of {list(METHODS)}")
+        raise ConfigError(f"method: expected one of {list(METHODS)}, got {name!r}")
     return METHODS[name]

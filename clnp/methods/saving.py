@@ -48,8 +48,8 @@ def _check_logits(net: nn.Module, example: Tensor) -> None:
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if not isinstance(logits, Tensor) or len(shape) != 2 or shape[0] != len(example):
         raise ConfigError(
-            f"net: its outputs are {shape} for {len(example)} example(s), expected logits [B, C]; "
-            "pool or flatten what it computes before its last layer"
+            f"net: expected logits [B, C], got {shape} for {len(example)} example(s); pool or "
+            "flatten before the last layer"
         )
 
 
@@ -73,7 +73,7 @@ def network_of(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Mod
     """
     if data["graph"] is None:
         raise ConfigError(
-            "net: this network could not be written as data, so pass it: "
+            "net: expected the network, which could not be written as data, got None; pass it: "
             "clnp.methods.load(path, net=...)"
         )
     graph = Graph.from_json(data["graph"])

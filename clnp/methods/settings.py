@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ..learner.ranges import choice, flag, number
 from ..learner.settings import Settings, check, documented, setting
+from ..ranges import choice, flag, number
 
 
 def _same(name: str) -> Any:

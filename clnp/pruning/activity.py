@@ -209,6 +209,6 @@ def check_scores(model: Model, scores: Mapping[str, Tensor]) -> None:
         # Those of active channels are NaN where nothing computed them.
         if not bool(torch.isfinite(scores[group.name][model.active(group) :]).all()):
             raise TrainingError(
-                f"activity of {group.name!r}: a channel's mean is not finite. Look for NaN or "
-                "huge numbers in the inputs, or take a lower lr"
+                f"activity of {group.name!r}: expected finite means, got NaN or Inf; look for NaN "
+                "or huge numbers in the inputs, or take a lower lr"
             )

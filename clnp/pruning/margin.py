@@ -25,9 +25,11 @@ def check_margin(margin: Any, score: Any) -> None:
     number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
     if callable(score):
         if not (number and 0 <= margin < math.inf):
-            raise ConfigError(f"margin={margin!r}: expected a number >= 0 in units of the score")
+            raise ConfigError(
+                f"margin: expected a number >= 0 in units of the score, got {margin!r}"
+            )
     elif not (number and 0 <= margin < 1):
-        raise ConfigError(f"margin={margin!r}: expected a fraction in [0, 1)")
+        raise ConfigError(f"margin: expected a fraction in [0, 1), got {margin!r}")
 
 
 def warn_of_classes(

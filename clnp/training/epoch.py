@@ -105,4 +105,6 @@ def check_labels(y: Tensor, classes: int) -> None:
     """Raise DataError for a label outside the head: a lazy Dataset shows its labels here first."""
     outside = y[(y < 0) | (y >= classes)]
     if outside.numel():
-        raise DataError(f"train: label {int(outside[0])} is outside the head's {classes} classes")
+        raise DataError(
+            f"train: expected labels from 0 to {classes - 1}, as the head has, got {outside[0]}"
+        )

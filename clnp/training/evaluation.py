@@ -70,8 +70,8 @@ def check_outputs(outputs: Tensor) -> None:
     """Raises TrainingError where an output of an evaluated network is NaN."""
     if bool(outputs.isnan().any()):
         raise TrainingError(
-            "an evaluated network's outputs are NaN: look for NaN or huge numbers in the inputs, "
-            "or take a lower lr"
+            "evaluation: expected numbers as outputs, got NaN; look for NaN or huge numbers in the "
+            "inputs, or take a lower lr"
         )
 
 

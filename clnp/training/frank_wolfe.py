@@ -20,9 +20,15 @@ from torch import Tensor, nn
 
 from clnp_kernels import torch_private as private
 
-from ..errors import ConfigError
+from ..ranges import choice, number
 from .polytope import channel_vertex, vertex
 
+RANGES = {
+    "lr": number(above=True),
+    "momentum": number(0, 1, below=True),
+    "k": number(0, 1, above=True),
+    "radius": number(above=True),
+}
 VERTICES: dict[str, Callable[[Tensor, int, float], Tensor]] = {
     "weights": vertex,
     "channels": channel_vertex,
@@ -106,15 +112,10 @@ class FrankWolfe(torch.optim.Optimizer):
         *,
         norms: Sequence[float] | None = None,
     ) -> None:
-        for name, value, holds in (
-            ("lr", lr, lr > 0),
-            ("momentum", momentum, 0 <= momentum < 1),
-            ("k", k, 0 < k <= 1),
-            ("radius", radius, radius > 0),
-            ("kind", kind, kind in VERTICES),
-        ):
-            if not holds:
-                raise ConfigError(f"FrankWolfe {name}={value!r}: out of range; see the docstring")
+        values = {"lr": lr, "momentum": momentum, "k": k, "radius": radius}
+        for name, value in values.items():
+            RANGES[name].check(f"FrankWolfe {name}", value)
+        choice(VERTICES).check("FrankWolfe kind", kind)
         super().__init__(params, {"lr": lr, "momentum": momentum, "k": k, "kind": kind})
         tensors = [p for group in self.param_groups for p in group["params"]]
         if norms is None:

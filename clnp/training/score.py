@@ -107,7 +107,8 @@ class BalancedAccuracy(Score):
             classes = outputs.shape[-1]
             if int(y.max()) >= classes:
                 raise DataError(
-                    f"validation: label {int(y.max())} is outside the head's {classes} classes"
+                    f"validation: expected labels from 0 to {classes - 1}, as the head has, got "
+                    f"{int(y.max())}"
                 )
             hits = y[outputs.argmax(dim=-1) == y]
             if not seen.numel():
@@ -178,7 +179,7 @@ WANTED = (
 def make(setting: Any) -> Score:
     """The score that the setting names. Raises ConfigError for what is none."""
     if not is_score(setting):
-        raise ConfigError(f"score={setting!r}: expected {WANTED}")
+        raise ConfigError(f"score: expected {WANTED}, got {setting!r}")
     return Custom(setting) if callable(setting) else SCORES[setting]()
 
 
@@ -211,8 +212,8 @@ def given_again(name: Any, setting: Any = None) -> Any:
         return setting
     got = "nothing" if setting is None else repr(name_of(setting))
     raise ConfigError(
-        f"score: got {got}, expected {name!r}, the score that the learner in the file was made "
-        "with; a file holds no functions, so give the same one again: load(path, score=function)"
+        f"score: expected {name!r}, the score of the saved learner, got {got}; a file holds no "
+        "functions, so pass the same one: load(path, score=function)"
     )
 
 
@@ -224,8 +225,8 @@ def check_sendable(setting: Any, workers: int) -> None:
         pickle.dumps(setting)
     except Exception as error:
         raise ConfigError(
-            f"score={name_of(setting)}: expected a function at the top of a module, which can be "
-            f"sent to {workers} workers, got one that can't ({error}); workers=1 sends nothing"
+            f"score: expected a function at the top of a module, to be sent to {workers} workers, "
+            f"got {name_of(setting)} ({error}); workers=1 sends nothing"
         ) from error
 
 

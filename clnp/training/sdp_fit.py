@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from clnp_kernels.optim import AdamL1
 
 from ..data.inputs import Split
-from ..errors import ConfigError
 from ..network.model import Model
+from ..ranges import number
 from .fit import Fit, FitSettings, FitState
-from .frank_wolfe import FrankWolfe, perturbed, still_statistics
+from .frank_wolfe import RANGES, FrankWolfe, perturbed, still_statistics
 
 PREFIX = "wolfe."
 
@@ -46,16 +46,8 @@ class SDPSettings:
     radius: float = 15.0
 
     def __post_init__(self) -> None:
-        holds = {
-            "rho": self.rho >= 0,
-            "lr": self.lr > 0,
-            "momentum": 0 <= self.momentum < 1,
-            "k": 0 < self.k <= 1,
-            "radius": self.radius > 0,
-        }
-        for name, fine in holds.items():
-            if not fine:
-                raise ConfigError(f"sdp {name}={getattr(self, name)!r}: out of range")
+        for name, values in {"rho": number(), **RANGES}.items():
+            values.check(f"sdp {name}", getattr(self, name))
 
 
 class StructuredFit(Fit):
