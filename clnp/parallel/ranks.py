@@ -147,7 +147,7 @@ class Ranks:
                     dist.broadcast(whole, group=self.group, group_src=0)
                     tensor.copy_(whole)
 
-    def tell(self, message: T | None = None) -> T:
+    def from_first(self, message: T | None = None) -> T:
         """Return the message (plain Python data) of rank 0 on every rank."""
         messages: list[Any] = [message]
         if self.size > 1:
