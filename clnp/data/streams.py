@@ -42,7 +42,7 @@ class Stream(Sequence[Task]):
         """Make task `index`, 0 <= index < len(self)."""
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {len(self)} tasks>"
+        return f"<{type(self).__name__}: {len(self)} task{'s' * (len(self) != 1)}>"
 
     @overload
     def __getitem__(self, index: int) -> Task: ...
