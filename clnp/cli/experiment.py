@@ -41,7 +41,7 @@ def carry_out(run: Run, console: Console, *, overwrite: bool = False, ranks: Ran
     run, stream = try_out(run)
     with run.folder.locked():
         begin(run, overwrite=overwrite)
-        ranks.tell(run)
+        ranks.from_first(run)
         seeds = run.seeds()
         if run.places.workers > 1 and len(seeds) > 1:
             done = [*seeds_in_workers.run(run_alone, seeds, console).values()]

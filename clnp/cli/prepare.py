@@ -67,7 +67,7 @@ def load_or_make(run: Run, stream: Stream) -> Any:
     """
     config, places, path = run.config, run.places, run.folder.checkpoint
     joined = torchrun.are_joined()
-    if not (world().tell(path.is_file()) if joined else path.is_file()):
+    if not (world().from_first(path.is_file()) if joined else path.is_file()):
         return _make_learner(config, places, stream, run.folder, joined)
     device = torchrun.device_of(config)
     arguments: dict[str, Any] = {"device": device, "checkpoint_dir": run.folder.path}

@@ -91,7 +91,7 @@ def check(ranks: Ranks, run: Run) -> None:
 def order_of(ranks: Ranks) -> Run | None:
     """The run that the first process begins; None if it refused, for a reason that it gave."""
     try:
-        return ranks.tell()
+        return ranks.from_first()
     except TrainingError:
         return None
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import DataError
 from .found import Found, common_range, common_side, look_into
 from .images import Constants, ImageSet, constants_for, held_out
+from .inputs import check_int
 from .layout import Item, Layout
 from .names import shown, task_names
 from .pictures import MODES, Range, by_threads, read_image, stored_side
@@ -307,10 +308,8 @@ def _check_arguments(
 ) -> None:
     _check_folder(root)
     for name, value in (("image_size", image_size), ("workers", workers)):
-        if value is None and name == "image_size":
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise DataError(f"{name}: expected an int of at least 1, got {value!r}")
+        if value is not None or name != "image_size":
+            check_int(name, value, 1)
     if channels not in MODES:
         raise DataError(f"channels: expected 3 or 1, got {channels!r}")
     if normalise == "train":

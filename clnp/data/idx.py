@@ -51,11 +51,11 @@ def _read(file: IO[bytes], path: Path) -> np.ndarray:
             f"{path}: expected an idx file of unsigned bytes, which starts with 000008, got "
             f"{start.hex()!r}"
         )
-    rank = start[3]
-    sizes = file.read(4 * rank)
-    if len(sizes) < 4 * rank:
-        raise DataError(f"{path}: expected {4 * rank} bytes of sizes in the header, got fewer")
-    shape = struct.unpack(f">{rank}I", sizes)
+    dims = start[3]
+    sizes = file.read(4 * dims)
+    if len(sizes) < 4 * dims:
+        raise DataError(f"{path}: expected {4 * dims} bytes of sizes in the header, got fewer")
+    shape = struct.unpack(f">{dims}I", sizes)
     # Python's integers don't overflow, so a hostile header can't wrap around to a small size.
     size = math.prod(shape)
     # Read at most the size in the header, however far a file unpacks, and allocate only what is

@@ -87,6 +87,12 @@ def check_finite(x: Tensor, where: str) -> None:
         )
 
 
+def check_int(name: str, value: Any, least: int) -> None:
+    """Raise DataError unless an argument is an int (not a bool) of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise DataError(f"{name}: expected an int of at least {least}, got {value!r}")
+
+
 def name_of(dtype: torch.dtype) -> str:
     """Return the short name of a dtype, such as "float32"."""
     return str(dtype).removeprefix("torch.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch import Tensor
 from ..errors import DataError
 from .cifar import Halves, read_cifar
 from .images import Constants, Images, constants_for, held_out
-from .streams import Stream, cache_folder
+from .inputs import check_int
+from .streams import Stream, read_or_download
 from .task import Task
 
 
@@ -65,8 +66,7 @@ class SplitCIFAR(Stream):
         normalise: Any = "constants",
         augment: bool = False,
     ) -> None:
-        if not isinstance(seed, int) or seed < 0:
-            raise DataError(f"seed: expected an int of at least 0, got {seed!r}")
+        check_int("seed", seed, 0)
         self.sources, self.parts, self.seed = sources, tuple(parts), seed
         self.validation, self.normalise, self.augment = validation, normalise, augment
         for part in self.parts:
@@ -189,7 +189,7 @@ class CIFAR10Then100(SplitCIFAR):
         download: bool = True,
         **options: Any,
     ) -> None:
-        _check_count("tasks", tasks)
+        check_int("tasks", tasks, 1)
         sources = {"cifar10": _find(root, "cifar10", download)}
         parts = [Part("cifar10", "cifar10", tuple(range(10)))]
         if tasks > 1:
@@ -210,8 +210,8 @@ def _select(
 
 def _parts(source: str, halves: Halves, tasks: int, per_task: int) -> list[Part]:
     """Divide the classes of the data into tasks of `per_task` classes, in order of labels."""
-    _check_count("tasks", tasks)
-    _check_count("classes_per_task", per_task)
+    check_int("tasks", tasks, 1)
+    check_int("classes_per_task", per_task, 1)
     present = np.unique(halves["train"][1]).tolist()
     if tasks * per_task > len(present):
         raise DataError(
@@ -222,30 +222,5 @@ def _parts(source: str, halves: Halves, tasks: int, per_task: int) -> list[Part]
     return [Part(f"{source}-{g[0]}-{g[-1]}", source, g) for g in groups]
 
 
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise DataError(f"{name}: expected an int of at least 1, got {value!r}")
-
-
 def _find(root: str | os.PathLike[str] | None, name: str, download: bool) -> Halves:
-    if root is not None:
-        return read_cifar(Path(root), name)
-    folder = cache_folder()
-    try:
-        return read_cifar(folder, name)
-    except DataError:
-        if not download:
-            raise
-    way_out = f"pass a folder with {name} (root=..., on the command line --data-root)"
-    try:
-        # torchvision is slow to import and needed for downloads only.
-        from torchvision import datasets
-    except Exception as error:  # a torchvision built for another torch fails with RuntimeError
-        raise DataError(f"{name}: torchvision can't be imported ({error}); {way_out}") from error
-    try:
-        getattr(datasets, name.upper())(str(folder), download=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{name}: the download into {folder} failed ({error}); {way_out}"
-        ) from error
-    return read_cifar(folder, name)
+    return read_or_download(partial(read_cifar, name=name), root, name.upper(), download)

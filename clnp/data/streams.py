@@ -6,12 +6,13 @@ A list of `Task`s is a stream too; these classes make each task on access to sav
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ from torch.utils.data import Subset
 
 from ..errors import DataError
 from .idx import read_mnist
-from .inputs import Split
+from .inputs import Split, check_int
 from .task import Task
+
+T = TypeVar("T")
 
 
 class Stream(Sequence[Task]):
@@ -39,7 +42,7 @@ class Stream(Sequence[Task]):
         """Make task `index`, 0 <= index < len(self)."""
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {len(self)} tasks>"
+        return f"<{type(self).__name__}: {len(self)} task{'s' * (len(self) != 1)}>"
 
     @overload
     def __getitem__(self, index: int) -> Task: ...
@@ -67,8 +70,7 @@ class Limited(Stream):
     """
 
     def __init__(self, stream: Sequence[Task], examples: int, seed: int = 0) -> None:
-        if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
-            raise DataError(f"examples: expected a positive int, got {examples!r}")
+        check_int("examples", examples, 1)
         self.stream, self.examples, self.seed = stream, examples, seed
 
     def __len__(self) -> int:
@@ -117,10 +119,8 @@ class Permuted(Stream):
         identity_first: bool = False,
         name: str = "permuted",
     ) -> None:
-        if not isinstance(tasks, int) or tasks < 1:
-            raise DataError(f"tasks: expected an int of at least 1, got {tasks!r}")
-        if not isinstance(seed, int) or seed < 0:
-            raise DataError(f"seed: expected an int of at least 0, got {seed!r}")
+        check_int("tasks", tasks, 1)
+        check_int("seed", seed, 0)
         self.splits = splits
         self.seed = seed
         self.identity_first = identity_first
@@ -201,7 +201,7 @@ class PermutedMNIST(Permuted):
         download: bool = True,
         identity_first: bool = False,
     ) -> None:
-        halves = read_mnist(Path(root) if root is not None else _mnist_cache(download))
+        halves = read_or_download(read_mnist, root, "MNIST", download)
         images, labels = halves["train"]
         if not isinstance(validation, int) or not 1 <= validation < len(images):
             raise DataError(
@@ -265,27 +265,41 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clnp"
 
 
-def _mnist_cache(download: bool) -> Path:
-    """Return the cache folder after MNIST has been downloaded into it."""
+def read_or_download(
+    read: Callable[[Path], T], root: str | os.PathLike[str] | None, name: str, download: bool
+) -> T:
+    """Read a data set from `root`, or from `cache_folder()` after a download by torchvision.
+
+    Arguments:
+        read: reads the data set in a folder; raises DataError if it isn't there.
+        root: folder of the data; None uses the cache.
+        name: class of torchvision.datasets that downloads it.
+        download: allow the download if the cache lacks the data.
+
+    Raises:
+        DataError: no data, no torchvision, or no network.
+    """
+    if root is not None:
+        return read(Path(root))
     folder = cache_folder()
-    if (folder / "MNIST" / "raw").is_dir() or not download:
-        try:
-            read_mnist(folder)
-            return folder
-        except DataError:
-            if not download:
-                raise
-    way_out = "pass the folder of the four idx files (root=..., on the command line --data-root)"
+    try:
+        return read(folder)
+    except DataError:
+        if not download:
+            raise
+    way_out = f"pass a folder with {name} (root=..., on the command line --data-root)"
     try:
         # torchvision is slow to import and needed for downloads only.
-        from torchvision.datasets import MNIST
+        datasets = importlib.import_module("torchvision.datasets")
     except Exception as error:  # a torchvision built for another torch fails with RuntimeError
-        raise DataError(f"MNIST: torchvision can't be imported ({error}); {way_out}") from error
+        raise DataError(f"{name}: torchvision can't be imported ({error}); {way_out}") from error
     try:
-        MNIST(str(folder), download=True)
+        getattr(datasets, name)(str(folder), download=True)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"MNIST: the download into {folder} failed ({error}); {way_out}") from error
-    return folder
+        raise DataError(
+            f"{name}: the download into {folder} failed ({error}); {way_out}"
+        ) from error
+    return read(folder)
 
 
 def _pixels(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:

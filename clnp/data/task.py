@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, TensorDataset
 from ..errors import DataError
 from .contents import task_data
 from .fingerprint import TaskData
-from .inputs import SPLITS, Split, as_input, check_finite, name_of
+from .inputs import SPLITS, Split, as_input, check_finite, check_int, name_of
 from .items import Items, Sample
 from .labels import as_labels, check_numbering
 
@@ -60,13 +60,11 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise DataError(f"name: expected a non-empty string, got {self.name!r}")
-        if self.classes is not None and not _is_count(self.classes, 1):
-            raise DataError(f"classes: expected a positive int or None, got {self.classes!r}")
+        if self.classes is not None:
+            check_int("classes", self.classes, 1)
         self._check_names()
         for name in ("num_workers", "cache_bytes"):
-            value = getattr(self, name)
-            if not _is_count(value, 0):
-                raise DataError(f"{name}: expected an int of at least 0, got {value!r}")
+            check_int(name, getattr(self, name), 0)
         if self.fixed_items not in (None, True, False):
             raise DataError(f"fixed_items: expected True, False or None, got {self.fixed_items!r}")
         self._samples: dict[str, Sample]
@@ -249,7 +247,3 @@ def _first_item(data: Dataset[Any], where: str) -> Sample:
     if not x.numel():
         raise DataError(f"{where}: x of item 0: expected values, got shape {list(x.shape)}")
     return tuple(x.shape[1:]), x.dtype
-
-
-def _is_count(n: object, least: int) -> bool:
-    return isinstance(n, int) and not isinstance(n, bool) and n >= least

@@ -57,7 +57,7 @@ def export(
         SaveError: the file can't be written.
     """
     if not isinstance(path, str | os.PathLike):
-        raise ConfigError(f"path: expected the path of a file, got {type(path).__name__}")
+        raise ConfigError(f"path: expected a path, got {type(path).__name__}")
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ConfigError(

@@ -160,7 +160,7 @@ class _Lowering:
         if isinstance(module, nn.Conv2d):
             op = _kind_of_conv(module, where)
         if isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d):
-            self._check_rank(node, module, where)
+            self._check_shape(node, module, where)
         if op == "max_pool2d" and getattr(module, "return_indices", False):
             raise self._refusal(node, "it returns indices too")
         if isinstance(module, nn.Upsample) and module.mode != "nearest":
@@ -188,7 +188,7 @@ class _Lowering:
                 "frozen running statistics"
             )
 
-    def _check_rank(self, node: fx.Node, module: nn.Module, where: str) -> None:
+    def _check_shape(self, node: fx.Node, module: nn.Module, where: str) -> None:
         shape = self.shapes[self._tensor_inputs(node)[0].name]
         if isinstance(module, nn.Conv2d) and len(shape) != 4:
             raise ConvertError(

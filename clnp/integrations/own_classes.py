@@ -90,7 +90,7 @@ class OwnClasses:
 
     @property
     def sums(self) -> bool:
-        """Whether the loss of a batch is the sum over its examples rather than the mean."""
+        """True if the loss of a batch is the sum over its examples rather than the mean."""
         return getattr(self.criterion, "reduction", "mean") == "sum"
 
     def _of(self, classes: Sequence[int]) -> Criterion:

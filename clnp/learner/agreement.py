@@ -42,7 +42,7 @@ class SharedProgress(Progress):
 
     def load(self, point: int, stamp: dict[str, Any]) -> FitState | None:
         """Load on the first rank; every rank gets the result."""
-        return self.ranks.tell(super().load(point, stamp))
+        return self.ranks.from_first(super().load(point, stamp))
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:

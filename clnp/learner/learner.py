@@ -376,7 +376,7 @@ class Learner(BaseLearner):
         ranks = world() if distributed else ALONE
         with ranks.together("reading the checkpoint"):
             read = checkpoint.read(path, KIND) if ranks.main else None
-        tensors, data = ranks.tell(read)
+        tensors, data = ranks.from_first(read)
         score = given_again(_saved_score(data), score)
         try:
             model = _model_of(tensors, data)

@@ -112,7 +112,7 @@ class Boundaries(nn.Module):
 
     @property
     def is_convolutional(self) -> bool:
-        """Whether the network works on images [B, C, H, W]."""
+        """True if the network works on images [B, C, H, W]."""
         return any("conv2d" in node.op for node in self.graph.nodes)
 
     def running_statistics(self) -> list[Tensor]:
@@ -153,7 +153,7 @@ class Boundaries(nn.Module):
 
     @property
     def is_full(self) -> bool:
-        """Whether the last hidden group has no free channel left."""
+        """True if the last hidden group has no free channel left."""
         return bool(self.tasks) and self.free(self.groups.last) == 0
 
     def check_capacity(self) -> None:

@@ -98,7 +98,7 @@ class Certificate:
     def __repr__(self) -> str:
         names = ", ".join(repr(entry.name) for entry in self.entries[:NAMED])
         more = ", ..." if len(self.entries) > NAMED else ""
-        return f"<Certificate of {len(self.entries)} tasks: {names}{more}>"
+        return f"<Certificate of {len(self)} task{'s' * (len(self) != 1)}: {names}{more}>"
 
     def record(self, model: Model, x: Tensor) -> Entry:
         """Record the first task that is not recorded yet.

@@ -290,7 +290,8 @@ class Model(Structured):
     def __repr__(self) -> str:
         """Short table: a line per layer with its active and free channels."""
         state = ", one in training" if self.in_task else ""
-        lines = [f"Model: {len(self.tasks)} tasks learned{state}"]
+        learned = len(self.tasks)
+        lines = [f"Model: {learned} task{'s' * (learned != 1)} learned{state}"]
         width = max(map(len, self.layer_names))
         for name in self.masked_layers:
             group = self.groups.of(name)

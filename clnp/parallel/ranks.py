@@ -49,7 +49,7 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """Whether this is rank 0, the only rank that writes files and prints."""
+        """True on rank 0, the only rank that writes files and prints."""
         return self.rank == 0
 
     # Dividing
@@ -147,7 +147,7 @@ class Ranks:
                     dist.broadcast(whole, group=self.group, group_src=0)
                     tensor.copy_(whole)
 
-    def tell(self, message: T | None = None) -> T:
+    def from_first(self, message: T | None = None) -> T:
         """Return the message (plain Python data) of rank 0 on every rank."""
         messages: list[Any] = [message]
         if self.size > 1:

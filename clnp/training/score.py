@@ -150,7 +150,7 @@ class Custom(Score):
         outputs, y = (torch.cat(parts) for parts in zip(*ranks.gather(own), strict=True))
         with ranks.together(f"score {self.name!r}"):
             value = self._called(outputs, y)
-        return ranks.tell(value)
+        return ranks.from_first(value)
 
     def _called(self, outputs: Tensor, y: Tensor) -> float:
         shapes = list(outputs.shape), list(y.shape)

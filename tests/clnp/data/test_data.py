@@ -359,5 +359,7 @@ def test_limited_leaves_small_tasks_and_refuses_nonsense():
     tasks = list(PermutedDigits(tasks=1))
     assert Limited(tasks, 10**6)[0] is tasks[0]
     for wrong in (0, -1, 2.5, True):
-        with pytest.raises(DataError, match=rf"examples: expected a positive int, got {wrong}"):
+        with pytest.raises(
+            DataError, match=rf"examples: expected an int of at least 1, got {wrong}"
+        ):
             Limited(tasks, wrong)

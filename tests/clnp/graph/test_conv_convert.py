@@ -91,7 +91,7 @@ def test_report_and_fused_layers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "0: Conv2d 3 -> 4, 3x3" in printed
     assert "1: BatchNorm of 4 channels, ReLU fused" in printed
     assert "depthwise Conv2d 4 -> 4, 3x3" in printed
-    assert "dropout2d: has no weights" in printed
+    assert "dropout2d without weights" in printed
     assert isinstance(model.net.get_submodule("0"), MaskedConv2d)
     assert model.net.get_submodule("1").activation == "relu"
 

@@ -254,7 +254,7 @@ def test_printed_as_a_line_per_layer() -> None:
     model.consolidate(first(model, {"0": 3, "2": 2}))
     model.begin_task()
     assert repr(model).splitlines() == [
-        "Model: 1 tasks learned, one in training",
+        "Model: 1 task learned, one in training",
         "  0  3 active, 5 free of 8 channels",
         "  2  2 active, 4 free of 6 channels",
         "  4  multi head",

@@ -86,7 +86,7 @@ def test_sharing_ends_with_its_block() -> None:
 def test_one_process_needs_no_messages() -> None:
     assert ALONE.total(5) == 5
     assert torch.equal(ALONE.sum(torch.ones(3)), torch.ones(3))
-    assert ALONE.tell("word") == "word"
+    assert ALONE.from_first("word") == "word"
     assert ALONE.gather("word") == ["word"]
     ALONE.agree("nothing", "at all")
     with pytest.raises(KeyError), ALONE.together("failing"):

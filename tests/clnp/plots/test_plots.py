@@ -9,6 +9,7 @@ import pytest
 
 from clnp import metrics, plots
 from clnp.errors import DataError
+from clnp.plots.figures import DPI
 
 GROUPS = ("0", "2")
 METHODS = [f"method-{k}" for k in range(9)]
@@ -55,7 +56,7 @@ def test_png_files(tmp_path, tasks, seeds):
         raw = path.read_bytes()
         assert raw[:8] == b"\x89PNG\r\n\x1a\n"
         size = struct.unpack(">II", raw[16:24])
-        wanted = figure.get_size_inches() * plots.DPI
+        wanted = figure.get_size_inches() * DPI
         assert size == pytest.approx(tuple(wanted), abs=1)
         assert len(set(raw)) > 100  # not blank
     assert [p.suffix for p in tmp_path.iterdir()] == [".png"] * 7
