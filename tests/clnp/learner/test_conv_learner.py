@@ -225,7 +225,7 @@ def test_adopting_without_pruning_changes_nothing() -> None:
 
 def test_adopting_is_for_the_first_task_only() -> None:
     lt = clnp.Learner(convert(PLAIN.build()), **FAST)
-    with pytest.raises(ConfigError, match="margin=2"):
+    with pytest.raises(ConfigError, match=r"margin: expected a fraction in .*got 2"):
         lt.adopt(patterns(0), margin=2)
     with pytest.raises(ConfigError, match="5 classes, the network 3 outputs"):
         lt.adopt(patterns(0, classes=5))
