@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files.checkpoint import tensor_bytes
-from .inputs import name_of
+from ..files.checkpoint import dtype_name, tensor_bytes
 
 PIECE_BYTES = 1 << 24
 MODULUS = 1 << 256
@@ -151,7 +150,7 @@ class Digest:
         return Fingerprint(
             len(labels),
             shape,
-            name_of(dtype),
+            dtype_name(dtype),
             self._inputs.hexdigest() if repeats else "",
             hashlib.sha256(tensor_bytes(labels)).hexdigest(),
             int(labels.max()),

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DataError
+from ..files.checkpoint import dtype_name
 
 Split: TypeAlias = "tuple[Tensor, Tensor] | Dataset[Any]"
 SPLITS = ("train", "validation", "test")
@@ -62,7 +63,7 @@ def as_input(x: Any, where: str) -> Tensor:
         else f"convert with {floats}"
     )
     raise DataError(
-        f"{where}: expected {', '.join(map(name_of, FLOATS))}, got {name_of(tensor.dtype)}; "
+        f"{where}: expected {', '.join(map(dtype_name, FLOATS))}, got {dtype_name(tensor.dtype)}; "
         f"{way_out}"
     )
 
@@ -91,8 +92,3 @@ def check_int(name: str, value: Any, least: int) -> None:
     """Raise DataError unless an argument is an int (not a bool) of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise DataError(f"{name}: expected an int of at least {least}, got {value!r}")
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """Return the short name of a dtype, such as "float32"."""
-    return str(dtype).removeprefix("torch.")

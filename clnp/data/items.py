@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
-from .inputs import as_input, first_bad, name_of
+from ..files.checkpoint import dtype_name
+from .inputs import as_input, first_bad
 from .labels import as_label
 
 Chunk = tuple[int, list[int]]  # seed, rows
@@ -170,8 +171,8 @@ class Items(Dataset[Any]):
         shape, dtype = self._sample
         if tuple(x.shape) != shape or x.dtype != dtype:
             raise DataError(
-                f"{self.where}: x of item {i}: expected {list(shape)} {name_of(dtype)} as in the "
-                f"first item, got {list(x.shape)} {name_of(x.dtype)}"
+                f"{self.where}: x of item {i}: expected {list(shape)} {dtype_name(dtype)} as in "
+                f"the first item, got {list(x.shape)} {dtype_name(x.dtype)}"
             )
 
 

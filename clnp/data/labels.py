@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .inputs import as_tensor, name_of
+from ..files.checkpoint import dtype_name
+from .inputs import as_tensor
 
 SHOWN = 12  # labels in a message
 # Code that numbers the labels of all splits alike; `y_train`, ... are arrays [N].
@@ -50,7 +51,7 @@ def as_labels(y: Any, where: str) -> Tensor:
         )
     if not _is_integer(tensor):
         raise DataError(
-            f"{where}: expected integer labels (int64), got {name_of(tensor.dtype)}; "
+            f"{where}: expected integer labels (int64), got {dtype_name(tensor.dtype)}; "
             + (
                 f"convert with {way_out}"
                 if way_out

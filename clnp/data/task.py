@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from ..errors import DataError
+from ..files.checkpoint import dtype_name
 from .contents import task_data
 from .fingerprint import TaskData
-from .inputs import SPLITS, Split, as_input, check_finite, check_int, name_of
+from .inputs import SPLITS, Split, as_input, check_finite, check_int
 from .items import Items, Sample
 from .labels import as_labels, check_numbering
 
@@ -84,7 +85,7 @@ class Task:
         sizes = ", ".join(f"{split}={self.size(split)}" for split in SPLITS)
         shape = list(self.sample_shape)
         classes = "" if self.classes is None else f", classes={self.classes}"
-        return f"Task({self.name!r}, {sizes}, x={shape} {name_of(self.dtype)}{classes})"
+        return f"Task({self.name!r}, {sizes}, x={shape} {dtype_name(self.dtype)}{classes})"
 
     def where(self, split: str) -> str:
         """Name a split in errors."""
@@ -169,8 +170,8 @@ class Task:
             got = self._samples[split]
             if got != (shape, dtype):
                 raise DataError(
-                    f"{self.where(split)}: expected samples {list(shape)} {name_of(dtype)} as in "
-                    f"the train split, got {list(got[0])} {name_of(got[1])}"
+                    f"{self.where(split)}: expected samples {list(shape)} {dtype_name(dtype)} as "
+                    f"in the train split, got {list(got[0])} {dtype_name(got[1])}"
                 )
         labels = {
             split: data[1] for split in SPLITS if isinstance(data := self.split(split), tuple)

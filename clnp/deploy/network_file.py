@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 
 from ..errors import CheckpointError, ConfigError
 from ..files import checkpoint
+from ..files.checkpoint import dtype_name, dtype_of
 from ..graph.graph import Graph, Node, build
 from ..graph.plain import plain_module
-from ..network.restore import dtype_name, dtype_of
 
 KIND = "network"
 CLASS_NAMES = "class_names"  # key in files, and in the `meta` of the result of `load_network`

@@ -18,6 +18,10 @@ from .atomic import replacing
 
 FORMAT = "clnp-1"
 MAX_JSON = 64 << 20
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+}
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -117,3 +121,15 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} was not written by clnp: its data isn't a JSON object")
     return data
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype in files and messages, such as "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(name: Any) -> torch.dtype:
+    """Return the dtype of a name from a file; raises CheckpointError for an unknown name."""
+    if not isinstance(name, str) or name not in DTYPES:
+        raise CheckpointError(f"dtype: expected one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]

@@ -20,10 +20,11 @@ from ..data.contents import task_data
 from ..data.task import Task
 from ..errors import CapacityWarning, CheckpointError, ConfigError
 from ..files import checkpoint
+from ..files.checkpoint import dtype_name, dtype_of
 from ..network.certificate import Certificate, Verdict
 from ..network.inference import Inferred, Prediction, predicted
 from ..network.model import Model
-from ..network.restore import EXTRA, dtype_name, dtype_of, restored
+from ..network.restore import EXTRA, restored
 from ..parallel import Workers
 from ..parallel.ranks import ALONE, Ranks, refuse_sharded
 from ..parallel.world import world

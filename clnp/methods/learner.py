@@ -337,7 +337,7 @@ class MethodLearner(BaseLearner):
             "settings": self.settings,
             "graph": None if self.graph is None else self.graph.to_json(),
             "shape": list(self.example.shape),
-            "dtype": str(self.example.dtype).removeprefix("torch."),
+            "dtype": checkpoint.dtype_name(self.example.dtype),
             "classes": list(self.net.tasks),
             "reports": [report.to_json() for report in self.reports],
             "cost": self.cost,

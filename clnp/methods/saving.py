@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, ConvertError
+from ..files.checkpoint import dtype_of
 from ..graph.graph import OPS, Graph, build
 from ..network.conversion import convert
 from ..network.model import Model
-from ..network.restore import dtype_of
 from ..training.evaluation import evaluating
 
 SPARE = 1 << 20

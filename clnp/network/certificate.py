@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..files.checkpoint import tensor_bytes
+from ..files.checkpoint import dtype_name, dtype_of, tensor_bytes
 from .conditions import conditions_of, differences, fixed
 from .model import Model
 from .narrow import frozen_tensors
-from .restore import dtype_name, dtype_of
 
 PROBE_ROWS = 64
 PROBE_BYTES = 4 << 20

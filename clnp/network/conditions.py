@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ..files.checkpoint import dtype_name
+
 ENVIRONMENT = (
     "CUBLAS_WORKSPACE_CONFIG",
     "DNNL_DEFAULT_FPMATH_MODE",
@@ -43,7 +45,7 @@ def conditions_of(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """
     backends: Any = torch.backends
     found = {
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "device": device.type,
         "torch": torch.__version__,
         "matmul precision": _precision(torch.get_float32_matmul_precision),

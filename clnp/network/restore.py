@@ -12,23 +12,6 @@ from ..errors import CheckpointError
 from .model import Model
 from .shapes import EXTRA
 
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name of a dtype in files, such as "float32"."""
-    return str(dtype).removeprefix("torch.")
-
-
-def dtype_of(name: Any) -> torch.dtype:
-    """Return the dtype of a name from a file; raises CheckpointError for an unknown name."""
-    if not isinstance(name, str) or name not in DTYPES:
-        raise CheckpointError(f"dtype: expected one of {', '.join(DTYPES)}, got {name!r}")
-    return DTYPES[name]
-
 
 @torch.inference_mode(False)
 def restored(

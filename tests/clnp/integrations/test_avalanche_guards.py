@@ -71,7 +71,7 @@ def test_training_that_became_nan_goes_on() -> None:
     rates = [group["lr"] for group in learner.optimizer.param_groups]
     for group in learner.optimizer.param_groups:
         group["lr"] = 1e38
-    with pytest.raises(TrainingError, match="not finite"):
+    with pytest.raises(TrainingError, match="expected finite parameters, got NaN"):
         learner.train(bench.train_stream[0])
     for group, rate in zip(learner.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
@@ -138,8 +138,8 @@ def learned() -> clnp.Model:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"margin": "a"}, "margin='a': expected a fraction"),
-        ({"margin": True}, "margin=True: expected a fraction"),
+        ({"margin": "a"}, "margin: expected a fraction .* got 'a'"),
+        ({"margin": True}, "margin: expected a fraction .* got True"),
         ({"validation": 0}, "validation: expected a fraction .* got 0"),
         ({"validation": None}, "validation: expected a fraction .* got None"),
         ({"score": "f1"}, "score: expected one of .* got 'f1'"),
