@@ -162,7 +162,8 @@ def test_items_that_are_nan(split: str, disturbed: Any) -> None:
     parts: dict[str, Any] = dict.fromkeys(("train", "validation", "test"), Items(blobs(1)))
     parts[split] = Items(blobs(1), nan_item)
     caught = disturbed(DataError, Task("odd", **parts, classes=3))
-    assert caught.match(rf"task 'odd', {split}: x of item 57: expected finite numbers, got nan at index \[0\]")
+    where = f"task 'odd', {split}: x of item 57"
+    assert caught.match(rf"{where}: expected finite numbers, got nan at index \[0\]")
 
 
 @pytest.mark.parametrize("value", [float("nan"), 3e38])
