@@ -87,7 +87,10 @@ def masked_conv2d(
     tensors = _masked.autocast(x, active_weight, free_weight, active_bias, free_bias)
     _check(tensors, geometry, depthwise, activation)
     options = (*geometry, depthwise, activation, activity)
-    if full_input_grad:
+    active_in = active_weight.shape[0 if depthwise else 1]
+    outputs = active_weight.shape[0] + free_weight.shape[0]
+    # Without active inputs or without elements the restricted gradient is the whole one.
+    if full_input_grad and active_in and outputs and x.numel():
         y, sums = _masked.with_full_input_grad(reference_fwd, tensors, *options)
     else:
         y, sums = call("masked_conv2d_fwd", *tensors, *options)

@@ -99,17 +99,21 @@ def spoil_header(a: Path, b: Path) -> list[str]:
 
 def spoil_class(a: Path, b: Path) -> list[str]:
     (b / "test" / "fig").rename(b / "test" / "Fig")
-    return ["classes differ", "it lacks fig", "only it has Fig"]
+    return ["fruit/test: expected the classes of ", "got others: fig missing; Fig too many"]
 
 
 def spoil_size(a: Path, b: Path) -> list[str]:
     Image.new("L", (9, 9)).save(b / "test" / "fig" / "5.png")
-    return ["have 2 sizes, from 8 x 8 to 9 x 9", "--image-size N"]
+    return [
+        "image_size: expected images of one size in ",
+        "got 2 sizes, from 8 x 8 to 9 x 9",
+        "--image-size N",
+    ]
 
 
 def spoil_mode(a: Path, b: Path) -> list[str]:
     Image.new("RGBA", (8, 8)).save(b / "test" / "fig" / "5.png")
-    return ["fig/5.png", "mode RGBA", "--convert-images"]
+    return ["fig/5.png: expected Pillow mode ", "got RGBA", "--convert-images"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ def test_folders(two, tmp_path, capsys, spoil):
 def test_numbers_of_classes_with_a_single_head(two, tmp_path, capsys):
     three = folder_of(tmp_path / "three", ("a", "b", "c"))
     words = ["folder", two[0], three, "--head", "single", *NET]
-    parts = ["--head: got single", "animals 2, three 3", "--head multi"]
+    parts = ["--head: single expects as many classes", "got animals 2, three 3", "--head multi"]
     assert_refused(capsys, tmp_path, words, *parts)
     for k, classes in enumerate((3, 2)):
         arrays_of(tmp_path / f"{k}.npz", classes)
@@ -142,16 +146,28 @@ def test_arrays(tmp_path, capsys):
     for number, (change, part) in enumerate(
         (
             ({"x_test": np.full((18, 5), np.nan, np.float32)}, "nan"),
-            ({"x_test": x}, "x is [3, 5] and y [18]"),
-            ({"y_test": np.arange(18)}, "has labels that the training split lacks: 3, 4, 5"),
-            ({"x_test": np.zeros((18, 4), np.float32)}, "samples are [4]"),
-            ({"x_val": x, "y_val": y, "x_valid": x, "y_valid": y}, "could all be the validation"),
-            ({"x_val": x}, "lacks y_val of the validation split"),
-            ({"test_x": x}, "x_test, y_test, test_x could all be the test split"),
-            ({"X_Test": x}, "has X_Test and x_test; keep one"),
-            ({"class_names": np.array(["a", "b"])}, "label 2 is outside class_names"),
-            ({"class_names": np.array(["a", "b", "a"])}, "empty or repeated names: a, b, a"),
-            ({"class_names": np.array([1, 2, 3])}, "wanted [C] strings"),
+            ({"x_test": x}, ", test: expected x [N, ...] and y [N], got [3, 5] and [18]"),
+            ({"y_test": np.arange(18)}, "expected labels of the training split, got 3, 4, 5"),
+            ({"x_test": np.zeros((18, 4), np.float32)}, "got [4] "),
+            (
+                {"x_val": x, "y_val": y, "x_valid": x, "y_valid": y},
+                "expected one pair of arrays for the validation split, got ",
+            ),
+            ({"x_val": x}, "expected y_val for the validation split, got "),
+            ({"test_x": x}, "for the test split, got x_test, y_test, test_x"),
+            ({"X_Test": x}, "got X_Test and x_test; keep one"),
+            (
+                {"class_names": np.array(["a", "b"])},
+                "expected labels below 2, the number of class_names, got 2",
+            ),
+            (
+                {"class_names": np.array(["a", "b", "a"])},
+                "class_names: expected distinct non-empty names, got a, b, a",
+            ),
+            (
+                {"class_names": np.array([1, 2, 3])},
+                "class_names: expected [C] strings, got [3] int",
+            ),
         )
     ):
         bad = arrays_of(tmp_path / f"bad{number}.npz", 3, **change)
@@ -167,7 +183,13 @@ def test_arrays(tmp_path, capsys):
             "x_test": np.eye(6)[y].repeat(6, 0),
         }
     np.savez(other, **changed)
-    assert_refused(capsys, tmp_path, ["arrays", good, other, *NET], "sample_shape is (6,)")
+    assert_refused(
+        capsys,
+        tmp_path,
+        ["arrays", good, other, *NET],
+        "task 'other': expected sample_shape (5,)",
+        "got (6,)",
+    )
 
 
 def test_weights(two, tmp_path, capsys):
@@ -179,26 +201,34 @@ def test_weights(two, tmp_path, capsys):
     assert_refused(capsys, tmp_path, [*words, nothing], "w.pt: holds more than tensors, or is dam")
     words[1] = two[0]
     torch.save(models.mlp(5, 8, 1, 2).state_dict(), nothing)
-    assert_refused(capsys, tmp_path, [*words, nothing], "does not fit the network")
+    parts = [
+        "w.pt: expected the weights of the network",
+        "fc1.weight: expected [8, 192], got [8, 5]",
+    ]
+    assert_refused(capsys, tmp_path, [*words, nothing], *parts)
 
 
 def test_settings_before_data(tmp_path, capsys):
     """No data are looked for: their folder isn't there."""
     nowhere = ["permuted-mnist", "--data-root", tmp_path / "nowhere"]
-    for words, part in (
-        (["--net", "resnet_18"], "network 'resnet_18': unknown"),
-        (["--net-scale", "2"], "network 'mlp': takes no scale"),
-        (["--growth", "3,4", "--epochs", "0"], "--epochs: got 0"),
-        (["--method", "foo"], "--method: got 'foo'"),
+    for words, *parts in (
+        (
+            ["--net", "resnet_18"],
+            "network: expected one of mlp, ",
+            "got 'resnet_18'; similar ones are resnet18",
+        ),
+        (["--net-scale", "2"], "network 'mlp': expected options out of width, ", "got scale"),
+        (["--growth", "3,4", "--epochs", "0"], "--epochs: expected an integer >= 1, got 0"),
+        (["--method", "foo"], "--method: expected one of clnp, ", "got 'foo'"),
         (["--resume", "--pretrained", tmp_path / "none.pt"], "none.pt can't be read"),
     ):
-        assert_refused(capsys, tmp_path, [*nowhere, *words], part)
+        assert_refused(capsys, tmp_path, [*nowhere, *words], *parts)
 
 
 def test_where_to(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()
     for out, part in (
-        (tmp_path / "file", "is a file, wanted a folder"),
+        (tmp_path / "file", "--out: expected a folder, got the file "),
         (tmp_path / "file" / "below", "can't be made"),
         (tmp_path / ("x" * 300), "can't be used (File name too long)"),
         (tmp_path / os.fsdecode(b"run\xff"), r"run\xff is no UTF-8"),
@@ -217,7 +247,9 @@ def test_where_to(tmp_path, capsys, monkeypatch):
 def test_workers_on_ray_that_is_not_installed(two, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     words = ["folder", *two, *NET, "--workers", "2", "--executor", "ray"]
-    assert_refused(capsys, tmp_path, words, "Ray is not installed")
+    assert_refused(
+        capsys, tmp_path, words, "expected Ray to be installed; pip install", "clnp[ray]"
+    )
 
 
 # What is trained after all
@@ -242,7 +274,7 @@ task 1/2 animals: 2 classes, examples of 3 x 8 x 8
 """
     assert table in out
     assert out.index(table) < out.index("task 2/2 fruit: 2 classes") < out.index(": 1 epoch")
-    assert "note: animals: 1 file not taken for images: train/cat/notes.txt" in out
+    assert "note: animals: 1 file not recognised as images: train/cat/notes.txt" in out
     log = (tmp_path / "run" / run_folder.LOG).read_text()
     assert "  1 fig        5           1     6" in log
     assert RunFolder(tmp_path / "run").read_config()[0].image_size == SIDE

@@ -113,5 +113,6 @@ def test_channels_shared_by_several_layers() -> None:
 
 @pytest.mark.parametrize("bad", [{"rho": -1.0}, {"lr": 0.0}, {"k": 2.0}, {"momentum": 1.0}])
 def test_bad_settings(bad: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=f"sdp {next(iter(bad))}="):
+    ((name, value),) = bad.items()
+    with pytest.raises(ConfigError, match=f"^sdp {name}: expected a number .*, got {value}$"):
         SDPSettings(**bad)
