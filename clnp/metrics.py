@@ -57,27 +57,6 @@ def backward_transfer(R: npt.ArrayLike) -> float:
     return float(changes.mean()) if len(changes) else math.nan
 
 
-def forward_transfer(R: npt.ArrayLike, chance: npt.ArrayLike) -> float:
-    """FWT = mean_{j>=2} (R[j-1, j] - chance_j) (Lopez-Paz & Ranzato 2017, Eq. 4); NaN for one task.
-
-    Arguments:
-        R: [T, T], measured also on the first diagonal above the main one.
-        chance: accuracy of an untrained network on each task, [T] or one number.
-
-    Raises:
-        DataError: a needed entry of R is NaN, or `chance` has another length.
-    """
-    matrix = accuracy_matrix(R)
-    ahead = matrix.diagonal(offset=1)
-    if np.isnan(ahead).any():
-        raise DataError(
-            "R: expected numbers R[j - 1, j] just above the diagonal, got NaN; measure each task "
-            "before it is learned"
-        )
-    base = _per_task(chance, len(matrix), "chance")[1:]
-    return float((ahead - base).mean()) if len(ahead) else math.nan
-
-
 def forgetting(R: npt.ArrayLike) -> Matrix:
     """f_j = max_{j<=l<T} R[l, j] - R[T, j] for j < T, [T - 1] (Chaudhry et al. 2018, Eq. 3).
 
@@ -93,28 +72,6 @@ def mean_forgetting(R: npt.ArrayLike) -> float:
     """F = mean_j f_j (Chaudhry et al. 2018); NaN for one task."""
     values = forgetting(R)
     return float(values.mean()) if len(values) else math.nan
-
-
-def learning_gain(R: npt.ArrayLike, single_task: npt.ArrayLike) -> Matrix:
-    """R[j, j] - single_task_j, [T]: gain (or loss) on task j from the tasks learned before it.
-
-    Arguments:
-        R: [T, T].
-        single_task: accuracy of the same network trained on task j alone, [T] or one number.
-    """
-    matrix = accuracy_matrix(R)
-    return matrix.diagonal() - _per_task(single_task, len(matrix), "single_task")
-
-
-def intransigence(R: npt.ArrayLike, joint: npt.ArrayLike) -> Matrix:
-    """I_k = joint_k - R[k, k], [T] (Chaudhry et al. 2018, Eq. 4).
-
-    Arguments:
-        R: [T, T].
-        joint: accuracy on task k of a network trained on tasks 1..k together, [T] or one number.
-    """
-    matrix = accuracy_matrix(R)
-    return _per_task(joint, len(matrix), "joint") - matrix.diagonal()
 
 
 def mean_accuracies(R: npt.ArrayLike) -> Matrix:
@@ -245,12 +202,3 @@ def reuse_matrix(
         matrix[i, :i] = earlier
         matrix[i, i] = capacities[i][group]["new"]
     return matrix
-
-
-def _per_task(values: npt.ArrayLike, tasks: int, name: str) -> Matrix:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim == 0:
-        return np.full(tasks, float(array))
-    if array.shape != (tasks,):
-        raise DataError(f"{name}: expected shape [{tasks}] or one number, got {list(array.shape)}")
-    return array

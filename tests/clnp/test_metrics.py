@@ -20,8 +20,6 @@ def test_by_hand():
     assert d.forgetting(R) == pytest.approx([0.15, 0.2], abs=1e-15)
     assert d.mean_forgetting(R) == pytest.approx(0.175, abs=1e-15)
     assert d.mean_accuracies(R) == pytest.approx([0.9, 0.75, 2.35 / 3], abs=1e-15)
-    assert d.learning_gain(R, [0.8, 0.9, 1.0]) == pytest.approx([0.1, -0.1, 0.0], abs=1e-15)
-    assert d.intransigence(R, 0.9) == pytest.approx([0.0, 0.1, -0.1], abs=1e-15)
 
 
 def test_capacity_as_text():
@@ -43,16 +41,6 @@ def test_forgetting_takes_the_best_after_learning_only():
     assert d.forgetting(full) == pytest.approx([0.1, 0.0], abs=1e-15)
 
 
-def test_forward_transfer_needs_the_diagonal_above():
-    full = [[0.9, 0.3, 0.0], [0.7, 0.8, 0.2], [0.75, 0.6, 1.0]]
-    assert d.forward_transfer(full, 0.1) == pytest.approx(0.15, abs=1e-15)
-    assert d.forward_transfer(full, [0.9, 0.1, 0.2]) == pytest.approx(0.1, abs=1e-15)
-    with pytest.raises(DataError, match="above the diagonal"):
-        d.forward_transfer(R, 0.1)
-    with pytest.raises(DataError, match="chance"):
-        d.forward_transfer(full, [0.1, 0.1])
-
-
 def test_nothing_forgotten_is_exactly_zero():
     rng = np.random.default_rng(0)
     row = rng.random(10)
@@ -63,7 +51,6 @@ def test_nothing_forgotten_is_exactly_zero():
 
 def test_one_task():
     assert d.summary([[0.5]]) == {"acc": 0.5, "bwt": None, "forgetting": None}
-    assert math.isnan(d.forward_transfer([[0.5]], 0.1))
     assert len(d.forgetting([[0.5]])) == 0
 
 
