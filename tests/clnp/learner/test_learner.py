@@ -201,7 +201,9 @@ def test_labels_of_true_data_sets_are_checked_when_seen() -> None:
     bad = Noisy(source.train[0], source.train[1] + 3)
     task = Task("noisy", bad, source.validation, source.test, classes=3)
     lt = learner()
-    with pytest.raises(DataError, match=r"task 'noisy', train: label 3 is outside classes=3"):
+    with pytest.raises(
+        DataError, match=r"task 'noisy', train: expected labels from 0 to 2, since classes=3, got 3"
+    ):
         lt.learn(task)
     assert lt.learn(blobs(0)).task == 0
 
