@@ -156,18 +156,16 @@ def command_info(options: argparse.Namespace) -> int:
 
 def command_report(options: argparse.Namespace) -> int:
     """`clnp report`: the tables again, from the files; and all of it as an HTML page."""
-    from . import compare, report, results
+    from ..learner.numbers import numbers_of
+    from . import compare, pages, report
     from .console import make_console
-    from .html import report as html_report
 
     console, folder = make_console(), RunFolder(options.run)
     if options.run.is_file():
         learner = _load(options.run)
-        metrics, seconds, _ = results.numbers_of(learner)
+        metrics, seconds, _ = numbers_of(learner)
         report.show(console, metrics, seconds)
-        page = html_report.write_learner_report(
-            learner, options.html or folder.path.with_name(PAGE)
-        )
+        page = learner.report(options.html or folder.path.with_name(PAGE))
     else:
         if folder.is_comparison:
             if options.plots:
@@ -175,7 +173,7 @@ def command_report(options: argparse.Namespace) -> int:
             compare.show(folder, console)
         else:
             _report_run(folder, console, options.plots)
-        page = html_report.write(folder, options.html)
+        page = pages.write(folder, options.html)
     report.show_line(console, f"page: {page}")
     return OK
 

@@ -14,16 +14,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from .. import metrics
 from ..callbacks import Callback
 from ..callbacks.callback import epoch_of, tuning_epochs
+from ..html.text import counted
 
 # More layers than this don't fit a line.
 MOST_LAYERS = 6
 # Seconds between two lines about epochs where the output is no terminal.
 QUIET = 10.0
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """ "1 epoch", "3 epochs"; `many` for a plural that is not `one` with an s."""
-    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def make_console() -> Console:

@@ -11,22 +11,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..html.text import INFERRED, MOST_LAYERS, number, spread
 from ..metrics import mean_std
 from . import results
 
 # Above this many tasks a table of all accuracies doesn't fit a screen; the files and plots have
 # them.
 MOST_COLUMNS = 12
-MOST_LAYERS = 6
 # Longer names wrap.
 WIDEST = 28
 UNLIMITED = 10_000
-# measure of `TaskReport.inferred` -> the words for a right answer
-INFERRED = {
-    "task": "task",
-    "class_incremental": "task and label",
-    "domain_incremental": "label",
-}
 
 
 def show(
@@ -182,17 +176,6 @@ def numbers_line(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def number(value: float | None) -> str:
-    """Four digits, more where those would hide that it isn't zero; "0" exactly for zero; "n/a" for
-    None.
-    """
-    if value is None or math.isnan(value):
-        return "n/a"
-    if value == 0:
-        return "0"
-    return f"{value:.4f}" if abs(value) >= 1e-4 else f"{value:.1e}"
-
-
 def inferred_line(rule: str, means: Mapping[str, float | None]) -> str:
     """ "task not given, chosen by entropy: task 91.20 %, task and label 90.85 %, label 92.40 %"."""
     parts = ", ".join(
@@ -252,14 +235,6 @@ def time_line(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     time = mean_std([sum(row["total"] for row in seconds) for seconds in seeds])
     deviation = "" if time["std"] is None else f" +- {time['std']:.1f}"
     return f"time per seed: {time['mean']:.1f}{deviation} s"
-
-
-def spread(value: Mapping[str, Any], percent: bool = False) -> str:
-    """ "0.9842 +- 0.0004" of {"mean", "std"}; the mean alone where there is no deviation."""
-    mean, std = value["mean"], value["std"]
-    if percent:
-        return f"{100 * mean:.1f}" + (f" +- {100 * std:.1f} %" if std is not None else " %")
-    return number(mean) + (f" +- {number(std)}" if std is not None else "")
 
 
 def verdict_table(verdicts: Sequence[Any]) -> Table:

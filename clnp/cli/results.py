@@ -6,7 +6,6 @@ times, dates or paths.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,111 +15,10 @@ import numpy as np
 
 from .. import metrics as diagnostics
 from .. import plots
-from ..errors import ConfigError
-from ..learner.learner import Learner
-from ..methods import clnp_cost
+from ..html.text import COST, PHASES, SUMMARIES
+from ..learner.numbers import costs_of, metrics_of, seconds_of
 from . import configurations
 from .run_folder import METRICS, Run, RunFolder, write_csv, write_json
-
-PHASES = ("fit", "search", "fine_tune", "evaluate", "total")
-SUMMARIES = ("acc", "bwt", "forgetting")
-COST = ("flops", "examples", "peak_memory", "seconds")
-
-
-def metrics_of(
-    learner: Any,
-    config: Mapping[str, Any],
-    verdicts: Sequence[Any],
-    costs: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """All deterministic numbers of a learner, JSON-able.
-
-    Arguments:
-        learner: a `clnp.Learner`, or one of `clnp.methods`, with at least one learned task.
-        config: settings of the run, with its "method" and one of "seeds".
-        verdicts: of `learner.verify()`; empty for a method that promises nothing.
-        costs: of `costs_of`.
-
-    Returns:
-        {"config", "tasks_learned", "accuracy_matrix" [T, T] with null above the diagonal, "acc",
-        "bwt", "forgetting", "certificate": {"tasks", "identical", "differing"}, "cost": {"flops",
-        "examples"} of all training together, "inferred": {rule: {measure: mean over tasks}} of the
-        last task's `TaskReport.inferred`, "reports": one `TaskReport` per task without its times}.
-    """
-    R = np.asarray(learner.accuracy_matrix, dtype=np.float64)
-    reports = [dataclasses.asdict(report) for report in learner.reports]
-    return {
-        "config": config,
-        "tasks_learned": len(reports),
-        "accuracy_matrix": R.tolist(),
-        **diagnostics.summary(R),
-        "mean_accuracies": diagnostics.mean_accuracies(R).tolist(),
-        "certificate": {
-            "tasks": len(verdicts),
-            "identical": sum(bool(v.identical) for v in verdicts),
-            "differing": [int(v.task) for v in verdicts if not v.identical],
-        },
-        "cost": {name: sum(row[name] for row in costs) for name in ("flops", "examples")},
-        "inferred": diagnostics.inferred_means(reports[-1]["inferred"]),
-        "reports": [{k: v for k, v in report.items() if k != "seconds"} for report in reports],
-    }
-
-
-def numbers_of(
-    learner: Any,
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """(metrics, seconds, costs) of a learner that has no run folder, as `metrics_of`, `seconds_of`
-    and `costs_of` give them; no costs where the sizes of its tasks are not known.
-
-    Raises:
-        ConfigError: no task has been learned.
-    """
-    if not learner.reports:
-        raise ConfigError("learner: expected at least one learned task, got none; learn one first")
-    data = [report.data for report in learner.reports]
-    sizes = [task.splits["train"].size for task in data if task is not None]
-    costs = costs_of(learner, sizes) if len(sizes) == len(data) else []
-    settings = settings_of(learner)
-    config = {"method": settings.get("method", "clnp"), "seeds": [settings["seed"]]}
-    return metrics_of(learner, config, learner.verify(), costs), seconds_of(learner), costs
-
-
-def settings_of(learner: Any) -> dict[str, Any]:
-    """The settings of a learner, JSON-able."""
-    settings = learner.settings
-    return dict(settings.to_json() if isinstance(learner, Learner) else settings)
-
-
-def costs_of(learner: Any, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """The costs of training, one row per task: {"task", "name", "flops", "examples", "peak_memory",
-    "seconds"}.
-
-    Operations are counted by formula, frozen and skipped work left out; examples are those that
-    training steps saw; memory is in bytes, of weights, optimizer and activations as
-    `clnp.methods.cost` counts them; seconds are those of training.
-
-    Arguments:
-        learner: a `clnp.Learner`, or one of `clnp.methods`.
-        sizes: training examples of each learned task.
-    """
-    if isinstance(learner, Learner):
-        rows = [clnp_cost(learner, task, n) for task, n in enumerate(sizes)]
-    else:
-        rows = learner.cost
-    return [
-        {"task": i, "name": report.name, **{name: row[name] for name in COST}}
-        for i, (report, row) in enumerate(zip(learner.reports, rows, strict=True))
-    ]
-
-
-def seconds_of(learner: Any) -> list[dict[str, Any]]:
-    """One row per task: {"task", "name", "fit", "search", "fine_tune", "evaluate", "total"}, in
-    seconds.
-    """
-    return [
-        {"task": i, "name": report.name, **{p: float(report.seconds.get(p, 0.0)) for p in PHASES}}
-        for i, report in enumerate(learner.reports)
-    ]
 
 
 def record(run: Run, learner: Any, sizes: Sequence[int], *, plots: bool = False) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ..data.names import shown
 from ..errors import ClnpError, ConfigError
 from ..files.atomic import write_text
 from ..files.csv_text import csv_text
+from ..html.page import PAGE
 from .config import Config, differences
 
 FORMAT = "clnp-run"
@@ -25,7 +26,7 @@ COMPARISON = "clnp-compare"
 MAX_JSON = 256 << 20
 VERSION = 1
 CONFIG, COMPARE, LOCK, LOG = "config.json", "compare.json", ".lock", "log.txt"
-METRICS, ENVIRONMENT, PAGE = "metrics.json", "environment.json", "report.html"
+METRICS, ENVIRONMENT = "metrics.json", "environment.json"
 CHECKPOINT, PROGRESS, PLOTS = "checkpoint.safetensors", "progress", "plots"
 TABLES = ("timing.csv", "accuracy.csv", "capacity.csv", "history.csv", "cost.csv")
 SUMMARIES = ("summary.json", "summary.csv", "configurations.json", "compare.csv", "methods.csv")

@@ -11,10 +11,10 @@ from torch.utils.data import Subset
 
 from ..data import ImageSet, Task
 from ..data.inputs import SPLITS, Split
+from ..html.text import counted
 from ..learner.learner import Learner
 from .build_config import experiment_defaults
 from .config import Config, option, shown
-from .console import counted
 from .defaults import NAMED
 from .prepare import folders_of
 

@@ -5,7 +5,7 @@ training, files, accuracy matrix, events.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,13 +14,19 @@ import numpy as np
 import torch
 
 from ..callbacks import ProgressBar, check_callbacks, notify
+from ..callbacks.callback import settings_of
 from ..data.batches import seed_for, seeded
 from ..data.task import Task
 from ..errors import ConfigError, memory_needed
+from ..files.atomic import write_text
+from ..html.page import PAGE
+from ..html.run import learner_page
+from ..html.text import counted
 from ..parallel.ranks import ALONE, Ranks, sharing
 from .agreement import SharedProgress
 from .checks import check_device
 from .learned_data import Tests, check_new
+from .numbers import numbers_of
 from .report import TaskReport, matrix_of
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -65,11 +71,53 @@ class BaseLearner(ABC):
         names = ", ".join(repr(report.name) for report in self.reports)
         return f"{type(self).__name__}({len(self.reports)} learned: {names or 'none'})"
 
+    def report(self, path: str | Path) -> Path:
+        """Write the results as one HTML page: accuracies, capacity, tasks, grids, costs, settings.
+
+        Arguments:
+            path: the file, or a folder, which gets report.html.
+
+        Returns:
+            the file.
+
+        Raises:
+            ConfigError: no task has been learned.
+            OSError: the file can't be written.
+        """
+        metrics, seconds, costs = numbers_of(self)
+        method, seed = metrics["config"]["method"], metrics["config"]["seeds"][0]
+        path = Path(path)
+        path = path if path.suffix else path / PAGE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page = learner_page(
+            metrics,
+            seconds,
+            costs,
+            title=f"{method}: {counted(len(self.reports), 'task')}",
+            subtitle=f"seed {seed}",
+            settings=settings_of(self),
+            machine={},
+        )
+        write_text(path, page)
+        return path
+
     # Steps that a learner defines
 
     @abstractmethod
     def save(self, path: str | Path) -> None:
         """Write the learner into one file."""
+
+    @abstractmethod
+    def verify(self) -> list[Any]:
+        """Compare the logits of learned tasks with those recorded."""
+
+    @abstractmethod
+    def costs(self, sizes: Sequence[int]) -> list[dict[str, Any]]:
+        """Cost of every learned task: {"flops", "examples", "peak_memory", "seconds"}.
+
+        Arguments:
+            sizes: training examples of each task.
+        """
 
     @abstractmethod
     def _check(self, task: Task, plan: Any) -> tuple[Task, int]:

@@ -29,6 +29,7 @@ from ..parallel import Workers
 from ..parallel.ranks import ALONE, Ranks, refuse_sharded
 from ..parallel.world import world
 from ..pruning.margin import check_margin
+from ..training.cost import clnp_cost
 from ..training.evaluation import inferred_accuracies
 from ..training.score import check_sendable, given_again
 from .agreement import agree_on_network, agree_on_task, begin
@@ -329,6 +330,10 @@ class Learner(BaseLearner):
         bit.
         """
         return self.certificate.verify(self.model)
+
+    def costs(self, sizes: Sequence[int]) -> list[dict[str, Any]]:
+        """Cost of every learned task; see `clnp.methods.clnp_cost`."""
+        return [clnp_cost(self, task, examples) for task, examples in enumerate(sizes)]
 
     # Saving
 

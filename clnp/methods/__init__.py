@@ -4,7 +4,7 @@ A method is a short file with three verbs (see `clnp.methods.method`); `METHODS`
 gives a learner that is used as `clnp.Learner` is, and `load` one that was saved.
 """
 
-from .cost import clnp_cost, inference_flops, layer_products, training_flops
+from ..training.cost import clnp_cost, inference_flops, layer_products, training_flops
 from .learner import MethodLearner
 from .method import Batch, Method
 from .registry import METHODS, MethodInfo, load, make

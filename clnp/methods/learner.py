@@ -308,6 +308,10 @@ class MethodLearner(BaseLearner):
         """An empty list: only CLNP certifies that earlier tasks did not move."""
         return []
 
+    def costs(self, sizes: Sequence[int]) -> list[dict[str, Any]]:
+        """Measured cost of every learned task; `sizes` are not needed."""
+        return self.cost
+
     # Saving
 
     def _tensors(self) -> dict[str, Tensor]:

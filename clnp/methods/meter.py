@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .cost import held, layer_products
+from ..training.cost import held, layer_products
 from .method import Batch, Method
 
 

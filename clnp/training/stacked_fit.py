@@ -25,15 +25,7 @@ from ..graph.graph import OPS, Node
 from ..network.boundaries import MaskedLayer
 from ..network.model import Model
 from .evaluation import evaluating
-from .fit import (
-    SCHEDULES,
-    Fit,
-    FitSettings,
-    FitState,
-    parameter_groups,
-    record,
-    trainable,
-)
+from .fit import SCHEDULES, Fit, FitSettings, FitState, parameter_groups, record, trainable
 from .optimizer_state import load_optimizer_tensors, numbered, optimizer_tensors
 from .step_graph import set_group_rate
 

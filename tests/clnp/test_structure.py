@@ -20,7 +20,7 @@ from clnp import callbacks, data, methods, metrics, models, plots
 # A folder of clnp imports only folders before it.
 ORDER = (
     *("errors", "ranges", "metrics", "files", "graph", "parallel", "data", "models", "network"),
-    *("plots", "callbacks", "deploy", "training", "pruning", "learner", "methods"),
+    *("plots", "callbacks", "html", "deploy", "training", "pruning", "learner", "methods"),
     *("integrations", "cli"),
 )
 ROOTS = {name: Path(package.__path__[0]) for name, package in

@@ -15,8 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from clnp.cli import compare, experiment
-from clnp.cli.html import report
+from clnp.cli import compare, experiment, pages
 from clnp.cli.options import OPTIONS, PLACES
 from clnp.cli.prepare import try_out
 from clnp.cli.run_folder import Run, RunFolder
@@ -111,7 +110,7 @@ NO_PICTURE = Picture("", 1, 1, "")
 def quick_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without pictures, which take a second each."""
     if not LONG:
-        monkeypatch.setattr(report, "picture", lambda *_: NO_PICTURE)
+        monkeypatch.setattr(pages, "picture", lambda *_: NO_PICTURE)
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from clnp import methods, plots
+from clnp.cli import pages as html_report
 from clnp.cli import run_folder
 from clnp.cli.config import Config
-from clnp.cli.html import page, tables
-from clnp.cli.html import report as html_report
 from clnp.cli.run_folder import RunFolder
 from clnp.data import Task
 from clnp.errors import ConfigError
+from clnp.html import page, tables
 from clnp.learner.learner import Learner
 from clnp.learner.settings import Settings, rows
 from clnp.plots import svg
@@ -296,8 +296,8 @@ def test_how_values_are_written():
 def test_the_page_of_a_learner_alone(finished, text, tmp_path):
     """The numbers of its run's page, from the learner in memory."""
     learner = Learner.load(finished / "checkpoint.safetensors")
-    assert html_report.write_learner_report(learner, tmp_path) == tmp_path / "report.html"
-    file = html_report.write_learner_report(learner, tmp_path / "own.html")
+    assert learner.report(tmp_path) == tmp_path / "report.html"
+    file = learner.report(tmp_path / "own.html")
     found = check_alone(file.read_text())
     assert file.read_text() == (tmp_path / "report.html").read_text()
     whole = Reader(text)
@@ -315,10 +315,10 @@ def test_the_page_of_a_method(tmp_path):
     net = torch.nn.Linear(4, 3)
     learner = methods.make("finetune", net, torch.zeros(1, 4), epochs=1)
     with pytest.raises(ConfigError, match="at least one learned task, got none"):
-        html_report.write_learner_report(learner, tmp_path / "a.html")
+        learner.report(tmp_path / "a.html")
     x, y = torch.rand(12, 4), torch.arange(12) % 3
     learner.learn(Task("first", (x, y), (x, y), (x, y)))
-    page = html_report.write_learner_report(learner, tmp_path / "a.html").read_text()
+    page = learner.report(tmp_path / "a.html").read_text()
     shown = " ".join(check_alone(page).text)
     assert "finetune: 1 task" in shown
     assert "1 first" in " ".join(shown.split())

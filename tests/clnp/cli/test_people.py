@@ -13,12 +13,12 @@ from rich.console import Console
 from clnp.cli import build_config, report, summary
 from clnp.cli.arguments import applies, parse
 from clnp.cli.config import Config, shown
-from clnp.cli.console import counted
 from clnp.cli.defaults import NAMED, ONLY, STREAMS
 from clnp.cli.options import OPTIONS, PLACES, SETTINGS
 from clnp.cli.prepare import try_out
 from clnp.cli.run_folder import Run, RunFolder
 from clnp.errors import ConfigError
+from clnp.html.text import counted
 from clnp.learner.settings import FineTune, Settings, rows
 from tests.clnp.commands import clnp
 

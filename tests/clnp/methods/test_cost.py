@@ -14,7 +14,7 @@ import clnp
 from clnp import methods
 from clnp.data import Task
 from clnp.methods import clnp_cost, inference_flops, layer_products, training_flops
-from clnp.methods.cost import products
+from clnp.training.cost import products
 from clnp_kernels.nn import MaskedConv2d, MaskedLinear
 from tests.clnp.cases import blobs, mlp
 from tests.clnp.conv_cases import SHAPE, Block, Inverted

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ... import metrics as diagnostics
-from ...network.inference import MEASURES
-from .. import report, results
+from .. import metrics as diagnostics
+from ..network.inference import MEASURES
 from .page import MISSING, heat, percent, setting
+from .text import INFERRED, MOST_LAYERS, PHASES, SUMMARIES, number, spread
 
 MIB = 1 << 20
 
@@ -50,7 +50,7 @@ def accuracies(metrics: Mapping[str, Any]) -> HeatMap:
     high = max(known, default=1.0)
     low = min([*known, high - 0.05])
     rows = [[Cell(percent(v) if v == v else "", heat(v, low, high)) for v in row] for row in R]
-    forgotten = [report.number(100 * float(v)) for v in diagnostics.forgetting(R)]
+    forgotten = [number(100 * float(v)) for v in diagnostics.forgetting(R)]
     means = [percent(float(v)) for v in diagnostics.mean_accuracies(R)]
     return HeatMap(rows, means, [*forgotten, ""] if forgotten else ())
 
@@ -115,7 +115,7 @@ def inferred(metrics: Mapping[str, Any]) -> Table | None:
     last = metrics["reports"][-1].get("inferred")
     if not last or len(metrics["reports"]) < 2:
         return None
-    names = [f"{report.INFERRED[m]}, by {rule} (%)" for rule in last for m in MEASURES]
+    names = [f"{INFERRED[m]}, by {rule} (%)" for rule in last for m in MEASURES]
     columns = [last[rule][m] for rule in last for m in MEASURES]
     given = metrics["accuracy_matrix"][-1]
     rows = [
@@ -131,7 +131,7 @@ def channels(metrics: Mapping[str, Any]) -> Table:
     """Channels per task and layer; of many layers a row each, after the last task."""
     reports = metrics["reports"]
     last = reports[-1]["capacity"]
-    if len(last) > report.MOST_LAYERS:
+    if len(last) > MOST_LAYERS:
         rows = [[group, str(c["size"]), _used(c)] for group, c in last.items()]
         return Table(("layer, after the last task", "channels", "used"), rows)
     rows = [
@@ -158,7 +158,7 @@ def costs(rows: Sequence[Mapping[str, Any]], seconds: Sequence[Mapping[str, Any]
             columns[title] = [format(value, form) for value in values]
             foot.append(format(total(values), form))
     if seconds:
-        for phase in results.PHASES:
+        for phase in PHASES:
             values = [row[phase] for row in seconds]
             columns[f"{phase.replace('_', '-')} (s)"] = [f"{value:.1f}" for value in values]
             foot.append(f"{sum(values):.1f}")
@@ -168,15 +168,15 @@ def costs(rows: Sequence[Mapping[str, Any]], seconds: Sequence[Mapping[str, Any]
 
 def seeds(summary: Mapping[str, Any], all_metrics: Sequence[Mapping[str, Any]]) -> Table:
     """A row per seed, and mean +- standard deviation."""
-    layers = list(summary["used"])[: report.MOST_LAYERS]
+    layers = list(summary["used"])[:MOST_LAYERS]
     rows = []
     for metrics in all_metrics:
         last = metrics["reports"][-1]["capacity"]
         used = [percent(last[g]["used"] / last[g]["size"], 1) for g in layers]
-        numbers = [report.number(metrics[key]) for key in results.SUMMARIES]
+        numbers = [number(metrics[key]) for key in SUMMARIES]
         rows.append([str(metrics["config"]["seeds"][0]), *numbers, *used])
-    means = [report.spread(summary[key]) for key in results.SUMMARIES]
-    used = [report.spread(summary["used"][g], percent=True) for g in layers]
+    means = [spread(summary[key]) for key in SUMMARIES]
+    used = [spread(summary["used"][g], percent=True) for g in layers]
     columns = ("seed", "ACC", "BWT", "forgetting", *(f"layer {g} used (%)" for g in layers))
     return Table(columns, rows, ["mean ± std", *(m.replace("+-", "±") for m in (*means, *used))])
 

@@ -17,7 +17,7 @@ from clnp_kernels.nn import MaskedConv2d, MaskedLinear
 
 from ..network.heads import Head
 from ..network.model import Model
-from ..training.evaluation import evaluating
+from .evaluation import evaluating
 
 DENSE = (nn.Linear, nn.Conv2d)
 MASKED = (MaskedLinear, MaskedConv2d, Head)

@@ -10,8 +10,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..report import number, spread
+from .text import number, spread
 
+PAGE = "report.html"
 STEPS = 20  # of the colours of a heat map, .h0 to .h20 in style.css
 MISSING = "\N{EN DASH}"
 
@@ -32,7 +33,7 @@ def render(template: str, **context: Any) -> str:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("clnp.cli", "templates"),
+        loader=PackageLoader("clnp.html", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

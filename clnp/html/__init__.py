@@ -1,0 +1,1 @@
+"""HTML pages that need nothing else: the report of a learner, tables, templates."""

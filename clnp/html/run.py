@@ -1,0 +1,111 @@
+"""Page of one learner: facts, tables and figures of its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import plots
+from ..plots.svg import Picture, picture
+from . import tables
+from .page import percent, render
+from .text import number
+
+
+def learner_page(
+    metrics: Mapping[str, Any],
+    seconds: Sequence[Mapping[str, Any]],
+    costs: Sequence[Mapping[str, Any]],
+    **parts: Any,
+) -> str:
+    """The page of one learner; `parts` are title, subtitle, settings and machine."""
+    reports = metrics["reports"]
+    names = [r["name"] for r in reports]
+    return render(
+        "run.html",
+        facts=_facts(metrics, seconds),
+        names=names,
+        differing=[names[k] for k in metrics["certificate"]["differing"]],
+        metrics=metrics,
+        certificate=metrics["certificate"],
+        accuracy=tables.accuracies(metrics),
+        tasks=tables.tasks(metrics),
+        grids=[(r["name"], tables.grid(r["grid"])) for r in reports if len(r["grid"]) > 1],
+        inferred=tables.inferred(metrics),
+        channels=tables.channels(metrics),
+        reuses=tables.reuse(metrics),
+        costs=tables.costs(costs, seconds),
+        **pictures_of([metrics]),
+        **parts,
+    )
+
+
+def pictures_of(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Picture | None]:
+    """The figures of one seed or several; None where there is nothing to draw."""
+    first = seeds[0]["reports"]
+    capacities = [[r["capacity"] for r in m["reports"]] for m in seeds]
+    curves = [r["history"] for r in first]
+    inferred = [r.get("inferred") for r in first]
+    drawn: dict[str, Picture | None] = {
+        "mean_accuracy": picture(
+            lambda: plots.mean_accuracy([m["accuracy_matrix"] for m in seeds]),
+            "Mean test accuracy after each task, and accuracy on the task just learned",
+        ),
+        "capacity": None,
+        "training": None,
+        "inferred_accuracy": None,
+    }
+    if capacities[0][0]:
+        drawn["capacity"] = picture(
+            lambda: plots.capacity(capacities),
+            "Share of each layer's channels that is reused, idle, new and free after each task",
+        )
+    if any(curves):
+        drawn["training"] = picture(
+            lambda: plots.training_curves(curves), "Loss and accuracy over the epochs of all tasks"
+        )
+    if len(first) > 1 and all(inferred):
+        drawn["inferred_accuracy"] = picture(
+            lambda: plots.inferred_accuracy(seeds[0]["accuracy_matrix"], inferred),
+            "Mean accuracy after each task with the task given and without",
+        )
+    return drawn
+
+
+def _facts(
+    metrics: Mapping[str, Any], seconds: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    facts = [
+        fact("mean accuracy, task given", f"{percent(metrics['acc'])} %"),
+        fact("mean forgetting", number(metrics["forgetting"])),
+        fact("tasks learned", str(metrics["tasks_learned"])),
+        *certificate_facts(metrics["certificate"]),
+    ]
+    last = metrics["reports"][-1]["capacity"]
+    if last:
+        used, size = (sum(c[k] for c in last.values()) for k in ("used", "size"))
+        facts.append(fact("channels used", f"{percent(used / size, 1)} %"))
+    both = metrics.get("inferred", {}).get("entropy", {}).get("class_incremental")
+    if both is not None and metrics["tasks_learned"] > 1:
+        facts.append(fact("task and label, task not given", f"{percent(both)} %"))
+    if seconds:
+        facts.append(fact("time", f"{sum(row['total'] for row in seconds) / 60:.1f} min"))
+    return facts
+
+
+def certificate_facts(certificate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if not certificate["tasks"]:
+        return []
+    bad = certificate["identical"] != certificate["tasks"]
+    value = f"{certificate['identical']} of {certificate['tasks']}"
+    return [fact("tasks bit-identical", value, bad)]
+
+
+def fact(label: str, value: str, bad: bool = False) -> dict[str, Any]:
+    return {"label": label, "value": value.replace(" %", "\N{NO-BREAK SPACE}%"), "bad": bad}
+
+
+def percent_spread(value: Mapping[str, Any]) -> str:
+    """ "98.43 ± 0.04 %" of {"mean", "std"}."""
+    deviation = "" if value["std"] is None else f" ± {percent(value['std'])}"
+    return f"{percent(value['mean'])}{deviation} %"
