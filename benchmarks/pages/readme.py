@@ -144,6 +144,8 @@ def peers() -> str:
             accuracy = _each(rows, "acc_mean", 100, 1)
             forgetting = _each(rows, "forgetting_mean", 100, 1)
             time = f"{_each(rows, 'flops_mean', 1e-12, 1)} TFLOP"
+            if all(row["seconds_mean"] != "" for row in rows):
+                time += f", {_each(rows, 'seconds_mean', 1, 0)} s"
             memory = f"{_each(rows, 'peak_memory_mean', 2**-20, 0)} MiB: {memory}"
         else:
             accuracy = time = "not measured here"
