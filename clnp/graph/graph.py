@@ -167,7 +167,10 @@ class Graph:
                 raise ValueError(f"node {node.name!r}: expected a known op, got {node.op!r}")
             missing = set(OPS[node.op].attrs) - set(node.attrs)
             if missing:
-                raise ValueError(f"node {node.name!r} ({node.op}): missing {sorted(missing)}")
+                raise ValueError(
+                    f"node {node.name!r} ({node.op}): expected {list(OPS[node.op].attrs)}, got no "
+                    f"{', '.join(sorted(missing))}"
+                )
             if node.op.endswith("_number") and not isinstance(node.attrs["value"], (int, float)):
                 raise ValueError(
                     f"node {node.name!r} ({node.op}): expected a number, got "

@@ -83,7 +83,7 @@ class _Lowering:
             stack.extend(self._tensor_inputs(node))
         order = [n for n in self.traced.graph.nodes if n in found or n.op == "placeholder"]
         if not any(n.op == "placeholder" and n in found for n in order):
-            raise ConvertError("the network's output does not depend on its input")
+            raise ConvertError("the network: expected an output that depends on its input")
         return order
 
     def _tensor_inputs(self, node: fx.Node) -> list[fx.Node]:

@@ -160,15 +160,19 @@ def _check_tensors(net: nn.Module, example: Tensor) -> None:
             )
         if tensor.device != example.device:
             raise ConvertError(
-                f"example_input is on {example.device}, {name!r} on {tensor.device}; move the "
-                "network and the example to one device"
+                f"example_input: expected a tensor on {tensor.device}, as {name!r}, got "
+                f"{example.device}; move the network and the example to one device"
             )
         if isinstance(tensor, nn.Parameter) and tensor.dtype != example.dtype:
             raise ConvertError(
-                f"example_input is {example.dtype}, {name!r} is {tensor.dtype}; convert one of them"
+                f"example_input: expected {tensor.dtype}, as {name!r}, got {example.dtype}; "
+                "convert one of them"
             )
     if example.is_meta:
-        raise ConvertError("example_input is on the meta device; pass one on the CPU")
+        raise ConvertError(
+            "example_input: expected a tensor with values, got one on the meta device; pass one on "
+            "the CPU"
+        )
 
 
 def copied(net: nn.Module) -> nn.Module:

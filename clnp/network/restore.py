@@ -32,7 +32,7 @@ def restored(
     try:
         model.load_state_dict({**shapes, **extra})
     except RuntimeError as error:
-        raise CheckpointError(f"the tensors do not fit the network: {error}") from error
+        raise CheckpointError(f"tensors: expected those of the network: {error}") from error
     for name, expected in model.state_dict().items():
         if name != EXTRA and state[name].dtype != expected.dtype:
             raise CheckpointError(f"{name}: expected {expected.dtype}, got {state[name].dtype}")

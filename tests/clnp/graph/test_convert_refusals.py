@@ -193,8 +193,8 @@ def test_compiled_networks_are_unwrapped() -> None:
 @pytest.mark.parametrize(
     ("example", "message"),
     [
-        (EXAMPLE.double(), "example_input is torch.float64, '0.weight' is torch.float32"),
-        (EXAMPLE.to("meta"), "example_input is on meta, '0.weight' on cpu"),
+        (EXAMPLE.double(), "expected torch.float32, as '0.weight', got torch.float64"),
+        (EXAMPLE.to("meta"), "expected a tensor on cpu, as '0.weight', got meta"),
         (EXAMPLE.to_sparse(), "dense tensor of floating-point"),
         (EXAMPLE.to(torch.complex64), "floating-point numbers, got torch.complex64"),
         (torch.zeros(2, 5, 12), r"expected logits \[B, classes\], got shape \[2, 5, 3\]"),
