@@ -148,7 +148,10 @@ def test_arrays(tmp_path, capsys):
             ({"x_test": np.full((18, 5), np.nan, np.float32)}, "nan"),
             ({"x_test": x}, ", test: expected x [N, ...] and y [N], got [3, 5] and [18]"),
             ({"y_test": np.arange(18)}, "expected labels of the training split, got 3, 4, 5"),
-            ({"x_test": np.zeros((18, 4), np.float32)}, "got [4] "),
+            (
+                {"x_test": np.zeros((18, 4), np.float32)},
+                "test: expected samples [5] float32 as in the train split, got [4] float32",
+            ),
             (
                 {"x_val": x, "y_val": y, "x_valid": x, "y_valid": y},
                 "expected one pair of arrays for the validation split, got ",

@@ -194,9 +194,9 @@ def test_forgetting_eval_changes_nothing() -> None:
         ),
         (lambda m, t: [clnp.begin_task(m) for _ in range(2)], "already begun"),
         (
-            lambda m, t: clnp.begin_task(nn.Linear(2, 2)),
+            lambda m, t: clnp.begin_task(nn.Linear(2, 2)),  # type: ignore[arg-type]
             r"^model: expected .* clnp\.convert .*, got Linear; unwrap it: ",
-        ),  # type: ignore[arg-type]
+        ),
         (lambda m, t: clnp.parameter_groups(m.net, 0.0), "GraphModule"),  # type: ignore[arg-type]
         (
             lambda m, t: begun_prune(m, t, margin=1.5),
