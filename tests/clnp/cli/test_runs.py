@@ -191,7 +191,7 @@ def test_full_network_keeps_what_was_learned(tmp_path, capsys):
     words = ["--tasks", 6, "--epochs", 3, "--width", 3, "--margin", 0, "--threads", 1, "--l1", 0]
     code, out, err = clnp(capsys, "run", "--out", tmp_path, *words)
     assert code == 3
-    assert "expected free channels for a single head" in err
+    assert "expected free channels for a single head, got none of 3" in err
     assert err.count("\n") == 1
     metrics = RunFolder(tmp_path).read_metrics()
     learned = metrics["tasks_learned"]
