@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -84,78 +84,54 @@ def _all_channels(model: Model, group: Group, values: Tensor) -> Tensor:
 def read_activity(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
     """E|a| of the channels that a layer reads: layer -> [channels] float64 on the CPU.
 
-    A layer that computes what another one reads adds up its activity on the way; elsewhere (behind
-    pooling, sums and the like) it is reduced apart.
-    """
-
-    def of(layer: str, x: Tensor) -> tuple[Tensor, int]:
-        x, dim = channels_of(model, layer, x)
-        return ops.channel_activity(x, dim=dim).double(), x.numel() // max(x.shape[dim], 1)
-
-    return _means(model, split, device, of, _sources(model))
-
-
-def _readers(model: Model) -> list[str]:
-    return [name for group in model.groups.prunable for name in group.consumers]
-
-
-def _sources(model: Model) -> dict[str, str]:
-    """Reader -> masked layer or batch norm whose output it reads unchanged in evaluation mode."""
-    graph = fuse_relu(model.graph)
-    sources = {}
-    for reader in _readers(model):
-        node = graph[graph[reader].inputs[0]]
-        while node.op in ("identity", "dropout", "dropout2d"):
-            node = graph[node.inputs[0]]
-        if node.name in model.masked:
-            sources[reader] = node.name
-    return sources
-
-
-def _means(
-    model: Model,
-    split: Split,
-    device: torch.device,
-    of: Callable[[str, Tensor], tuple[Tensor, int]],
-    sources: dict[str, str],
-) -> dict[str, Tensor]:
-    """Means over a data set, in evaluation mode, of what the readers of prunable groups read. Ranks
-    that share their work read a piece of it each.
-
-    Arguments:
-        of: (layer, its input) -> (sums, how many numbers were added up in each).
-        sources: reader -> layer whose own activity stands for `of` of its input.
+    A layer whose output is read unchanged adds up its activity itself; other activations (behind
+    pooling, sums and the like) are reduced apart. Ranks that share their work read a piece of the
+    split each.
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def add(layer: str, added: Tensor, number: int) -> None:
-        sums[layer] = sums.get(layer, 0) + added
-        counts[layer] = counts.get(layer, 0) + number
+    def add(readers: Iterable[str], activity: Tensor, values: Tensor) -> None:
+        for reader in readers:
+            sums[reader] = sums.get(reader, 0) + activity.double()
+            counts[reader] = counts.get(reader, 0) + values.numel() // max(activity.numel(), 1)
 
-    readers = _readers(model)
-    if not readers:  # a network of a head alone
+    sources = _sources(model)
+    if not sources:  # a network of a head alone
         return {}
     with contextlib.ExitStack() as stack, evaluating(model):
-        for name in readers:
-            if name not in sources:
-                stack.enter_context(_watched(model, name, of, add))
-        for source in dict.fromkeys(sources.values()):
-            served = [name for name in sources if sources[name] == source]
-            stack.enter_context(_measured(model, source, served, add))
+        for source, readers in sources.items():
+            measured = _measured if source in model.masked else _reduced
+            stack.enter_context(measured(model, source, readers, add))
         for x, _ in batches(split, evaluation_batch(split), device, ranks=current()):
             model.net(x)
     return _divided(sums, counts)
 
 
+def _sources(model: Model) -> dict[str, list[str]]:
+    """Where the activity of prunable groups is measured: masked layer or batch norm -> the layers
+    that read its output unchanged in evaluation mode; any other reader -> itself.
+    """
+    graph = fuse_relu(model.graph)
+    sources: dict[str, list[str]] = {}
+    for reader in (name for group in model.groups.prunable for name in group.consumers):
+        node = graph[graph[reader].inputs[0]]
+        while node.op in ("identity", "dropout", "dropout2d"):
+            node = graph[node.inputs[0]]
+        sources.setdefault(node.name if node.name in model.masked else f" {reader}", []).append(
+            reader
+        )
+    return sources
+
+
 @contextlib.contextmanager
-def _watched(
-    model: Model, reader: str, of: Callable[[str, Tensor], tuple[Tensor, int]], add: Any
-) -> Iterator[None]:
+def _reduced(model: Model, source: str, readers: list[str], add: Any) -> Iterator[None]:
     """Reduce the input of a reader whenever the network is called."""
+    (reader,) = readers
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        add(reader, *of(reader, args[0]))
+        x, dim = channels_of(model, reader, args[0])
+        add(readers, ops.channel_activity(x, dim=dim), x)
 
     handle = model.net.get_submodule(reader).register_forward_pre_hook(hook)
     try:
@@ -166,13 +142,12 @@ def _watched(
 
 @contextlib.contextmanager
 def _measured(model: Model, source: str, readers: list[str], add: Any) -> Iterator[None]:
-    """Let a layer add up its activity for its readers whenever the network is called."""
+    """Let a layer add up its activity whenever the network is called."""
     module = model.masked[source]
 
     def forward(x: Tensor) -> Tensor:
-        y, sums = module.forward_with_activity(x)
-        for reader in readers:
-            add(reader, sums.double(), y.numel() // max(sums.numel(), 1))
+        y, activity = module.forward_with_activity(x)
+        add(readers, activity, y)
         return y
 
     module.forward = forward  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Files made to do harm: nothing in them is run or unpickled, nothing huge is allocated."""
+"""Hostile files: nothing in them is executed or unpickled, and nothing huge is allocated."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ LOADS = {"learner": clnp.Learner.load, "method": methods.load, "network": clnp.l
 
 
 def rename(graph: dict[str, Any], old: str, new: str) -> None:
-    """Another name for a node, wherever it is told."""
+    """Rename a node wherever its name occurs."""
     for node in graph["nodes"]:
         node["name"] = new if node["name"] == old else node["name"]
         node["inputs"] = [new if name == old else name for name in node["inputs"]]
@@ -94,7 +94,7 @@ def test_names_are_no_code(kind: str, files: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", LOADS)
 def test_nothing_is_unpickled_or_started(kind: str, files: Path) -> None:
-    """What Python's own audit sees while a file is loaded."""
+    """Checked by Python's audit hooks while a file is loaded."""
     LOADS[kind](files / kind)  # imports what it needs
     seen: list[str] = []
     hook_on[:] = [seen]
@@ -120,7 +120,7 @@ sys.addaudithook(audit)
 
 @pytest.mark.parametrize("kind", ["learner", "method"])
 def test_huge_sizes_take_no_memory(kind: str, files: Path, tmp_path: Path) -> None:
-    """Sizes are numbers that anybody can write; 60,000 x 60,000 would be 14 GB."""
+    """A file may contain any sizes; 60,000 x 60,000 would be 14 GB."""
     tensors, data = checkpoint.read(files / kind, kind)
     for size in (60_000, 10**9, 10**15):
         changed = json.loads(json.dumps(data))
@@ -236,7 +236,7 @@ def test_headers_of_arrays_that_promise_too_much(tmp_path: Path) -> None:
 
 
 def test_idx_sizes_that_overflow(tmp_path: Path) -> None:
-    """2**32 - 1 many times over is any number at all to 64 bits."""
+    """Products of 2**32 - 1 overflow 64 bits to any number."""
     for rank in (3, 8, 255):
         sizes = struct.pack(f">{rank}I", *[2**31] * rank)
         (tmp_path / "file").write_bytes(bytes((0, 0, 8, rank)) + sizes)
@@ -259,7 +259,7 @@ def test_weights_that_hold_more_than_tensors(tmp_path: Path) -> None:
 
 
 def test_links_in_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run folder from elsewhere leads no writes out of it, and no deletions."""
+    """A foreign run folder causes no writes or deletions outside it."""
     outside = tmp_path / "outside"
     finished_run(outside)
     kept = sorted(p.relative_to(outside) for p in outside.rglob("*"))

@@ -1,4 +1,4 @@
-"""Callbacks: what they hear, how a wrong one is refused, and the two loggers."""
+"""Callbacks: events, refusals, and the two loggers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ GRID = {"grid": {"lr": [5e-3, 1e-2]}, "fine_tune": {"epochs": 2, "lr": 1e-3}}
 
 
 class StopError(Exception):
-    """Stands in for a kill."""
+    """Simulates a killed process."""
 
 
 class StopAfter(Callback):
-    """Raises in the given event, the n-th time."""
+    """Raise in a given event, at its n-th call."""
 
     def __init__(self, event: str, times: int = 1) -> None:
         self.left = times
@@ -45,7 +45,7 @@ def learner(**settings: Any) -> clnp.Learner:
 
 
 def learn(lt: clnp.Learner, tasks: int) -> None:
-    """Learns what is missing of so many tasks."""
+    """Learn the missing tasks up to a number."""
     for k in range(len(lt.reports), tasks):
         lt.learn(blobs(k))
 
@@ -171,7 +171,7 @@ def test_csv_files_hold_every_epoch_and_task(tmp_path: Path) -> None:
 def test_csv_files_after_a_resume_are_those_of_an_undisturbed_run(
     tmp_path: Path, event: str, times: int
 ) -> None:
-    """Stopped anywhere, before or after the logger heard, each row is there once and the same."""
+    """Stopped before or after any event, each row exists once and is the same."""
     if event == "on_task_end" and times > 3:
         pytest.skip("there are three tasks")
     names = ("whole", "before", "after")

@@ -52,8 +52,8 @@ def test_a_comparison_side_by_side_tells_what_failed(
     words += ["--tasks", 4, "--methods", "clnp,finetune", "--workers", 2]
     code, out, _ = clnp(capsys, *words, "--out", tmp_path / "a")
     assert code == 3
-    assert "method clnp, seed 0 did not finish: all 2 channels of the final hidden layer" in out
-    assert "clnp, seed 0 | all 2 channels" in out
+    assert "method clnp, seed 0 did not finish: the last hidden layer" in out
+    assert "clnp, seed 0 | the last hidden layer" in out
     rows = (tmp_path / "a" / "methods.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["method", "finetune"]
 

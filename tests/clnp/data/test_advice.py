@@ -1,4 +1,4 @@
-"""The advice in errors about data, followed: what it makes is taken, and its labels are right."""
+"""Advice in error messages about data: followed, it makes valid data with the right labels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def refused(*arguments: Any, **options: Any) -> str:
 
 
 def expression(message: str) -> str:
-    """The expression or the statements that a message advises."""
+    """Return the expression or the statements that a message advises."""
     found = re.search(r"(?:convert with|move with|in every split:|;) ([xy].*|classes, .*)", message)
     assert found, message
     return found[1].split("; or ")[0].removesuffix(" turns images into pixels in [0, 1]")
@@ -76,7 +76,7 @@ def test_what_is_no_class_gets_no_advice(y: Any) -> None:
 @pytest.mark.parametrize("step", [1, 2])
 @pytest.mark.parametrize("kind", ["torch", "numpy"])
 def test_advice_for_numbers(offset: int, step: int, kind: str) -> None:
-    """Splits that show different classes are numbered alike."""
+    """Splits with different classes are numbered alike."""
     splits = [T, torch.tensor([2, 1, 2, 1, 2, 1]), torch.tensor([0, 0, 0, 2, 2, 2])]
     given = [offset + step * y for y in splits]
     if kind == "numpy":

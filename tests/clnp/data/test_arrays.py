@@ -1,4 +1,4 @@
-"""Own arrays from files."""
+"""Arrays from files."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_class_names(tmp_path):
 
 
 def test_objects_are_refused_only_where_they_are_asked_for(tmp_path):
-    """Nothing else in a file is read."""
+    """Other arrays of a file aren't read."""
     extra = np.array([{}], dtype=object)
     np.savez(tmp_path / "a.npz", **good(), extra=extra)
     assert ArrayFiles([tmp_path / "a.npz"])[0].num_classes == 4
@@ -161,7 +161,7 @@ def test_objects_are_refused_only_where_they_are_asked_for(tmp_path):
 
 
 def test_bad_rows_have_the_numbers_of_the_file(tmp_path):
-    """Not those that they get when some are set aside for validation."""
+    """Errors name rows of the file, not rows after the validation split is drawn."""
     data = good()
     data["x_train"][17, 2] = np.nan
     np.savez(tmp_path / "a.npz", **data)

@@ -1,4 +1,4 @@
-"""Tasks and streams: what they refuse, what they give."""
+"""Tasks and streams: contents and refusals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def xy(n: int = 6, features: int = 4, classes: int = 3):
 
 
 class Items(Dataset):
-    """A Dataset that makes its items when asked."""
+    """A Dataset that makes its items on access."""
 
     def __init__(self, n: int = 5, x: object = None, y: object = 1):
         self.n, self.x, self.y = n, torch.zeros(4) if x is None else x, y

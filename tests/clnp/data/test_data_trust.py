@@ -1,4 +1,4 @@
-"""Data is known by its content: other data under the name of a learned task is refused."""
+"""Data is identified by its content: other data under a learned task's name is refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ CHANGES: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
 
 @pytest.fixture(scope="module", params=LOADS)
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """(load, file of a learner of two tasks)."""
+    """Return a load function and the file of a learner of two tasks."""
     folder = tmp_path_factory.mktemp(request.param)
     lt = learner(request.param)
     for k in range(2):
@@ -206,7 +206,7 @@ class Plain(Dataset[Any]):
 
 
 class Own(Noisy):
-    """Draws from a generator of its own, which nobody seeds."""
+    """Draws from its own generator, which is never seeded."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

@@ -1,4 +1,4 @@
-"""Folders of images as tasks: what is found, what is refused, what an image becomes."""
+"""Folders of images as tasks: files found, refusals, and pixel values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLOURS = {"blue": (0, 0, 250), "green": (0, 250, 0), "red": (250, 0, 0)}
 
 
 def tree(root, number=10, size=(20, 16), classes=COLOURS):
-    """root/CLASS/k.png, each of one colour."""
+    """Make root/CLASS/k.png, each of one colour."""
     for name, colour in classes.items():
         (root / name).mkdir(parents=True)
         for k in range(number):
@@ -28,7 +28,7 @@ def tree(root, number=10, size=(20, 16), classes=COLOURS):
 
 
 def labels_by_colour(split):
-    """Largest channel of every image -> its label, checked to be one to one."""
+    """Map the largest channel of every image to its label, checked to be one to one."""
     pairs = {(int(x.mean((1, 2)).argmax()), int(y)) for x, y in split}
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)

@@ -1,4 +1,4 @@
-"""Images as bytes: what items are, crops, constants, splits; learning from them."""
+"""Images stored as bytes: items, crops, constants, splits, and learning."""
 
 from __future__ import annotations
 
@@ -60,8 +60,7 @@ def test_images_are_not_changed_by_reading():
     st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(0, 3), st.integers(0, 99)
 )
 def test_every_crop_is_a_window(height, width, more, padding, seed):
-    """Against cutting windows by hand: each is one of the windows of the padded image, mirrored or
-    not."""
+    """Each crop equals one of all windows of the padded image, mirrored or not."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(1, 256, (3, 2, height + more, width + more), generator=generator)
     images = images.to(torch.uint8)

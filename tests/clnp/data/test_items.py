@@ -1,4 +1,4 @@
-"""Data sets: every item is checked before anything trains, and read no more often than needed."""
+"""Data sets: every item is checked before training, and read no more often than needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUICK: dict[str, Any] = {"epochs": 2, "lr": 0.01, "batch_size": 32, "margin": 0.
 
 
 class Counted(Dataset[Any]):
-    """Counts how often each item is read; `odd` is what some items are instead."""
+    """Count reads per item; `odd` maps rows to other items."""
 
     def __init__(self, x: torch.Tensor, y: torch.Tensor, odd: dict[int, Any] | None = None) -> None:
         self.x, self.y, self.odd = x, y, odd or {}
@@ -45,7 +45,7 @@ class Counted(Dataset[Any]):
 
 
 class Noisy(Counted):
-    """Draws from the generators that data sets use."""
+    """Items drawn from the global generators."""
 
     def __getitem__(self, i: int) -> Any:
         x, y = super().__getitem__(i)
@@ -121,7 +121,7 @@ def test_an_odd_item_is_found_before_training(kind: str, split: str) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_change_nothing_but_the_time(workers: int) -> None:
-    """Batches, order and random draws do not depend on who reads; errors are ours."""
+    """Batches, order and random draws are the same in workers, and errors are DataErrors."""
     source = blobs(0).tensors("train")
     items = Items(Noisy(*source), num_workers=workers)
     chunks = [[3, 1], [2], [9, 8, 7]]
@@ -167,9 +167,7 @@ def test_learning_with_workers_gives_the_same_bits() -> None:
 
 @pytest.mark.parametrize("which", ["clnp", "method"])
 def test_items_are_read_at_most_twice(which: str) -> None:
-    """Validation items once (the first and the last few twice), training items twice: to see that
-    they stay the same.
-    """
+    """Validation items once (the first and last few twice), training items twice."""
     lt = learner(which, epochs=5)
     for k in range(2):
         task = of(seed=k, classes=3)
@@ -296,7 +294,7 @@ def test_a_long_pass_is_no_silence(
 
 
 class Told(Counted):
-    """With torchvision's attributes."""
+    """Items with torchvision's attributes."""
 
     def __init__(self, *args: Any, classes: Any = None, targets: Any = None) -> None:
         super().__init__(*args)
@@ -322,7 +320,7 @@ NAMES = ["cat", "dog", "bird"]
 
 
 def test_items_count_not_what_is_said_of_them() -> None:
-    """`targets` of 10 to 12 with a target_transform to 0 to 2."""
+    """`targets` are 10 to 12, with a target_transform to 0 to 2."""
     task = told([f"class {i}" for i in range(13)], shift=10)
     assert task.num_classes == 3
     assert task_data(task).class_names is None

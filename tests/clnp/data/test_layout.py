@@ -1,6 +1,4 @@
-"""Layouts of folders of images, from a grammar: exactly what is meant, or an error that says what
-is there.
-"""
+"""Random layouts of image folders: the intended reading, or an error that lists the contents."""
 
 from __future__ import annotations
 
@@ -50,7 +48,7 @@ class Tree:
         return self.root / self.splits[split]
 
     def add_class(self, split: str, name: str) -> None:
-        """A folder of images or a link to one, with images in a folder below at times."""
+        """Add a folder of images or a link to one, sometimes with images in a subfolder."""
         place = self.place(split) / name
         if self.rng.random() < 0.2:
             elsewhere = Path(tempfile.mkdtemp(dir=self.root.parent))
@@ -67,7 +65,7 @@ class Tree:
         self.noise(place)
 
     def noise(self, place: Path) -> None:
-        """What is no part of the data; files that are told of."""
+        """Add files that are not data; some are mentioned in notes."""
         for name in NOISE:
             if self.rng.random() < 0.1:
                 (place / name).mkdir()
@@ -84,7 +82,7 @@ class Tree:
 
 @pytest.fixture
 def fresh(tmp_path: Path):
-    """A new empty folder every time, however often a test's body runs."""
+    """Return a function that makes a new empty folder at every call."""
 
     def make(name: str = "task") -> Path:
         return Path(tempfile.mkdtemp(dir=tmp_path)) / name
@@ -130,7 +128,7 @@ def second_split(tree: Tree) -> list[str]:
 
 
 def wrong_split_beside(tree: Tree) -> list[str]:
-    """A folder of images that is no split beside splits, or a split beside classes."""
+    """Add an unknown folder of images beside splits, or a split beside classes."""
     name = "extra" if tree.splits["train"] else "test"
     (tree.root / name).mkdir()
     (tree.root / name / "x.png").touch()
@@ -180,7 +178,7 @@ def single_class(tree: Tree) -> list[str]:
 
 
 def wrapped(tree: Tree) -> list[str]:
-    """The folder around the one that is meant; its error names the right one."""
+    """Pass the parent of the intended folder; the error names the intended one."""
     right, tree.root = tree.root, tree.root.parent / "around"
     tree.root.mkdir()
     right.rename(tree.root / "inner")

@@ -1,4 +1,4 @@
-"""Image files as pixels: right values for every kind of file, or a refusal."""
+"""Image files: correct values for every kind of file, or a refusal."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_numbers_that_are_none(tmp_path):
 
 
 def images_of(root, *, bits, number=4, first=0):
-    """Two classes, dark and light, of so many bits."""
+    """Make two classes, dark and light, with a given bit depth."""
     for name, share in (("dark", 0.25), ("light", 1.0)):
         (root / name).mkdir(parents=True, exist_ok=True)
         for k in range(first, first + number):
@@ -88,7 +88,7 @@ def images_of(root, *, bits, number=4, first=0):
 
 
 def values_of(split):
-    """The red channel's first pixel of every image, as bytes."""
+    """Return the values of the first pixel's red channel over all images, as bytes."""
     x, _ = split.batch(torch.arange(len(split)))
     return sorted({round(255 * float(v)) for v in x[:, 0, 0, 0]})
 
@@ -144,7 +144,7 @@ def test_transparent_pixels_are_laid_on_white(tmp_path, kind):
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
 def test_transparent_colours(tmp_path, mode):
-    """One colour of a palette, a grey, or an RGB colour counts as transparent."""
+    """A palette colour, a grey or an RGB colour is marked as transparent."""
     image = Image.new(mode, (SIDE, SIDE), (9, 9, 9) if mode == "RGB" else 9)
     if mode == "P":
         image.putpalette([9, 9, 9] * 256)
@@ -220,7 +220,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG file that claims a size."""
+    """Return a PNG file with a given size in its header."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
@@ -245,7 +245,7 @@ def test_files_that_are_no_images(tmp_path, content):
 
 
 def test_large_images_are_legal(tmp_path, monkeypatch):
-    """Up to twice what Pillow warns of, without its warning."""
+    """Images up to twice the size of Pillow's warning are read without it."""
     Image.new("L", (40, 40), 7).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     (header,) = by_threads(
@@ -260,7 +260,7 @@ def test_large_images_are_legal(tmp_path, monkeypatch):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from((4, 8, 64)))
 def test_any_size(tmp_path_factory, width, height, side):
-    """The square in the middle; nothing of the borders of long images, which cost no memory."""
+    """The middle square is read, without the borders of long images."""
     path = tmp_path_factory.mktemp("size") / "a.png"
     least = min(width, height)
     pixels = np.full((height, width), 200, np.uint8)

@@ -1,4 +1,4 @@
-"""CIFAR on disk in all its forms, and the streams cut from it."""
+"""CIFAR on disk in all formats, and the streams made of it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_every_form_is_the_same_data(tmp_path, name, form):
 
 
 def test_pickles_as_python_2_wrote_them(tmp_path):
-    """An array in a protocol-2 pickle of Python 2: its bytes are a str, its module the old one."""
+    """Python 2 pickled an array with its bytes as str and with an old module name."""
     raw = (
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
         b"(K\x01K\x03\x85cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xff"
@@ -162,7 +162,7 @@ def test_damaged_arrays_are_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Both data sets; CIFAR-100 with its first 30 classes."""
+    """Make both data sets; CIFAR-100 with its first 30 classes."""
     folder = tmp_path_factory.mktemp("cifar")
     write_npz(folder, "cifar10", arrays(10))
     write_npz(folder, "cifar100", arrays(30, seed=1))

@@ -1,4 +1,4 @@
-"""Files that compute what the network computes, or an error that says why there is none."""
+"""Exported files give the network's logits, or an error says why there is no file."""
 
 import contextlib
 import importlib.util
@@ -115,7 +115,7 @@ FLAT = ("batch_norm1d", "unsqueeze")
 
 
 def one_operation(op: str, attrs: dict[str, Any]) -> tuple[fx.GraphModule, Tensor]:
-    """A network of one operation, as `clnp.extract` would give it, and an example."""
+    """Return a network of one operation, in the form of `clnp.extract`, and an example."""
     shape = [2, 3] if op in FLAT else IMAGE
     nodes = [Node("x", "input", attrs={"shape": shape})]
     if OPS[op].role == "merge":
@@ -136,7 +136,7 @@ def one_operation(op: str, attrs: dict[str, Any]) -> tuple[fx.GraphModule, Tenso
 
 
 def outputs(path: Path, x: Tensor) -> Tensor:
-    """The file's own logits, by the library that it is meant for."""
+    """Compute the file's logits by the library it is meant for."""
     if path.suffix == ".pt2":
         got: Tensor = torch.export.load(path).module()(x)
         return got
@@ -165,7 +165,7 @@ class Together(nn.Module):
 
 
 def refused(cases: list[tuple[str, dict[str, Any]]], path: Path) -> list[tuple[str, Any]]:
-    """Those that a format can't hold; the others, exported together, are right in the file."""
+    """Return operations that a format lacks; the others together are correct in the file."""
     torch.manual_seed(0)
     network = Together(cases).eval()
     try:
@@ -183,7 +183,7 @@ def refused(cases: list[tuple[str, dict[str, Any]]], path: Path) -> list[tuple[s
 
 
 def is_odd(op: str, attrs: dict[str, Any]) -> bool:
-    """Whether an exporter to ONNX may well lack or mistake an operation with these attributes."""
+    """Return whether ONNX exporters may lack or mistake an operation with these attributes."""
     return op == "adaptive_max_pool2d" or attrs.get("divisor_override") is not None
 
 
@@ -222,7 +222,7 @@ def test_every_operation_comes_back_from_json(tmp_path: Path) -> None:
 
 
 def pooled() -> tuple[fx.GraphModule, Tensor]:
-    """A task's network whose average pooling has a divisor of its own, and an example."""
+    """Return a task's network with a divisor in its average pooling, and an example."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 6, 3),
@@ -265,7 +265,7 @@ def test_an_operation_that_onnx_gets_wrong_is_named_and_the_old_file_stays(tmp_p
 def test_a_file_that_computes_something_else_is_refused(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever goes wrong on the way: here everything that runs the file adds a little."""
+    """Simulated by adding a little to the results of every file."""
     narrow = clnp.extract(learned(mlp([20, 10]), "single", tasks=1), 0)
     name = {".pt2": "_run_pt2", ".onnx": "_run_onnx"}[suffix]
     run = getattr(export_check, name)
@@ -278,14 +278,14 @@ def test_a_file_that_computes_something_else_is_refused(
 
 
 class Sorted(nn.Module):
-    """Something that no ONNX operator is."""
+    """An operation that ONNX lacks."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.linalg.eigvals(x[:, None] * x[:, :, None]).real
 
 
 class Branching(nn.Module):
-    """Something that torch.export can't trace."""
+    """A module that torch.export can't trace."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x if float(x.sum()) > 100 else -x

@@ -1,4 +1,4 @@
-"""Narrow networks that stand alone."""
+"""Extraction of narrow plain networks."""
 
 import subprocess
 import sys

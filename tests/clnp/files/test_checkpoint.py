@@ -1,4 +1,4 @@
-"""Files that are whole, or refused."""
+"""Checkpoint files are complete, or refused."""
 
 import json
 import os

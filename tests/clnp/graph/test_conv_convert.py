@@ -1,4 +1,4 @@
-"""Which convolutional networks are converted, with which groups, and which are refused."""
+"""Conversion of convolutional networks: supported ones, their groups, and refusals."""
 
 import copy
 
@@ -33,7 +33,7 @@ def test_conversion_keeps_the_function(plan: Plan, seed: int) -> None:
 @given(plans, st.integers(0, 2**30))
 @settings(max_examples=40, deadline=None)
 def test_first_task_trains_like_the_dense_network(plan: Plan, seed: int) -> None:
-    """With nothing frozen gradients and running statistics are those of the plain network."""
+    """Without frozen channels, gradients and statistics equal those of the plain network."""
     torch.manual_seed(seed)
     plan = Plan(plan.width, plan.blocks, plan.norm, False, plan.end)
     net = randomise_norms(plan.build().double(), seed).train()
@@ -97,7 +97,7 @@ def test_report_and_fused_layers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Functional(nn.Module):
-    """Calls instead of modules, and numbers among the tensors."""
+    """Functions instead of modules, and numbers as operands."""
 
     def __init__(self) -> None:
         super().__init__()

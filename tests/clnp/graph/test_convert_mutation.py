@@ -1,4 +1,4 @@
-"""Operations in place: converted to the same function, or refused by place."""
+"""In-place operations: converted to the same function, or refused with their place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Forward = Callable[[Any, Tensor], Tensor]
 
 
 class Net(nn.Module):
-    """Three layers without biases, and a forward that is given."""
+    """Three layers without biases, and a given forward."""
 
     def __init__(self, forward: Forward, **parts: Any) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ REFUSED: dict[str, tuple[Forward, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("zero", [False, True])
 def test_refused_by_place(name: str, zero: bool) -> None:
-    """Also where weights of zero hide the difference."""
+    """Also if weights of zero hide the difference."""
     forward, message = REFUSED[name]
     part = nn.BatchNorm1d(12) if name == "buffer" else nn.Dropout(0.5)
     net = Net(forward, part=part)

@@ -1,4 +1,4 @@
-"""Networks that conversion would change, or that can't be read: refused with the true reason."""
+"""Refusals of networks that conversion would change or can't trace, with the correct reason."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_a_head_alone_learns() -> None:
 
 
 class Given(Functional):
-    """A forward that is given, between layers of one width."""
+    """A given forward, between layers of one width."""
 
     def __init__(self, forward: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__(width=12)

@@ -1,4 +1,4 @@
-"""Which network of the Avalanche strategy answers, and the loss of what it answers."""
+"""Networks and losses of the Avalanche strategy in evaluation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ from tests.clnp.integrations.avalanche_cases import (  # noqa: E402
 
 
 def examples(experience: Any) -> tuple[Tensor, Tensor]:
-    """All examples of an experience, x [N, 64] and y [N]."""
+    """Return all examples of an experience, x [N, 64] and y [N]."""
     x = torch.stack([item[0] for item in experience.dataset])
     return x, torch.tensor([int(item[1]) for item in experience.dataset])
 
@@ -78,7 +78,7 @@ def test_without_task_labels_the_task_is_inferred(
 
 
 def by_experience(learner: CLNP, bench: Any) -> list[float]:
-    """Accuracies of every experience where its number tells the task."""
+    """Evaluate with the experience's index as the task."""
     own = []
     for k, experience in enumerate(bench.test_stream):
         x, y = examples(experience)

@@ -1,4 +1,4 @@
-"""What goes wrong in a run of the Avalanche strategy: it goes on, or says what is wrong."""
+"""Failures in a run of the Avalanche strategy: recovery, or a clear error."""
 
 import copy
 from typing import Any
@@ -28,7 +28,7 @@ from tests.clnp.integrations.avalanche_cases import (  # noqa: E402
 
 
 class Interrupt(SupervisedPlugin):
-    """Raises once, at a given event of the experience with a given number."""
+    """Raise once, in a given event of a given experience."""
 
     def __init__(self, event: str, experience: int, error: BaseException) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ def test_a_network_with_tasks_of_unknown_classes_is_refused() -> None:
 
 
 def datasets(y: Any, x: torch.Tensor | None = None) -> Any:
-    """A benchmark of one experience with the given targets."""
+    """Return a benchmark of one experience with the given targets."""
     x = torch.randn(len(y), 64) if x is None else x
     data = AvalancheDataset([torch.utils.data.TensorDataset(x, torch.as_tensor(y))])
     data = data.update_data_attribute("targets", list(y))

@@ -225,14 +225,16 @@ def test_adopting_without_pruning_changes_nothing() -> None:
 
 def test_adopting_is_for_the_first_task_only() -> None:
     lt = clnp.Learner(convert(PLAIN.build()), **FAST)
-    with pytest.raises(ConfigError, match="margin=2"):
+    with pytest.raises(ConfigError, match=r"^margin: expected a fraction in \[0, 1\), got 2"):
         lt.adopt(patterns(0), margin=2)
-    with pytest.raises(ConfigError, match="5 classes, the network 3 outputs"):
+    with pytest.raises(ConfigError, match=r"expected 3 classes, .*outputs, got 5; adopt"):
         lt.adopt(patterns(0, classes=5))
     with pytest.raises(DataError, match="shape"):
         lt.adopt(patterns(0, shape=(3, 9, 9)))
     lt.adopt(patterns(0))
-    with pytest.raises(ConfigError, match="first task"):
+    with pytest.raises(
+        ConfigError, match=r"^adopt\(\): expected a learner without tasks, got 1 learned"
+    ):
         lt.adopt(patterns(1))
 
 

@@ -102,7 +102,11 @@ def test_a_lost_rank_ends_in_an_error_and_the_run_resumes(tmp_path: Path) -> Non
         ("settings", TrainingError, "the settings of rank 1 differs"),
         ("data", TrainingError, "task 0 of rank 1 differs"),
         ("weights", TrainingError, "the network's state of rank 1 differs"),
-        ("batch", ConfigError, "batch_size=1: 2 processes"),
+        (
+            "batch",
+            ConfigError,
+            "batch_size: expected at least 2, one example for each process, got 1",
+        ),
     ],
 )
 def test_ranks_that_do_not_fit_are_refused(what: str, error: type, words: str) -> None:

@@ -179,7 +179,9 @@ def test_limited_tasks_go_on_in_the_middle(task: int, stack: str, tmp_path: Path
 
 def test_an_adopted_network_can_not_be_limited() -> None:
     lt = learner([40, 30], first_growth=8)
-    with pytest.raises(ConfigError, match="first_growth"):
+    with pytest.raises(
+        ConfigError, match=r"^first_growth: expected None to adopt a network, .*, got 8"
+    ):
         lt.adopt(blobs(0))
     lt.learn(blobs(0))
 

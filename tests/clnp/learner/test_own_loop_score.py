@@ -129,8 +129,18 @@ def test_accuracy_as_a_function_keeps_what_accuracy_keeps() -> None:
         (regression()[1], lambda outputs, y: outputs, ConfigError, "score .*expected a number"),
         (regression()[1], lambda outputs: 1.0, ConfigError, "score .*TypeError"),
         (regression()[1], lambda outputs, y: torch.nan, ConfigError, "expected a finite number"),
-        ((regression()[1][0], torch.zeros(3)), negative_error, DataError, "as many targets"),
-        ((regression()[1][0], [[1], [1, 2]]), negative_error, DataError, "make no tensor"),
+        (
+            (regression()[1][0], torch.zeros(3)),
+            negative_error,
+            DataError,
+            r"^validation: expected targets \[N, \.\.\.\], one for each .*, got \[3\]",
+        ),
+        (
+            (regression()[1][0], [[1], [1, 2]]),
+            negative_error,
+            DataError,
+            "^validation: expected targets that make one tensor, got ",
+        ),
     ],
     ids=["no number", "one argument", "NaN", "few targets", "ragged targets"],
 )

@@ -153,7 +153,9 @@ def test_frank_wolfe_step_length() -> None:
     optimizer.step()
     wanted = 0.3 * 0.1 * float(w.grad.norm())
     assert float((w.detach() - before).norm()) == pytest.approx(wanted)
-    with pytest.raises(ConfigError, match="k=2"):
+    with pytest.raises(
+        ConfigError, match=r"^FrankWolfe k: expected a number > 0 and <= 1, got 2\.0"
+    ):
         FrankWolfe([w], k=2.0)
 
 

@@ -1,4 +1,4 @@
-"""Networks by name: shapes, seeds, what is refused; weights from files."""
+"""Networks by name: shapes, seeds, refusals; weights from files."""
 
 from __future__ import annotations
 
@@ -42,8 +42,7 @@ def test_wide_is_table_3():
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 24, 37)])
 def test_the_end_of_wide_is_a_convolution_and_an_average_pool(shape):
-    """As Table 3 has it: convolution 6 with 3 x 3 kernels and no padding, then the mean over all
-    that it gives."""
+    """Equal to Table 3: a 3 x 3 convolution without padding, then the mean over its outputs."""
     net = models.wide(4, shape, scale=1 / 32, seed=0).double().eval()
     x = torch.rand(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     hidden = net[: list(dict(net.named_children())).index("pool")](x)

@@ -1,4 +1,4 @@
-"""The certificate notices every single bit, and says under which conditions it holds."""
+"""The certificate detects every changed bit, and reports the conditions that differ."""
 
 import copy
 import io
@@ -48,7 +48,7 @@ def learned(tasks: int = 3, net: nn.Module | None = None, head: str = "single") 
 
 
 def frozen(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """Every frozen tensor that is not empty, and the name that a verdict has for it."""
+    """Return every frozen tensor that isn't empty, with its name in a verdict."""
     for name, module in model.masked.items():
         for key in ("weight", "bias", "mean", "var"):
             value = getattr(module, f"active_{key}", None)
@@ -61,7 +61,7 @@ def frozen(model: Model) -> Iterator[tuple[str, Tensor]]:
 
 
 def free(model: Model) -> list[Tensor]:
-    """Everything that training moves."""
+    """Return everything that training changes."""
     return [*model.parameters(), *model.running_statistics()]
 
 
@@ -140,7 +140,7 @@ def test_what_is_free_may_move(case: Learned) -> None:
 
 
 def test_weights_that_the_probe_does_not_feel_are_noticed() -> None:
-    """Pixels that are dark in the probe, and random numbers of another task."""
+    """Weights of pixels that are zero in the probe, and of another task's random numbers."""
     model, certificate = learned(1)
     certificate.probes[0].zero_()
     certificate.entries[0] = replace(
@@ -198,7 +198,7 @@ SETTINGS = {
 
 
 def test_settings_that_move_bits_are_recorded() -> None:
-    """Each in turn, in a process of their own, because torch does not take all of them back."""
+    """Each setting in its own process, because torch can't reset all of them."""
     code = (
         "import json, sys, torch\n"
         "from clnp.network.conditions import conditions_of, differences\n"

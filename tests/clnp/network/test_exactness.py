@@ -1,6 +1,4 @@
-"""Earlier tasks do not move by a bit: property tests over random networks, heads, channel sets and
-training.
-"""
+"""Property tests: earlier tasks are bit-identical for random networks, heads and training."""
 
 import copy
 
@@ -53,9 +51,7 @@ def channel_axis(model: Model, name: str) -> int:
 def learn_random_tasks(
     model: Model, tasks: int, seed: int
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Runs the life cycle with random training and random channel sets; logits of each task right
-    after it was learned.
-    """
+    """Learn tasks with random training and channels; return each task's logits at its end."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     x = inputs_for(model, generator)
@@ -147,9 +143,7 @@ def test_consolidating_keeps_the_function_of_the_pruned_network(
 @given(networks, heads, st.integers(0, 2**30))
 @few
 def test_cutting_channels_equals_zeroing_them(net: torch.nn.Module, head: str, seed: int) -> None:
-    """A pruned channel contributes nothing: zeroing what the consumers read of it gives the same
-    logits.
-    """
+    """Pruning a channel equals zeroing it in the inputs of its consumers."""
     model = convert(net.double(), head=head)
     generator = torch.Generator().manual_seed(seed)
     learn_random_tasks(model, 1, seed)

@@ -1,4 +1,4 @@
-"""The life of a task on the model itself, and its refusals."""
+"""Life cycle of tasks on the model itself, and refusals."""
 
 import contextlib
 import copy
@@ -335,7 +335,7 @@ def test_a_default_dtype_does_not_stay_in_the_copies() -> None:
 
 
 def test_a_life_within_inference_mode_leaves_weights_that_can_be_trained() -> None:
-    """Parameters that are made there would refuse to be trained for ever."""
+    """Parameters made in inference mode could never be trained."""
     with torch.inference_mode():
         model = clnp.convert(conv_cases.Plan(3, (), True, False, "hidden").build(), IMAGES)
         model.set_head("single")
@@ -359,7 +359,7 @@ def test_a_life_within_inference_mode_leaves_weights_that_can_be_trained() -> No
 
 
 def three_states(head: str = "multi") -> tuple[Model, list[dict[str, torch.Tensor]]]:
-    """A network with three tasks, and its states after 0, 1, 2 and 3 of them."""
+    """Return a network with three tasks, and its states after 0, 1, 2 and 3 of them."""
     model, states = convert(mlp([8, 6]), head=head), []
     states.append(copy.deepcopy(model.state_dict()))
     for k in range(3):
@@ -482,7 +482,7 @@ def test_all_tasks_with_other_classes_and_a_log_softmax() -> None:
 
 @pytest.mark.parametrize("rule", ["entropy", "energy"])
 def test_the_surest_task_is_taken(rule: str) -> None:
-    """Heads made by hand: each example is certain for one task and undecided for the others."""
+    """With made-up logits, each example is certain for one task and undecided for the others."""
     model = convert(mlp([6]))
     for _ in range(3):
         model.begin_task()
@@ -501,7 +501,7 @@ def test_the_surest_task_is_taken(rule: str) -> None:
 
 
 def test_predicting_without_the_task_on_tasks_that_differ() -> None:
-    """Tasks are told apart better than by chance, and the class is that of the task's network."""
+    """Tasks are inferred better than by chance, and the class is that of the task's network."""
     torch.manual_seed(0)
     lt = clnp.Learner(convert(mlp([60, 40])), epochs=15, lr=5e-3, margin=0.02, batch_size=32)
     tasks = [blobs(seed) for seed in range(2)]

@@ -1,4 +1,4 @@
-"""Predicting without being told the task: who is chosen, and how often that is right."""
+"""Prediction without task labels: chosen tasks and accuracies."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_tests_that_are_not_at_hand_are_nan() -> None:
 
 
 def test_tasks_of_different_sizes() -> None:
-    """Entropy counts per class; a label means nothing across such tasks."""
+    """Entropy is normalised per task; a label has no meaning across such tasks."""
     certain = torch.tensor([[4.0, 0.0]])
     same_share = torch.tensor([[4.0, 0.0, -90.0, -90.0]])
     task, _ = choose([same_share, certain], "entropy")

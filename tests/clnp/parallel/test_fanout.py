@@ -1,4 +1,4 @@
-"""Trials in worker processes: side by side, told live, retried, reported, and none left over."""
+"""Trials in worker processes: concurrency, events, retries, failures, and no leftover processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same trials on Ray; without it only its absence is tested."""
+"""Trials on Ray; without Ray, only the error is tested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How work is divided among ranks, without any processes."""
+"""Division of work among ranks, without processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions that the tests of `clnp.parallel` call in worker processes."""
+"""Functions that run in worker processes in the tests of `clnp.parallel`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from clnp.parallel import tell
 
 
 def square(x: int) -> tuple[int, int, int]:
-    """The square, who computed it, and with how many threads."""
+    """Return the square, the process id, and the number of threads."""
     tell("begun", x)
     return x * x, os.getpid(), torch.get_num_threads()
 
 
 def meet(folder: Path, own: str, other: str) -> bool:
-    """Waits for another trial, which has to run at the same time."""
+    """Wait for another trial, which must run at the same time."""
     (folder / own).touch()
     end = time.monotonic() + 600
     while time.monotonic() < end:
@@ -34,7 +34,7 @@ def meet(folder: Path, own: str, other: str) -> bool:
 
 
 def fail(folder: Path, times: int, how: str) -> str:
-    """Fails so many times, then succeeds."""
+    """Fail a given number of times, then succeed."""
     attempts = len(list(folder.iterdir()))
     (folder / str(attempts)).touch()
     if attempts < times:
@@ -45,17 +45,17 @@ def fail(folder: Path, times: int, how: str) -> str:
 
 
 def pointer(x: Tensor) -> tuple[bool, float]:
-    """Whether a tensor is in shared memory, and its sum."""
+    """Return whether a tensor is in shared memory, and its sum."""
     return x.is_shared(), float(x.sum())
 
 
 def unsendable() -> Any:
-    """A result that pickle refuses."""
+    """Return a value that can't be pickled."""
     return lambda: None
 
 
 def wait_for_ever(folder: Path, name: str) -> None:
-    """Says which process it is, and never ends."""
+    """Write the process id to a file, and never end."""
     assert multiprocessing.parent_process() is not None
     (folder / f"{name}.tmp").write_text(str(os.getpid()))
     (folder / f"{name}.tmp").rename(folder / name)

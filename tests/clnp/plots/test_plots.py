@@ -1,4 +1,4 @@
-"""Figures: real PNG files of the size they should have, the same bytes for the same numbers."""
+"""Figures: PNG files of the right size, with the same bytes for the same numbers."""
 
 from __future__ import annotations
 

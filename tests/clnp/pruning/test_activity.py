@@ -1,7 +1,8 @@
 """The activity that layers add up on the way is that of a reduction of what their readers see."""
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -105,6 +106,17 @@ def test_activity_of_the_layers_is_that_of_their_readers(
     assert all("forward" not in vars(module) for module in model.masked.values())
 
 
+@contextlib.contextmanager
+def apart_of_every_reader(
+    model: Model, source: str, readers: list[str], add: Any
+) -> Iterator[None]:
+    """Stands for `_measured`: reduces the input of every reader apart."""
+    with contextlib.ExitStack() as stack:
+        for reader in readers:
+            stack.enter_context(pruning_activity._reduced(model, source, [reader], add))
+        yield
+
+
 def test_the_fused_sums_are_those_of_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit on the CPU, so no threshold moves with the way of measuring."""
     for name in CASES:
@@ -112,7 +124,7 @@ def test_the_fused_sums_are_those_of_the_operator(monkeypatch: pytest.MonkeyPatc
         split = (x, torch.zeros(40, dtype=torch.int64))
         fused = read_activity(model, split, CPU)
         with monkeypatch.context() as patch:
-            patch.setattr(pruning_activity, "_sources", lambda model: {})
+            patch.setattr(pruning_activity, "_measured", apart_of_every_reader)
             apart = read_activity(model, split, CPU)
         for reader in fused:
             assert torch.equal(fused[reader], apart[reader]), (name, reader)
