@@ -123,8 +123,8 @@ def _make_learner(
     path = None if folder is None else folder.path
     net, example = _make_net(config, places, stream)
     if config.method != "clnp":
-        arguments = config.method_arguments()
-        return methods.make(config.method, net, example, checkpoint_dir=path, **arguments)
+        arguments = {**config.method_arguments(), "checkpoint_dir": path}
+        return methods.make(config.method, net, example, progress_bar=False, **arguments)
     model = convert(net, example, verbose=False)
     arguments = {**config.learner_arguments(), "device": torchrun.device_of(config)}
     return Learner(
@@ -132,6 +132,7 @@ def _make_learner(
         checkpoint_dir=path,
         workers=_workers(config, places),
         distributed=distributed,
+        progress_bar=False,  # the console has its own
         **arguments,
     )
 
