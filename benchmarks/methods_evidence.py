@@ -164,12 +164,7 @@ def structured(setting: Setting, seeds: int) -> Iterator[Row]:
 
 
 def _channels(
-    setting: Setting,
-    task: Task,
-    seed: int,
-    l1: float,
-    sdp: dict[str, Any],
-    margin: float,
+    setting: Setting, task: Task, seed: int, l1: float, sdp: dict[str, Any], margin: float
 ) -> Row:
     inputs = task.sample_shape[0]
     net = models.mlp(inputs, 2 * setting.width, 2, 10, seed=seed)

@@ -17,9 +17,7 @@ def as_planes(x: Tensor, dim: int) -> Tensor:
     for split in range(1, x.ndim):
         try:
             planes = sorted_x.view(
-                x.shape[dim],
-                sorted_x.shape[1:split].numel(),
-                sorted_x.shape[split:].numel(),
+                x.shape[dim], sorted_x.shape[1:split].numel(), sorted_x.shape[split:].numel()
             )
         except RuntimeError:  # not a view
             continue

@@ -7,13 +7,7 @@ from benchmarks.pages.markdown import table
 from clnp.learner.settings import FineTune, Settings, settings_table
 from clnp.metrics import mean_std
 
-HEAD = (
-    "tasks learned",
-    "mean accuracy, %",
-    "worst task, %",
-    "layer 1 used, %",
-    "layer 2 used, %",
-)
+HEAD = ("tasks learned", "mean accuracy, %", "worst task, %", "layer 1 used, %", "layer 2 used, %")
 NUMBERS = (
     ("tasks", 1, 1),
     ("acc", 100, 1),

@@ -15,13 +15,7 @@ from pathlib import Path
 from benchmarks import served
 from benchmarks.reproduce.capacity import CAPACITY, FRONTIER, REUSE
 from benchmarks.reproduce.cifar import FIG_4, FIG_5
-from benchmarks.reproduce.experiment import (
-    Experiment,
-    Options,
-    carry_out,
-    found,
-    write_settings,
-)
+from benchmarks.reproduce.experiment import Experiment, Options, carry_out, found, write_settings
 from benchmarks.reproduce.permuted_mnist import FIG_3, TABLE_1
 from benchmarks.reproduce.tables import Tables
 from clnp.cli.console import make_console

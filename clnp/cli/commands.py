@@ -330,8 +330,7 @@ def _complain(error: Exception) -> int:
     if os.environ.get("CLNP_DEBUG"):
         traceback.print_exception(error)
     usage = isinstance(
-        error,
-        (ConfigError, DataError, ConvertError, CheckpointError, ExportError, RunError),
+        error, (ConfigError, DataError, ConvertError, CheckpointError, ExportError, RunError)
     )
     refused = out_of_memory(error)
     ours = refused or isinstance(error, (ClnpError, OSError))

@@ -61,10 +61,7 @@ def of_runs(done: Iterable[tuple[RunFolder, Mapping[str, Any]]]) -> dict[str, An
     """
     methods: dict[str, list[dict[str, Any]]] = {}
     for folder, metrics in done:
-        about = {
-            "settings": resolved(metrics["config"]),
-            "environment": folder.read_environment(),
-        }
+        about = {"settings": resolved(metrics["config"]), "environment": folder.read_environment()}
         entries = methods.setdefault(metrics["config"].get("method", "clnp"), [])
         for entry in entries:
             if {key: entry[key] for key in about} == about:

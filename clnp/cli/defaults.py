@@ -126,7 +126,7 @@ STREAMS = tuple(DEFAULTS)
 NETS: dict[str, dict[str, str]] = {"split-cifar": {"resnet18": "resnet18_small"}}
 # Golkar et al. 2019, Sec. 3.2: the wide network has a single head and learns ten tasks.
 WITH_NET: dict[tuple[str, str], dict[str, Any]] = {
-    ("split-cifar", "wide"): {"head": "single", "tasks": 10},
+    ("split-cifar", "wide"): {"head": "single", "tasks": 10}
 }
 # How many tasks a split of CIFAR has where nothing else is said.
 SPLITS = {"cifar10-100": None, "cifar10": 5, "cifar100": 10}

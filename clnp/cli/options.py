@@ -150,9 +150,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
             unset="the data's own",
         ),
         "examples": Option(
-            "training examples of each task, drawn at random",
-            whole(1, 1_000_000_000),
-            unset="all",
+            "training examples of each task, drawn at random", whole(1, 1_000_000_000), unset="all"
         ),
         "identity-first": Option("permuted: the first task keeps its pixels' order", flag()),
         "normalise": Option(
@@ -170,10 +168,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         ),
         "image-range": Option(
             "folder: range of images of more than 8 bits",
-            Range(
-                "two numbers, black and white, the first below the second",
-                _is_range,
-            ),
+            Range("two numbers, black and white, the first below the second", _is_range),
             unset="as measured",
             words={"type": numbers, "metavar": "BLACK,WHITE"},
         ),

@@ -11,13 +11,7 @@ from .. import plots
 from ..files.atomic import write_text
 from ..html import tables
 from ..html.page import percent, render
-from ..html.run import (
-    certificate_facts,
-    fact,
-    learner_page,
-    percent_spread,
-    pictures_of,
-)
+from ..html.run import certificate_facts, fact, learner_page, percent_spread, pictures_of
 from ..html.text import counted, number
 from ..plots.svg import Picture, picture
 from . import compare, results
@@ -122,7 +116,7 @@ def comparison_page(folder: RunFolder, *, linked: bool) -> str:
     if lines:
         best = max(lines, key=lambda line: line["acc_mean"])
         facts += [
-            fact(f"highest mean accuracy, {best['method']}", f"{percent(best['acc_mean'])} %"),
+            fact(f"highest mean accuracy, {best['method']}", f"{percent(best['acc_mean'])} %")
         ]
     stream = next(iter(configs.values())).stream if configs else "no method has finished"
     return render(

@@ -71,6 +71,7 @@ def load_or_make(run: Run, stream: Stream) -> Any:
         return _make_learner(config, places, stream, run.folder, joined)
     device = torchrun.device_of(config)
     arguments: dict[str, Any] = {"device": device, "checkpoint_dir": run.folder.path}
+    arguments["progress_bar"] = False  # the console has its own
     if config.method == "clnp":
         workers = _workers(config, places)
         learner: Any = Learner.load(

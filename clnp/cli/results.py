@@ -157,7 +157,7 @@ def write_summary(folder: RunFolder, all_metrics: Sequence[Mapping[str, Any]]) -
     configurations.write(folder, zip(below, all_metrics, strict=True))
     if len({m["tasks_learned"] for m in all_metrics}) == 1:
         figures = {
-            "mean_accuracy": plots.mean_accuracy([m["accuracy_matrix"] for m in all_metrics]),
+            "mean_accuracy": plots.mean_accuracy([m["accuracy_matrix"] for m in all_metrics])
         }
         if layers:
             capacities = [[r["capacity"] for r in m["reports"]] for m in all_metrics]

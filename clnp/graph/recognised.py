@@ -90,14 +90,8 @@ MODULES: dict[type[nn.Module], tuple[str, Callable[[Any], Attrs]]] = {
     nn.GELU: ("gelu", lambda m: {"approximate": m.approximate}),
     nn.Hardswish: ("hardswish", _none),
     nn.Hardsigmoid: ("hardsigmoid", _none),
-    nn.Hardtanh: (
-        "hardtanh",
-        lambda m: {"min_val": float(m.min_val), "max_val": float(m.max_val)},
-    ),
-    nn.Softplus: (
-        "softplus",
-        lambda m: {"beta": float(m.beta), "threshold": float(m.threshold)},
-    ),
+    nn.Hardtanh: ("hardtanh", lambda m: {"min_val": float(m.min_val), "max_val": float(m.max_val)}),
+    nn.Softplus: ("softplus", lambda m: {"beta": float(m.beta), "threshold": float(m.threshold)}),
     nn.Tanh: ("tanh", _none),
     nn.Sigmoid: ("sigmoid", _none),
     nn.Identity: ("identity", _none),

@@ -11,11 +11,7 @@ PHASES = ("fit", "search", "fine_tune", "evaluate", "total")  # of a task's time
 SUMMARIES = ("acc", "bwt", "forgetting")
 COST = ("flops", "examples", "peak_memory", "seconds")
 # measure of `TaskReport.inferred` -> the words for a right answer
-INFERRED = {
-    "task": "task",
-    "class_incremental": "task and label",
-    "domain_incremental": "label",
-}
+INFERRED = {"task": "task", "class_incremental": "task and label", "domain_incremental": "label"}
 
 
 def number(value: float | None) -> str:

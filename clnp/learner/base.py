@@ -53,10 +53,7 @@ class BaseLearner(ABC):
     load_call: ClassVar[str]  # the call that loads a checkpoint, for errors
 
     def __init__(
-        self,
-        device: str | torch.device,
-        callbacks: Iterable[Any],
-        progress_bar: bool | None = None,
+        self, device: str | torch.device, callbacks: Iterable[Any], progress_bar: bool | None = None
     ) -> None:
         self.device = check_device(device)
         self.callbacks = list(callbacks)

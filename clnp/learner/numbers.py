@@ -53,9 +53,7 @@ def metrics_of(
     }
 
 
-def numbers_of(
-    learner: Any,
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+def numbers_of(learner: Any) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """(metrics, seconds, costs) of a learner that has no run folder, as `metrics_of`, `seconds_of`
     and `costs_of` give them; no costs where the sizes of its tasks are not known.
 

@@ -33,10 +33,7 @@ class MethodSettings:
     )
     momentum: float = setting(0.0, number(high=1, below=True), "momentum of sgd", option="--set")
     reset_optimizer: bool = setting(
-        True,
-        flag(),
-        "start every task with fresh moments; False carries them on",
-        option="--set",
+        True, flag(), "start every task with fresh moments; False carries them on", option="--set"
     )
 
     def __post_init__(self) -> None:

@@ -6,13 +6,4 @@ All are plain torch modules, to be converted by `clnp.convert`.
 from .networks import mlp, narrow, resnet18_small, wide
 from .resolve import NETWORKS, load_weights, make, names
 
-__all__ = [
-    "NETWORKS",
-    "load_weights",
-    "make",
-    "mlp",
-    "names",
-    "narrow",
-    "resnet18_small",
-    "wide",
-]
+__all__ = ["NETWORKS", "load_weights", "make", "mlp", "names", "narrow", "resnet18_small", "wide"]

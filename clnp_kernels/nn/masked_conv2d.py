@@ -101,12 +101,7 @@ class MaskedConv2d(Masked):
 
     @classmethod
     def from_dense(
-        cls,
-        conv: nn.Conv2d,
-        *,
-        active_in: int = 0,
-        active_out: int = 0,
-        activation: str = "none",
+        cls, conv: nn.Conv2d, *, active_in: int = 0, active_out: int = 0, activation: str = "none"
     ) -> "MaskedConv2d":
         """A masked layer with copies of the weights of `conv`, without interference.
 

@@ -66,12 +66,7 @@ class MaskedLinear(Masked):
 
     @classmethod
     def from_dense(
-        cls,
-        linear: nn.Linear,
-        *,
-        active_in: int = 0,
-        active_out: int = 0,
-        activation: str = "none",
+        cls, linear: nn.Linear, *, active_in: int = 0, active_out: int = 0, activation: str = "none"
     ) -> "MaskedLinear":
         """A masked layer with copies of the weights of `linear`, without interference.
 

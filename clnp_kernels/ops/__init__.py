@@ -18,11 +18,7 @@ from .masked_linear import (
     masked_linear_relu_grad,
     masked_linear_wgrad,
 )
-from .partial_batch_norm import (
-    partial_batch_norm,
-    partial_batch_norm_bwd,
-    partial_batch_norm_fwd,
-)
+from .partial_batch_norm import partial_batch_norm, partial_batch_norm_bwd, partial_batch_norm_fwd
 from .sgd_l1 import sgd_l1
 
 __all__ = [

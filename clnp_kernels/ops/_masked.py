@@ -23,10 +23,7 @@ NAMES = ("active_weight", "free_weight", "active_bias", "free_bias")
 
 
 def check_biases(
-    active_weight: Tensor,
-    free_weight: Tensor,
-    active_bias: Tensor | None,
-    free_bias: Tensor | None,
+    active_weight: Tensor, free_weight: Tensor, active_bias: Tensor | None, free_bias: Tensor | None
 ) -> None:
     """Raise unless both biases fit the weights or both are None."""
     if (active_bias is None) != (free_bias is None):

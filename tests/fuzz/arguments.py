@@ -82,10 +82,7 @@ def linear(draw: st.DrawFn, op: str) -> Call:
     def new(*shape: int) -> Tensor:
         return draw(tensor(*shape, dtype=dtype))
 
-    weights = {
-        "active_weight": new(active_out, active_in),
-        "free_weight": new(free_out, inputs),
-    }
+    weights = {"active_weight": new(active_out, active_in), "free_weight": new(free_out, inputs)}
     if op == "masked_linear_fwd":
         pair = (new(active_out), new(free_out)) if bias else (None, None)
         args = {"x": new(rows, inputs), **weights, "active_bias": pair[0], "free_bias": pair[1]}

@@ -52,10 +52,7 @@ def words_of(stream: str) -> list[str]:
 @pytest.mark.parametrize("method", ["clnp", "si"])
 @pytest.mark.parametrize("stream", STREAMS)
 def test_help_of_an_experiment_shows_its_defaults(
-    stream: str,
-    method: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    stream: str, method: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     code, out, _ = clnp(capsys, "run", stream, "--method", method, "--help")

@@ -166,10 +166,7 @@ def test_stream_is_a_lazy_sequence():
     assert len(stream) == 3
     assert [t.name for t in stream] == ["digits-0", "digits-1", "digits-2"]
     assert stream[-1].name == "digits-2"
-    assert [t.name for t in stream[1:]] == [
-        "digits-1",
-        "digits-2",
-    ]
+    assert [t.name for t in stream[1:]] == ["digits-1", "digits-2"]
     with pytest.raises(IndexError):
         stream[3]
 

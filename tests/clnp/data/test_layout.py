@@ -257,8 +257,7 @@ def test_illegal_layouts_are_refused_by_name(spoil):
 
 
 @pytest.mark.parametrize(
-    ("spelling", "split"),
-    [(name, split) for split, names in SPLITS.items() for name in names],
+    ("spelling", "split"), [(name, split) for split, names in SPLITS.items() for name in names]
 )
 @pytest.mark.parametrize("change", [str.lower, str.upper, str.title])
 def test_names_of_splits(fresh, spelling, split, change):

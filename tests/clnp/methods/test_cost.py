@@ -39,9 +39,7 @@ def small_conv() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("net", "shape"),
-    [(lambda: mlp([40, 30]), (12,)), (small_conv, (3, 8, 8))],
-    ids=["mlp", "conv"],
+    ("net", "shape"), [(lambda: mlp([40, 30]), (12,)), (small_conv, (3, 8, 8))], ids=["mlp", "conv"]
 )
 def test_dense_networks_against_the_counter(net: Any, shape: tuple[int, ...]) -> None:
     made, x = net(), torch.randn(4, *shape)

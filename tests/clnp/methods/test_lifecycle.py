@@ -56,10 +56,7 @@ def make(name: str, net: nn.Module | None = None, **settings: Any) -> MethodLear
     torch.manual_seed(0)
     net = net or mlp([40, 30], dropout=0.1)
     return methods.make(
-        name,
-        net,
-        torch.zeros(1, 12),
-        **{"head": "multi", **QUICK, **OWN.get(name, {}), **settings},
+        name, net, torch.zeros(1, 12), **{"head": "multi", **QUICK, **OWN.get(name, {}), **settings}
     )
 
 

@@ -75,10 +75,7 @@ def test_a_failed_trial_is_tried_again(
     heard: list[tuple[object, ...]] = []
     for name in ("once", "always"):
         (tmp_path / name).mkdir()
-    orders = {
-        "once": (tmp_path / "once", 1, how),
-        "always": (tmp_path / "always", 9, how),
-    }
+    orders = {"once": (tmp_path / "once", 1, how), "always": (tmp_path / "always", 9, how)}
     with pytest.raises(TrialError, match=f"1 of 2 failed: always: {why}") as caught:
         two.run(trials.fail, orders, lambda *event: heard.append(event))
     assert caught.value.results == {"once": "done"}

@@ -149,10 +149,7 @@ def test_searches_hold_the_floor_and_their_thresholds_tell_what_is_kept(
     check_keep(model, pruning.keep)
 
 
-@given(
-    st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30, unique=True),
-    st.data(),
-)
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30, unique=True), st.data())
 @settings(max_examples=200, deadline=None)
 def test_thresholds_choose_the_same_channels_from_perturbed_scores(
     values: list[float], data: st.DataObject
