@@ -94,9 +94,8 @@ def test_other_data_of_the_same_name_is_refused(saved: Any, change: str, split: 
     tasks[1] = with_split(tasks[1], split, CHANGES[change][0])
     with pytest.raises(DataError) as caught:
         load(file, tasks=tasks)
-    assert f"tasks[1], 'blobs-1', is not what was learned: {split}: {CHANGES[change][1]}." in str(
-        caught.value
-    )
+    difference = f"{split}: {CHANGES[change][1]}; pass the same data"
+    assert f"tasks[1]: expected 'blobs-1' as it was learned, got {difference}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +121,9 @@ def test_files_without_fingerprints_say_so(saved: Any, tmp_path: Path) -> None:
         del report["data"]
     write(tmp_path / "older", kind, tensors, data)
     load(tmp_path / "older")
-    with pytest.raises(CheckpointError, match=r"saved without fingerprints.*load without tasks"):
+    with pytest.raises(
+        CheckpointError, match=r"expected fingerprints of its data.*load without tasks"
+    ):
         load(tmp_path / "older", tasks=again())
 
 
