@@ -15,11 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # what Avalanche itself warns
 from avalanche.benchmarks import split_online_stream  # noqa: E402
 from avalanche.core import SupervisedPlugin  # noqa: E402
 from avalanche.evaluation.metrics import accuracy_metrics  # noqa: E402
-from avalanche.training.plugins import (  # noqa: E402
-    EarlyStoppingPlugin,
-    EvaluationPlugin,
-    LRSchedulerPlugin,
-)
+from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin, LRSchedulerPlugin  # noqa: E402
 
 from clnp.integrations.avalanche import ABSENT, CLNP  # noqa: E402
 from tests.clnp.integrations.avalanche_cases import (  # noqa: E402
