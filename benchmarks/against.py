@@ -121,7 +121,7 @@ def compare(sides: Mapping[str, Side], make: Make, key: Any, size: Size) -> dict
 
 
 def cases(options: argparse.Namespace, size: Size) -> Iterator[tuple[Make, Any, dict[str, Any]]]:
-    """What makes the step, its key, and the columns of its rows; the result of each is checked."""
+    """The maker of a step, its key, and the columns of its rows; each result is checked."""
     for dtype in options.dtype:
         for fraction in options.fractions or size.fractions:
             if "step" in options.suite:

@@ -60,7 +60,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Count:
-    """What one operator of one layer does: multiply-adds * 2, and bytes."""
+    """Work of one operator of one layer: multiply-adds * 2, and bytes."""
 
     op: str
     flop: float

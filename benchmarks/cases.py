@@ -1,4 +1,4 @@
-"""What is measured: networks, and the cases that a size of run takes of them."""
+"""Measured networks, and their cases for each size of a run."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Size:
-    """How much a run measures.
+    """Extent of a run.
 
     Attributes:
         scale, batch: factors on the widths of networks and on batches.

@@ -101,7 +101,7 @@ def check_steps(
 def _failing(
     state: State, pairs: list[tuple[str, str]], make: Make, *, final: bool
 ) -> list[tuple[str, str]]:
-    """Those (dtype, contender) that are too far from float64 on this batch; raises on the final."""
+    """The (dtype, contender) pairs too far from float64 on this batch; raises on the final."""
     exact = trained(EagerMasked, copy.deepcopy(state).double())
     failing = []
     for dtype in dict.fromkeys(dtype for dtype, _ in pairs):

@@ -45,7 +45,7 @@ class Contender(ABC):
             return self.network(x)
 
     def prepare(self, x: Tensor, labels: Tensor) -> None:
-        """What there is to do before a task with these examples [N, ...], [N] is trained."""
+        """Prepare a task with these examples [N, ...], [N]."""
         return None
 
     def step(
@@ -71,7 +71,7 @@ class Contender(ABC):
         loss.backward()
 
     def after_step(self) -> None:
-        """What is left to do behind the optimizer."""
+        """Finish a step after the optimizer."""
         return None
 
     @abstractmethod
@@ -191,7 +191,7 @@ class OursCompiled(UnderCompile, Ours):
 
 
 class EagerMasked(Dense):
-    """What is usually written: L1 in the loss, masks on gradients, frozen weights restored, and
+    """The usual code: L1 in the loss, masks on gradients, frozen weights restored, and
     batch norms that hold frozen channels.
     """
 

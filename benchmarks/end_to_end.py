@@ -53,7 +53,7 @@ NAMES = ("eager-masked", "dense", "compiled", "slices", "ours cached", "ours")
 
 @dataclass(frozen=True)
 class TaskSequence:
-    """What is learned.
+    """The learned sequence of tasks.
 
     Attributes:
         case: network, dtype, device; nothing frozen.
@@ -145,7 +145,7 @@ def batches(split: Split, device: str, seed: int) -> Iterator[tuple[Tensor, Tens
 
 @torch.no_grad()
 def accuracy(contender: Contender, split: Split, device: str) -> float:
-    """Of the network in training, on a split."""
+    """Accuracy of the network in training, on a split."""
     contender.network.eval()
     assert isinstance(split, tuple)
     x, y = (tensor.to(device) for tensor in split)

@@ -1,4 +1,4 @@
-"""What the GPU suite times: calls of single operators, and whole training steps of networks."""
+"""Cases of the GPU suite: calls of single operators, and whole training steps of networks."""
 
 from __future__ import annotations
 

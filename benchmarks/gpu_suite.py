@@ -41,7 +41,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Stage:
-    """Where a stage writes, what it has done before, and how long it may go on."""
+    """Output, finished rows and time limit of a stage."""
 
     def __init__(self, name: str, out: Path, dry: bool, seconds: float) -> None:
         self.name, self.out, self.dry = name, out, dry
@@ -89,7 +89,7 @@ class Stage:
         self.say(f"{key}: {type(error).__name__}: {first}")
 
     def open(self, key: str) -> bool:
-        """Whether a row is still to be made. Raises TimeUpError when the time is up."""
+        """True for a row that is still missing. Raises TimeUpError when the time is up."""
         if key in self.known:
             return False
         if time.monotonic() > self.deadline:
@@ -371,7 +371,7 @@ TIMED = ("tune", "ops", "end-to-end")
 
 
 def facts() -> dict[str, Any]:
-    """What it ran on."""
+    """Description of the machine."""
     from clnp_kernels import info
 
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"

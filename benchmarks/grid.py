@@ -83,7 +83,7 @@ class Search:
         return torch.tensor(self.validation).mean()
 
     def report(self) -> dict[str, float]:
-        """What the harness asks for after the first calls."""
+        """Result for the harness after the first calls."""
         return {f"point {i}": value for i, value in enumerate(self.validation)}
 
 

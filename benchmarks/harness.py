@@ -35,7 +35,7 @@ class ContenderError(RuntimeError):
 
 @dataclass
 class Samples:
-    """What was found out about one contender.
+    """Result of one contender.
 
     Attributes:
         ms: of the steps that count.
@@ -144,7 +144,7 @@ def receive(pipe: Connection, name: str) -> Any:
 
 
 def forks() -> Any:
-    """Where processes come from: a fresh one that has imported everything forks, which takes
+    """Source of processes: a fresh one that has imported everything forks, which takes
     milliseconds. torch.optim would import torch._dynamo at the first step, for seconds.
     """
     context = multiprocessing.get_context("forkserver")

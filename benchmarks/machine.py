@@ -1,4 +1,4 @@
-"""What the figures were measured on, and what that machine can do at most."""
+"""The machine of a measurement, and its limits."""
 
 from __future__ import annotations
 

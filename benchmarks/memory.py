@@ -47,7 +47,7 @@ def run(
 
 
 def rows(case: Case) -> list[Row]:
-    """What each contender holds, one row for each kind of tensor."""
+    """Memory of each contender, one row for each kind of tensor."""
     held = {name: measure(case, name) for name in NAMES}
     found = []
     for name, values in held.items():
@@ -100,6 +100,6 @@ def _peak(device: str, reset: bool = False) -> float:
 
 
 def within_bound(table: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether ours holds at most (1 - a) of dense, and 5 % of it, in gradients and optimizer."""
+    """True if ours holds at most (1 - a) of dense, and 5 % of it, in gradients and optimizer."""
     found = [r for r in table if r["quantity"] == TRAINING and r["contender"] == "dense"]
     return all(float(row["ratio"]) >= float(row["bound"]) for row in found)

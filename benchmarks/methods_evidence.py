@@ -1,4 +1,4 @@
-"""What the other methods are worth on this machine: one CSV per question.
+"""Evidence on the other methods, measured on this machine: one CSV per question.
 
     python -m benchmarks.methods_evidence pruning ids structured [--data digits|mnist] [--quick]
 

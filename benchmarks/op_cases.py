@@ -74,7 +74,7 @@ class OpCase:
         return f"{self.op} {' x '.join(map(str, self.sizes))}"
 
     def frozen(self, channels: int) -> int:
-        """How many of so many channels are frozen."""
+        """Number of frozen channels."""
         return round(channels * self.fraction)
 
 
@@ -98,7 +98,7 @@ def cases(size: Size, dtype: str, device: str) -> list[OpCase]:
 
 
 def contenders(case: OpCase, compiled: bool = True) -> list[str]:
-    """Who can take part."""
+    """The contenders that can take part."""
     names = ["eager-masked", "dense", "compiled", "slices", "ours"]
     if case.op in ("channel_activity", "dropout"):
         names = ["dense", "compiled", "ours"]
@@ -114,7 +114,7 @@ def make(case: OpCase, name: str) -> Callable[[], Any]:
 
 
 def keep_memory() -> None:
-    """Tells the allocator of the C library to give no memory back to the system.
+    """Keep the C library's allocator from returning memory to the system.
 
     An operator's buffers are given back or not depending on the order in which it frees them, and
     new pages take as long as the work on them; in a network, others take them over.

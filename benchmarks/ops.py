@@ -46,7 +46,7 @@ def run(
 
 
 def columns(case: OpCase) -> dict[str, object]:
-    """What describes a case."""
+    """Columns that describe a case."""
     gflop, gbyte = work(case)
     row = {"case": case.name, "batch": case.batch, "dtype": case.dtype, "device": case.device}
     return {**row, "fraction": case.fraction, "gflop": gflop, "gbyte": gbyte}

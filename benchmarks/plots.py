@@ -97,7 +97,7 @@ def speed_up(rows: Sequence[Row]) -> Figure | None:
 
 
 def roofline(rows: Sequence[Row]) -> Figure | None:
-    """What ours reaches of the machine's measured limits, by arithmetic intensity."""
+    """Share of the machine's measured limits that ours reaches, by arithmetic intensity."""
     rows = [row for row in where(rows, contender=OURS, quantity="time") if row["gbyte"] != ""]
     dtypes = values(rows, "dtype")
     if not rows:

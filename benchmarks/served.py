@@ -17,7 +17,7 @@ def implementation(device: str) -> str:
 
 
 def loaded() -> bool:
-    """Whether the compiled library for the CPU is loaded."""
+    """True if the compiled library for the CPU is loaded."""
     return _register.library_state("cpu") == "loaded"
 
 

@@ -18,7 +18,7 @@ EXAMPLES_OF_STATISTICS = 32  # that the first task's batch norms have seen
 
 @dataclass(frozen=True)
 class State:
-    """What every contender starts from.
+    """Starting point of every contender.
 
     Attributes:
         case: where it comes from.
@@ -34,7 +34,7 @@ class State:
 
     @property
     def autocast(self) -> bool:
-        """Whether forward and loss are computed in bfloat16."""
+        """True if forward and loss are computed in bfloat16."""
         return DTYPES[self.case.dtype] == torch.bfloat16 and self.x.dtype == torch.float32
 
     def double(self) -> State:
@@ -170,7 +170,7 @@ class Work:
 
     @property
     def bound(self) -> float:
-        """How many times faster than dense a step can be, if only products took time."""
+        """Greatest speed-up of a step over dense, if only products took time."""
         return self.dense / self.masked
 
 

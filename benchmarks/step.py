@@ -39,7 +39,7 @@ def work_columns(case: Case) -> Row:
 
 
 def columns(case: Case) -> Row:
-    """What describes a case."""
+    """Columns that describe a case."""
     row = {"case": case.name, "batch": case.batch, "dtype": case.dtype, "device": case.device}
     return {**row, "fraction": case.fraction}
 

@@ -1,4 +1,4 @@
-"""What decides how many channels a task claims: a recipe, and one change of it at a time."""
+"""Influences on the number of channels that a task claims: a recipe, and one change at a time."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def write_reuse(folder: Path, tables: Tables) -> None:
 
 
 def first_and_second(run: Run) -> Row:
-    """Of a run of two tasks, the accuracy on both, and of the first layer's weights after the first
+    """Accuracy on both tasks of a run of two, and of the first layer's weights after the first
     task the effective rank.
     """
     network = Learner.load(run.folder).model.subnetwork(0)

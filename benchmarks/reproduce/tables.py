@@ -46,14 +46,14 @@ class Tables:
 
     @classmethod
     def of(cls, done: Iterable[Run], more: Callable[[Run], Row] | None = None) -> Tables:
-        """Those of some runs; `more` gives further numbers of a run, for runs.csv."""
+        """Tables of some runs; `more` gives further numbers of a run, for runs.csv."""
         done = list(done)
         tasks = [row for run in done for row in task_rows(run)]
         return cls(tasks, [run_row(run) | (more(run) if more else {}) for run in done])
 
     @classmethod
     def read(cls, folder: Path) -> Tables:
-        """Those that `write` has written; without the files, empty."""
+        """Tables that `write` has written; without the files, empty."""
         return cls(*(_read(folder / name) for name in ("tasks.csv", "runs.csv")))
 
     def beside(self, earlier: Tables, contenders: Iterable[str]) -> Tables:

@@ -40,7 +40,7 @@ class ProgressBar(Callback):
 
     @property
     def visible(self) -> bool:
-        """Whether somebody can see it: a terminal or a notebook."""
+        """True in a terminal or a notebook."""
         return self.console.is_terminal or self.console.is_jupyter
 
     def __enter__(self) -> ProgressBar:

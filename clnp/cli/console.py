@@ -136,7 +136,7 @@ class Reporter(Callback):
         self._show("")
 
     def on_search(self, learner: Any, done: int, total: int) -> None:
-        """Says how far the search for thresholds is: networks evaluated, `total` 0 if unknown."""
+        """Show the progress of the threshold search: networks evaluated, `total` 0 if unknown."""
         text = f"search {done}" + (f"/{total}" if total else "")
         self._show(text)
         now = time.monotonic()
@@ -146,7 +146,7 @@ class Reporter(Callback):
             self.say(f"task {self.task + 1}/{self.tasks} search {networks} tried")
 
     def on_retry(self, learner: Any, trial: str, reason: str) -> None:
-        """Says that something failed in a worker."""
+        """Show that a trial failed in a worker."""
         self.say(f"{trial} failed: {reason}; trying again")
 
     def _show(self, numbers: str, part: float = 0.0) -> None:

@@ -198,7 +198,7 @@ class BaseLearner(ABC):
 
     @contextmanager
     def _shown(self) -> Iterator[None]:
-        """Show the progress bar inside, if it is wanted."""
+        """Show the progress bar inside, if enabled."""
         bar = ProgressBar() if self.ranks.main and self.progress_bar is not False else None
         if bar is None or not (self.progress_bar or bar.visible):
             yield

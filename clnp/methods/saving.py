@@ -81,7 +81,9 @@ def network_of(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Mod
         wanted = sum(t.numel() for m in _layers(graph).values() for t in m.state_dict().values())
     # A head that no task has learned yet is in the graph alone.
     if wanted > 2 * sum(t.numel() for t in tensors.values()) + SPARE:
-        raise CheckpointError(f"its layers have {wanted} weights, its tensors far fewer")
+        raise CheckpointError(
+            f"graph: expected about as many weights as in its tensors, got {wanted}"
+        )
     return build(graph, _layers(graph)).to(dtype_of(data["dtype"]))
 
 

@@ -19,7 +19,7 @@ def _same(name: str) -> Any:
 @documented
 @dataclass(frozen=True)
 class MethodSettings:
-    """How a method trains."""
+    """Settings of a method's training."""
 
     head: str = _same("head")
     lr: float = _same("lr")

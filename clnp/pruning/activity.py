@@ -109,8 +109,8 @@ def read_activity(model: Model, split: Split, device: torch.device) -> dict[str,
 
 
 def _sources(model: Model) -> dict[str, list[str]]:
-    """Where the activity of prunable groups is measured: masked layer or batch norm -> the layers
-    that read its output unchanged in evaluation mode; any other reader -> itself.
+    """Places of measurement: masked layer or batch norm -> the layers that read its output
+    unchanged in evaluation mode; any other reader of a prunable group -> itself.
     """
     graph = fuse_relu(model.graph)
     sources: dict[str, list[str]] = {}

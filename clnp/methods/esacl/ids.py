@@ -123,7 +123,7 @@ def _eliminate(g: Tensor, n: int, damping: float, at_once: int) -> Tensor:
 
 
 def _apart(candidates: Tensor, g: Tensor, inverse: Tensor) -> Tensor:
-    """Those of the candidates that hardly speak for each other, the first one always: an example
+    """Select candidates that hardly represent each other, the first one always: an example
     whose copy leaves now has to be looked at again.
     """
     rows = g[candidates]
