@@ -35,10 +35,24 @@ def test_a_terminal_shows_the_task_and_its_epochs(monkeypatch: pytest.MonkeyPatc
     text = shown(monkeypatch, terminal())
     lt = learner(fine_tune={"epochs": 1})
     lt.learn(blobs(0))
-    assert "task 1 blobs-0" in text.getvalue()
-    assert "epoch 1/3" in text.getvalue()
-    assert "validation" in text.getvalue()
+    assert "task 1 blobs-0, epoch" in text.getvalue()
     assert lt._bar is None
+
+
+def test_the_line_of_a_task() -> None:
+    """Epochs of training and of fine-tuning are counted on."""
+    bar = module.ProgressBar(terminal())
+    lt = learner(fine_tune={"epochs": 1})
+    bar.on_task_begin(lt, 0, "a", 3)
+    bar.on_batch_end(lt, 1.5, 0.25, 8, 16)
+    row = bar._bar.tasks[0]
+    assert (row.description, row.completed) == ("task 1 a, epoch 1/3", 0.5)
+    assert row.fields["numbers"] == "loss 1.500, accuracy 25.0%"
+    last = {"epoch": 0, "loss": 1.0, "validation_accuracy": 0.5, "fine_tune": True, "round": 0}
+    bar.on_epoch_end(lt, last)
+    assert (row.description, row.completed) == ("task 1 a, epoch 3/3", 3)
+    bar.on_search(lt, 1, 0)
+    assert row.fields["numbers"] == "pruning, 1 network evaluated"
 
 
 def test_nothing_is_shown_where_nobody_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
