@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+from ..data.names import counted
 from .callback import Callback, epoch_of, tuning_epochs
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class ProgressBar(Callback):
@@ -24,14 +25,17 @@ class ProgressBar(Callback):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+        from rich import console as consoles
+        from rich import progress
+
+        self.console = console or consoles.Console(stderr=True)
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=24),
+            progress.TextColumn("{task.fields[numbers]}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
             console=self.console,
             transient=True,
         )
@@ -82,7 +86,7 @@ class ProgressBar(Callback):
 
     def on_search(self, learner: Any, done: int, total: int) -> None:
         """Show how many networks the threshold search has evaluated."""
-        self._show(f"pruning, {done} network{'' if done == 1 else 's'} evaluated")
+        self._show(f"pruning, {counted(done, 'network')} evaluated")
 
     def _show(self, numbers: str, part: float = 0.0) -> None:
         epoch = min(int(self._done) + 1, max(self._epochs, 1))

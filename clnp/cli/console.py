@@ -14,10 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from .. import metrics
 from ..callbacks import Callback
 from ..callbacks.callback import epoch_of, tuning_epochs
-from ..html.text import counted
+from ..data.names import counted
+from ..html.text import MOST_LAYERS
 
-# More layers than this don't fit a line.
-MOST_LAYERS = 6
 # Seconds between two lines about epochs where the output is no terminal.
 QUIET = 10.0
 

@@ -8,11 +8,12 @@ from typing import Any
 from urllib.parse import quote
 
 from .. import plots
+from ..data.names import counted
 from ..files.atomic import write_text
 from ..html import tables
 from ..html.page import percent, render
 from ..html.run import certificate_facts, fact, learner_page, percent_spread, pictures_of
-from ..html.text import counted, number
+from ..html.text import number
 from ..plots.svg import Picture, picture
 from . import compare, results
 from .config import Config, option

@@ -11,7 +11,8 @@ from torch.utils.data import Subset
 
 from ..data import ImageSet, Task
 from ..data.inputs import SPLITS, Split
-from ..html.text import counted
+from ..data.names import counted
+from ..html.text import MOST_LAYERS
 from ..learner.learner import Learner
 from .build_config import experiment_defaults
 from .config import Config, option, shown
@@ -23,7 +24,6 @@ MOST_CLASSES = 20
 SHOWN = 8
 # Longer names are cut.
 WIDEST = 40
-MOST_LAYERS = 6
 # Found out from the data, given by the files, or of the machine.
 NO_CHOICE = ("stream", "seeds", "image_size", "image_range", "threads", "method")
 

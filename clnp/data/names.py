@@ -29,9 +29,9 @@ def listed(names: Iterable[str | os.PathLike[str]], most: int = 5) -> str:
     return ", ".join(texts[:most]) + more
 
 
-def counted(number: int, noun: str) -> str:
-    """Return "1 image", "3 images"."""
-    return f"{number} {noun if number == 1 else noun + 's'}"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return "1 image", "3 images"; `plural` if it is not the noun with an s."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def task_names(paths: Sequence[Path], *, stems: bool = False) -> list[str]:

@@ -31,8 +31,3 @@ def spread(value: Mapping[str, Any], percent: bool = False) -> str:
     if percent:
         return f"{100 * mean:.1f}" + (f" +- {100 * std:.1f} %" if std is not None else " %")
     return number(mean) + (f" +- {number(std)}" if std is not None else "")
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """ "1 epoch", "3 epochs"; `many` for a plural that is not `one` with an s."""
-    return f"{count} {one if count == 1 else many or one + 's'}"

@@ -16,12 +16,10 @@ import torch
 from ..callbacks import ProgressBar, check_callbacks, notify
 from ..callbacks.callback import settings_of
 from ..data.batches import seed_for, seeded
+from ..data.names import counted
 from ..data.task import Task
 from ..errors import ConfigError, memory_needed
 from ..files.atomic import write_text
-from ..html.page import PAGE
-from ..html.run import learner_page
-from ..html.text import counted
 from ..parallel.ranks import ALONE, Ranks, sharing
 from .agreement import SharedProgress
 from .checks import check_device
@@ -81,6 +79,10 @@ class BaseLearner(ABC):
             ConfigError: no task has been learned.
             OSError: the file can't be written.
         """
+        # Templates and figures take most of a second to import.
+        from ..html.page import PAGE
+        from ..html.run import learner_page
+
         metrics, seconds, costs = numbers_of(self)
         method, seed = metrics["config"]["method"], metrics["config"]["seeds"][0]
         path = Path(path)

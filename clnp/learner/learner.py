@@ -17,10 +17,12 @@ from typing_extensions import Unpack
 
 from ..data.batches import first_inputs, seed_for
 from ..data.contents import task_data
+from ..data.names import counted
 from ..data.task import Task
 from ..errors import CapacityWarning, CheckpointError, ConfigError
 from ..files import checkpoint
 from ..files.checkpoint import dtype_name, dtype_of
+from ..metrics import capacity_text
 from ..network.certificate import Certificate, Verdict
 from ..network.inference import Inferred, Prediction, predicted
 from ..network.model import Model
@@ -38,7 +40,7 @@ from .checks import check_model_task
 from .grid import GridPoint, grid_points
 from .grid_point import Plan, PointTrainer
 from .learned_data import learned_tasks, test_split
-from .report import TaskReport, capacity_lines, capacity_of, reuse_of
+from .report import TaskReport, capacity_of, reuse_of
 from .settings import Settings, SettingsGiven, without_removed
 from .task_run import TaskRun
 
@@ -119,7 +121,7 @@ class Learner(BaseLearner):
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.changed().items())
         tasks = len(self.reports)
-        learned = f"{tasks} task{'' if tasks == 1 else 's'} learned"
+        learned = f"{counted(tasks, 'task')} learned"
         return f"Learner({'; '.join([learned, settings] if settings else [learned])})"
 
     def __str__(self) -> str:
@@ -129,7 +131,7 @@ class Learner(BaseLearner):
             now = self.reports[-1].row[k]
             lines.append(f"task {k + 1}, {report.name!r}: test {now:.2%} now")
         capacity = self.reports[-1].capacity if self.reports else {}
-        return "\n".join([*lines, *capacity_lines(capacity)])
+        return "\n".join([*lines, capacity_text(capacity)] if capacity else lines)
 
     # Learning
 

@@ -12,6 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from ..data.fingerprint import TaskData
+from ..data.names import counted
+from ..metrics import capacity_text
 from ..network.inference import Inferred
 from ..network.model import Model
 
@@ -93,35 +95,18 @@ class TaskReport:
 
     def __str__(self) -> str:
         """The outcome in a few lines: accuracies, then the channels of every group."""
-        epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
+        epochs = counted(self.epochs, "epoch")
         seconds = f", {self.seconds['total']:.1f} s" if "total" in self.seconds else ""
         head = (
             f"task {self.task + 1}, {self.name!r}: test {self.test:.2%}, {self.score} on the "
             f"validation split {self.validation_before:.4g} before pruning and "
             f"{self.validation:.4g} after; {epochs}{seconds}"
         )
-        return "\n".join([head, *capacity_lines(self.capacity)])
+        return f"{head}\n{capacity_text(self.capacity)}" if self.capacity else head
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the inverse of `TaskReport(**data)`."""
         return dataclasses.asdict(self)
-
-
-def capacity_lines(capacity: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Lines of a table of `TaskReport.capacity`: reused, new, used and free channels of every
-    group, with the share that is used.
-    """
-    if not capacity:
-        return []
-    columns = ("size", "reused", "new", "used", "free")
-    rows = [["channels", *columns, ""]]
-    for group, c in capacity.items():
-        rows.append([group, *(str(c[k]) for k in columns), f"{c['used'] / max(c['size'], 1):.0%}"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in rows
-    ]
 
 
 def matrix_of(reports: Sequence[TaskReport]) -> np.ndarray:

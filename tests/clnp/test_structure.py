@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -186,3 +188,10 @@ def test_public_functions_and_classes_have_docstrings(package: ModuleType) -> No
                 if public and not inspect.getdoc(getattr(value, attribute)):
                     bare.append(f"{name}.{attribute}")
     assert bare == []
+
+
+def test_importing_clnp_loads_no_figures_tables_or_templates() -> None:
+    """They take most of a second."""
+    code = "import sys, clnp; print(sorted({'rich', 'jinja2', 'matplotlib'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr

@@ -17,8 +17,8 @@ from clnp.cli.defaults import NAMED, ONLY, STREAMS
 from clnp.cli.options import OPTIONS, PLACES, SETTINGS
 from clnp.cli.prepare import try_out
 from clnp.cli.run_folder import Run, RunFolder
+from clnp.data.names import counted
 from clnp.errors import ConfigError
-from clnp.html.text import counted
 from clnp.learner.settings import FineTune, Settings, rows
 from tests.clnp.commands import clnp
 
