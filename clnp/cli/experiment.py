@@ -119,7 +119,7 @@ def run_seed(run: Run, stream: Stream, console: Console) -> dict[str, Any]:
         else:
             for line in summary.lines(run.config, stream, learner):
                 reporter.say(line)
-        with reporter.live(), _full_network(run, learner, console, sizes):
+        with reporter, _full_network(run, learner, console, sizes):
             for index in range(learned, len(stream)):
                 task = stream[index]
                 _learn(learner, run, task)
