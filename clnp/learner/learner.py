@@ -16,9 +16,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..data.batches import first_inputs, seed_for
-from ..data.contents import task_data
 from ..data.names import counted
-from ..data.task import Task
+from ..data.task import Task, task_data
 from ..errors import CapacityWarning, CheckpointError, ConfigError
 from ..files import checkpoint
 from ..files.checkpoint import dtype_name, dtype_of

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import count, seed_for, seeded
-from ..data.contents import task_data
 from ..data.inputs import Split
-from ..data.task import Task
+from ..data.task import Task, task_data
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..files import checkpoint
 from ..learner.base import BaseLearner
