@@ -204,7 +204,7 @@ def command_verify(options: argparse.Namespace) -> int:
         verdicts = learner.verify()
         if seed:
             report.show_line(console, seed)
-        report.show_table(console, report.verdict_table(verdicts))
+        report.show_verdicts(console, verdicts)
         tasks += len(verdicts)
         identical += sum(v.identical for v in verdicts)
     report.show_line(console, report.certificate_line({"tasks": tasks, "identical": identical}))

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 
 from .. import plots
 from ..errors import ClnpError, ConfigError, TrialError, out_of_memory
+from ..html.tables import Table
 from ..methods import METHODS
 from ..metrics import mean_std
 from . import build_config, configurations, experiment, report, results, seeds_in_workers
@@ -294,15 +294,15 @@ def show(folder: RunFolder, console: Console) -> None:
         report.show_line(console, "no method has finished")
         return
     lines = summarise(rows)
-    table = report.new_table(
-        f"Methods, the task given, {spread_of([line['seeds'] for line in lines])}"
-    )
-    for column in ("method", "seeds", *(title for title, _, _ in COLUMNS)):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for line in lines:
-        table.add_row(escape(line["method"]), str(line["seeds"]), *cells(line))
-    report.show_table(console, table)
+    title = f"Methods, the task given, {spread_of([line['seeds'] for line in lines])}"
+    report.show_table(console, title, table_of(lines))
     report.show_line(console, f"results: {folder}")
+
+
+def table_of(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """The lines of `summarise` as a table."""
+    rows = [[line["method"], str(line["seeds"]), *cells(line)] for line in lines]
+    return Table(("method", "seeds", *(title for title, _, _ in COLUMNS)), rows)
 
 
 def spread_of(seeds: Sequence[float]) -> str:
