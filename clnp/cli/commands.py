@@ -179,7 +179,6 @@ def command_report(options: argparse.Namespace) -> int:
 
 
 def _report_run(folder: RunFolder, console: Console, plots: bool) -> None:
-    """Prints the tables of a run's seeds."""
     from . import report, results
 
     done, seconds = [], []
@@ -238,7 +237,6 @@ def command_export(options: argparse.Namespace) -> int:
 
 
 def _task_of(learner: Learner, options: argparse.Namespace) -> int:
-    """The index that --task gives, by number or by name."""
     text, names = options.task, [report.name for report in learner.reports]
     if text.isdecimal() and int(text) < len(names):
         return int(text)
@@ -275,7 +273,6 @@ def _learners(options: argparse.Namespace) -> Iterator[tuple[str, Learner]]:
 
 
 def _load(path: Path) -> Any:
-    """The learner in a checkpoint file, of CLNP or of another method."""
     from ..methods import load
 
     kind = ""

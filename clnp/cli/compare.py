@@ -169,7 +169,6 @@ def _one_by_one(runs: Mapping[str, Run], console: Console) -> tuple[dict[str, An
 
 
 def _in_workers(runs: Mapping[str, Run], console: Console) -> tuple[dict[str, Any], dict[str, str]]:
-    """The same in workers."""
     try:
         return seeds_in_workers.run(experiment.run_alone, runs, console), {}
     except TrialError as error:
@@ -177,7 +176,6 @@ def _in_workers(runs: Mapping[str, Run], console: Console) -> tuple[dict[str, An
 
 
 def _finished(run: Run) -> bool:
-    """Return whether all seeds of a method learned all their tasks."""
     return all(seed.folder.has_learned(run.config.tasks) for seed in run.seeds().values())
 
 

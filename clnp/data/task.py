@@ -257,7 +257,6 @@ def known_labels(split: Split | Dataset[Any]) -> Tensor | None:
 
 
 def _classes(task: Task, labels: dict[str, Tensor]) -> tuple[tuple[str, ...] | None, int]:
-    """Return the class names, if known, and the number of classes."""
     if task.class_names is not None:
         return task.class_names, len(task.class_names)
     where = f"task {task.name!r}"

@@ -27,8 +27,7 @@ from ..network.inference import Inferred, Prediction, predicted
 from ..network.model import Model
 from ..network.restore import EXTRA, restored
 from ..parallel import Workers
-from ..parallel.ranks import ALONE, Ranks, refuse_sharded
-from ..parallel.world import world
+from ..parallel.ranks import ALONE, Ranks, refuse_sharded, world
 from ..pruning.margin import check_margin
 from ..training.cost import clnp_cost
 from ..training.evaluation import inferred_accuracies

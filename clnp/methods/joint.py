@@ -86,6 +86,5 @@ class Joint(Method):
 def _endless(
     split: Split, size: int, device: torch.device, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Shuffled batches of a split, pass after pass."""
     while True:
         yield from batches(split, size, device, generator)

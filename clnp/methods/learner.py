@@ -314,7 +314,6 @@ class MethodLearner(BaseLearner):
     # Saving
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All numbers of the run between two epochs."""
         named = self.method.named_parameters()
         return {
             **prefixed("net.", self.net.state_dict()),

@@ -73,7 +73,7 @@ class Keyed(nn.Module):
 
 
 def _twin(layer: nn.Linear | nn.Conv2d) -> nn.Module:
-    """A layer with the same shape, freshly drawn, without a bias."""
+    """A freshly drawn layer of the same shape, without a bias."""
     twin = copy.deepcopy(layer).to("cpu", torch.float32).requires_grad_()
     twin.register_parameter("bias", None)
     twin.reset_parameters()
