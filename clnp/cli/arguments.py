@@ -12,9 +12,9 @@ from clnp_kernels import __version__
 
 from .build_config import experiment_defaults
 from .config import Config, shown
-from .defaults import DEFAULTS, NAMED, NO_METHOD, ONLY, SOME, STREAMS
+from .defaults import DEFAULTS, NAMED, ONLY, SOME, STREAMS
 from .once import OnceParser
-from .options import OPTIONS, PLACES, Option
+from .options import NO_METHOD, OPTIONS, PLACES, Option
 
 USAGE = 2
 FORMATS = ("pt2", "onnx", "safetensors")
@@ -190,7 +190,7 @@ def applies(field: str, stream: str, method: str) -> bool:
         return False
     if field == "set":
         return method != "clnp"
-    return method == "clnp" or field not in (*NO_METHOD, "grid")
+    return method == "clnp" or field not in NO_METHOD
 
 
 def _help(field: str, option: Option, base: dict[str, Any] | None) -> str:

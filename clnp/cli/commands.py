@@ -179,7 +179,6 @@ def command_report(options: argparse.Namespace) -> int:
 
 
 def _report_run(folder: RunFolder, console: Console, plots: bool) -> None:
-    """Prints the tables of a run's seeds."""
     from . import report, results
 
     done, seconds = [], []
@@ -204,7 +203,7 @@ def command_verify(options: argparse.Namespace) -> int:
         verdicts = learner.verify()
         if seed:
             report.show_line(console, seed)
-        report.show_table(console, report.verdict_table(verdicts))
+        report.show_verdicts(console, verdicts)
         tasks += len(verdicts)
         identical += sum(v.identical for v in verdicts)
     report.show_line(console, report.certificate_line({"tasks": tasks, "identical": identical}))
@@ -238,7 +237,6 @@ def command_export(options: argparse.Namespace) -> int:
 
 
 def _task_of(learner: Learner, options: argparse.Namespace) -> int:
-    """The index that --task gives, by number or by name."""
     text, names = options.task, [report.name for report in learner.reports]
     if text.isdecimal() and int(text) < len(names):
         return int(text)
@@ -275,7 +273,6 @@ def _learners(options: argparse.Namespace) -> Iterator[tuple[str, Learner]]:
 
 
 def _load(path: Path) -> Any:
-    """The learner in a checkpoint file, of CLNP or of another method."""
     from ..methods import load
 
     kind = ""

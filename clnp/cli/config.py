@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..learner.settings import without_removed
 from ..ranges import Range, choice, whole
 from .defaults import DEFAULTS
-from .options import L1, SETTINGS, Option
+from .options import L1, SETTINGS, Option, is_text
 
 Numbers = tuple[float, ...]
 # What `clnp.Learner` and `clnp.methods.make` take alike.
@@ -157,16 +157,11 @@ class Config:
         }
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
 def _is_pair(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2
 
 
 def _is_point(value: Any) -> bool:
-    """Return whether this is a candidate of --grid l1: one number or one per layer."""
     return isinstance(value, tuple) and bool(value) and all(map(L1.holds, value))
 
 
@@ -183,8 +178,8 @@ FURTHER: dict[str, Option] = {
     "seeds": Option("", whole(0, 2**31 - 1), many=1),
     "grid_l1": Option("", Range("a list of numbers >= 0", _is_point), many=0),
     "grid_lr": Option("", SETTINGS["lr"].values, many=0),
-    "pretrained": Option("", Range("a file of weights", _is_text, str), unset="random weights"),
-    "method": Option("", Range("the name of a method", _is_text, str)),
+    "pretrained": Option("", Range("a file of weights", is_text, str), unset="random weights"),
+    "method": Option("", Range("the name of a method", is_text, str)),
     "options": Option("", Range("a NAME=VALUE pair", _is_pair), many=0),
 }
 # In the order of `Config`, which is that of the complaints.
@@ -215,7 +210,6 @@ def validate(config: Config) -> None:
 
 
 def _check_net(config: Config) -> None:
-    """Checks that widths are of an MLP, and numbers of L1 coefficients where layers are known."""
     if config.net != "mlp":
         for field in ("width", "depth"):
             if getattr(config, field) is not None:

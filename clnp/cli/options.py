@@ -79,6 +79,10 @@ class Option:
         return self.values.expected if self.many is None else f"a list, each {self.values.expected}"
 
 
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
 def _is_range(value: Any) -> bool:
     known = isinstance(value, tuple) and all(map(number(-math.inf).holds, value))
     return known and (not value or (len(value) == 2 and value[0] < value[1]))
@@ -193,7 +197,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
     "network": {
         "net model": Option(
             "mlp, narrow, wide, resnet18_small, or one of torchvision's",
-            Range("the name of a network", lambda v: isinstance(v, str) and bool(v), str),
+            Range("the name of a network", is_text, str),
             words={"metavar": "NAME"},
         ),
         "net-scale": Option(
@@ -243,3 +247,7 @@ SETTINGS: dict[str, Option] = {
     for name, option in group.items()
     if option.values is not None
 }
+# What is refused for other methods than CLNP, and what means nothing to them.
+PRUNING = tuple(name.replace("-", "_") for name in OPTIONS["pruning"])
+NO_METHOD = ("l1", "adopt", "grid_l1", "grid_lr", *PRUNING)
+CLNP_ONLY = tuple(name for name in NO_METHOD if name != "score")

@@ -321,11 +321,7 @@ class CLNP(SupervisedTemplate):
         return [known.get(label, (latest,)) for label in labels_given]
 
     def _answer(self, x: Tensor, tasks: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Infer the task [B] of examples x [B, ...] among `tasks`.
-
-        Returns:
-            the tasks, and their logits [B, classes] in the columns of their classes.
-        """
+        """(inferred task [B] of x [B, ...], logits [B, classes] in the columns of its classes)."""
         if len(tasks) == 1:
             chosen_task = torch.full((len(x),), tasks[0])
             return chosen_task, self._placed(self._network_of(tasks[0])(x), tasks[0])
@@ -339,7 +335,6 @@ class CLNP(SupervisedTemplate):
         return torch.tensor(tasks)[chosen.cpu()], placed[chosen, rows]
 
     def _network_of(self, task: int) -> Callable[[Tensor], Tensor]:
-        """Return a learned task's network, or the one in training for the current task."""
         return self.model.subnetwork(task) if task < len(self.model.tasks) else self.model
 
     def _placed(self, logits: Tensor, task: int) -> Tensor:
@@ -359,7 +354,6 @@ class CLNP(SupervisedTemplate):
 
 
 def _names(model: Model, optimizer: torch.optim.Optimizer) -> list[list[str]]:
-    """Return the names of the parameters in each group of an optimizer."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(
             f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
@@ -379,7 +373,6 @@ def _names(model: Model, optimizer: torch.optim.Optimizer) -> list[list[str]]:
 def _check_settings(
     validation: Any, task_labels: Any, rule: Any, pruning: Mapping[str, Any]
 ) -> None:
-    """Raise ConfigError for a setting out of range."""
     number = isinstance(validation, (int, float)) and not isinstance(validation, bool)
     if not number or not 0 < validation < 1:
         raise ConfigError(f"validation: expected a fraction between 0 and 1, got {validation!r}")

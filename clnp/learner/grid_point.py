@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.batches import seed_for
-from ..data.contents import task_data
-from ..data.task import Task
+from ..data.task import Task, task_data
 from ..network.keep import keep_everything
 from ..network.model import Model
 from ..pruning.activity import check_scores

@@ -16,9 +16,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..data.batches import first_inputs, seed_for
-from ..data.contents import task_data
 from ..data.names import counted
-from ..data.task import Task
+from ..data.task import Task, task_data
 from ..errors import CapacityWarning, CheckpointError, ConfigError
 from ..files import checkpoint
 from ..files.checkpoint import dtype_name, dtype_of
@@ -28,8 +27,7 @@ from ..network.inference import Inferred, Prediction, predicted
 from ..network.model import Model
 from ..network.restore import EXTRA, restored
 from ..parallel import Workers
-from ..parallel.ranks import ALONE, Ranks, refuse_sharded
-from ..parallel.world import world
+from ..parallel.ranks import ALONE, Ranks, refuse_sharded, world
 from ..pruning.margin import check_margin
 from ..training.cost import clnp_cost
 from ..training.evaluation import inferred_accuracies

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.contents import known_labels
 from ..data.inputs import Split
+from ..data.task import known_labels
 from ..errors import ConfigError, MarginWarning
 from ..training.score import Validation
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import batches, count, evaluation_batch
-from ..data.contents import known_labels
 from ..data.inputs import Split
+from ..data.task import known_labels
 from ..errors import ConfigError, DataError
 from ..parallel.ranks import current
 from .evaluation import check_outputs, correct_of, evaluating

@@ -21,7 +21,7 @@ from clnp import cli
 from clnp.data import Task
 from clnp.network.model import Model
 from clnp.network.restore import EXTRA
-from clnp.parallel.world import world
+from clnp.parallel.ranks import world
 from clnp.plots import figures
 from clnp.training.fit import Fit
 from clnp_kernels.nn import PartialBatchNorm2d
