@@ -9,7 +9,6 @@ Letters as in `ops.masked_conv2d`. A pixel is one of the M = B * H * W of an ima
 """
 
 from collections.abc import Sequence
-from math import gcd
 from typing import Any
 
 import torch
@@ -20,39 +19,23 @@ from ..reference.masked_conv2d import memory_format, output_size
 from . import _launch, depthwise
 from . import masked_linear as linear
 from ._conv import dgrad_kernel, fwd_kernel, wgrad_kernel
-from ._images import images_of, like_x, new_images, rows_of_images
+from ._images import (
+    Geometry,
+    geometry_of,
+    images_of,
+    like_x,
+    new_images,
+    rows_of_images,
+    sizes_of,
+    strides_of,
+    weights_of,
+)
 from .channel_activity import channel_activity
 from .tiles import CONV
 
 # wgrad: programs per multiprocessor that are worth splitting the sum over the pixels for, and the
 # least pixels of a part
 WAVES, PART = 2, 1024
-
-
-def _geometry(
-    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> dict[str, int]:
-    """Constants of the kernels; STEP: distance of the taps that meet one class of pixels."""
-    steps = [s // gcd(s, d) for s, d in zip(stride, dilation, strict=True)]
-    names = ("K", "S", "P", "D", "STEP")
-    values = (kernel, stride, padding, dilation, steps)
-    return {
-        f"{name}_{letter}": pair[i]
-        for name, pair in zip(names, values, strict=True)
-        for i, letter in enumerate("HW")
-    }
-
-
-def _strides(prefix: str, t: Tensor) -> dict[str, int]:
-    """Distances from image to image, row to row and pixel to pixel."""
-    names = (f"{prefix}_b", f"{prefix}_h", f"{prefix}_w")
-    return dict(zip(names, (t.stride(0), t.stride(2), t.stride(3)), strict=True))
-
-
-def _weight(prefix: str, t: Tensor) -> dict[str, int]:
-    """Distances from output to output and from tap to tap."""
-    names = (f"{prefix}_o", f"{prefix}_kh", f"{prefix}_kw")
-    return dict(zip(names, (t.stride(0), t.stride(2), t.stride(3)), strict=True))
 
 
 def _pointwise(
@@ -77,8 +60,7 @@ def masked_conv2d_fwd(
 ) -> tuple[Tensor, Tensor]:
     """y [B, O, H', W'] and its activity [O] (or an empty tensor)."""
     kernel, layout = free_weight.shape[2:], memory_format(x)
-    (active_out, active_in), (free_out, inputs) = active_weight.shape[:2], free_weight.shape[:2]
-    outputs = active_out + free_out
+    outputs = active_weight.shape[0] + free_weight.shape[0]
     size = output_size(x, kernel, stride, padding, dilation)
     if _pointwise(kernel, stride, padding, depthwise_):
         matrices = rows_of_images(x), active_weight.flatten(1), free_weight.flatten(1)
@@ -91,48 +73,20 @@ def masked_conv2d_fwd(
         sums = x.new_zeros(outputs if activity else 0, dtype=torch.float32)
         return like_x(y, layout), sums
     x = images_of(x)
-    geometry = _geometry(kernel, stride, padding, dilation)
+    geometry = geometry_of(kernel, stride, padding, dilation)
+    writes = _launch.output_arguments(active_bias, free_bias, activation, activity)
     if depthwise_:
-        biases = (active_bias, free_bias)
-        sums = depthwise.fwd(x, active_weight, free_weight, *biases, y, geometry, activation,
-                             activity)  # fmt: skip
+        sums = depthwise.fwd(x, active_weight, free_weight, y, geometry, writes)
         return like_x(y, layout), sums
     active, free = images_of(active_weight), images_of(free_weight)
-    operands = (x, active, free) if active_out else (x, free)
-    numbers = [inputs, active_in, *_strides("x", x).values(), *_weight("free", free).values()]
-    numbers += _weight("active", active).values() if active_out else []
-    options_ = _launch.tile_options(pixels, (free_out, active_out), operands, tuple(numbers), CONV)
-    tiles_m = triton.cdiv(pixels, options_["BM"])
-    tiles_n = sum(triton.cdiv(count, options_["BN"]) for count in (active_out, free_out))
-    partial = x.new_empty(tiles_m if activity else 0, outputs, dtype=torch.float32)
-    arguments: dict[str, Any] = {
-        "x": x,
-        "active_weight": active,
-        "free_weight": free,
-        "active_bias": None if active_bias is None else active_bias.contiguous(),
-        "free_bias": None if free_bias is None else free_bias.contiguous(),
-        "y": y,
-        "partial": partial,
-        "pixels": pixels,
-        "Ia": active_in,
-        "I": inputs,
-        "Oa": active_out,
-        "Of": free_out,
-        "H": x.shape[2],
-        "W": x.shape[3],
-        "out_H": size[0],
-        "out_W": size[1],
-        **_strides("x", x),
-        **_weight("active", active),
-        **_weight("free", free),
-        "BIAS": free_bias is not None,
-        "RELU": activation == "relu",
-        "ACTIVITY": activity,
-        "NARROW": pixels < 1 << 30,
-        **geometry,
+    arguments = {
+        **weights_of(active=active, free=free),
+        **strides_of("x", x),
+        **sizes_of(x, y, pixels, geometry),
+        **writes,
     }
-    _launch.launch(fwd_kernel, (tiles_m * tiles_n,), x, arguments | options_ | linear.GROUPS)
-    return like_x(y, layout), linear._sum(partial) if activity else partial.view(-1)
+    sums = _launch.launch_fwd(fwd_kernel, pixels, (x, active, free), y, arguments, CONV)
+    return like_x(y, layout), sums
 
 
 def _as_images(rows: Tensor, batch: int, size: Sequence[int]) -> Tensor:
@@ -163,7 +117,7 @@ def masked_conv2d_dgrad(
 ) -> Tensor:
     """Gradient of the input, [B, I, H, W]: zero for active inputs."""
     kernel, layout = free_weight.shape[2:], memory_format(x)
-    (free_out, inputs), size = free_weight.shape[:2], x.shape[2:]
+    size = x.shape[2:]
     if _pointwise(kernel, stride, padding, depthwise_):
         matrices = rows_of_images(grad_z), free_weight.flatten(1)
         rows = linear.masked_linear_dgrad(*matrices, active)
@@ -172,40 +126,23 @@ def masked_conv2d_dgrad(
     if grad_x.numel() == 0:
         return like_x(grad_x, layout)
     grad = images_of(grad_z)
-    geometry = _geometry(kernel, stride, padding, dilation)
+    geometry = geometry_of(kernel, stride, padding, dilation)
     if depthwise_:
         depthwise.dgrad(grad, free_weight, grad_x, geometry)
         return like_x(grad_x, layout)
     free = images_of(free_weight)
-    numbers = [inputs, active, free_out, *_strides("grad", grad).values()]
-    numbers += _weight("free", free).values()
     # classes of pixels: those that the same taps meet
-    sizes = [triton.cdiv(n, s) for n, s in zip(size, stride, strict=True)]
-    pixels = x.shape[0] * sizes[0] * sizes[1]
-    sides = (inputs - active, 0)
-    options = _launch.tile_options(pixels, sides, (grad, free), tuple(numbers), CONV)
-    tiles_n = sum(triton.cdiv(n, options["BN"]) for n in (active, inputs - active))
-    arguments: dict[str, Any] = {
-        "grad_z": grad,
-        "free_weight": free,
-        "grad_x": grad_x,
-        "pixels": pixels,
-        "Ia": active,
-        "I": inputs,
-        "Of": free_out,
-        "H": size[0],
-        "W": size[1],
-        "out_H": grad.shape[2],
-        "out_W": grad.shape[3],
-        "class_H": sizes[0],
-        "class_W": sizes[1],
-        **_strides("grad", grad),
-        **_weight("free", free),
-        "NARROW": pixels < 1 << 30,
-        **geometry,
+    class_h, class_w = (triton.cdiv(n, s) for n, s in zip(size, stride, strict=True))
+    pixels, classes = x.shape[0] * class_h * class_w, stride[0] * stride[1]
+    arguments = {
+        "class_H": class_h,
+        "class_W": class_w,
+        **weights_of(free=free),
+        **strides_of("grad", grad),
+        **sizes_of(x, grad, pixels, geometry),
     }
-    programs = (triton.cdiv(pixels, options["BM"]) * tiles_n, stride[0] * stride[1])
-    _launch.launch(dgrad_kernel, programs, grad, arguments | options | linear.GROUPS)
+    operands = (grad, free)
+    _launch.launch_dgrad(dgrad_kernel, pixels, operands, grad_x, active, arguments, classes, CONV)
     return like_x(grad_x, layout)
 
 
@@ -237,22 +174,21 @@ def masked_conv2d_wgrad(
         zeros = torch.zeros(shape, dtype=x.dtype, device=x.device)
         return zeros.contiguous(memory_format=layout), grad_bias
     grad, x = images_of(grad_z), images_of(x)
-    geometry = _geometry(kernel, stride, padding, dilation)
+    geometry = geometry_of(kernel, stride, padding, dilation)
     if depthwise_:
         partial = depthwise.wgrad(grad, x[:, inputs - free_out :], taps, geometry)
     else:
         partial = _wgrad_parts(grad, x, taps, geometry)
     # [parts, taps, O, I] float32, added in a fixed order
-    sums = partial[0] if partial.shape[0] == 1 else partial.sum(0)
-    weight = sums.to(x.dtype).permute(1, 2, 0).reshape(shape)
+    weight = _launch.sum_parts(partial).to(x.dtype).permute(1, 2, 0).reshape(shape)
     return weight.contiguous(memory_format=layout), grad_bias
 
 
-def _wgrad_parts(grad: Tensor, x: Tensor, taps: int, geometry: dict[str, int]) -> Tensor:
+def _wgrad_parts(grad: Tensor, x: Tensor, taps: int, geometry: Geometry) -> Tensor:
     """[parts, taps, Of, I] float32: sums over parts of the pixels."""
     pixels, free_out, inputs = grad.numel() // grad.shape[1], grad.shape[1], x.shape[1]
-    numbers = (*_strides("grad", grad).values(), *_strides("x", x).values(), free_out, inputs)
-    options = _launch.tile_options(free_out, (inputs,) * taps, (grad, x), numbers, CONV)
+    lengths = (free_out, inputs)
+    options = _launch.product_options(free_out, (inputs,) * taps, (grad, x), lengths, CONV)
     tiles = triton.cdiv(free_out, options["BM"]) * triton.cdiv(inputs, options["BN"]) * taps
     processors = _launch.describe(grad.device).processors
     wanted = max(1, WAVES * processors // tiles)
@@ -265,18 +201,12 @@ def _wgrad_parts(grad: Tensor, x: Tensor, taps: int, geometry: dict[str, int]) -
         "grad_z": grad,
         "x": x,
         "partial": partial,
-        "pixels": pixels,
         "blocks": blocks,
         "I": inputs,
         "Of": free_out,
-        "H": x.shape[2],
-        "W": x.shape[3],
-        "out_H": grad.shape[2],
-        "out_W": grad.shape[3],
-        **_strides("grad", grad),
-        **_strides("x", x),
-        "NARROW": pixels < 1 << 30,
-        **geometry,
+        **strides_of("grad", grad),
+        **strides_of("x", x),
+        **sizes_of(x, grad, pixels, geometry),
     }
-    _launch.launch(wgrad_kernel, (tiles, parts), grad, arguments | options | linear.GROUPS)
+    _launch.launch(wgrad_kernel, (tiles, parts), grad, arguments | options)
     return partial
