@@ -95,7 +95,7 @@ def fwd_kernel(
     RELU: tl.constexpr,
     ACTIVITY: tl.constexpr,
     NARROW: tl.constexpr,
-    G: tl.constexpr,
+    G: tl.constexpr,  # _images.Geometry
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BM: tl.constexpr,
@@ -171,7 +171,7 @@ def dgrad_kernel(
     free_kh,
     free_kw,
     NARROW: tl.constexpr,
-    G: tl.constexpr,
+    G: tl.constexpr,  # _images.Geometry
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BM: tl.constexpr,
@@ -236,7 +236,7 @@ def wgrad_kernel(
     x_h,
     x_w,
     NARROW: tl.constexpr,
-    G: tl.constexpr,
+    G: tl.constexpr,  # _images.Geometry
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BM: tl.constexpr,

@@ -56,7 +56,7 @@ def fwd_kernel(
     RELU: tl.constexpr,
     ACTIVITY: tl.constexpr,
     NARROW: tl.constexpr,
-    G: tl.constexpr,
+    G: tl.constexpr,  # _images.Geometry
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
@@ -103,7 +103,7 @@ def dgrad_kernel(
     free_kh,
     free_kw,
     NARROW: tl.constexpr,
-    G: tl.constexpr,
+    G: tl.constexpr,  # _images.Geometry
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
@@ -148,7 +148,7 @@ def wgrad_kernel(
     x_h,
     x_w,
     NARROW: tl.constexpr,
-    G: tl.constexpr,
+    G: tl.constexpr,  # _images.Geometry
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
