@@ -5,7 +5,7 @@ the channels that a side of the frozen/free boundary has; as in `masked_linear` 
 side. 1 x 1 kernels are `masked_linear` on the pixels. Images in planes are copied to
 channels_last and the result back. Depthwise: `depthwise`.
 
-Letters as in `ops.masked_conv2d`. A pixel is one of the M = B * H * W of an image batch.
+Letters as in `ops.masked_conv2d`, geometry as in `reference.masked_conv2d`. A pixel is one of the M = B * H * W of an image batch.
 """
 
 from collections.abc import Sequence
@@ -38,11 +38,11 @@ from .tiles import CONV
 WAVES, PART = 2, 1024
 
 
-def _pointwise(
-    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], depthwise: bool
-) -> bool:
-    plain = [*kernel] == [1, 1] and [*stride] == [1, 1] and [*padding] == [0, 0]
-    return plain and not depthwise
+def _pointwise(kernel: Sequence[int], sides: Sequence[Sequence[int]], depthwise: bool) -> bool:
+    pairs = ([1, 1], [1, 1], [0, 0])  # kernel, stride and padding
+    return not depthwise and all(
+        [*a] == b for a, b in zip((kernel, *sides[:2]), pairs, strict=True)
+    )
 
 
 def masked_conv2d_fwd(
@@ -51,18 +51,14 @@ def masked_conv2d_fwd(
     free_weight: Tensor,  # [Of, I, K, K'], depthwise [Cf, 1, K, K']
     active_bias: Tensor | None,  # [Oa]
     free_bias: Tensor | None,  # [Of]
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    depthwise_: bool,
-    activation: str,
-    activity: bool,
+    *rest: Any,  # geometry, activation and activity
 ) -> tuple[Tensor, Tensor]:
     """y [B, O, H', W'] and its activity [O] (or an empty tensor)."""
+    *sides, depthwise_, activation, activity = rest
     kernel, layout = free_weight.shape[2:], memory_format(x)
     outputs = active_weight.shape[0] + free_weight.shape[0]
-    size = output_size(x, kernel, stride, padding, dilation)
-    if _pointwise(kernel, stride, padding, depthwise_):
+    size = output_size(x, kernel, *sides)
+    if _pointwise(kernel, sides, depthwise_):
         matrices = rows_of_images(x), active_weight.flatten(1), free_weight.flatten(1)
         biases = active_bias, free_bias
         y, sums = linear.masked_linear_fwd(*matrices, *biases, activation, activity)
@@ -73,7 +69,7 @@ def masked_conv2d_fwd(
         sums = x.new_zeros(outputs if activity else 0, dtype=torch.float32)
         return like_x(y, layout), sums
     x = images_of(x)
-    geometry = geometry_of(kernel, stride, padding, dilation)
+    geometry = geometry_of(kernel, *sides)
     writes = _launch.output_arguments(active_bias, free_bias, activation, activity)
     if depthwise_:
         sums = depthwise.fwd(x, active_weight, free_weight, y, geometry, writes)
@@ -110,15 +106,13 @@ def masked_conv2d_dgrad(
     x: Tensor,  # [B, I, H, W]: only its shape and memory format are used
     free_weight: Tensor,  # [Of, I, K, K'], depthwise [Cf, 1, K, K']
     active: int,  # Ia, depthwise Ca
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    depthwise_: bool,
+    *rest: Any,  # geometry
 ) -> Tensor:
     """Gradient of the input, [B, I, H, W]: zero for active inputs."""
+    *sides, depthwise_ = rest
     kernel, layout = free_weight.shape[2:], memory_format(x)
     size = x.shape[2:]
-    if _pointwise(kernel, stride, padding, depthwise_):
+    if _pointwise(kernel, sides, depthwise_):
         matrices = rows_of_images(grad_z), free_weight.flatten(1)
         rows = linear.masked_linear_dgrad(*matrices, active)
         return _as_images(rows, x.shape[0], size).contiguous(memory_format=layout)
@@ -126,14 +120,14 @@ def masked_conv2d_dgrad(
     if grad_x.numel() == 0:
         return like_x(grad_x, layout)
     grad = images_of(grad_z)
-    geometry = geometry_of(kernel, stride, padding, dilation)
+    geometry = geometry_of(kernel, *sides)
     if depthwise_:
         depthwise.dgrad(grad, free_weight, grad_x, geometry)
         return like_x(grad_x, layout)
     free = images_of(free_weight)
     # classes of pixels: those that the same taps meet
-    class_h, class_w = (triton.cdiv(n, s) for n, s in zip(size, stride, strict=True))
-    pixels, classes = x.shape[0] * class_h * class_w, stride[0] * stride[1]
+    class_h, class_w = (triton.cdiv(n, s) for n, s in zip(size, sides[0], strict=True))
+    pixels, classes = x.shape[0] * class_h * class_w, geometry.S_H * geometry.S_W
     arguments = {
         "class_H": class_h,
         "class_W": class_w,
@@ -150,13 +144,10 @@ def masked_conv2d_wgrad(
     grad_z: Tensor,  # [B, Of, H', W']
     x: Tensor,  # [B, I, H, W]
     kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    depthwise_: bool,
-    bias: bool,
+    *rest: Any,  # geometry and whether there is a bias
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the free weight [Of, I, K, K'] ([Cf, 1, K, K']) and bias [Of] (or empty)."""
+    *sides, depthwise_, bias = rest
     layout, (free_out, inputs) = memory_format(x), (grad_z.shape[1], x.shape[1])
     columns = 1 if depthwise_ else inputs
     shape = (free_out, columns, *kernel)
@@ -164,7 +155,7 @@ def masked_conv2d_wgrad(
         grad_bias = channel_activity(grad_z, 1, absolute=False).to(grad_z.dtype)
     else:
         grad_bias = grad_z.new_empty(0)
-    if _pointwise(kernel, stride, padding, depthwise_):
+    if _pointwise(kernel, sides, depthwise_):
         rows = rows_of_images(grad_z), rows_of_images(x)
         weight = linear.masked_linear_wgrad(*rows, False)[0]
         return weight.view(shape).contiguous(memory_format=layout), grad_bias
@@ -174,7 +165,7 @@ def masked_conv2d_wgrad(
         zeros = torch.zeros(shape, dtype=x.dtype, device=x.device)
         return zeros.contiguous(memory_format=layout), grad_bias
     grad, x = images_of(grad_z), images_of(x)
-    geometry = geometry_of(kernel, stride, padding, dilation)
+    geometry = geometry_of(kernel, *sides)
     if depthwise_:
         partial = depthwise.wgrad(grad, x[:, inputs - free_out :], taps, geometry)
     else:
