@@ -31,13 +31,15 @@ class Tile(NamedTuple):
         return self.cover(rows, sides) * self.rows * self.columns
 
 
+_HALF = (
+    Tile(128, 256, 64, 8, 3),
+    Tile(128, 128, 64, 8, 4),
+    Tile(128, 32, 64, 4, 4),
+    Tile(64, 64, 64, 4, 4),
+)
 # architecture (0: the interpreter) -> precision -> tiles, from large to small
 TILES: dict[int, dict[str, tuple[Tile, ...]]] = {
-    0: {
-        "half": (Tile(32, 16, 64, 4, 1),),
-        "tf32": (Tile(32, 16, 64, 4, 1),),
-        "ieee": (Tile(32, 16, 64, 4, 1),),
-    },
+    0: dict.fromkeys(("half", "tf32", "ieee"), (Tile(32, 16, 64, 4, 1),)),
     80: {
         "half": (
             Tile(128, 256, 32, 8, 3),
@@ -49,22 +51,12 @@ TILES: dict[int, dict[str, tuple[Tile, ...]]] = {
         "ieee": (Tile(128, 64, 16, 8, 3), Tile(64, 32, 16, 4, 3)),
     },
     90: {
-        "half": (
-            Tile(128, 256, 64, 8, 3),
-            Tile(128, 128, 64, 8, 4),
-            Tile(128, 32, 64, 4, 4),
-            Tile(64, 64, 64, 4, 4),
-        ),
+        "half": _HALF,
         "tf32": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
         "ieee": (Tile(128, 64, 16, 8, 3), Tile(64, 32, 16, 4, 3)),
     },
     100: {
-        "half": (
-            Tile(128, 256, 64, 8, 3),
-            Tile(128, 128, 64, 8, 4),
-            Tile(128, 32, 64, 4, 4),
-            Tile(64, 64, 64, 4, 4),
-        ),
+        "half": _HALF,
         "tf32": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 8, 4)),
         "ieee": (Tile(128, 64, 16, 8, 2), Tile(64, 32, 16, 4, 3)),
     },
@@ -78,11 +70,7 @@ CONV: dict[int, dict[str, tuple[Tile, ...]]] = {
         "ieee": (Tile(64, 64, 16, 8, 3), Tile(64, 32, 16, 4, 3)),
     },
     90: TILES[90],
-    100: {
-        "half": TILES[100]["half"][1:],
-        "tf32": TILES[100]["tf32"],
-        "ieee": (Tile(64, 32, 16, 4, 3),),
-    },
+    100: {"half": _HALF[1:], "tf32": TILES[100]["tf32"], "ieee": (Tile(64, 32, 16, 4, 3),)},
 }
 # Rows of memory that don't start at multiples of 16 elements are loaded element by element: many
 # addresses, so larger tiles spill. The interpreter has no such tiles.
