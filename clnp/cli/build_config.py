@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..learner.budget import AUTO
 from . import config as configs
 from .config import SHARED, Config, option
 from .defaults import AUTHORS, DEFAULTS, METHODS, NAMED, NETS, SOME, SPLITS, STREAMS, WITH_NET
 from .options import CLNP_ONLY, NO_METHOD, SETTINGS
 from .run_folder import Places, RunFolder
+
+LIMITS = ("growth", "first_growth")
 
 NO_SET = "--set applies to the other methods only; clnp's settings have options of their own"
 # The settings that decide for how many epochs CLNP trains.
@@ -137,7 +140,8 @@ def experiment_defaults(
     net = given.get("net", base["net"])
     if net != base["net"]:
         base |= {"width": None, "depth": None, "dropout": None, "init": None}
-        base |= {"growth": (), "first_growth": ()}
+        # Numbers are those of the experiment's own network.
+        base |= {name: (AUTO,) for name in LIMITS if base.get(name)}
         base |= WITH_NET.get((stream, net), {})
         if net == "mlp":
             base |= {name: DEFAULTS["arrays"][name] for name in ("width", "depth", "dropout")}
@@ -147,10 +151,10 @@ def experiment_defaults(
         base["tasks"] = max(paths, 1)
     if "depth" in given:
         base["l1"] = _stretched(base["l1"], given["depth"])
-        for name in ("growth", "first_growth"):
+        for name in LIMITS:
             base[name] = _deepened(base.get(name, ()), given["depth"])
-    if given.get("adopt"):
-        base["first_growth"] = ()  # an adopted network has all its channels
+    if given.get("adopt") or given.get("pretrained"):
+        base["first_growth"] = ()  # a trained network needs all its channels
     return base if method == "clnp" else base | _base_of_method(method, stream, base, given)
 
 
@@ -292,8 +296,10 @@ def _stretched(l1: tuple[float, ...], depth: int) -> tuple[float, ...]:
     return (l1[0], *[l1[1]] * (depth - 1), l1[-1])
 
 
-def _deepened(numbers: tuple[int, ...], depth: int) -> tuple[int, ...]:
+def _deepened(numbers: tuple[Any, ...], depth: int) -> tuple[Any, ...]:
     """Default limits, one per hidden layer, for another depth: the last is repeated."""
+    if numbers == (AUTO,):
+        return numbers
     depth = max(depth, 0)
     return (numbers + numbers[-1:] * depth)[:depth]
 

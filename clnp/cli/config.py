@@ -77,12 +77,13 @@ class Config:
     convert_images: bool = False
     fine_tune_schedule: str = "constant"
     fine_tune_rounds: int = 1
-    growth: tuple[int, ...] = ()
-    first_growth: tuple[int, ...] = ()
+    growth: tuple[int | str, ...] = ()
+    first_growth: tuple[int | str, ...] = ()
     examples: int | None = None
     init: str | None = None
     image_range: Numbers = ()
     score: str = "accuracy"
+    tasks_expected: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON has them: lists for tuples."""
@@ -137,6 +138,7 @@ class Config:
             "l1": _one_or_list(self.l1),
             "growth": _one_or_list(self.growth) if self.growth else None,
             "first_growth": _one_or_list(self.first_growth) if self.first_growth else None,
+            "tasks_expected": self.tasks_expected or self.tasks,
             "grid": grid or None,
             "fine_tune": fine_tune if self.fine_tune_epochs else None,
         }

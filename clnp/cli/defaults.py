@@ -88,6 +88,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "folder": {
         **OWN_CLASSES,
+        "growth": ("auto",),
+        "first_growth": ("auto",),
         "tasks": 1,
         "epochs": 20,
         "batch_size": 32,
@@ -100,6 +102,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "arrays": {
         **OWN_CLASSES,
+        "growth": ("auto",),
+        "first_growth": ("auto",),
         "tasks": 1,
         "epochs": 20,
         "batch_size": 64,

@@ -19,6 +19,7 @@ from clnp_kernels.nn import PartialBatchNorm1d
 from ..data.items import Items
 from ..data.scan import scan_items
 from ..errors import ConfigError, DataError
+from ..learner.budget import check_expected
 from ..learner.own_loop import begin_task, consolidate, prune
 from ..learner.settings import check_some
 from ..network.certificate import Certificate
@@ -74,6 +75,7 @@ class CLNP(SupervisedTemplate):
             margin.
         score, search, granularity: settings of pruning, as in `clnp.Settings`; a function as score
             receives the logits of the experience's classes, and targets numbered among these.
+        tasks_expected: number of experiences that the network is to learn, as in `clnp.Settings`.
         task_labels: source of the task in evaluation. "stream": the task labels of the stream.
             "experience": the index of the evaluated experience. On a stream without task labels
             this is an oracle: accuracies are task-incremental and not comparable with those of
@@ -105,6 +107,7 @@ class CLNP(SupervisedTemplate):
         score: Any = "accuracy",
         search: str = "auto",
         granularity: int = 1,
+        tasks_expected: int | None = None,
         task_labels: str = "stream",
         rule: str = "entropy",
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -127,6 +130,8 @@ class CLNP(SupervisedTemplate):
                 "labels are unknown; convert a new network, or resume a strategy that was saved by "
                 "avalanche's save_checkpoint"
             )
+        check_expected(tasks_expected)
+        self._tasks_expected = tasks_expected
         self._pruning: dict[str, Any] = {
             "margin": margin,
             "score": score,
@@ -222,7 +227,7 @@ class CLNP(SupervisedTemplate):
             classes = list(range(outputs))
         self._check_items(classes)
         self._loss_of.check(classes, self.model.head.free_weight)
-        begin_task(self.model, len(classes))
+        begin_task(self.model, len(classes), tasks_expected=self._tasks_expected)
         self._labels.append(task_labels_of(self.experience.dataset) or {0})
         self._numbers[number] = index
         self._classes.append(classes)

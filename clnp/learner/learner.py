@@ -34,6 +34,7 @@ from ..training.evaluation import inferred_accuracies
 from ..training.score import check_sendable, given_again
 from .agreement import agree_on_network, agree_on_task, begin
 from .base import BaseLearner, checkpoint_file
+from .budget import AUTO, budgets, warn_of_capacity
 from .checks import check_model_task
 from .grid import GridPoint, grid_points
 from .grid_point import Plan, PointTrainer
@@ -170,7 +171,7 @@ class Learner(BaseLearner):
             raise ConfigError(
                 f"adopt(): expected a learner without tasks, got {len(self.reports)} learned"
             )
-        if self.settings.first_growth is not None:
+        if self.settings.first_growth not in (None, AUTO):
             raise ConfigError(
                 "first_growth: expected None to adopt a network, which keeps all its channels, got "
                 f"{self.settings.first_growth!r}"
@@ -231,12 +232,11 @@ class Learner(BaseLearner):
             )
         generator = torch.Generator().manual_seed(seed_for(settings.seed, index, "weights"))
         model.begin_task(
-            classes,
-            generator=generator,
-            most_new=settings.most_new(
-                [group.name for group in model.groups.prunable], first=not model.tasks
-            ),
+            classes, generator=generator, most_new={} if plan.adopt else self._budgets()
         )
+        in_training = {
+            group.name: model.active(group) + model.free(group) for group in model.groups.prunable
+        }
         with self._timed("fit"):
             trained = run.train()
         with self._timed("search"):
@@ -249,6 +249,10 @@ class Learner(BaseLearner):
         reuse = reuse_of(model, chosen.pruning.scores, chosen.pruning.thresholds)
         model.consolidate(name=task.name)
         model.eval()
+        capacity = capacity_of(model, reuse)
+        last = settings.tasks_expected is not None and settings.tasks_expected <= index + 1
+        if plan.prune and not last:
+            warn_of_capacity(capacity, self._warned, stacklevel=5)
         with self._timed("evaluate"):
             self._tests.splits.append(task.test)
             self.certificate.record(model, first_inputs(task.test, 64))
@@ -268,7 +272,8 @@ class Learner(BaseLearner):
             validation=float(validation),
             test=row[-1],
             row=row,
-            capacity=capacity_of(model, reuse),
+            capacity=capacity,
+            in_training=in_training,
             thresholds=chosen.pruning.thresholds,
             reuse=reuse,
             history=chosen.history,
@@ -279,6 +284,17 @@ class Learner(BaseLearner):
             data=task_data(task),
             score=run.validation.score.name,
             fine_tuned=fine_tuned,
+        )
+
+    def _budgets(self) -> dict[str, int]:
+        """Group -> the most channels that the next task may train."""
+        settings, name = self.settings, "growth" if self.model.tasks else "first_growth"
+        return budgets(
+            self.model,
+            getattr(settings, name),
+            settings.tasks_expected,
+            granularity=settings.granularity,
+            name=name,
         )
 
     def _points(self) -> list[GridPoint]:

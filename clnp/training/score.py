@@ -66,6 +66,13 @@ class Score:
         """
         return None
 
+    def chance(self, sizes: Tensor) -> float | None:
+        """The score of a network that gives every example the same answer; None if unknown.
+        `sizes` as for `weights`.
+        """
+        weights = self.weights(sizes)
+        return None if weights is None else float(weights.max())
+
     def noise(self, sizes: Tensor, right: float) -> float | None:
         """The standard error of the score of a network that is right on a fraction `right` of each
         class; None where that is unknown. `sizes` as for `weights`.
