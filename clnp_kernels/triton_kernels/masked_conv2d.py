@@ -5,7 +5,8 @@ the channels that a side of the frozen/free boundary has; as in `masked_linear` 
 side. 1 x 1 kernels are `masked_linear` on the pixels. Images in planes are copied to
 channels_last and the result back. Depthwise: `depthwise`.
 
-Letters as in `ops.masked_conv2d`, geometry as in `reference.masked_conv2d`. A pixel is one of the M = B * H * W of an image batch.
+Letters as in `ops.masked_conv2d`, geometry as in `reference.masked_conv2d`. A pixel is one of the
+M = B * H * W of an image batch.
 """
 
 from collections.abc import Sequence
