@@ -53,7 +53,7 @@ def in_dtype(value: Any, change: Any) -> Any:
 
 
 def result_of(call: Call, change: Any, ours: bool = False) -> list[Tensor]:
-    """What a call returns, or what it leaves in its lists; of `change` of its tensors."""
+    """Results of a call, or the lists that it changes; the call gets `change` of its tensors."""
     args = {name: in_dtype(value, change) for name, value in call.args.items()}
     if call.op in ("adam_l1", "sgd_l1"):
         return stepped(call.op, args, ours)
@@ -71,7 +71,7 @@ def result_of(call: Call, change: Any, ours: bool = False) -> list[Tensor]:
 
 
 def stepped(op: str, args: dict[str, Any], ours: bool) -> list[Tensor]:
-    """What an optimizer changes, after its step."""
+    """Tensors that an optimizer changes, after its step."""
     changed = [args[n] for n in ("params", "exp_avgs", "exp_avg_sqs", "momentum_buffers")
                if n in args]  # fmt: skip
     if ours:

@@ -1,4 +1,4 @@
-"""Who serves an operator, and that every operator has all its parts."""
+"""The implementation that serves an operator, and the parts that every operator has."""
 
 import os
 import shutil
