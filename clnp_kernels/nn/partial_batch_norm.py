@@ -129,16 +129,9 @@ class PartialBatchNorm2d(Partial):
         if norm.running_mean is None or norm.running_var is None:
             wanted = "running statistics, to be frozen"
             raise ValueError(message("norm.track_running_stats", False, wanted))
-        layer = cls(
-            norm.num_features,
-            norm.eps,
-            norm.momentum,
-            norm.affine,
-            active=active,
-            activation=activation,
-            device=norm.running_mean.device,
-            dtype=norm.running_mean.dtype,
-        )
+        options = (norm.num_features, norm.eps, norm.momentum, norm.affine)
+        factory: Any = {"device": norm.running_mean.device, "dtype": norm.running_mean.dtype}
+        layer = cls(*options, active=active, activation=activation, **factory)
         kinds = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
         with torch.no_grad():
             for kind, values in zip(_FRESH, kinds, strict=True):
@@ -153,14 +146,8 @@ class PartialBatchNorm2d(Partial):
     def to_dense(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
         """The `torch.nn` layer with copies of all tensors, without the activation."""
         like = self.free_mean
-        norm = self.dense(
-            self.num_features,
-            self.eps,
-            self.momentum,
-            self.affine,
-            device=like.device,
-            dtype=like.dtype,
-        )
+        options = (self.num_features, self.eps, self.momentum, self.affine)
+        norm = self.dense(*options, device=like.device, dtype=like.dtype)
         targets = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
         with torch.no_grad():
             for kind, target in zip(_FRESH, targets, strict=True):
