@@ -67,7 +67,7 @@ def adam_l1(
     check_number("eps", eps)
     if not params:
         return
-    tensors = map(list, (*lists.values(), steps))
+    tensors = map(list, (params, grads, exp_avgs, exp_avg_sqs, steps))
     numbers = (list(l1), beta1, beta2, eps, weight_decay, maximize)
     torch.ops.clnp_kernels.adam_l1(*tensors, rate, *numbers, grad_scale, found_inf)
 

@@ -35,14 +35,14 @@ def places(block, count, Q, NARROW: tl.constexpr, LENGTH: tl.constexpr):
 
 @triton.jit
 def activity_kernel(
-    x,  # [P, C, Q]
+    x,  # element [p, c, q] at p * p_stride + c * c_stride + q * q_stride
     partial,  # [stripes, C] float32
     C,
     Q,
     count,  # P * Q
-    x_p,
-    x_c,
-    x_q,
+    p_stride,
+    c_stride,
+    q_stride,
     blocks,  # per stripe
     ABS: tl.constexpr,
     NARROW: tl.constexpr,
@@ -54,7 +54,7 @@ def activity_kernel(
     sums = tl.zeros((CHANNELS,), tl.float32)
     for block in range(stripe * blocks, stripe * blocks + blocks):
         p, q, exists = places(block, count, Q, NARROW, LENGTH)
-        at = p[:, None] * x_p + q[:, None] * x_q + c[None, :] * x_c
+        at = p[:, None] * p_stride + q[:, None] * q_stride + c[None, :] * c_stride
         mask = exists[:, None] & (c < C)[None, :]
         value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         sums += tl.sum(tl.abs(value) if ABS else value, 0)
@@ -70,7 +70,8 @@ def channel_activity(x: Tensor, dim: int, absolute: bool = True) -> Tensor:
     view = as_planes(x, dim)
     programs, sizes = grid_of(view)
     partial = x.new_empty(programs[1], channels, dtype=torch.float32)
-    arguments = {"x": view, "partial": partial, "ABS": absolute, **sizes, **strides_of("x", view)}
+    strides = dict(zip(("p_stride", "c_stride", "q_stride"), view.stride(), strict=True))
+    arguments = {"x": view, "partial": partial, "ABS": absolute, **sizes, **strides}
     _launch.launch(activity_kernel, programs, x, arguments)
     return _launch.sum_parts(partial)
 

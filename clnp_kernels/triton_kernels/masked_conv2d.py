@@ -17,20 +17,9 @@ import triton
 from torch import Tensor
 
 from ..reference.masked_conv2d import memory_format, output_size
-from . import _launch, depthwise
+from . import _images, _launch, depthwise
 from . import masked_linear as linear
 from ._conv import dgrad_kernel, fwd_kernel, wgrad_kernel
-from ._images import (
-    Geometry,
-    geometry_of,
-    images_of,
-    like_x,
-    new_images,
-    rows_of_images,
-    sizes_of,
-    strides_of,
-    weights_of,
-)
 from .channel_activity import channel_activity
 from .tiles import CONV
 
@@ -40,10 +29,8 @@ WAVES, PART = 2, 1024
 
 
 def _pointwise(kernel: Sequence[int], sides: Sequence[Sequence[int]], depthwise: bool) -> bool:
-    pairs = ([1, 1], [1, 1], [0, 0])  # kernel, stride and padding
-    return not depthwise and all(
-        [*a] == b for a, b in zip((kernel, *sides[:2]), pairs, strict=True)
-    )
+    stride, padding, _ = sides
+    return not depthwise and (*kernel, *stride, *padding) == (1, 1, 1, 1, 0, 0)
 
 
 def masked_conv2d_fwd(
@@ -60,30 +47,30 @@ def masked_conv2d_fwd(
     outputs = active_weight.shape[0] + free_weight.shape[0]
     size = output_size(x, kernel, *sides)
     if _pointwise(kernel, sides, depthwise_):
-        matrices = rows_of_images(x), active_weight.flatten(1), free_weight.flatten(1)
+        matrices = _images.rows_of_images(x), active_weight.flatten(1), free_weight.flatten(1)
         biases = active_bias, free_bias
         y, sums = linear.masked_linear_fwd(*matrices, *biases, activation, activity)
         return _as_images(y, x.shape[0], size).contiguous(memory_format=layout), sums
-    y = new_images(x, x.shape[0], outputs, size)
+    y = _images.new_images(x, x.shape[0], outputs, size)
     pixels = y.numel() // outputs if outputs else 0
     if pixels == 0:
         sums = x.new_zeros(outputs if activity else 0, dtype=torch.float32)
-        return like_x(y, layout), sums
-    x = images_of(x)
-    geometry = geometry_of(kernel, *sides)
+        return _images.like_x(y, layout), sums
+    x = _images.images_of(x)
+    geometry = _images.geometry_of(kernel, *sides)
     writes = _launch.output_arguments(active_bias, free_bias, activation, activity)
     if depthwise_:
         sums = depthwise.fwd(x, active_weight, free_weight, y, geometry, writes)
-        return like_x(y, layout), sums
-    active, free = images_of(active_weight), images_of(free_weight)
+        return _images.like_x(y, layout), sums
+    active, free = _images.images_of(active_weight), _images.images_of(free_weight)
     arguments = {
-        **weights_of(active=active, free=free),
-        **strides_of("x", x),
-        **sizes_of(x, y, pixels, geometry),
+        **_images.weights_of(active=active, free=free),
+        **_images.strides_of("x", x),
+        **_images.sizes_of(x, y, pixels, geometry),
         **writes,
     }
     sums = _launch.launch_fwd(fwd_kernel, pixels, (x, active, free), y, arguments, CONV)
-    return like_x(y, layout), sums
+    return _images.like_x(y, layout), sums
 
 
 def _as_images(rows: Tensor, batch: int, size: Sequence[int]) -> Tensor:
@@ -96,7 +83,7 @@ def masked_conv2d_relu_grad(
 ) -> tuple[Tensor, Tensor]:
     """Gradients before the ReLU [B, O - active, H', W'] and of the bias [O - active] (or empty)."""
     grad_z, sums = linear.masked_linear_relu_grad(
-        rows_of_images(grad_y), rows_of_images(y), active, bias
+        _images.rows_of_images(grad_y), _images.rows_of_images(y), active, bias
     )
     images = _as_images(grad_z, y.shape[0], y.shape[2:])
     return images.contiguous(memory_format=memory_format(y)), sums
@@ -114,31 +101,31 @@ def masked_conv2d_dgrad(
     kernel, layout = free_weight.shape[2:], memory_format(x)
     size = x.shape[2:]
     if _pointwise(kernel, sides, depthwise_):
-        matrices = rows_of_images(grad_z), free_weight.flatten(1)
+        matrices = _images.rows_of_images(grad_z), free_weight.flatten(1)
         rows = linear.masked_linear_dgrad(*matrices, active)
         return _as_images(rows, x.shape[0], size).contiguous(memory_format=layout)
-    grad_x = new_images(x, x.shape[0], x.shape[1], size)
+    grad_x = _images.new_images(x, x.shape[0], x.shape[1], size)
     if grad_x.numel() == 0:
-        return like_x(grad_x, layout)
-    grad = images_of(grad_z)
-    geometry = geometry_of(kernel, *sides)
+        return _images.like_x(grad_x, layout)
+    grad = _images.images_of(grad_z)
+    geometry = _images.geometry_of(kernel, *sides)
     if depthwise_:
         depthwise.dgrad(grad, free_weight, grad_x, geometry)
-        return like_x(grad_x, layout)
-    free = images_of(free_weight)
+        return _images.like_x(grad_x, layout)
+    free = _images.images_of(free_weight)
     # classes of pixels: those that the same taps meet
     class_h, class_w = (triton.cdiv(n, s) for n, s in zip(size, sides[0], strict=True))
     pixels, classes = x.shape[0] * class_h * class_w, geometry.S_H * geometry.S_W
     arguments = {
         "class_H": class_h,
         "class_W": class_w,
-        **weights_of(free=free),
-        **strides_of("grad", grad),
-        **sizes_of(x, grad, pixels, geometry),
+        **_images.weights_of(free=free),
+        **_images.strides_of("grad", grad),
+        **_images.sizes_of(x, grad, pixels, geometry),
     }
     operands = (grad, free)
     _launch.launch_dgrad(dgrad_kernel, pixels, operands, grad_x, active, arguments, classes, CONV)
-    return like_x(grad_x, layout)
+    return _images.like_x(grad_x, layout)
 
 
 def masked_conv2d_wgrad(
@@ -157,7 +144,7 @@ def masked_conv2d_wgrad(
     else:
         grad_bias = grad_z.new_empty(0)
     if _pointwise(kernel, sides, depthwise_):
-        rows = rows_of_images(grad_z), rows_of_images(x)
+        rows = _images.rows_of_images(grad_z), _images.rows_of_images(x)
         weight = linear.masked_linear_wgrad(*rows, False)[0]
         return weight.view(shape).contiguous(memory_format=layout), grad_bias
     pixels = grad_z.shape[0] * grad_z.shape[2] * grad_z.shape[3]
@@ -165,8 +152,8 @@ def masked_conv2d_wgrad(
     if pixels == 0 or free_out * columns == 0:
         zeros = torch.zeros(shape, dtype=x.dtype, device=x.device)
         return zeros.contiguous(memory_format=layout), grad_bias
-    grad, x = images_of(grad_z), images_of(x)
-    geometry = geometry_of(kernel, *sides)
+    grad, x = _images.images_of(grad_z), _images.images_of(x)
+    geometry = _images.geometry_of(kernel, *sides)
     if depthwise_:
         partial = depthwise.wgrad(grad, x[:, inputs - free_out :], taps, geometry)
     else:
@@ -176,7 +163,7 @@ def masked_conv2d_wgrad(
     return weight.contiguous(memory_format=layout), grad_bias
 
 
-def _wgrad_parts(grad: Tensor, x: Tensor, taps: int, geometry: Geometry) -> Tensor:
+def _wgrad_parts(grad: Tensor, x: Tensor, taps: int, geometry: _images.Geometry) -> Tensor:
     """[parts, taps, Of, I] float32: sums over parts of the pixels."""
     pixels, free_out, inputs = grad.numel() // grad.shape[1], grad.shape[1], x.shape[1]
     lengths = (free_out, inputs)
@@ -196,9 +183,9 @@ def _wgrad_parts(grad: Tensor, x: Tensor, taps: int, geometry: Geometry) -> Tens
         "blocks": blocks,
         "I": inputs,
         "Of": free_out,
-        **strides_of("grad", grad),
-        **strides_of("x", x),
-        **sizes_of(x, grad, pixels, geometry),
+        **_images.strides_of("grad", grad),
+        **_images.strides_of("x", x),
+        **_images.sizes_of(x, grad, pixels, geometry),
     }
     _launch.launch(wgrad_kernel, (tiles, parts), grad, arguments | options)
     return partial
