@@ -64,7 +64,7 @@ def tile_options(
     between their runs of memory and all lengths of these.
     """
     device, dtype = describe(operands[0].device), operands[0].dtype
-    precision = tiles.precision_of(dtype)
+    precision = tiles.precision_of(dtype, conv=table is tiles.CONV or tiles.within_convolution())
     addresses = [t.data_ptr() for t in operands]
     aligned = all(number % 16 == 0 for number in (*addresses, *numbers))
     tile = tiles.choose(

@@ -22,7 +22,7 @@ from . import masked_linear as linear
 from ._conv import dgrad_kernel, fwd_kernel, wgrad_kernel
 from ._images import images_of, like_x, new_images, rows_of_images
 from .channel_activity import channel_activity
-from .tiles import CONV
+from .tiles import CONV, of_convolution
 
 # wgrad: programs per multiprocessor that are worth splitting the sum over the pixels for, and the
 # least pixels of a part
@@ -83,7 +83,8 @@ def masked_conv2d_fwd(
     if _pointwise(kernel, stride, padding, depthwise_):
         matrices = rows_of_images(x), active_weight.flatten(1), free_weight.flatten(1)
         biases = active_bias, free_bias
-        y, sums = linear.masked_linear_fwd(*matrices, *biases, activation, activity)
+        with of_convolution():
+            y, sums = linear.masked_linear_fwd(*matrices, *biases, activation, activity)
         return _as_images(y, x.shape[0], size).contiguous(memory_format=layout), sums
     y = new_images(x, x.shape[0], outputs, size)
     pixels = y.numel() // outputs if outputs else 0
@@ -166,7 +167,8 @@ def masked_conv2d_dgrad(
     (free_out, inputs), size = free_weight.shape[:2], x.shape[2:]
     if _pointwise(kernel, stride, padding, depthwise_):
         matrices = rows_of_images(grad_z), free_weight.flatten(1)
-        rows = linear.masked_linear_dgrad(*matrices, active)
+        with of_convolution():
+            rows = linear.masked_linear_dgrad(*matrices, active)
         return _as_images(rows, x.shape[0], size).contiguous(memory_format=layout)
     grad_x = new_images(x, x.shape[0], x.shape[1], size)
     if grad_x.numel() == 0:
@@ -229,7 +231,8 @@ def masked_conv2d_wgrad(
         grad_bias = grad_z.new_empty(0)
     if _pointwise(kernel, stride, padding, depthwise_):
         rows = rows_of_images(grad_z), rows_of_images(x)
-        weight = linear.masked_linear_wgrad(*rows, False)[0]
+        with of_convolution():
+            weight = linear.masked_linear_wgrad(*rows, False)[0]
         return weight.view(shape).contiguous(memory_format=layout), grad_bias
     pixels = grad_z.shape[0] * grad_z.shape[2] * grad_z.shape[3]
     taps = kernel[0] * kernel[1]
