@@ -205,3 +205,4 @@ _PARTS: dict[str, Callable[..., Parts]] = {
     "sgd_l1": _optimizer,
 }
 OPERATORS = (*_PARTS,)
+LISTS = ("adam_l1", "sgd_l1")  # take lists of any tensors, so they have no boundaries

@@ -170,7 +170,7 @@ def _norm_bwd(make: Maker) -> tuple[Any, ...]:
 
 
 def _activity(make: Maker) -> tuple[Any, ...]:
-    return make.images(make.layer.outputs), 1
+    return make.images(make.layer.free_out), 1
 
 
 def _lists(make: Maker, count: int) -> list[list[Tensor]]:

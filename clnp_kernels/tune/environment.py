@@ -81,7 +81,7 @@ def manifest(card: Card) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cublas": _installed("nvidia-cublas-cu13", "nvidia-cublas-cu12", "nvidia-cublas"),
-        "cudnn": cudnn.version() if cudnn.is_available() else None,
+        "cudnn": _setting(cudnn.version),
         "triton": _installed("triton"),
         "clnp": __version__,
         "kernels": sources_digest(),
@@ -131,8 +131,10 @@ def _installed(*names: str) -> str | None:
     return None
 
 
-def _setting(read: Callable[[], str]) -> str:
-    """Read a setting; torch refuses to read old settings that contradict new ones."""
+def _setting(read: Callable[[], Any]) -> str:
+    """Read a setting; torch refuses to read old settings that contradict new ones, and versions
+    that don't fit each other.
+    """
     try:
         return str(read())
     except RuntimeError:

@@ -19,7 +19,7 @@ from .._checks import FLOATING
 from .._register import strict
 from ..errors import MissingImplementationError
 from . import environment
-from .calls import ALIGNMENTS, OPERATORS, name_of
+from .calls import ALIGNMENTS, LISTS, OPERATORS, name_of
 from .environment import Card
 from .store import Store
 from .stored import open_store, read, table, warn
@@ -28,7 +28,6 @@ from .table import Check, Entry, Table, entry_from
 
 SECONDS = 60.0  # for the check of one kernel, in which it is compiled
 WORKERS = 8  # processes at a time; each wakes the GPU and takes some of its memory
-LISTS = ("adam_l1", "sgd_l1")  # have no boundaries
 Say = Callable[[str], None]
 _qualified: dict[int | None, Table | None] = {}  # fixed for the process
 

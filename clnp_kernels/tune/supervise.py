@@ -37,7 +37,7 @@ class Worker:
         self.process: subprocess.Popen[str] | None = None
         self.broken = ""  # why it can't be started
         self.ended = False
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed with the worker)
+        self._errors: Any = None  # what the process prints
 
     def answer(self, job: Job, seconds: float) -> dict[str, Any]:
         """What a job came to: as `worker.answer`, or {"error": reason} of a crash or a hang, or
@@ -63,7 +63,7 @@ class Worker:
         paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         environment.setdefault("OMP_NUM_THREADS", "1")
-        self._errors.truncate(0)
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by `stop`)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "clnp_kernels.tune.worker"],
             stdin=subprocess.PIPE,
@@ -114,6 +114,7 @@ class Worker:
                 assert pipe is not None
                 with suppress(OSError):  # what was written last reached nobody
                     pipe.close()
+            self._errors.close()
             self.process = None
 
     def end(self) -> None:

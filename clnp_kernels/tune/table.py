@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from .calls import Call, Key
+from .calls import LISTS, Call, Key
 
 TORCH = "torch"
 NEAR = 2  # half octaves, or quarters of the channels, from which a measurement still holds
@@ -244,7 +244,7 @@ class Table:
 
 def _typical(operator: str, mode: str) -> Call:
     """A call of a middling size, float32, for `info`."""
-    return Call(operator, "float32", 16, (), 0.5, "", mode)
+    return Call(operator, "float32", 1 if operator in LISTS else 16, (), 0.5, "", mode)
 
 
 def nearest(measured: Iterable[Measured], key: Key) -> Measured | None:
