@@ -214,7 +214,8 @@ def _cuda_server(name: str) -> Callable[..., Any]:
 
     def serve(*args: Any) -> Any:
         implementation, _, reason, tile = chooser.choose(name, args)
-        reason = reason or _unsupported(implementation, args) or chooser.absent.get(implementation)
+        reason = reason or _unsupported(implementation, args)
+        reason = reason or chooser.absent.get(implementation, "")
         if reason:
             _note_fallback(name, "cuda", reason)
             implementation = chooser.TORCH

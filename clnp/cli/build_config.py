@@ -32,7 +32,7 @@ from .run_folder import Places, RunFolder
 NOT_SETTINGS = (
     *("command", "words", "stream", "paths", "method", "methods", "set", "grid", "seed", "seeds"),
     *("out", "resume", "overwrite", "data_root", "pretrained"),
-    *("image_threads", "workers", "executor"),
+    *("image_threads", "workers", "executor", "tune"),
 )
 NO_SET = "--set applies to the other methods only; clnp's settings have options of their own"
 # The settings that decide for how many epochs CLNP trains.

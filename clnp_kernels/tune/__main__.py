@@ -16,7 +16,7 @@ from .. import chooser, ops  # noqa: F401  (ops registers the operators)
 from . import environment
 from .environment import Card
 from .first_use import Say, forget, qualify, say_on_stderr
-from .plan import Job, layers_of_file, measurements
+from .plan import Job, add_arguments, layers_of_file, measurements
 from .store import Store, write_text
 from .stored import open_store, read
 from .supervise import Worker
@@ -25,23 +25,6 @@ from .table import Measured, entry_from
 QUICK, FULL = 90.0, 600.0  # seconds
 JOB = 60.0
 INTERRUPTED = 130
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    parser.add_argument(
-        "--model",
-        type=Path,
-        metavar="FILE",
-        help="measure the layers of this network (.safetensors), not usual sizes",
-    )
-    parser.add_argument(
-        "--full", action="store_true", help="more sizes and every tile: 10 minutes, not 90 seconds"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="also write the table, for CLNP_KERNEL_TABLE"
-    )
-    parser.add_argument("--device", default="cuda", help="GPU (default: %(default)s)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

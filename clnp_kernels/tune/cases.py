@@ -262,7 +262,8 @@ def check_layers(operator: str, alignment: int, *, small: bool) -> list[Layer]:
     sizes = SMALL[:1] if small else (*SMALL, *LARGE)
     layers = []
     for rows, *channels in sizes:
-        layers.append(Layer(rows, *(multiple(n, alignment) for n in channels)))
+        active_in, free_in, active_out, free_out = (multiple(n, alignment) for n in channels)
+        layers.append(Layer(rows, active_in, free_in, active_out, free_out))
     if operator.startswith(("masked_conv2d", "partial_batch_norm")):
         layers = list(_with_images(layers, operator, small=small))
     return [*layers, replace(layers[0], plain=True)]
@@ -277,5 +278,5 @@ def _with_images(layers: Sequence[Layer], operator: str, *, small: bool) -> Iter
         first = replace(layers[0], rows=2, side=5)
         yield replace(first, stride=2, padding=0, last=False)
         yield replace(first, kernel=1, padding=0)
-        sizes = {"active_out": first.active_in, "free_out": first.free_in}
-        yield replace(first, **sizes, depthwise=True)
+        active, free = first.active_in, first.free_in
+        yield replace(first, active_out=active, free_out=free, depthwise=True)

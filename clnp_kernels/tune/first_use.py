@@ -20,7 +20,7 @@ from .._register import strict
 from ..errors import MissingImplementationError
 from . import environment
 from .calls import ALIGNMENTS, LISTS, OPERATORS, name_of
-from .environment import Card
+from .environment import Card, differences
 from .store import Store
 from .stored import open_store, read, table, warn
 from .supervise import run
@@ -29,6 +29,7 @@ from .table import Check, Entry, Table, entry_from
 SECONDS = 60.0  # for the check of one kernel, in which it is compiled
 WORKERS = 8  # processes at a time; each wakes the GPU and takes some of its memory
 Say = Callable[[str], None]
+__all__ = ["adopt", "differences", "digest_of", "facts_of", "forget", "leave", "qualify"]
 _qualified: dict[int | None, Table | None] = {}  # fixed for the process
 
 
@@ -54,7 +55,7 @@ def qualify(
         device: a CUDA device.
         say: called with lines about what happens.
         wanted: digest of the table that a saved run took its steps with, which is taken again where
-            it is kept here.
+            it is kept here; "torch" for PyTorch's operators.
         card: the GPU itself, in tests.
 
     Returns:
@@ -68,25 +69,37 @@ def qualify(
     """
     index = card.index if card else _index(torch.device(device))
     if chooser.tuning() == "off":
-        chooser.use(index, None)
-        return None
-    if index not in _qualified:
-        try:
-            card = card or environment.card_of(torch.device("cuda", index or 0))
-            _qualified[index] = _table(card, say, wanted)
-        except ValueError as error:
-            if card is not None:
-                raise
-            _refuse(str(error), index, say)
-            _qualified[index] = None
-        chooser.use(index, _qualified[index])
+        _follow(index, None)
+    elif index not in _qualified:
+        _follow(index, _made(index, card, say, wanted))
     found = _qualified[index]
-    if wanted and (found is None or found.digest != wanted):
+    now = found.digest if found else chooser.TORCH
+    if wanted not in ("", now):
         warn(
-            f"the saved run took its steps with the kernel table {wanted}, this process has "
-            f"{found.digest if found else 'none'}: the last bits of the numbers may differ"
+            f"the saved run took its steps with the kernel table {wanted}, this process has {now}: "
+            "the last bits of the numbers may differ"
         )
     return found
+
+
+def _follow(index: int | None, found: Table | None) -> None:
+    """Follow a table, or PyTorch's operators, from now on."""
+    _qualified[index] = found
+    chooser.use(index, found)
+
+
+def _made(index: int | None, card: Card | None, say: Say, wanted: str) -> Table | None:
+    """The table of a device that was not qualified in this process."""
+    if wanted == chooser.TORCH and chooser.tuning() == "auto":
+        say("the saved run took its steps with PyTorch's own operators, so they serve again")
+        return None
+    if card is None:
+        try:
+            card = environment.card_of(torch.device("cuda", index or 0))
+        except ValueError as error:
+            _refuse(str(error), index, say)
+            return None
+    return _table(card, say, wanted)
 
 
 def _index(device: torch.device) -> int | None:
@@ -99,18 +112,38 @@ def leave(device: str | torch.device, reason: str, say: Say = say_on_stderr) -> 
     """Let PyTorch's operators serve on a device for the rest of the process, with the reason."""
     index = _index(torch.device(device))
     _refuse(reason, index, say)
-    _qualified[index] = None
-    chooser.use(index, None)
+    _follow(index, None)
 
 
-def adopt(device: str | torch.device, data: dict[str, Any], card: Card | None = None) -> Table:
-    """Follow the table that another process of this run made (`Table.to_json`)."""
-    index = card.index if card else _index(torch.device(device))
-    card = card or environment.card_of(torch.device(device))
-    found = table(card, [entry_from(entry) for entry in data["entries"]], chooser.absent)
-    _qualified[index] = found
-    chooser.use(index, found)
+def adopt(
+    device: str | torch.device, data: dict[str, Any], card: Card | None = None
+) -> Table | None:
+    """Follow the table that another process of this run made: `Table.to_json`, or a digest
+    of "torch" for PyTorch's operators.
+    """
+    index, found = card.index if card else _index(torch.device(device)), None
+    if data["digest"] != chooser.TORCH:
+        card = card or environment.card_of(torch.device(device))
+        found = table(card, [entry_from(entry) for entry in data["entries"]], chooser.absent)
+    _follow(index, found)
     return found
+
+
+def digest_of(device: str | torch.device) -> str:
+    """Digest of the table that a device follows; "torch" where it was left to PyTorch's operators,
+    "" before it was qualified.
+    """
+    index = _index(torch.device(device))
+    found = _qualified.get(index)
+    return found.digest if found else chooser.TORCH if index in _qualified else ""
+
+
+def facts_of(device: str | torch.device) -> dict[str, Any]:
+    """The manifest of a CUDA device, for a comparison of processes."""
+    try:
+        return environment.manifest(environment.card_of(torch.device(device)))
+    except ValueError as error:
+        return {"kernels": str(error)}
 
 
 def forget() -> None:

@@ -1,7 +1,8 @@
-"""What `clnp tune` measures: usual layers, or those of a network's file."""
+"""Measurements of `clnp tune`, for usual layers or those of a network's file; its options."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -54,6 +55,23 @@ class Job:
     def with_half_the_rows(self) -> Job:
         """The same for half as many examples."""
         return replace(self, layer=replace(self.layer, rows=self.layer.rows // 2))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="measure the layers of this network (.safetensors), not usual sizes",
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="more sizes and every tile: 10 minutes, not 90 seconds"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="also write the table, for CLNP_KERNEL_TABLE"
+    )
+    parser.add_argument("--device", default="cuda", help="GPU (default: %(default)s)")
 
 
 def measurements(layers: Sequence[Layer] | None, *, full: bool) -> list[Job]:

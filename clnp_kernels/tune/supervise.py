@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from queue import Queue
@@ -126,7 +126,7 @@ class Worker:
 
 def run(
     card: Card, jobs: Sequence[Job], seconds: float, workers: int = 1
-) -> Iterator[tuple[Job, dict[str, Any]]]:
+) -> Generator[tuple[Job, dict[str, Any]], None, None]:
     """Do jobs in processes; yield each with its answer, in the order in which they are done.
 
     Closing the iterator (`contextlib.closing`) kills the processes.

@@ -238,8 +238,8 @@ class Table:
 
     def to_json(self) -> dict[str, Any]:
         """Return the table for JSON, without what the package ships."""
-        entries = [*self.checks.values(), *self.measured]
-        return {"environment": self.environment, "entries": [asdict(entry) for entry in entries]}
+        entries: list[Entry] = [*self.checks.values(), *self.measured]
+        return {"digest": self.digest, "entries": [asdict(entry) for entry in entries]}
 
 
 def _typical(operator: str, mode: str) -> Call:

@@ -218,3 +218,20 @@ def test_a_file_that_is_no_network(content: bytes, tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(ValueError, match="--model: expected"):
         layers_of_file(file)
+
+
+def test_the_commands_of_clnp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    """`clnp tune`, and `clnp run --tune`, which says what is wrong before it works."""
+    from clnp.cli import main
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "run"
+    for words in (
+        ["tune"],
+        ["run", "permuted-digits", "--tasks", "1", "--tune", "--out", str(out)],
+    ):
+        assert main(words) == 2
+        assert "clnp: error: --device: torch finds no GPU" in capsys.readouterr().err
+    assert not (out / "metrics.json").exists()
+    monkeypatch.setattr(command, "command", lambda options, *_: options.full and 7)
+    assert main(["tune", "--full"]) == 7
