@@ -214,18 +214,28 @@ def _cuda_server(name: str) -> Callable[..., Any]:
 
     def serve(*args: Any) -> Any:
         implementation, _, reason, tile = chooser.choose(name, args)
-        reason = reason or _unsupported(implementation, args)
-        reason = reason or chooser.absent.get(implementation, "")
-        if reason:
-            _note_fallback(name, "cuda", reason)
-            implementation = chooser.TORCH
-        module = import_module(f"{__package__}.{chooser.OFFERS[name][implementation]}")
+        function, problem = _function(name, implementation, args)
+        if reason or problem:
+            _note_fallback(name, "cuda", reason or problem)
+            function, tile = _function(name, chooser.TORCH, args)[0], ()
         if not tile:
-            return getattr(module, name)(*args)
+            return function(*args)
         with tiles.forced(tile):
-            return getattr(module, name)(*args)
+            return function(*args)
 
     return serve
+
+
+def _function(name: str, implementation: str, args: tuple[Any, ...]) -> tuple[Any, str]:
+    """The Python function of an implementation, and the reason why it can't serve, or ''."""
+    problem = _unsupported(implementation, args) or chooser.absent.get(implementation, "")
+    if problem:
+        return None, problem
+    try:
+        module = import_module(f"{__package__}.{chooser.OFFERS[name][implementation]}")
+    except ImportError as error:  # a triton that does not fit this torch
+        return None, f"{type(error).__name__}: {error}"
+    return getattr(module, name), ""
 
 
 def _unsupported(implementation: str, args: tuple[Any, ...]) -> str:
