@@ -1,4 +1,4 @@
-"""The command line: `clnp run`, `compare`, `methods`, `info`, `report`, `verify`, `export`.
+"""The command line: `clnp run`, `compare`, `methods`, `info`, `tune`, `report`, `verify`, `export`.
 
 Exit codes: 0 done; 1 a certificate doesn't hold; 2 bad arguments, settings or data; 3 stopped in
 the middle (network full, loss not finite, disk full, bug); 130 interrupted. Errors are one line on
@@ -36,7 +36,7 @@ from ..errors import (
 )
 from ..learner.learner import Learner
 from . import build_config
-from .arguments import FORMATS, STREAMS, USAGE, parse
+from .arguments import FORMATS, STREAMS, USAGE, parse, parser
 from .options import SETTINGS
 from .run_folder import PAGE, Run, RunError, RunFolder
 
@@ -116,6 +116,8 @@ def command_run(options: argparse.Namespace) -> int:
             raise ConfigError(
                 f"--resume: {folder} holds no run; name another --out, or the experiment to begin"
             )
+        if options.tune:
+            _tune(parser().parse_args(["tune"]))
         holds = experiment.carry_out(run, make_console(), overwrite=options.overwrite, ranks=ranks)
     return OK if holds else FAILED
 
@@ -133,6 +135,8 @@ def command_compare(options: argparse.Namespace) -> int:
         below = folder.below(name)
         plan[name] = Run(below, *build_config.settings(options, below, name))
     compare.check_free(folder, plan, resume=options.resume, overwrite=options.overwrite)
+    if options.tune:
+        _tune(parser().parse_args(["tune"]))
     done = compare.carry_out(folder, plan, make_console(), overwrite=options.overwrite)
     return OK if done else STOPPED
 
@@ -152,6 +156,21 @@ def command_info(options: argparse.Namespace) -> int:
 
     print("\n".join(info_lines()))
     return OK
+
+
+def command_tune(options: argparse.Namespace) -> int:
+    """`clnp tune`: checks the GPU kernels on this GPU and measures them."""
+    return _tune(options)
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from clnp_kernels.errors import MissingImplementationError
+    from clnp_kernels.tune.__main__ import command
+
+    try:
+        return command(options)
+    except (MissingImplementationError, ValueError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def command_report(options: argparse.Namespace) -> int:
@@ -294,6 +313,7 @@ COMMANDS = {
     "compare": command_compare,
     "methods": command_methods,
     "info": command_info,
+    "tune": command_tune,
     "report": command_report,
     "verify": command_verify,
     "export": command_export,

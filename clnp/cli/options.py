@@ -129,6 +129,12 @@ PLACES: dict[str, dict[str, Option]] = {
             "threads that read image files (default: 2)", words={"type": int, "metavar": "N"}
         ),
     },
+    "GPU": {
+        "tune": Option(
+            "measure the kernels on the GPU first, as clnp tune does",
+            words={"action": "store_true"},
+        )
+    },
     "several at a time": {
         "workers": Option(
             "processes (default: 1), for seeds and compared methods, or else for the grid points "

@@ -13,6 +13,7 @@ from ..data.batches import seed_for
 from ..data.task import Task, task_data
 from ..network.keep import keep_everything
 from ..network.model import Model
+from ..parallel.kernels import Kernels
 from ..pruning.activity import check_scores
 from ..pruning.search import Pruning, find_pruning
 from ..pruning.sparsifiers import Sparsifier, sparsifier
@@ -73,6 +74,7 @@ class PointTrainer:
         points: grid points of the task.
         progress: saved fits.
         head_only: train the head alone (the final hidden group is full).
+        kernels: table of the GPU kernels.
     """
 
     model: Model
@@ -83,6 +85,7 @@ class PointTrainer:
     points: list[GridPoint]
     progress: Progress
     head_only: bool
+    kernels: Kernels
 
     @property
     def sparsifier(self) -> Sparsifier:
@@ -100,6 +103,7 @@ class PointTrainer:
             "task": self.index,
             "name": self.task.name,
             "data": task_data(self.task).to_json(),
+            "kernels": self.kernels["digest"],
         }
 
     def record(self, i: int, epoch: dict[str, float]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ..network.certificate import Certificate, Verdict
 from ..network.inference import Inferred, Prediction, predicted
 from ..network.model import Model
 from ..network.restore import EXTRA, restored
-from ..parallel import Workers
+from ..parallel import Workers, kernels
 from ..parallel.ranks import ALONE, Ranks, refuse_sharded, world
 from ..pruning.margin import check_margin
 from ..training.cost import clnp_cost
@@ -112,6 +112,7 @@ class Learner(BaseLearner):
         self.certificate = Certificate()
         self._seconds: dict[str, float] = {}
         self._warned: set[str] = set()
+        self._kernels: kernels.Kernels = {"digest": ""}
 
     def _share(self, ranks: Ranks) -> None:
         begin(ranks, self.model, self.settings, self.workers.count)
@@ -205,6 +206,8 @@ class Learner(BaseLearner):
         self.model.eval()
 
     def _learn(self, task: Task, index: int, classes: int, plan: Plan) -> TaskReport:
+        # Ranks and resumed runs take the same kernels.
+        self._kernels = kernels.qualify(self.device, self.ranks, self._kernels["digest"])
         self._seconds = dict.fromkeys(("fit", "search", "fine_tune", "evaluate", "total"), 0.0)
         with self._timed("total"):
             agree_on_task(self.ranks, self.model, task, index)
@@ -218,7 +221,9 @@ class Learner(BaseLearner):
         settings, model = self.settings, self.model
         full = model.is_full
         trainer = PointTrainer(
-            model, task, index, settings, plan, self._points(), self._progress, head_only=full
+            *(model, task, index, settings, plan, self._points(), self._progress),
+            head_only=full,
+            kernels=self._kernels,
         )
         run = TaskRun(trainer, self._call, self.workers, self._warned)
         self._call("on_task_begin", index, task.name, run.epochs)
@@ -414,6 +419,7 @@ class Learner(BaseLearner):
             learner.reports = [TaskReport(**report) for report in data["reports"]]
             probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
             learner.certificate = Certificate.from_json(data["certificate"], probes)
+            learner._kernels = {"digest": str(data.get("kernels", ""))}
         except Exception as error:  # anybody can have written anything
             raise CheckpointError(f"{path} does not hold a complete learner: {error}") from error
         learner._share(ranks)
@@ -438,6 +444,7 @@ class Learner(BaseLearner):
             "reports": [report.to_json() for report in self.reports],
             "certificate": certificate.to_json(),
             "dtype": dtype_name(model.head.free_weight.dtype),
+            "kernels": self._kernels["digest"],
         }
         return tensors, data
 

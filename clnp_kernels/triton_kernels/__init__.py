@@ -9,14 +9,13 @@ before that they run on CPU tensors.
 import torch
 from torch import Tensor
 
+from ..support import unsupported_device
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-OLDEST = (8, 0)  # compute capability
 
 
 def unsupported(x: Tensor) -> str:
     """Return the reason why these kernels can't take a tensor like `x`, or ''."""
     if x.dtype not in DTYPES:
         return f"the Triton kernels have no {x.dtype}"
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < OLDEST:
-        return f"{torch.cuda.get_device_name(x.device)} is older than sm_80"
-    return ""
+    return unsupported_device(x.device)

@@ -59,7 +59,7 @@ def product_options(
     """
     architecture, processors, shared = describe(operands[0].device)
     dtype = operands[0].dtype
-    precision = tiles.precision_of(dtype)
+    precision = tiles.precision_of(dtype, conv=table is tiles.CONV or tiles.within_convolution())
     numbers = [stride for t in operands for d, stride in enumerate(t.stride()) if d != 1]
     addresses = [t.data_ptr() for t in operands]
     aligned = all(number % 16 == 0 for number in (*addresses, *numbers, *lengths))

@@ -21,7 +21,7 @@ from . import _images, _launch, depthwise
 from . import masked_linear as linear
 from ._conv import dgrad_kernel, fwd_kernel, wgrad_kernel
 from .channel_activity import channel_activity
-from .tiles import CONV
+from .tiles import CONV, of_convolution
 
 # wgrad: programs per multiprocessor that are worth splitting the sum over the pixels for, and the
 # least pixels of a part
@@ -49,7 +49,8 @@ def masked_conv2d_fwd(
     if _pointwise(kernel, sides, depthwise_):
         matrices = _images.rows_of_images(x), active_weight.flatten(1), free_weight.flatten(1)
         biases = active_bias, free_bias
-        y, sums = linear.masked_linear_fwd(*matrices, *biases, activation, activity)
+        with of_convolution():
+            y, sums = linear.masked_linear_fwd(*matrices, *biases, activation, activity)
         return _as_images(y, x.shape[0], size).contiguous(memory_format=layout), sums
     y = _images.new_images(x, x.shape[0], outputs, size)
     pixels = y.numel() // outputs if outputs else 0
@@ -102,7 +103,8 @@ def masked_conv2d_dgrad(
     size = x.shape[2:]
     if _pointwise(kernel, sides, depthwise_):
         matrices = _images.rows_of_images(grad_z), free_weight.flatten(1)
-        rows = linear.masked_linear_dgrad(*matrices, active)
+        with of_convolution():
+            rows = linear.masked_linear_dgrad(*matrices, active)
         return _as_images(rows, x.shape[0], size).contiguous(memory_format=layout)
     grad_x = _images.new_images(x, x.shape[0], x.shape[1], size)
     if grad_x.numel() == 0:
@@ -145,7 +147,8 @@ def masked_conv2d_wgrad(
         grad_bias = grad_z.new_empty(0)
     if _pointwise(kernel, sides, depthwise_):
         rows = _images.rows_of_images(grad_z), _images.rows_of_images(x)
-        weight = linear.masked_linear_wgrad(*rows, False)[0]
+        with of_convolution():
+            weight = linear.masked_linear_wgrad(*rows, False)[0]
         return weight.view(shape).contiguous(memory_format=layout), grad_bias
     pixels = grad_z.shape[0] * grad_z.shape[2] * grad_z.shape[3]
     taps = kernel[0] * kernel[1]

@@ -4,7 +4,10 @@ The entries are those that compile without spills (tests/clnp_kernels/triton); n
 timed on a GPU yet. There is no autotuning: the first call of a shape costs what every call costs.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import local
+from typing import Any, NamedTuple
 
 import torch
 
@@ -95,11 +98,45 @@ def row_of(capability: int) -> int:
 WASTE = 1.2
 
 
-def precision_of(dtype: torch.dtype) -> str:
-    """Return the arithmetic of products: "half", "tf32" (if torch allows it) or "ieee"."""
+def precision_of(dtype: torch.dtype, *, conv: bool = False) -> str:
+    """Return the arithmetic of products: "half", "tf32" (if torch allows it) or "ieee".
+
+    torch has a setting for matrices and one for convolutions, which allows tf32 by default.
+    """
     if dtype != torch.float32:
         return "half"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    backends: Any = torch.backends
+    setting = backends.cudnn.conv if conv else backends.cuda.matmul
+    return "tf32" if setting.fp32_precision == "tf32" else "ieee"
+
+
+_thread = local()
+
+
+@contextmanager
+def forced(tile: tuple[int, ...]) -> Iterator[None]:
+    """Use a tile that was measured within the block, in this thread."""
+    before = getattr(_thread, "tile", None)
+    _thread.tile = Tile(*tile)
+    try:
+        yield
+    finally:
+        _thread.tile = before
+
+
+@contextmanager
+def of_convolution() -> Iterator[None]:
+    """Let products of matrices within the block, in this thread, be those of a convolution."""
+    _thread.convolution = True
+    try:
+        yield
+    finally:
+        _thread.convolution = False
+
+
+def within_convolution() -> bool:
+    """Return whether this is such a block."""
+    return getattr(_thread, "convolution", False)
 
 
 def choose(
@@ -127,6 +164,9 @@ def choose(
         shared: bytes of shared memory that one program may take.
         table: `TILES` or `CONV`.
     """
+    measured: Tile | None = getattr(_thread, "tile", None)
+    if measured is not None:
+        return measured
     if architecture and not aligned:
         return UNALIGNED[precision]
     element = 2 if precision == "half" else 4

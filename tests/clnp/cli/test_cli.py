@@ -227,7 +227,7 @@ def test_stored_settings_are_checked():
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ([], ("run", "compare", "report", "verify", "export", "methods", "info")),
+        ([], ("run", "compare", "report", "verify", "export", "methods", "info", "tune")),
         (["run"], ("--out", "--tasks", "--resume")),
         (["export"], ("--task", "--format")),
     ],
