@@ -273,20 +273,16 @@ def _note_fallback(name: str, device: str, reason: str = "") -> None:
     if reference_forced() or device not in LIBRARIES:
         return
     reason = reason or owner(name, device)[1]
-    way_out, serving = build_advice(), "the slower reference serves"
+    text = f"clnp_kernels: the slower reference serves on {device}: {reason}; {build_advice()}"
     if device == "cuda":
-        way_out, serving = "see `clnp info`, or unset CLNP_GPU", "PyTorch's own operators serve"
+        way_out = "`clnp info` has more, CLNP_TUNE=off accepts that"
+        text = f"clnp_kernels: PyTorch's own operators serve on cuda: {reason}; {way_out}"
     if strict():
-        raise MissingImplementationError(
-            f"{NAMESPACE}::{name}: {serving} on {device}: {reason}; {way_out}, or unset "
-            "CLNP_STRICT to accept that"
-        )
+        raise MissingImplementationError(f"{NAMESPACE}::{name}: {text}, or unset CLNP_STRICT")
     # The parent of a worker has warned already.
     if device not in _warned and multiprocessing.parent_process() is None:
         _warned.add(device)
-        warnings.warn(
-            f"clnp_kernels: {serving} on {device}: {reason}; {way_out}. "
-            "`python -m clnp_kernels.info` shows all operators; CLNP_REFERENCE=1 silences this",
-            ReferenceWarning,
-            stacklevel=2,
+        silence = (
+            "`python -m clnp_kernels.info` shows all operators; CLNP_REFERENCE=1 silences this"
         )
+        warnings.warn(f"{text}. {silence}", ReferenceWarning, stacklevel=2)

@@ -83,8 +83,7 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self.device)
         # Other threads, such as those that load data, may use the device meanwhile.
-        options: dict[str, Any] = {"stream": self.stream, "capture_error_mode": "thread_local"}
-        with torch.cuda.graph(graph, **options):
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             outputs = step(*inputs)
         return graph.replay, outputs
 

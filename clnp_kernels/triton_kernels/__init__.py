@@ -1,9 +1,9 @@
 """Triton kernels for CUDA devices, experimental.
 
 They have run in Triton's interpreter and have been compiled for sm_80, sm_90 and sm_100, but on no
-GPU yet: `CLNP_GPU=triton` chooses them, see `chooser`. Importing this folder does not import
-triton; its modules do, and the first CUDA tensor imports them. With `TRITON_INTERPRET=1` set
-before that they run on CPU tensors.
+GPU yet: on a user's GPU they serve once they passed their check there, see `tune`. Importing this
+folder does not import triton; its modules do, and the first call that they serve imports them. With
+`TRITON_INTERPRET=1` set before that they run on CPU tensors.
 """
 
 import torch
