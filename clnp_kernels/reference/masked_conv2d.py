@@ -33,6 +33,18 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
+def dense(t: Tensor, layout: torch.memory_format) -> Tensor:
+    """A tensor [B, C, H, W] in a memory format, with the strides of that format.
+
+    One channel or one pixel is dense in both formats, with the strides of either, by which PyTorch
+    chooses the algorithm of a convolution.
+    """
+    t, step, strides = t.contiguous(memory_format=layout), 1, [0] * 4
+    for dim in (1, 3, 2, 0) if layout == torch.channels_last else (3, 2, 1, 0):
+        strides[dim], step = step, step * max(t.shape[dim], 1)
+    return t.as_strided(t.shape, strides) if t.numel() else t
+
+
 def output_size(
     x: Tensor,
     kernel: Sequence[int],
@@ -60,7 +72,7 @@ def convolve(
         format_x = memory_format(x)
         groups = x.shape[1] if depthwise else 1
         # A weight in channels_last would decide the format of the output.
-        weight = weight.contiguous(memory_format=format_x)
+        x, weight = dense(x, format_x), dense(weight, format_x)
         y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
         return y.contiguous(memory_format=format_x)
     sizes = output_size(x, kernel, stride, padding, dilation)
@@ -79,7 +91,8 @@ def input_gradient(
     grad_x = grad_z.new_zeros(shape)
     if not (grad_x.numel() and grad_z.numel()):
         return grad_x
-    groups = shape[1] if depthwise else 1
+    groups, layout = shape[1] if depthwise else 1, memory_format(grad_z)
+    grad_z, weight = dense(grad_z, layout), dense(weight, layout)
     return conv2d_input(list(shape), weight, grad_z, stride, padding, dilation, groups)
 
 

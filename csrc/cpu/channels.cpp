@@ -20,7 +20,25 @@ bool is_channels_last(const Tensor& x) {
 
 Tensor dense(const Tensor& x, bool last) {
   using torch::headeronly::MemoryFormat;
-  return torch::stable::contiguous(x, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const Tensor found =
+      torch::stable::contiguous(x, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  // One channel or one pixel is dense in both formats, with strides of either. PyTorch chooses the
+  // algorithm of a convolution by the strides, so these are made those of the format.
+  std::vector<int64_t> sizes(4), strides(4);
+  for (int64_t d : {0, 1, 2, 3}) sizes[d] = found.size(d);
+  int64_t step = 1;
+  for (int64_t d : last ? std::array<int64_t, 4>{1, 3, 2, 0} : std::array<int64_t, 4>{3, 2, 1, 0}) {
+    strides[d] = step;
+    step *= std::max<int64_t>(sizes[d], 1);
+  }
+  bool same = true;
+  for (int64_t d : {0, 1, 2, 3}) same = same && found.stride(d) == strides[d];
+  if (same || found.numel() == 0) return found;
+  using torch::stable::detail::from;
+  std::array<StableIValue, 4> stack{from(found), from(sizes), from(strides),
+                                    from(std::optional<int64_t>())};
+  call("aten::as_strided", "", stack.data());
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 Tensor new_images(const Tensor& like, int64_t batch, int64_t channels, int64_t height,

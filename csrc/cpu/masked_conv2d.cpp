@@ -59,8 +59,8 @@ Tensor convolve_backward(const Tensor& grad, const Tensor& x, const Tensor& weig
   const std::array<bool, 3> wanted{of_input, !of_input, false};
   std::array<StableIValue, 11> stack{
       from(dense(grad, last)),
-      from(x),
-      from(weight),
+      from(of_input ? x : dense(x, last)),
+      from(of_input ? dense(weight, last) : weight),
       from(std::optional<Sizes>()),
       from(g.stride),
       from(g.padding),

@@ -40,7 +40,15 @@ def test_settings_name_options_that_there_are(settings: type) -> None:
 
 def test_the_command_line_takes_the_ranges_of_the_learner() -> None:
     shared = {**rows(Settings), **{f"fine_tune_{k}": row for k, row in rows(FineTune).items()}}
-    narrower = {"fine_tune_epochs", "score", "margin", "l1", "fine_tune_l1", "growth"}
+    narrower = {
+        "fine_tune_epochs",
+        "score",
+        "margin",
+        "l1",
+        "fine_tune_l1",
+        "growth",
+        "tasks_expected",
+    }
     for name, option in SETTINGS.items():
         if name in shared and name not in {*narrower, "first_growth"}:
             assert option.values is shared[name].values, name
