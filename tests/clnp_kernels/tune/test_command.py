@@ -123,7 +123,8 @@ def test_time_is_up(verdicts: list[Any], monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 STOPPED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
 from clnp_kernels import ops
 from clnp_kernels.tune import environment, first_use, __main__ as command, plan
 from clnp_kernels.tune.cases import Layer
