@@ -85,7 +85,9 @@ def take_benchmarks(folder: Path) -> None:
     if not missing:
         return
     shutil.rmtree(own)
-    if not kept.exists() or import_error(kept.rename(own).parent):
+    if kept.exists():
+        kept.rename(own)
+    if not own.exists() or import_error(folder):
         raise SystemExit(f"--against: the revision can't import the benchmarks: {missing}")
     print(f"The revision runs its own benchmarks: it can't import these ({missing})")
 

@@ -14,7 +14,6 @@ not computed again. Choices are compared by validation scores, so that test accu
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 import warnings
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 import clnp
 import clnp.methods
 from benchmarks import machine
+from benchmarks.record import appending, rows_in
 from clnp.data.cifar import read_cifar
 from clnp.data.streams import read_mnist
 
@@ -55,7 +55,6 @@ COLUMNS = (
     *("stream", "choice", "seed", "validation", "validation_gap", "acc", "gap", "worst_gap"),
     *("first_most", "used_most", "used_mean", "seconds"),
 )
-FACTS = ("date", "revision", "cpu", "torch")
 Task = clnp.data.Task
 Net = Callable[[int], nn.Module]
 
@@ -237,14 +236,6 @@ def run(
     }
 
 
-def read(path: Path = RESULTS) -> list[dict[str, str]]:
-    """Rows of the CSV file; none without the file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.defaults", description=__doc__)
@@ -255,26 +246,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--out", type=Path, default=RESULTS)
     options = made.parse_args(arguments)
     torch.set_num_threads(1)
-    known = {(row["stream"], row["choice"], int(row["seed"])) for row in read(options.out)}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    facts = {name: machine.facts("cpu")[name] for name in FACTS}
+    known = {(row["stream"], row["choice"], int(row["seed"])) for row in rows_in(options.out)}
     own: dict[tuple[str, int], tuple[list[float], list[float]]] = {}
-    with options.out.open("a", newline="") as file, warnings.catch_warnings():
+    with (
+        appending(options.out, COLUMNS, machine.brief_facts()) as append,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", clnp.MarginWarning)
         warnings.simplefilter("ignore", clnp.CapacityWarning)
-        writer = csv.DictWriter(file, (*COLUMNS, *FACTS))
-        if file.tell() == 0:
-            writer.writeheader()
         for seed in range(options.seeds):
             for stream in options.streams or streams(Path(), 0):
                 for choice in options.choices:
-                    if (stream, choice, seed) in known:
-                        continue
-                    row = {"stream": stream, "choice": choice, "seed": seed}
-                    row |= run(options.data_root, stream, choice, seed, own)
-                    writer.writerow({**row, **facts})
-                    file.flush()
-                    print(row, flush=True)
+                    if (stream, choice, seed) not in known:
+                        row = {"stream": stream, "choice": choice, "seed": seed}
+                        append({**row, **run(options.data_root, stream, choice, seed, own)})
     return 0
 
 

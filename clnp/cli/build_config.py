@@ -19,7 +19,6 @@ from .options import CLNP_ONLY, NO_METHOD, SETTINGS
 from .run_folder import Places, RunFolder
 
 LIMITS = ("growth", "first_growth")
-
 NO_SET = "--set applies to the other methods only; clnp's settings have options of their own"
 # The settings that decide for how many epochs CLNP trains.
 EPOCHS = ("epochs", "fine_tune_epochs", "fine_tune_rounds")

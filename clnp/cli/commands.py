@@ -36,7 +36,7 @@ from ..errors import (
 )
 from ..learner.learner import Learner
 from . import build_config
-from .arguments import FORMATS, STREAMS, USAGE, parse, parser
+from .arguments import FORMATS, STREAMS, USAGE, parse
 from .options import SETTINGS
 from .run_folder import PAGE, Run, RunError, RunFolder
 
@@ -117,7 +117,7 @@ def command_run(options: argparse.Namespace) -> int:
                 f"--resume: {folder} holds no run; name another --out, or the experiment to begin"
             )
         if options.tune:
-            _tune(parser().parse_args(["tune"]))
+            command_tune(parse(["tune"]))
         holds = experiment.carry_out(run, make_console(), overwrite=options.overwrite, ranks=ranks)
     return OK if holds else FAILED
 
@@ -136,7 +136,7 @@ def command_compare(options: argparse.Namespace) -> int:
         plan[name] = Run(below, *build_config.settings(options, below, name))
     compare.check_free(folder, plan, resume=options.resume, overwrite=options.overwrite)
     if options.tune:
-        _tune(parser().parse_args(["tune"]))
+        command_tune(parse(["tune"]))
     done = compare.carry_out(folder, plan, make_console(), overwrite=options.overwrite)
     return OK if done else STOPPED
 
@@ -160,10 +160,6 @@ def command_info(options: argparse.Namespace) -> int:
 
 def command_tune(options: argparse.Namespace) -> int:
     """`clnp tune`: checks the GPU kernels on this GPU and measures them."""
-    return _tune(options)
-
-
-def _tune(options: argparse.Namespace) -> int:
     from clnp_kernels.errors import MissingImplementationError
     from clnp_kernels.tune.__main__ import command
 

@@ -8,12 +8,13 @@ from fractions import Fraction
 from typing import Any, Final
 
 from ..data.names import counted
-from ..errors import CapacityWarning, ConfigError
+from ..errors import CapacityWarning
 from ..network.boundaries import Boundaries
-from ..ranges import whole
+from ..ranges import Range, by_name, whole
 
 AUTO: Final = "auto"
 GROWTH = "auto, None, an integer >= 1, one per group, or {group: integer}"
+TASKS = Range("None or an integer >= 1", lambda value: value is None or whole(1).holds(value))
 SHARE = Fraction(1, 3)  # of the free channels, where the number of tasks is unknown
 MOST_OF_FIRST = Fraction(1, 2)  # of all channels, where more tasks follow
 NEARLY_FULL = 0.9
@@ -51,21 +52,10 @@ def limits(growth: Any, groups: Sequence[str], name: str) -> dict[str, int]:
     """
     if growth is None:
         return {}
-    if isinstance(growth, (list, tuple)):
-        if len(growth) != len(groups):
-            raise ConfigError(
-                f"{name}: expected {len(groups)} numbers, one for each of {list(groups)}, got "
-                f"{list(growth)}"
-            )
-        growth = dict(zip(groups, growth, strict=True))
-    elif not isinstance(growth, Mapping):
-        growth = dict.fromkeys(groups, growth)
-    unknown = sorted(set(growth) - set(groups))
-    if unknown:
-        raise ConfigError(f"{name}: expected names of {list(groups)}, got {unknown}")
-    for group, most in growth.items():
+    found = by_name(growth, groups, name)
+    for group, most in found.items():
         whole(1).check(f"{name} of {group!r}", most)
-    return dict(growth)
+    return found
 
 
 def budgets(
@@ -105,8 +95,7 @@ def budgets(
 
 def check_expected(tasks_expected: Any) -> None:
     """Raise ConfigError unless this is None or a whole number >= 1."""
-    if tasks_expected is not None:
-        whole(1).check("tasks_expected", tasks_expected)
+    TASKS.check("tasks_expected", tasks_expected)
 
 
 def warn_of_capacity(

@@ -20,7 +20,7 @@ from ..pruning.margin import check_margin
 from ..ranges import Range, choice, flag, number, whole
 from ..training.fit import SCHEDULES
 from ..training.score import WANTED, is_score, name_of
-from .budget import AUTO, GROWTH, limits
+from .budget import AUTO, GROWTH, TASKS, limits
 from .grid import per_layer
 
 T = TypeVar("T")
@@ -249,7 +249,7 @@ class Settings:
     )
     tasks_expected: int | None = setting(
         None,
-        Range("None or an integer >= 1", lambda value: value is None or whole(1).holds(value)),
+        TASKS,
         "number of tasks that the network is to learn, by which auto growth divides the channels; "
         "None leaves two thirds of the free channels to later tasks",
         "give it where it is known",

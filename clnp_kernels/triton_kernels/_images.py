@@ -56,12 +56,3 @@ def rows_of_images(t: Tensor) -> Tensor:
 def new_images(like: Tensor, batch: int, channels: int, size: Sequence[int]) -> Tensor:
     """Empty images, dense in channels_last whatever the sizes are."""
     return like.new_empty(batch, *size, channels).permute(0, 3, 1, 2)
-
-
-def like_x(t: Tensor, layout: torch.memory_format) -> Tensor:
-    """The images in a format; channels_last ones get the strides that PyTorch gives them."""
-    if layout != torch.channels_last:
-        return t.contiguous()
-    channels, height, width = t.shape[1:]
-    strides = (height * width * channels, 1, width * channels, channels)
-    return t.as_strided(t.shape, strides) if t.numel() else t.contiguous(memory_format=layout)

@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..reference.masked_conv2d import memory_format, output_size
+from ..reference.masked_conv2d import dense, memory_format, output_size
 from . import _images, _launch, depthwise
 from . import masked_linear as linear
 from ._conv import dgrad_kernel, fwd_kernel, wgrad_kernel
@@ -56,13 +56,13 @@ def masked_conv2d_fwd(
     pixels = y.numel() // outputs if outputs else 0
     if pixels == 0:
         sums = x.new_zeros(outputs if activity else 0, dtype=torch.float32)
-        return _images.like_x(y, layout), sums
+        return dense(y, layout), sums
     x = _images.images_of(x)
     geometry = _images.geometry_of(kernel, *sides)
     writes = _launch.output_arguments(active_bias, free_bias, activation, activity)
     if depthwise_:
         sums = depthwise.fwd(x, active_weight, free_weight, y, geometry, writes)
-        return _images.like_x(y, layout), sums
+        return dense(y, layout), sums
     active, free = _images.images_of(active_weight), _images.images_of(free_weight)
     arguments = {
         **_images.weights_of(active=active, free=free),
@@ -71,7 +71,7 @@ def masked_conv2d_fwd(
         **writes,
     }
     sums = _launch.launch_fwd(fwd_kernel, pixels, (x, active, free), y, arguments, CONV)
-    return _images.like_x(y, layout), sums
+    return dense(y, layout), sums
 
 
 def _as_images(rows: Tensor, batch: int, size: Sequence[int]) -> Tensor:
@@ -108,12 +108,12 @@ def masked_conv2d_dgrad(
         return _as_images(rows, x.shape[0], size).contiguous(memory_format=layout)
     grad_x = _images.new_images(x, x.shape[0], x.shape[1], size)
     if grad_x.numel() == 0:
-        return _images.like_x(grad_x, layout)
+        return dense(grad_x, layout)
     grad = _images.images_of(grad_z)
     geometry = _images.geometry_of(kernel, *sides)
     if depthwise_:
         depthwise.dgrad(grad, free_weight, grad_x, geometry)
-        return _images.like_x(grad_x, layout)
+        return dense(grad_x, layout)
     free = _images.images_of(free_weight)
     # classes of pixels: those that the same taps meet
     class_h, class_w = (triton.cdiv(n, s) for n, s in zip(size, sides[0], strict=True))
@@ -127,7 +127,7 @@ def masked_conv2d_dgrad(
     }
     operands = (grad, free)
     _launch.launch_dgrad(dgrad_kernel, pixels, operands, grad_x, active, arguments, classes, CONV)
-    return _images.like_x(grad_x, layout)
+    return dense(grad_x, layout)
 
 
 def masked_conv2d_wgrad(

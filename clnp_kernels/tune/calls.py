@@ -61,7 +61,7 @@ class Key(NamedTuple):
 
     @property
     def kind(self) -> tuple[str, str, int, str, str]:
-        """What has to be the same for an entry to hold."""
+        """The part that an entry and a call must have in common."""
         return self.operator, self.dtype, self.alignment, self.options, self.mode
 
     def distance(self, other: Key) -> int:

@@ -116,7 +116,7 @@ class Maker:
 
     @property
     def geometry(self) -> tuple[Any, ...]:
-        """Of a convolution; nothing for a matrix."""
+        """Geometry of a convolution; nothing for a matrix."""
         return self.layer.geometry if self.layer.side else ()
 
 

@@ -124,7 +124,9 @@ def adopt(
     index, found = card.index if card else _index(torch.device(device)), None
     if data["digest"] != chooser.TORCH:
         card = card or environment.card_of(torch.device(device))
-        found = table(card, [entry_from(entry) for entry in data["entries"]], chooser.absent)
+        entries = [entry_from(entry) for entry in data["entries"]]
+        facts = environment.manifest(card)
+        found = table(card, environment.digest(facts), entries, chooser.absent)
     _follow(index, found)
     return found
 
@@ -165,7 +167,7 @@ def _table(card: Card, say: Say, wanted: str) -> Table:
     store = open_store(card)
     entries = read(card, store)
     entries += check_missing(card, entries, store, say)
-    found = table(card, entries, chooser.absent)
+    found = table(card, store.environment, entries, chooser.absent)
     kept = _kept(card, store, wanted)
     if kept is not None and kept.digest == wanted != found.digest:
         say(f"following kernel table {wanted}, with which the saved run took its steps")
@@ -189,7 +191,8 @@ def _kept(card: Card, store: Store, digest: str) -> Table | None:
     """The table of a digest, if one was in use here."""
     data = store.read_json(f"table-{digest}") if digest else None
     try:
-        return data and table(card, [entry_from(e) for e in data["entries"]], chooser.absent)
+        entries = [entry_from(entry) for entry in data["entries"]] if data else []
+        return table(card, store.environment, entries, chooser.absent) if data else None
     except (LookupError, TypeError, ValueError):
         return None
 

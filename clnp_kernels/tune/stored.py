@@ -28,8 +28,9 @@ def stored(index: int | None) -> Table | None:
         card = card_of(torch.device("cuda", index))
     except ValueError:
         return None
-    entries = read(card, open_store(card))
-    return table(card, entries) if entries else None
+    store = open_store(card)
+    entries = read(card, store)
+    return table(card, store.environment, entries) if entries else None
 
 
 def open_store(card: Card) -> Store:
@@ -52,9 +53,13 @@ def read(card: Card, store: Store) -> list[Entry]:
     return entries
 
 
-def table(card: Card, entries: Sequence[Entry], absent: Mapping[str, str] | None = None) -> Table:
-    """The table of these entries and of those that the package ships for a card."""
-    return Table(digest(manifest(card)), entries, shipped(card), absent)
+def table(
+    card: Card, environment: str, entries: Sequence[Entry], absent: Mapping[str, str] | None = None
+) -> Table:
+    """The table of these entries and of those that the package ships for a card, whose environment
+    has a digest.
+    """
+    return Table(environment, entries, shipped(card), absent)
 
 
 def _given(file: Path, facts: Mapping[str, Any]) -> list[Entry] | None:

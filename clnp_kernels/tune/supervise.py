@@ -40,7 +40,7 @@ class Worker:
         self._errors: Any = None  # what the process prints
 
     def answer(self, job: Job, seconds: float) -> dict[str, Any]:
-        """What a job came to: as `worker.answer`, or {"error": reason} of a crash or a hang, or
+        """Result of a job: as `worker.answer`, or {"error": reason} of a crash or a hang, or
         {"skipped": reason} where no process can be started.
         """
         if self.process is None and not self.broken and not self.ended:
@@ -101,7 +101,7 @@ class Worker:
         return found
 
     def _end_of(self, code: int) -> str:
-        """How the process ended, with the last line that it wrote."""
+        """Exit of the process in words, with the last line that it wrote."""
         how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()

@@ -52,7 +52,7 @@ class Check:
 
     @property
     def kernel(self) -> tuple[str, str, str, int]:
-        """What was checked."""
+        """Operator, implementation, dtype and alignment that were checked."""
         return self.operator, self.implementation, self.dtype, self.alignment
 
 

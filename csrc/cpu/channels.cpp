@@ -24,18 +24,21 @@ Tensor dense(const Tensor& x, bool last) {
       torch::stable::contiguous(x, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   // One channel or one pixel is dense in both formats, with strides of either. PyTorch chooses the
   // algorithm of a convolution by the strides, so these are made those of the format.
-  std::vector<int64_t> sizes(4), strides(4);
-  for (int64_t d : {0, 1, 2, 3}) sizes[d] = found.size(d);
+  const std::array<int64_t, 4> order =
+      last ? std::array<int64_t, 4>{1, 3, 2, 0} : std::array<int64_t, 4>{3, 2, 1, 0};
+  std::array<int64_t, 4> strides;
   int64_t step = 1;
-  for (int64_t d : last ? std::array<int64_t, 4>{1, 3, 2, 0} : std::array<int64_t, 4>{3, 2, 1, 0}) {
-    strides[d] = step;
-    step *= std::max<int64_t>(sizes[d], 1);
-  }
   bool same = true;
-  for (int64_t d : {0, 1, 2, 3}) same = same && found.stride(d) == strides[d];
-  if (same || found.numel() == 0) return found;
+  for (const int64_t dim : order) {
+    strides[dim] = step;
+    same = same && found.stride(dim) == step;
+    step *= found.size(dim);
+  }
+  if (same || step == 0) return found;
   using torch::stable::detail::from;
-  std::array<StableIValue, 4> stack{from(found), from(sizes), from(strides),
+  const std::vector<int64_t> sizes{found.size(0), found.size(1), found.size(2), found.size(3)};
+  std::array<StableIValue, 4> stack{from(found), from(sizes),
+                                    from(std::vector<int64_t>(strides.begin(), strides.end())),
                                     from(std::optional<int64_t>())};
   call("aten::as_strided", "", stack.data());
   return torch::stable::detail::to<Tensor>(stack[0]);

@@ -1,4 +1,4 @@
-"""What people read: help of an experiment, the start of a run, tables that fit, counts from 1."""
+"""Texts for people: help of an experiment, the start of a run, tables that fit, counts from 1."""
 
 from __future__ import annotations
 

@@ -26,8 +26,10 @@ QUICK: dict[str, Any] = {
 
 
 def learner(net: list[int] | type[torch.nn.Module], **settings: Any) -> clnp.Learner:
-    """Of a network whose first weights are the same in every call: layers of given widths, or what
-    a class makes.
+    """A learner of a network whose first weights are the same in every call.
+
+    Arguments:
+        net: widths of the hidden layers, or a class that makes the network.
     """
     torch.manual_seed(0)
     made = mlp(net) if isinstance(net, list) else net()

@@ -20,7 +20,7 @@ DEVICE = torch.device("cuda:0")
 
 
 def qualified(names: list[str], wanted: str = "") -> dict[str, Any]:
-    """What a rank follows, and how many checks it made; `names` are those of the ranks' GPUs."""
+    """Table that a rank follows, and number of its checks; `names` are of the ranks' GPUs."""
     checked: list[Any] = []
 
     def run(card: Card, jobs: Any, seconds: float, workers: int) -> Any:
