@@ -29,6 +29,7 @@ from .scratch import Scratch
 from .settings import MethodSettings
 from .si import SI
 from .sparcl import SparCL
+from .supermask import WSN, SupSup
 from .superposition import Superposition
 
 SHARED = tuple(f.name for f in dataclasses.fields(MethodSettings))
@@ -60,6 +61,8 @@ METHODS: dict[str, MethodInfo] = {
     "si": MethodInfo(SI, "synaptic intelligence: quadratic penalty by path integral"),
     "superposition": MethodInfo(Superposition, "a random key for every task on every layer"),
     "packnet": MethodInfo(PackNet, "weights packed task by task by magnitude"),
+    "wsn": MethodInfo(WSN, "a learned mask of weights per task; weights in use are frozen (WSN)"),
+    "supsup": MethodInfo(SupSup, "a learned mask per task over weights that stay random (SupSup)"),
     "er": MethodInfo(ER, "experience replay from a reservoir"),
     "derpp": MethodInfo(DERpp, "replay of labels and stored logits (DER++)"),
     "sparcl": MethodInfo(SparCL, "sparse weights, data and gradients over replay (SparCL)"),
