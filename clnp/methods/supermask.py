@@ -104,7 +104,7 @@ class Supermask(Isolation):
 
 
 class WSN(Supermask):
-    """Winning subnetworks (arXiv:2202.00000): weights and scores are trained together, and a weight
+    """Winning subnetworks (ICML 2022; extended in arXiv:2303.14962): weights and scores are trained together, and a weight
     that some task reads is frozen after that task; later tasks may read it too.
     """
 
