@@ -104,8 +104,10 @@ class Supermask(Isolation):
 
 
 class WSN(Supermask):
-    """Winning subnetworks (ICML 2022; extended in arXiv:2303.14962): weights and scores are trained together, and a weight
-    that some task reads is frozen after that task; later tasks may read it too.
+    """Winning subnetworks (Kang et al., ICML 2022; extended in arXiv:2303.14962).
+
+    Weights and scores are trained together. A weight that some task reads is frozen after that
+    task; later tasks may read it too.
     """
 
     name = "wsn"

@@ -142,7 +142,7 @@ def test_co2l_balances_contrast_and_distillation_as_its_authors() -> None:
             p.add_(torch.randn_like(p), alpha=0.3)
         batch = Batch(torch.randn(8, 12), torch.randint(0, 3, (8,)), 1)
         lt.net.eval()
-        with_both, logits = method.contrast(batch)  # type: ignore[attr-defined]
+        with_both, _ = method.contrast(batch)  # type: ignore[attr-defined]
         method.o["distillation"] = 0.0
         contrast, _ = method.contrast(batch)  # type: ignore[attr-defined]
         features, _ = lt.net.with_features(batch.x, 1)
