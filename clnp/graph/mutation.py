@@ -16,8 +16,8 @@ from typing import Any
 from torch import fx, nn
 
 from ..errors import ConvertError
-from .recorder import Run
-from .trace import DROPOUTS, WRITES, argument, is_stochastic_depth, place_of
+from .recorder import Run, stochastic_depth
+from .trace import DROPOUTS, argument, place_of
 
 # Operations that return their input in some modes or memory formats, and a copy in others.
 MAY_COPY = (
@@ -97,7 +97,7 @@ class _Memory:
         return lambda other: self.order[other] > self.order[node]
 
 
-def make_functional(traced: fx.GraphModule, run: Run, modules: Mapping[str, nn.Module]) -> None:
+def make_functional(traced: fx.Graph, run: Run, modules: Mapping[str, nn.Module]) -> None:
     """Make readers of a changed value read the result of the change.
 
     Arguments:
@@ -109,9 +109,9 @@ def make_functional(traced: fx.GraphModule, run: Run, modules: Mapping[str, nn.M
         ConvertError: naming an in-place change that a later operation sees, and that can't be
             expressed without writing in place.
     """
-    memory = _Memory(run, modules, {node: i for i, node in enumerate(traced.graph.nodes)})
+    memory = _Memory(run, modules, {node: i for i, node in enumerate(traced.nodes)})
     stale: list[tuple[fx.Node, fx.Node, fx.Node]] = []
-    for node in list(traced.graph.nodes):
+    for node in list(traced.nodes):
         if node.op == "output":
             break
         written = written_by(node, modules)
@@ -120,6 +120,11 @@ def make_functional(traced: fx.GraphModule, run: Run, modules: Mapping[str, nn.M
         region |= {memory.root(s) for s in run.changed[node.name]}
         for value in memory.sharing(region):
             if value.op == "get_attr":
+                if not value.meta["static"].name:
+                    raise ConvertError(
+                        f"{place_of(node)} writes into a tensor that forward makes; put the value "
+                        "together with torch.cat or arithmetic instead"
+                    )
                 raise ConvertError(
                     f"{place_of(node)} changes {str(value.target)!r} in place; a network that "
                     "changes its own tensors in every call can't be converted"
@@ -133,7 +138,7 @@ def make_functional(traced: fx.GraphModule, run: Run, modules: Mapping[str, nn.M
     _refuse_stale(traced, stale)
 
 
-def _refuse_stale(traced: fx.GraphModule, stale: list[tuple[fx.Node, fx.Node, fx.Node]]) -> None:
+def _refuse_stale(traced: fx.Graph, stale: list[tuple[fx.Node, fx.Node, fx.Node]]) -> None:
     """Refuse reads of a value that was changed under another name, if they affect the output."""
     needed = ancestors(traced)
     for node, value, user in stale:
@@ -151,9 +156,9 @@ def _refuse_stale(traced: fx.GraphModule, stale: list[tuple[fx.Node, fx.Node, fx
             )
 
 
-def ancestors(traced: fx.GraphModule) -> set[fx.Node]:
+def ancestors(traced: fx.Graph) -> set[fx.Node]:
     """Return the nodes that the output depends on."""
-    stack = [node for node in traced.graph.nodes if node.op == "output"]
+    stack = [node for node in traced.nodes if node.op == "output"]
     found: set[fx.Node] = set()
     while stack:
         node = stack.pop()
@@ -177,7 +182,7 @@ def written_by(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | Non
 def _is_inplace(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
-    if node.target in WRITES or node.target is operator.setitem:
+    if node.target is operator.setitem:
         return True
     name = _kind(node, modules).split(".")[0]
     if name.endswith("_") and not name.endswith("__"):
@@ -197,7 +202,7 @@ def may_copy(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Return whether the result shares memory with the input in some modes or formats only."""
     if written_by(node, modules) is not None:
         return False
-    if node.target in DROPOUTS or is_stochastic_depth(node):
+    if node.target in DROPOUTS or node.target is stochastic_depth:
         return True
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], nn.modules.dropout._DropoutNd | nn.Flatten)

@@ -6,15 +6,14 @@ from typing import Any
 
 from torch import fx, nn
 
+from .channels import MIXES, PARTS
 from .trace import argument
 
 HELP = (
     "Supported are Linear, Conv2d (dense or depthwise), BatchNorm, activations, pooling, Dropout, "
     "Flatten, sums and products of hidden values, and modules built of them."
 )
-MIXES = "it mixes channels, so later tasks' channels would change the outputs of earlier tasks"
 ALONE = "it normalises each channel separately, which is not supported yet; use BatchNorm2d"
-PARTS = "a part of a layer's channels can't be pruned separately"
 LOGITS = "the network must return logits, since the loss applies the softmax; remove it"
 REASONS = {
     "LocalResponseNorm": MIXES,

@@ -220,18 +220,19 @@ def check_modes(net: nn.Module) -> None:
                 )
 
 
-def check_own_tensors(net: nn.Module, layers: list[str]) -> None:
+def check_own_tensors(net: nn.Module, used: list[tuple[str, str]]) -> None:
     """Refuse layers that share a parameter or buffer, as one tensor or as overlapping memory.
 
     Arguments:
         net: the original network; a copy would no longer share memory.
-        layers: names of the converted layers.
+        used: (layer, name of a parameter or buffer of `net`).
     """
-    spans = []
-    for layer in layers:
-        module = net.get_submodule(layer)
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        spans += [(*_span(tensor), f"{layer}.{key}") for key, tensor in own if tensor.numel()]
+    named = [
+        *net.named_parameters(remove_duplicate=False),
+        *net.named_buffers(remove_duplicate=False),
+    ]
+    tensors = dict(named)
+    spans = [(*_span(tensors[name]), name) for _, name in used if tensors[name].numel()]
     spans.sort()
     for (first, stop, name), (second, _, other) in itertools.pairwise(spans):
         if first[0] == second[0] and second[1] < stop:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConvertError
-from ..graph.equivalence import check_evaluation, check_training, random_like
-from ..graph.graph import WITH_WEIGHTS, Graph, Node, fuse_relu
-from ..graph.lowering import lower
+from ..graph.equivalence import check_evaluation, check_training, draw_weights, random_like
+from ..graph.graph import WITH_WEIGHTS, Node, fuse_relu
+from ..graph.lowering import Lowered, lower
+from ..graph.recognised import is_leaf
 from ..graph.refusals import (
     check_example,
     check_modes,
@@ -19,7 +20,7 @@ from ..graph.refusals import (
     copied,
     unwrapped,
 )
-from ..graph.trace import read
+from ..graph.trace import Traced, read
 from .model import Model
 
 
@@ -93,17 +94,25 @@ def _converted(net: nn.Module, example: Tensor) -> Model:
     """Convert, and compare the result with `net`; neither argument is changed."""
     twin = copied(net)
     check_modes(twin)
-    traced = read(twin, random_like(tuple(example.shape), example))
-    graph = lower(twin, traced)
-    check_own_tensors(net, [node.name for node in graph.weighted])
-    model = Model(graph, {node.name: twin.get_submodule(node.name) for node in graph.weighted})
-    model.conversion = _describe(graph, model)
+    traced, lowered = _read(twin, example)
+    check_own_tensors(net, lowered.tensors)
+    model = Model(lowered.graph, lowered.layers)
+    model.conversion = _describe(lowered, model)
     check_evaluation(model, traced)
-    check_training(twin, graph, example)
+    draw_weights(twin)
+    if lowered.folded:  # these weights were computed before
+        _, lowered = _read(twin, example)
+    check_training(twin, lowered, example)
     return model
 
 
-def _describe(graph: Graph, model: Model) -> Conversion:
+def _read(net: nn.Module, example: Tensor) -> tuple[Traced, Lowered]:
+    traced = read(net, lambda batch: random_like((batch, *example.shape[1:]), example), is_leaf)
+    return traced, lower(net, traced)
+
+
+def _describe(lowered: Lowered, model: Model) -> Conversion:
+    graph = lowered.graph
     fused = fuse_relu(graph)
     kept = {node.name for node in fused.nodes}
     masked, left = [], []
@@ -116,6 +125,8 @@ def _describe(graph: Graph, model: Model) -> Conversion:
             relu = ", ReLU fused" if "activation" in fused[name].attrs else ""
             whole = ", all frozen by the first task, since it is added to the network's input"
             note = "" if model.groups.of(name).prunable else whole
+            if name in lowered.folded:
+                note += ", the weight that forward computes becomes a parameter"
             masked.append((name, f"{_text(node)}{relu}{note}"))
         elif node.role != "input" and name in kept:
             left.append((name, f"{node.op} without weights, works on any width"))
@@ -128,6 +139,8 @@ def _text(node: Node) -> str:
         return f"Linear {a['in_features']} -> {a['out_features']}"
     if node.op.startswith("batch_norm"):
         return f"BatchNorm of {a['num_features']} channels"
+    if "channels" in a:
+        return f"{node.op} of {a['channels']} channels"
     kind = "Conv2d" if node.op == "conv2d" else "depthwise Conv2d"
     kernel = "x".join(map(str, a["kernel_size"]))
     return f"{kind} {a['in_channels']} -> {a['out_channels']}, {kernel}"

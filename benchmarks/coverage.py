@@ -1,0 +1,274 @@
+"""Networks that `clnp.convert` takes: every model of torchvision, one of each family of timm.
+
+    python -m benchmarks.coverage              # all that are not in the results yet
+    python -m benchmarks.coverage resnet18 timm:resnet10t
+
+A model is built with random weights and converted at a small input, in a process of its own with a
+time limit. Where that works, three checks follow: the function is kept to 1e-10 in float64 in both
+modes; three tasks are forced through the network, of which the first two keep half of their free
+channels; the logits of every earlier task are the same bits afterwards. The results are
+benchmarks/results/coverage/models.csv and the page docs/models.md. timm is optional.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import clnp
+from clnp.errors import ClnpError
+from clnp.graph.equivalence import _SureDropout
+from clnp_kernels.nn import Dropout
+
+RESULTS = Path(__file__).parent / "results" / "coverage" / "models.csv"
+PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+FIELDS = ("model", "kind", "verdict", "reason", "evaluation", "training", "seconds")
+LIMIT = 240  # seconds per model
+TOLERANCE = 1e-10
+SIZES = (64, 96, 128, 224, 256)  # inputs that are tried, the first that the model accepts counts
+FIXED = {"inception_v3": 128, "googlenet": 64}
+BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
+
+
+def torchvision_models() -> list[tuple[str, str]]:
+    """Return (name, kind) of torchvision's models."""
+    import torchvision.models as models
+
+    kinds = {
+        "classification": models,
+        "segmentation": models.segmentation,
+        "detection": models.detection,
+        "video": models.video,
+    }
+    return [
+        (name, kind) for kind, module in kinds.items() for name in models.list_models(module=module)
+    ]
+
+
+def timm_models() -> list[tuple[str, str]]:
+    """Return the smallest model of every family of the installed timm, by number of parameters."""
+    try:
+        import timm
+    except ImportError:
+        return []
+    found = []
+    for family in timm.list_modules():
+        names = timm.list_models(module=family)
+        if not names:
+            continue
+        sizes = {}
+        for name in names:
+            with torch.device("meta"):
+                try:
+                    net = timm.create_model(name)
+                except Exception:  # some can't be built without their values
+                    continue
+                sizes[name] = sum(p.numel() for p in net.parameters())
+        if sizes:
+            found.append((f"timm:{min(sizes, key=sizes.__getitem__)}", "timm"))
+    return found
+
+
+def build(name: str) -> nn.Module:
+    """Build a model with random weights and three classes."""
+    torch.manual_seed(0)
+    if name.startswith("timm:"):
+        import timm
+
+        return timm.create_model(name.removeprefix("timm:"), num_classes=3)
+    from torchvision import models
+
+    options: dict[str, Any] = {"weights": None, "num_classes": 3}
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": False}
+    builder = models.get_model_builder(name)
+    if "weights_backbone" in __import__("inspect").signature(builder).parameters:
+        options["weights_backbone"] = None
+    return models.get_model(name, **options)
+
+
+def randomised(net: nn.Module) -> nn.Module:
+    """Give batch norms and vectors random numbers, so that none hides what is behind it."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+                for value in (module.weight, module.running_var):
+                    if value is not None:
+                        value.uniform_(0.5, 1.5, generator=generator)
+                for value in (module.bias, module.running_mean):
+                    if value is not None:
+                        value.normal_(0, 0.2, generator=generator)
+    return net
+
+
+def example_for(net: nn.Module, name: str) -> Tensor:
+    """Return a small batch that the model accepts."""
+    config = getattr(net, "default_cfg", {})
+    channels = config.get("input_size", (3, 224, 224))[0]
+    own = config.get("input_size", (3, 224, 224))[1]
+    for size in (FIXED.get(name, SIZES[0]), *SIZES, own):
+        x = torch.zeros(2, channels, size, size)
+        try:
+            with torch.no_grad():
+                net.eval()(x)
+        except Exception:
+            continue
+        return x
+    return torch.zeros(2, channels, own, own)
+
+
+def distance(net: nn.Module, model: nn.Module, x: Tensor) -> float:
+    """Return the largest difference of logits, relative to the largest logit."""
+    for module in model.modules():
+        if isinstance(module, Dropout):  # ours has random numbers of its own
+            module.eval()
+    with torch.no_grad(), _SureDropout():
+        expected, got = net(x.clone()), model(x)
+    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
+
+
+def check(name: str) -> dict[str, Any]:
+    """Convert a model and check it; return a row without model and kind."""
+    start = time.perf_counter()
+    net = randomised(build(name))
+    x = example_for(net, name)
+    net.train()
+    wide = net.double()
+    try:
+        model = clnp.convert(wide, x.double(), verbose=False)
+    except ClnpError as error:
+        return _row(start, "refused", reason=str(error))
+    x = torch.randn(3, *x.shape[1:], generator=torch.Generator().manual_seed(2)).double()
+    evaluation = distance(wide.eval(), model.eval(), x)
+    model.begin_task()
+    training = _training_distance(wide, model, x)
+    model.cancel_task()
+    verdict = "converted" if max(evaluation, training) <= TOLERANCE else "wrong"
+    if not three_tasks(clnp.convert(net.eval().float(), x.float(), verbose=False), x.float()):
+        verdict = "changed"
+    return _row(start, verdict, evaluation=evaluation, training=training)
+
+
+def _training_distance(net: nn.Module, model: nn.Module, x: Tensor) -> float:
+    """`distance` in training mode; it may be 0 / 0 where dropout is active in one only."""
+    net.train()
+    model.train()
+    for module in net.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    return distance(net, model, x)
+
+
+def three_tasks(model: Any, x: Tensor) -> bool:
+    """Force three tasks through a network; return whether earlier logits keep their bits."""
+    logits: list[Tensor] = []
+    generator = torch.Generator().manual_seed(3)
+    for k in range(3):
+        model.begin_task(generator=generator)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
+        model.train()
+        with torch.no_grad():
+            model(x)  # the statistics of the free channels move
+        model.eval()
+        keep = {g.name: torch.arange((model.free(g) + 1) // 2) for g in model.groups.prunable}
+        model.consolidate(keep)
+        for task, before in enumerate(logits):
+            if not torch.equal(model.subnetwork(task, fresh=True)(x), before):
+                return False
+        logits.append(model(x, task=k))
+    return True
+
+
+def _row(start: float, verdict: str, **more: Any) -> dict[str, Any]:
+    return {"verdict": verdict, "seconds": round(time.perf_counter() - start, 1)} | more
+
+
+def in_a_process(name: str) -> dict[str, Any]:
+    """Run `check` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.coverage", "--one", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        return {"verdict": "too slow", "reason": f"it took more than {LIMIT} s"}
+    lines = done.stdout.strip().splitlines()
+    try:
+        return dict(json.loads(lines[-1]))
+    except (IndexError, ValueError):
+        text = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return {"verdict": "error", "reason": text}
+
+
+def read_results() -> dict[str, dict[str, Any]]:
+    """Return the rows of earlier runs by model."""
+    if not RESULTS.exists():
+        return {}
+    with open(RESULTS, newline="") as file:
+        return {row["model"]: row for row in csv.DictReader(file)}
+
+
+def write_results(rows: dict[str, dict[str, Any]]) -> None:
+    """Write all rows, in the order of their names."""
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with open(RESULTS, "w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[name] for name in sorted(rows, key=lambda n: (rows[n]["kind"], n)))
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Return the part of docs/models.md between the markers."""
+    lines = ["| library | converted | refused |", "|---|---|---|"]
+    names = {"timm": "timm, the smallest model of each family"}
+    for kind in sorted({row["kind"] for row in rows.values()}):
+        verdicts = Counter(row["verdict"] for row in rows.values() if row["kind"] == kind)
+        total, done = sum(verdicts.values()), verdicts["converted"]
+        label = names.get(kind, f"torchvision, {kind}")
+        lines.append(f"| {label} | {done} of {total} | {total - done} |")
+    lines += ["", "| model | result |", "|---|---|"]
+    for name in sorted(rows, key=lambda n: (rows[n]["kind"], n)):
+        row = rows[name]
+        reason = row.get("reason", "").split(". Supported are")[0].replace("|", "\\|")
+        text = "converted" if row["verdict"] == "converted" else f"{row['verdict']}: {reason}"
+        lines.append(f"| `{name}` | {text} |")
+    return "\n".join(lines)
+
+
+def write_page(rows: dict[str, dict[str, Any]]) -> None:
+    """Write the table into docs/models.md."""
+    text = PAGE.read_text()
+    if BEGIN in text:
+        before, rest = text.split(BEGIN)
+        after = rest.split(END)[1]
+        PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}")
+
+
+def main(arguments: list[str]) -> None:
+    """Check the named models, or all that have no result yet."""
+    if arguments[:1] == ["--one"]:
+        print(json.dumps(check(arguments[1])))
+        return
+    known = dict([*torchvision_models(), *timm_models()])
+    rows = read_results()
+    names = arguments or [name for name in known if name not in rows]
+    for name in names:
+        found = in_a_process(name)
+        rows[name] = {"model": name, "kind": known.get(name, "timm"), **found}
+        print(name, found["verdict"], str(found.get("reason", ""))[:150], flush=True)
+        write_results(rows)
+    write_page(rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
