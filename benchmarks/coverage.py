@@ -1,6 +1,7 @@
 """Networks that `clnp.convert` takes: every model of torchvision, one of each family of timm.
 
     python -m benchmarks.coverage              # all that are not in the results yet
+    python -m benchmarks.coverage --list       # find the models again, keep the results
     python -m benchmarks.coverage resnet18 timm:resnet10t
 
 A model is built with random weights and converted at a small input, in a process of its own with a
@@ -32,6 +33,7 @@ from clnp_kernels.nn import Dropout
 RESULTS = Path(__file__).parent / "results" / "coverage" / "models.csv"
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 FIELDS = ("model", "kind", "verdict", "reason", "evaluation", "training", "seconds")
+TO_DO = "to do"
 LIMIT = 240  # seconds per model
 TOLERANCE = 1e-10
 SIZES = (64, 96, 128, 224, 256)  # inputs that are tried, the first that the model accepts counts
@@ -259,13 +261,17 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--one"]:
         print(json.dumps(check(arguments[1])))
         return
-    known = dict([*torchvision_models(), *timm_models()])
     rows = read_results()
-    names = arguments or [name for name in known if name not in rows]
-    for name in names:
-        found = in_a_process(name)
-        rows[name] = {"model": name, "kind": known.get(name, "timm"), **found}
-        print(name, found["verdict"], str(found.get("reason", ""))[:150], flush=True)
+    if not rows or arguments == ["--list"]:
+        known = [*torchvision_models(), *timm_models()]
+        rows = {n: rows.get(n, {"model": n, "kind": k, "verdict": TO_DO}) for n, k in known}
+        write_results(rows)
+    if arguments == ["--list"]:
+        return
+    for name in arguments or [n for n, row in rows.items() if row["verdict"] == TO_DO]:
+        kind = rows[name]["kind"] if name in rows else "timm"
+        rows[name] = {"model": name, "kind": kind, **in_a_process(name)}
+        print(name, rows[name]["verdict"], str(rows[name].get("reason", ""))[:150], flush=True)
         write_results(rows)
     write_page(rows)
 

@@ -28,6 +28,8 @@ FRESH = frozenset(
         *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
     )
 )
+# Operations that take no number from their second argument.
+TEMPLATED = frozenset(("to", "type_as", "expand_as", "view_as", "reshape_as"))
 RANDOM = frozenset(
     (
         *("bernoulli", "bernoulli_", "uniform_", "normal", "normal_", "rand", "randn", "randint"),
@@ -102,7 +104,10 @@ def is_in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
         return True
     if "inplace" in kwargs or not inspect.isfunction(func):
         return bool(kwargs.get("inplace", False))
-    names = list(inspect.signature(func).parameters)
+    try:
+        names = list(inspect.signature(func).parameters)
+    except ValueError:  # some functions of PyTorch have no signature
+        return False
     position = names.index("inplace") if "inplace" in names else len(args)
     return len(args) > position and bool(args[position])
 

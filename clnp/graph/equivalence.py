@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 from ..errors import ConvertError, first_line
 from .graph import OPS, WITH_WEIGHTS
 from .lowering import Lowered
-from .trace import Traced
 
 SEED = 0
 DROPOUTS = (
@@ -59,16 +58,22 @@ def _scaled(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     return input.mul_(1 + p) if inplace else input * (1 + p)
 
 
-def check_evaluation(model: nn.Module, traced: Traced) -> None:
-    """Compare the model with its trace in evaluation mode, with its own weights.
+def check_evaluation(model: nn.Module, net: nn.Module, x: Tensor) -> None:
+    """Compare the model with the network in evaluation mode, with its own weights.
+
+    Arguments:
+        model: the converted network.
+        net: a copy of the network.
+        x: a batch [B, ...].
 
     Raises:
         ConvertError: the logits differ.
     """
     model.eval()
+    net.eval()
     with torch.no_grad():
-        got = model(traced.x)
-    if not _close(traced.result, got):
+        expected, got = net(x.clone()), model(x)
+    if not _close(expected, got):
         raise ConvertError(DIFFERENT.format(mode="evaluation"))
 
 

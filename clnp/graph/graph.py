@@ -69,7 +69,10 @@ class Graph:
                     f"node: expected a name of letters, digits, '_', '-' and '.', got {node.name!r}"
                 )
             if node.op not in OPS:
-                raise ValueError(f"node {node.name!r}: expected a known op, got {node.op!r}")
+                raise ValueError(
+                    f"node {node.name!r}: expected a known op, got {node.op!r}; "
+                    "a module of your own needs clnp.graph.register first"
+                )
             missing = set(OPS[node.op].attrs) - set(node.attrs)
             if missing:
                 raise ValueError(
@@ -212,22 +215,23 @@ def build(
     Arguments:
         graph: the operations.
         layers: node name -> module, for every node with weights; other modules are made here.
-        kernels: use the dropout of `clnp_kernels`, and add residual branches in place where that
-            is safe (for training). Otherwise all operations are PyTorch's.
+        kernels: build the network in training, of masked layers: use the dropout of `clnp_kernels`,
+            and add residual branches in place where that is safe. Otherwise all operations are
+            PyTorch's.
 
     Returns:
         a module from one tensor to one tensor, with submodules named as the nodes.
     """
     out = fx.Graph()
-    root: dict[str, nn.Module] = {}
+    root: dict[str, Any] = {}
     values: dict[str, fx.Node] = {}
     for node in graph.nodes:
         op = OPS[node.op]
         args = tuple(values[name] for name in node.inputs)
         if op.role == "input":
             values[node.name] = out.placeholder("x")
-        elif op.function is not None and isinstance(layers.get(node.name), nn.ParameterDict):
-            root[node.name] = layers[node.name]
+        elif op.function is not None and op.role in WITH_WEIGHTS and not kernels:
+            root[f"{node.name}.weight"] = layers[node.name].weight
             weight = out.get_attr(f"{node.name}.weight")
             applied = op.function(*map(fx.Proxy, (*args, weight)), node.attrs["axis"])
             values[node.name] = applied.node

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from ..errors import ConvertError
 from .axes import Step, UnclearError, parts_of
@@ -26,7 +27,7 @@ from .recognised import MODULES, PARTS
 from .rules import Place, reshaped, steps_of
 from .statics import Static
 from .trace import Traced, argument, place_of
-from .weights import Layer, layer_of, static_of
+from .weights import Layer, layers_of, static_of
 
 
 @dataclass
@@ -106,8 +107,39 @@ class _Lowering:
                 f"the network: expected logits [B, classes], got shape {_text(shown)} for an input "
                 f"of shape {_text(['B', *self.traced.x.shape[1:]])}"
             )
+        self._make_head_linear(self.names[result])
         graph = Graph(tuple(self.nodes), self.names[result])
         return Lowered(graph, self.layers, self.tensors, self.folded)
+
+    def _make_head_linear(self, output: str) -> None:
+        """Turn a convolution of single pixels that gives the logits into a Linear of each pixel."""
+        head = self.walk.nodes[self.walk.root(self.walk.values[output].key)]
+        plain = {"kernel_size": [1, 1], "stride": [1, 1], "padding": [0, 0], "groups": 1}
+        if head.op != "conv2d" or any(head.attrs[key] != value for key, value in plain.items()):
+            return
+        conv = self.layers[head.name]
+        inputs, outputs = head.attrs["in_channels"], head.attrs["out_channels"]
+        attrs = {"in_features": inputs, "out_features": outputs, "bias": head.attrs["bias"]}
+        before, after = (self._name(f"{head.name}_{side}".replace(".", "_")) for side in "io")
+        added = [
+            Node(before, "permute", head.inputs, {"dims": [0, 2, 3, 1]}),
+            Node(head.name, "linear", (before,), attrs),
+            Node(after, "permute", (head.name,), {"dims": [0, 3, 1, 2]}),
+        ]
+        at = self.nodes.index(head)
+        rest = [
+            replace(node, inputs=tuple(after if n == head.name else n for n in node.inputs))
+            for node in self.nodes[at + 1 :]
+        ]
+        self.nodes[at:] = [*added, *rest]
+        weight, bias = conv.weight, conv.bias
+        assert isinstance(weight, Tensor)
+        with torch.device("meta"):
+            linear = nn.Linear(inputs, outputs, bias is not None)
+        linear.weight = nn.Parameter(weight.detach().view(outputs, inputs))
+        if isinstance(bias, nn.Parameter):
+            linear.bias = bias
+        self.layers[head.name] = linear.train(conv.training)
 
     def _needed(self, result: fx.Node) -> list[fx.Node]:
         """Return the nodes that the result depends on, without weights, in execution order."""
@@ -178,9 +210,10 @@ class _Lowering:
         if isinstance(first, fx.Node) and first.name not in self.shapes:
             self._item(node, first)
             return
-        layer = layer_of(node, self._dims(first), self._channels(first))
-        if layer is not None:
+        layers = layers_of(node, self._dims(first), self._channels(first))
+        for layer in layers:
             self._layer(node, layer)
+        if layers:
             return
         operands = Operands.of(node, self.shapes)
         if operands is not None:
@@ -280,7 +313,7 @@ class _Lowering:
         for static in statics:
             self._check_learned(static, node)
         self._claim(node, name, [n for s in statics for n in ([s.name] if s.name else s.learned)])
-        source = next(n for n in node.all_input_nodes if n in self.names)
+        source = next(n for n in (node, *node.all_input_nodes) if n in self.names)
         self._chain(node, [self.names[source]], layer.before, f"{node.name}_before")
         self.taken.discard(name)
         self._chain(node, [self.names[node]], [(layer.op, layer.attrs)], name)

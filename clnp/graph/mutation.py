@@ -7,17 +7,16 @@ memory in one mode only, no value replaces it, and the network is refused.
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import fx, nn
 
 from ..errors import ConvertError
+from .calls import is_in_place
 from .recorder import Run, stochastic_depth
-from .trace import DROPOUTS, argument, place_of
+from .trace import DROPOUTS, place_of
 
 # Operations that return their input in some modes or memory formats, and a copy in others.
 MAY_COPY = (
@@ -26,8 +25,6 @@ MAY_COPY = (
 )
 # Operations that return their input if the shape doesn't change.
 VIEWS_OF_ONE_SHAPE = ("reshape", "reshape_as", "flatten", "ravel", "Flatten")
-# Attributes and methods that don't depend on the numbers of a tensor.
-METADATA = ("size", "dim", "numel", "ndimension", "stride", "shape", "dtype", "device", "ndim")
 
 
 @dataclass
@@ -142,7 +139,7 @@ def _refuse_stale(traced: fx.Graph, stale: list[tuple[fx.Node, fx.Node, fx.Node]
     """Refuse reads of a value that was changed under another name, if they affect the output."""
     needed = ancestors(traced)
     for node, value, user in stale:
-        if user in needed and not _reads_metadata(user):
+        if user in needed:
             reader = "the output" if user.op == "output" else place_of(user)
             if node.target is operator.setitem:
                 raise ConvertError(
@@ -187,15 +184,7 @@ def _is_inplace(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     name = _kind(node, modules).split(".")[0]
     if name.endswith("_") and not name.endswith("__"):
         return True
-    return node.op == "call_function" and bool(_argument_inplace(node))
-
-
-def _argument_inplace(node: fx.Node) -> Any:
-    if "inplace" in node.kwargs or not inspect.isfunction(node.target):
-        return node.kwargs.get("inplace", False)
-    names = list(inspect.signature(node.target).parameters)
-    position = names.index("inplace") if "inplace" in names else len(node.args)
-    return argument(node, position, "inplace", False)
+    return node.op == "call_function" and is_in_place(node.target, node.args, dict(node.kwargs))
 
 
 def may_copy(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -214,10 +203,3 @@ def _kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     if node.op == "call_module":
         return type(modules[str(node.target)]).__name__
     return str(getattr(node.target, "__name__", node.target))
-
-
-def _reads_metadata(node: fx.Node) -> bool:
-    """Return whether an operation reads only metadata of a tensor."""
-    if node.target is getattr:
-        return node.args[1] in METADATA
-    return node.op == "call_method" and node.target in METADATA

@@ -202,6 +202,8 @@ WHOLE = (
 
 def is_leaf(module: nn.Module, args: tuple[Any, ...]) -> bool:
     """Return whether a call of a module is recorded as one operation."""
+    if isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels:
+        return False
     if type(module) not in MODULES:
         return isinstance(module, WHOLE) and type(module).__module__.startswith("torch.nn")
     if isinstance(module, nn.Conv2d):

@@ -32,6 +32,7 @@ from .calls import (
     FRESH,
     NORMS,
     NUMBERS,
+    TEMPLATED,
     Call,
     RecordError,
     call_of,
@@ -171,7 +172,8 @@ class Recorder(TorchFunctionMode):
         if call is None:
             return func(*args, **kwargs)
         given = [*tensors_of((args, kwargs))]
-        depends = any(self._depends(tensor) for tensor in given)
+        numbers = given[:1] if name_of(func) in TEMPLATED else given
+        depends = any(self._depends(tensor) for tensor in numbers)
         if depends and name_of(func) in NUMBERS:
             raise RecordError(
                 f"{name_of(func).strip('_')!r} reads numbers that depend on the input, for "
@@ -272,7 +274,7 @@ class Recorder(TorchFunctionMode):
             return {str(key): self._argument(part) for key, part in value.items()}
         if isinstance(value, slice):
             return slice(*map(self._argument, (value.start, value.stop, value.step)))
-        if isinstance(value, fx.node.base_types) or value is None:
+        if isinstance(value, fx.node.base_types) or value in (None, Ellipsis):
             return value
         return int(value) if hasattr(value, "__index__") else str(value)
 

@@ -40,7 +40,6 @@ class Traced:
         batched: node -> axes whose size is the batch size or a multiple of it.
         off: names of the functional dropouts that are off in training mode too.
         x: random numbers [BATCHES[0], ...] of the example's shape.
-        result: what the module returns for `x` in evaluation mode.
     """
 
     graph: fx.Graph
@@ -48,7 +47,6 @@ class Traced:
     batched: dict[str, tuple[int, ...]]
     off: frozenset[str]
     x: Tensor
-    result: Any
 
 
 def read(net: nn.Module, draw: Callable[[int], Tensor], leaf: Leaf) -> Traced:
@@ -66,11 +64,7 @@ def read(net: nn.Module, draw: Callable[[int], Tensor], leaf: Leaf) -> Traced:
     evaluating = _recorded(net, x, leaf, train=False)
     training = _recorded(net, draw(BATCHES[1]), leaf, train=True)
     off, batched = _compare(training, evaluating)
-    return Traced(training.graph, training.run, batched, off, x, _detached(evaluating.run.result))
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+    return Traced(training.graph, training.run, batched, off, x)
 
 
 @contextlib.contextmanager

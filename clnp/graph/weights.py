@@ -19,6 +19,7 @@ from .recognised import pair
 from .statics import Static
 from .trace import argument
 
+ALONE = "it normalises each channel separately, without weights, which is not supported"
 LINEAR = (F.linear, torch.matmul, "matmul", torch.mm, "mm", "__matmul__")
 CONVOLUTIONS: dict[Any, int] = {F.conv2d: 2, torch.conv2d: 2, F.conv1d: 1, torch.conv1d: 1}
 TRANSPOSED: dict[Any, int] = {
@@ -257,8 +258,8 @@ def per_channel(op: str, static: Static, axis: int, dims: int, channels: int) ->
     return Layer(op, attrs, {"weight": changed(static, value)})
 
 
-def layer_of(node: fx.Node, dims: int, channels: tuple[int | None, int]) -> Layer | None:
-    """Return the layer that a call computes; None if it has no weights.
+def layers_of(node: fx.Node, dims: int, channels: tuple[int | None, int]) -> list[Layer]:
+    """Return the layers that a call computes, one behind the other; none if it has no weights.
 
     Arguments:
         node: the call.
@@ -269,20 +270,40 @@ def layer_of(node: fx.Node, dims: int, channels: tuple[int | None, int]) -> Laye
         UnclearError: it has weights, and is not supported.
     """
     target = node.target
-    if target in LINEAR and static_of(node.args[0]) is None:
+    if target in LINEAR and node.args and static_of(node.args[0]) is None:
         second = argument(node, 1, "weight", None) or node.kwargs.get("other")
-        if target is F.linear or static_of(second) is not None:
-            return linear(node)
-        return None
+        return [linear(node)] if target is F.linear or static_of(second) else []
     if target in CONVOLUTIONS:
-        return convolution(node, CONVOLUTIONS[target])
+        return [convolution(node, CONVOLUTIONS[target])]
     if target in TRANSPOSED:
-        return transposed(node, TRANSPOSED[target])
+        return [transposed(node, TRANSPOSED[target])]
     if target is F.batch_norm:
-        return batch_norm(node, dims)
+        return [batch_norm(node, dims)]
     if target in (F.prelu, torch.prelu, "prelu"):
-        return _prelu(node, dims, channels)
-    return None
+        return [_prelu(node, dims, channels)]
+    if target is F.instance_norm:
+        names = ("running_mean", "running_var", "weight", "bias")
+        mean, _, *affine = (argument(node, i + 1, name, None) for i, name in enumerate(names))
+        if mean is not None:
+            raise UnclearError("its running statistics are not supported; use BatchNorm2d")
+        return _apart(affine, argument(node, 7, "eps", 1e-5), dims, channels)
+    if target is F.group_norm and argument(node, 1, "num_groups", 1) == channels[1]:
+        affine = [argument(node, i, name, None) for i, name in ((2, "weight"), (3, "bias"))]
+        return _apart(affine, argument(node, 4, "eps", 1e-5), dims, channels)
+    return []
+
+
+def _apart(affine: list[Any], eps: Any, dims: int, channels: tuple[int | None, int]) -> list[Layer]:
+    """Layers of a norm of each channel of an image: the norm, a factor and an offset."""
+    if channels[0] != 1 or dims != 4:
+        raise UnclearError(f"expected images [B, C, H, W], got {dims} axes")
+    weight, bias = (_optional(value) for value in affine)
+    if weight is None or bias is None:
+        raise UnclearError(ALONE)
+    shaped = [changed(s, s.value.detach().view(-1, 1, 1)) for s in (weight, bias)]
+    scale = per_channel("scale", shaped[0], 1, dims, channels[1])
+    scale.before = [("instance_norm", {"eps": float(eps)})]
+    return [scale, per_channel("shift", shaped[1], 1, dims, channels[1])]
 
 
 def _prelu(node: fx.Node, dims: int, channels: tuple[int | None, int]) -> Layer:

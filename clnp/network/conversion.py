@@ -11,6 +11,7 @@ from ..errors import ConvertError
 from ..graph.equivalence import check_evaluation, check_training, draw_weights, random_like
 from ..graph.graph import WITH_WEIGHTS, Node, fuse_relu
 from ..graph.lowering import Lowered, lower
+from ..graph.preparing import with_equivalents, without_wrappers
 from ..graph.recognised import is_leaf
 from ..graph.refusals import (
     check_example,
@@ -18,7 +19,8 @@ from ..graph.refusals import (
     check_module,
     check_own_tensors,
     copied,
-    unwrapped,
+    inner,
+    tensors_of,
 )
 from ..graph.trace import Traced, read
 from .model import Model
@@ -71,7 +73,7 @@ def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> M
     if isinstance(net, Model):
         raise ConvertError("net: expected a dense network, got one that is already converted")
     check_example(example_input)
-    whole = unwrapped(net)
+    whole = inner(net)
     check_module(whole, example_input)
     if type(whole).__module__.startswith("torch.nn") and not isinstance(whole, nn.Sequential):
         whole = nn.Sequential(whole)
@@ -93,16 +95,21 @@ def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> M
 def _converted(net: nn.Module, example: Tensor) -> Model:
     """Convert, and compare the result with `net`; neither argument is changed."""
     twin = copied(net)
+    pairs = zip(tensors_of(twin).values(), tensors_of(net).values(), strict=True)
+    originals = {id(copy): original for copy, original in pairs}
     check_modes(twin)
+    twin, original = with_equivalents(without_wrappers(twin))
     traced, lowered = _read(twin, example)
-    check_own_tensors(net, lowered.tensors)
+    named = tensors_of(twin).items()
+    own = {name: originals[id(tensor)] for name, tensor in named if id(tensor) in originals}
+    check_own_tensors(own, lowered.tensors)
     model = Model(lowered.graph, lowered.layers)
     model.conversion = _describe(lowered, model)
-    check_evaluation(model, traced)
+    check_evaluation(model, original, traced.x)
     draw_weights(twin)
     if lowered.folded:  # these weights were computed before
         _, lowered = _read(twin, example)
-    check_training(twin, lowered, example)
+    check_training(original, lowered, example)
     return model
 
 
