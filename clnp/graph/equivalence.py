@@ -72,7 +72,14 @@ def check_evaluation(model: nn.Module, net: nn.Module, x: Tensor) -> None:
     model.eval()
     net.eval()
     with torch.no_grad():
-        expected, got = net(x.clone()), model(x)
+        expected = net(x.clone())
+        try:
+            got = model(x)
+        except Exception as error:
+            raise ConvertError(
+                f"the converted network fails on a random batch: {first_line(error)}; the original "
+                "does not, so this is an error of conversion, please report it"
+            ) from error
     if not _close(expected, got):
         raise ConvertError(DIFFERENT.format(mode="evaluation"))
 

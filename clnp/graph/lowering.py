@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from ..errors import ConvertError
+from ..errors import ConvertError, first_line
 from .axes import Step, UnclearError, parts_of
 from .calls import name_of
 from .channels import Value, Walk
 from .graph import Graph, Node
+from .head import is_linear_per_pixel, linear_of, with_linear
 from .mutation import make_functional
 from .operands import Operands
 from .operations import OPS, WITH_WEIGHTS, Attrs
@@ -27,7 +27,7 @@ from .recognised import MODULES, PARTS
 from .rules import Place, reshaped, steps_of
 from .statics import Static
 from .trace import Traced, argument, place_of
-from .weights import Layer, layers_of, static_of
+from .weights import Layer, kind_of_conv, layers_of, static_of
 
 
 @dataclass
@@ -96,8 +96,9 @@ class _Lowering:
                 raise
             except UnclearError as error:
                 raise self._refusal(node, str(error)) from error
-            except (TypeError, ValueError, KeyError) as error:
-                raise self._refusal(node, f"its arguments aren't understood ({error})") from error
+            except Exception as error:  # a rule met arguments that it doesn't expect
+                reason = f"its arguments aren't understood ({first_line(error)})"
+                raise self._refusal(node, reason) from error
         shape = self.shapes[result.name]
         if len(shape) != 2 or self.traced.batched[result.name] != (0,):
             shown = [
@@ -107,39 +108,13 @@ class _Lowering:
                 f"the network: expected logits [B, classes], got shape {_text(shown)} for an input "
                 f"of shape {_text(['B', *self.traced.x.shape[1:]])}"
             )
-        self._make_head_linear(self.names[result])
+        key = self.walk.root(self.walk.values[self.names[result]].key)
+        if is_linear_per_pixel(self.walk.nodes[key]):
+            sides = [self._name(f"{key}_{side}".replace(".", "_")) for side in ("in", "out")]
+            self.nodes = with_linear(self.nodes, key, sides)
+            self.layers[key] = linear_of(self.layers[key])
         graph = Graph(tuple(self.nodes), self.names[result])
         return Lowered(graph, self.layers, self.tensors, self.folded)
-
-    def _make_head_linear(self, output: str) -> None:
-        """Turn a convolution of single pixels that gives the logits into a Linear of each pixel."""
-        head = self.walk.nodes[self.walk.root(self.walk.values[output].key)]
-        plain = {"kernel_size": [1, 1], "stride": [1, 1], "padding": [0, 0], "groups": 1}
-        if head.op != "conv2d" or any(head.attrs[key] != value for key, value in plain.items()):
-            return
-        conv = self.layers[head.name]
-        inputs, outputs = head.attrs["in_channels"], head.attrs["out_channels"]
-        attrs = {"in_features": inputs, "out_features": outputs, "bias": head.attrs["bias"]}
-        before, after = (self._name(f"{head.name}_{side}".replace(".", "_")) for side in "io")
-        added = [
-            Node(before, "permute", head.inputs, {"dims": [0, 2, 3, 1]}),
-            Node(head.name, "linear", (before,), attrs),
-            Node(after, "permute", (head.name,), {"dims": [0, 3, 1, 2]}),
-        ]
-        at = self.nodes.index(head)
-        rest = [
-            replace(node, inputs=tuple(after if n == head.name else n for n in node.inputs))
-            for node in self.nodes[at + 1 :]
-        ]
-        self.nodes[at:] = [*added, *rest]
-        weight, bias = conv.weight, conv.bias
-        assert isinstance(weight, Tensor)
-        with torch.device("meta"):
-            linear = nn.Linear(inputs, outputs, bias is not None)
-        linear.weight = nn.Parameter(weight.detach().view(outputs, inputs))
-        if isinstance(bias, nn.Parameter):
-            linear.bias = bias
-        self.layers[head.name] = linear.train(conv.training)
 
     def _needed(self, result: fx.Node) -> list[fx.Node]:
         """Return the nodes that the result depends on, without weights, in execution order."""
@@ -402,7 +377,10 @@ class _Lowering:
                 "frozen running statistics"
             )
         if isinstance(module, nn.Conv2d):
-            return _kind_of_conv(module, where)
+            try:
+                return kind_of_conv(module.groups, module.in_channels, module.out_channels)
+            except UnclearError as error:
+                raise ConvertError(f"{where}: {error}") from error
         return op
 
     # Refusals
@@ -425,15 +403,3 @@ class _Lowering:
 
 def _text(shape: Sequence[object]) -> str:
     return f"[{', '.join(map(str, shape))}]"
-
-
-def _kind_of_conv(module: nn.Conv2d, where: str) -> str:
-    if module.groups == 1:
-        return "conv2d"
-    if module.groups == module.in_channels == module.out_channels:
-        return "depthwise_conv2d"
-    raise ConvertError(
-        f"{where}: expected groups=1 (dense) or groups = inputs = outputs (depthwise), got "
-        f"{module.groups} groups for {module.in_channels} inputs and {module.out_channels} "
-        "outputs; channels of other groups can't be pruned separately"
-    )

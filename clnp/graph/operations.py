@@ -130,8 +130,10 @@ def _activation(make: Callable[..., nn.Module], *attrs: str) -> Op:
     return Op("elementwise", make, attrs=attrs, kind="activations", label=make.__name__)
 
 
-def _layer(make: Callable[..., nn.Module], role: str, attrs: tuple[str, ...]) -> Op:
-    return Op(role, make, attrs=attrs)
+def _layer(
+    make: Callable[..., nn.Module], role: str, attrs: tuple[str, ...], label: str, kind: str = ""
+) -> Op:
+    return Op(role, make, attrs=attrs, kind=kind or "layers", label=label)
 
 
 def _pool(make: Callable[..., nn.Module], *attrs: str) -> Op:
@@ -173,11 +175,13 @@ def _constant(function: Callable[[Any, Tensor], Any]) -> Op:
 
 OPS: dict[str, Op] = {
     "input": Op("input", attrs=("shape",)),
-    "linear": _layer(nn.Linear, "layer", ("in_features", "out_features", "bias")),
-    "conv2d": _layer(nn.Conv2d, "layer", CONV),
-    "depthwise_conv2d": _layer(nn.Conv2d, "channelwise", CONV),
-    "batch_norm1d": _layer(nn.BatchNorm1d, "channelwise", NORM),
-    "batch_norm2d": _layer(nn.BatchNorm2d, "channelwise", NORM),
+    "linear": _layer(nn.Linear, "layer", ("in_features", "out_features", "bias"), "Linear"),
+    "conv2d": _layer(nn.Conv2d, "layer", CONV, "Conv2d, Conv1d, ConvTranspose2d, ConvTranspose1d"),
+    "depthwise_conv2d": _layer(nn.Conv2d, "channelwise", CONV, "depthwise convolutions"),
+    "batch_norm1d": _layer(nn.BatchNorm1d, "channelwise", NORM, "BatchNorm1d", "norms"),
+    "batch_norm2d": _layer(
+        nn.BatchNorm2d, "channelwise", NORM, "BatchNorm2d, SyncBatchNorm", "norms"
+    ),
     "relu": _activation(nn.ReLU),
     "relu6": _activation(nn.ReLU6),
     "leaky_relu": _activation(nn.LeakyReLU, "negative_slope"),
@@ -221,11 +225,17 @@ OPS: dict[str, Op] = {
         label="Upsample, interpolate",
     ),
     "instance_norm": Op(
-        "spatial", function=lambda x, eps: F.instance_norm(x, eps=eps), attrs=("eps",)
+        *("spatial", None, lambda x, eps: F.instance_norm(x, eps=eps), ("eps",)),
+        kind="norms",
+        label="InstanceNorm2d, GroupNorm with a group per channel",
     ),
     "spatial_mean": Op("flatten", lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())),
     "unsqueeze": Op("unsqueeze", lambda: nn.Unflatten(1, (-1, 1, 1))),
-    "flatten": Op("flatten", nn.Flatten, attrs=("start_dim", "end_dim")),
+    "flatten": Op(
+        *("flatten", nn.Flatten, None, ("start_dim", "end_dim")),
+        kind="shapes",
+        label="view, reshape, flatten, unflatten, squeeze, unsqueeze",
+    ),
     "unflatten": Op("unflatten", function=torch.unflatten, attrs=("dim", "sizes")),
     "permute": Op(
         *("axes", None, torch.permute, ("dims",)),
@@ -287,3 +297,12 @@ OPS |= {
     name: Op("elementwise", function=getattr(torch, name), kind="maths", label=name)
     for name in MATHS
 }
+
+
+def documented() -> dict[str, str]:
+    """Return what conversion understands: kind -> names, for the documentation and refusals."""
+    kinds: dict[str, list[str]] = {}
+    for op in OPS.values():
+        if op.label:
+            kinds.setdefault(op.kind, []).append(op.label)
+    return {kind: ", ".join(labels) for kind, labels in kinds.items()}

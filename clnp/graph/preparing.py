@@ -28,7 +28,7 @@ def without_wrappers(net: nn.Module) -> nn.Module:
     net = _each(net, inner)
     for module in net.modules():
         if type(module) is nn.SyncBatchNorm:
-            module.__class__ = _AnyBatchNorm
+            module.__class__ = _AnyBatchNorm  # type: ignore[assignment]
     return net
 
 

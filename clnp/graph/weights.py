@@ -140,17 +140,28 @@ def conv_layer(weight: Static, bias: Static | None, numbers: Attrs, dims: int) -
         kernel = [1, *kernel]
         one = {"stride": 1, "padding": 0, "dilation": 1}
         numbers |= {name: [value, *numbers[name]] for name, value in one.items()}
-    if groups > 1 and not groups == inputs == outputs:
-        raise UnclearError(
-            f"expected groups=1 (dense) or groups = inputs = outputs (depthwise), got {groups} "
-            f"groups for {inputs} inputs and {outputs} outputs; channels of other groups can't be "
-            "pruned separately"
-        )
-    op = "conv2d" if groups == 1 else "depthwise_conv2d"
+    op = kind_of_conv(groups, inputs, outputs)
     attrs: Attrs = {"in_channels": inputs, "out_channels": outputs, "kernel_size": kernel}
     attrs |= numbers | {"bias": bias is not None}
     tensors: dict[str, Static | None] = {"weight": weight, "bias": bias}
     return Layer(op, attrs, tensors, [*before, *around[0]], around[1])
+
+
+def kind_of_conv(groups: int, inputs: int, outputs: int) -> str:
+    """Return the operation of a dense or depthwise convolution.
+
+    Raises:
+        UnclearError: it is neither.
+    """
+    if groups == 1:
+        return "conv2d"
+    if groups == inputs == outputs:
+        return "depthwise_conv2d"
+    raise UnclearError(
+        f"expected groups=1 (dense) or groups = inputs = outputs (depthwise), got {groups} groups "
+        f"for {inputs} inputs and {outputs} outputs; channels of other groups can't be pruned "
+        "separately"
+    )
 
 
 def _padding(padding: Any, kernel: list[int], dilation: list[int]) -> tuple[list[Step], list[int]]:

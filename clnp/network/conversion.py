@@ -51,10 +51,9 @@ class Conversion:
 def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> Model:
     """Convert a dense network to masked layers that compute the same function.
 
-    The network is copied, never changed. Supported are Linear, Conv2d (dense or depthwise),
-    BatchNorm, the common activations, pooling, Dropout, Flatten, sums and products of hidden
-    values, and modules built of these whose forward torch.fx can trace. The last layer must be a
-    Linear that gives the logits.
+    The network is copied, never changed. What counts is what its forward computes, not the classes
+    of its modules; docs/models.md lists the operations, and `clnp.graph.register` teaches others.
+    The logits must come from a Linear or a convolution of single pixels.
 
     Arguments:
         net: the dense network.
