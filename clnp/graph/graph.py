@@ -223,17 +223,19 @@ def build(
         a module from one tensor to one tensor, with submodules named as the nodes.
     """
     out = fx.Graph()
+    tracer = fx.proxy.GraphAppendingTracer(out)
     root: dict[str, Any] = {}
     values: dict[str, fx.Node] = {}
     for node in graph.nodes:
         op = OPS[node.op]
         args = tuple(values[name] for name in node.inputs)
+        proxies = [fx.Proxy(value, tracer) for value in args]
         if op.role == "input":
             values[node.name] = out.placeholder("x")
         elif op.function is not None and op.role in WITH_WEIGHTS and not kernels:
             root[f"{node.name}.weight"] = layers[node.name].weight
             weight = out.get_attr(f"{node.name}.weight")
-            applied = op.function(*map(fx.Proxy, (*args, weight)), node.attrs["axis"])
+            applied = op.function(*proxies, fx.Proxy(weight, tracer), node.attrs["axis"])
             values[node.name] = applied.node
         elif op.function is not None and op.role not in WITH_WEIGHTS:
             attrs = {name: node.attrs[name] for name in op.attrs}
@@ -241,7 +243,7 @@ def build(
             if kernels and node.op == "add" and _may_overwrite(graph, node.inputs[0]):
                 function = add_into
             # The function writes the calls it makes of PyTorch into the graph.
-            values[node.name] = function(*map(fx.Proxy, args), **attrs).node
+            values[node.name] = function(*proxies, **attrs).node
         else:
             if op.role in WITH_WEIGHTS:
                 root[node.name] = layers[node.name]

@@ -98,6 +98,15 @@ MODULES: dict[type[nn.Module], tuple[str, Callable[[Any], Attrs]]] = {
     nn.Dropout2d: ("dropout2d", lambda m: {"p": float(m.p)}),
     nn.MaxPool2d: ("max_pool2d", _max_pool),
     nn.AvgPool2d: ("avg_pool2d", _avg_pool),
+    nn.LPPool2d: (
+        "lp_pool2d",
+        lambda m: {
+            "norm_type": float(m.norm_type),
+            "kernel_size": pair(m.kernel_size),
+            "stride": pair(m.stride or m.kernel_size),
+            "ceil_mode": bool(m.ceil_mode),
+        },
+    ),
     nn.AdaptiveAvgPool2d: ("adaptive_avg_pool2d", lambda m: _output_size(m.output_size)),
     nn.AdaptiveMaxPool2d: ("adaptive_max_pool2d", lambda m: _output_size(m.output_size)),
     nn.ZeroPad2d: ("zero_pad2d", lambda m: {"padding": [int(p) for p in m.padding]}),

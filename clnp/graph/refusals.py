@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import keyword
 from collections.abc import Mapping
@@ -78,7 +79,9 @@ def check_module(net: nn.Module, example: Tensor) -> None:
         _check_name(name)
         _check_kind(module, where)
         _check_hooks(module, where)
-        if "forward" in vars(module) and not _is_compiled(module):
+        forward = vars(module).get("forward")
+        own = inspect.ismethod(forward) and forward.__self__ is module  # the copy gets its own
+        if forward is not None and not own and not _is_compiled(module):
             raise ConvertError(
                 f"{where} has a forward in its instance attributes, which a copy would lose; "
                 "define it in a class"
