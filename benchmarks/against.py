@@ -1,7 +1,8 @@
 """Ours of this working tree against ours of another git revision, in turns, in one run.
 
-The other revision is checked out into a temporary folder and built there in place; the benchmark is
-this one for both sides, only `clnp` and `clnp_kernels` differ.
+The other revision is checked out into a temporary folder and built there in place. Both sides run
+the benchmarks of this tree, so that only `clnp` and `clnp_kernels` differ. A revision with another
+layout of modules can't import these benchmarks; it runs its own, and the output says so.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SUITES = ("step", "ops")
 
 @contextlib.contextmanager
 def worktree(revision: str, cuda: bool = False) -> Iterator[Path]:
-    """A folder with a revision, built in place, and with the benchmarks of this one.
+    """A folder with a revision, built in place, with the benchmarks of this one where they fit it.
 
     Raises:
         SystemExit: there is no such revision, or it can't be built.
@@ -45,10 +46,8 @@ def worktree(revision: str, cuda: bool = False) -> Iterator[Path]:
         except subprocess.CalledProcessError as error:
             raise SystemExit(f"--against {revision}: {error.stderr.strip()}") from None
         try:
-            shutil.rmtree(folder / "benchmarks", ignore_errors=True)
-            ignored = shutil.ignore_patterns("results", "__pycache__")
-            shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=ignored)
             build(folder, cuda)
+            take_benchmarks(folder)
             yield folder
         finally:
             _git("worktree", "remove", "--force", str(folder))
@@ -68,6 +67,39 @@ def build(folder: Path, cuda: bool) -> None:
     )
     if done.returncode:
         raise SystemExit(f"the revision can't be built:\n{(done.stdout + done.stderr)[-3000:]}")
+
+
+def take_benchmarks(folder: Path) -> None:
+    """Replace the benchmarks of a tree by those of this one, unless that tree can't import them.
+
+    Raises:
+        SystemExit: the tree can import neither these benchmarks nor its own.
+    """
+    own, kept = folder / "benchmarks", folder / "own_benchmarks"
+    if own.exists():
+        own.rename(kept)
+    shutil.copytree(
+        ROOT / "benchmarks", own, ignore=shutil.ignore_patterns("results", "__pycache__")
+    )
+    missing = import_error(folder)
+    if not missing:
+        return
+    shutil.rmtree(own)
+    if kept.exists():
+        kept.rename(own)
+    if not own.exists() or import_error(folder):
+        raise SystemExit(f"--against: the revision can't import the benchmarks: {missing}")
+    print(f"The revision runs its own benchmarks: it can't import these ({missing})")
+
+
+def import_error(folder: Path) -> str:
+    """Return the last line of the error of importing the benchmarks in a tree, or nothing."""
+    command = [sys.executable, "-c", "import benchmarks.against"]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
 class Side:

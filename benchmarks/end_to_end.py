@@ -38,7 +38,7 @@ from benchmarks.state import State, make_state
 from clnp.cli.config import Config
 from clnp.data import PermutedMNIST
 from clnp.data.inputs import Split
-from clnp.learner.settings import Settings
+from clnp.learner.budget import limits as limits_of
 from clnp.network.keep import keep_first
 from clnp.pruning.activity import measure_activity
 
@@ -127,9 +127,8 @@ def limits(model: clnp.Model, sequence: TaskSequence, task: int) -> dict[str, in
         return {}
     config = Config.from_dict(recipe())
     sizes = {group.name: group.size for group in model.groups.prunable}
-    chosen = config.learner_arguments()
-    settings = Settings(growth=chosen["growth"], first_growth=chosen["first_growth"])
-    most = settings.most_new(list(sizes), first=task == 0)
+    name = "growth" if task else "first_growth"
+    most = limits_of(config.learner_arguments()[name], list(sizes), name)
     assert config.width is not None
     return {name: max(1, round(n / config.width * sizes[name])) for name, n in most.items()}
 

@@ -41,6 +41,12 @@ def facts(device: str) -> dict[str, Any]:
     }
 
 
+def brief_facts() -> dict[str, Any]:
+    """The few facts that a figure of accuracy needs: date, revision, processor and torch."""
+    found = facts("cpu")
+    return {name: found[name] for name in ("date", "revision", "cpu", "torch")}
+
+
 def revision(root: Path = ROOT) -> str:
     """Git's short name of the revision, with "+" where files were changed; "" without git."""
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,39 @@ def read(path: Path) -> list[Row]:
     """The rows of a CSV file; numbers where there are numbers."""
     with path.open(newline="") as file:
         return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def rows_in(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file as they stand there; none without the file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@contextmanager
+def appending(
+    path: Path, columns: Sequence[str], facts: Mapping[str, Any]
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A CSV file that goes on where it ended: a function that appends a row at once and prints it.
+
+    Arguments:
+        path: the file; it is made where it is missing.
+        columns: of the rows.
+        facts: columns behind them that are the same in all rows of this run.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, (*columns, *facts))
+        if file.tell() == 0:
+            writer.writeheader()
+
+        def append(row: Mapping[str, Any]) -> None:
+            writer.writerow({**row, **facts})
+            file.flush()
+            print(dict(row), flush=True)
+
+        yield append
 
 
 def _number(text: str) -> Any:

@@ -11,7 +11,6 @@ has are not computed again. `python -m benchmarks.pages` writes the tables of th
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 import warnings
@@ -23,6 +22,7 @@ import torch
 
 import clnp
 from benchmarks import machine
+from benchmarks.record import appending, rows_in
 from clnp.metrics import average_accuracy
 
 RESULTS = Path(__file__).parent / "results" / "settings" / "runs.csv"
@@ -60,7 +60,6 @@ SWEEPS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "sparsifier": [(s, {"sparsifier": s}) for s in ("activity", "contribution")],
 }
 COLUMNS = ("sweep", "value", "seed", "tasks", "acc", "lowest", "used_fc1", "used_fc2", "seconds")
-FACTS = ("date", "revision", "cpu", "torch")
 
 
 def run(changes: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -92,29 +91,18 @@ def run(changes: dict[str, Any], seed: int) -> dict[str, Any]:
 
 def read(path: Path = RESULTS) -> list[dict[str, str]]:
     """Rows of the CSV file; none without the file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return rows_in(path)
 
 
 def sweep(names: Sequence[str], seeds: int, path: Path = RESULTS) -> None:
     """Compute and append the rows that the file does not have."""
     known = {(row["sweep"], row["value"], int(row["seed"])) for row in read(path)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {name: machine.facts("cpu")[name] for name in FACTS}
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, (*COLUMNS, *FACTS))
-        if file.tell() == 0:
-            writer.writeheader()
+    with appending(path, COLUMNS, machine.brief_facts()) as append:
         for name in names:
             for value, changes in SWEEPS[name]:
                 for seed in range(seeds):
                     if (name, value, seed) not in known:
-                        row = {"sweep": name, "value": value, "seed": seed, **run(changes, seed)}
-                        writer.writerow({**row, **facts})
-                        file.flush()
-                        print(row, flush=True)
+                        append({"sweep": name, "value": value, "seed": seed, **run(changes, seed)})
 
 
 def parser() -> argparse.ArgumentParser:

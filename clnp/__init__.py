@@ -13,6 +13,7 @@ from .deploy.network_file import load_network
 from .errors import (
     CapacityError,
     CapacityWarning,
+    ChanceWarning,
     CheckpointError,
     ClnpError,
     ConfigError,
@@ -38,6 +39,7 @@ __all__ = [
     "CapacityError",
     "CapacityWarning",
     "Certificate",
+    "ChanceWarning",
     "CheckpointError",
     "ClnpError",
     "ConfigError",

@@ -39,7 +39,11 @@ class CapacityError(ClnpError, RuntimeError):
 
 
 class CapacityWarning(UserWarning):
-    """No free channels are left; only the head learns the task."""
+    """Few or no free channels are left, or only the head can learn the task."""
+
+
+class ChanceWarning(UserWarning):
+    """A trained network scores no better than chance."""
 
 
 class MarginWarning(UserWarning):

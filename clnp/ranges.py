@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,3 +74,29 @@ def choice(names: Iterable[str]) -> Range:
 def flag() -> Range:
     """True or False."""
     return Range("True or False", lambda value: isinstance(value, bool), bool)
+
+
+def by_name(value: Any, names: Sequence[str], what: str) -> dict[str, Any]:
+    """A setting of one value for all names, one per name in a list, or {name: value}, as the last.
+
+    Names that are missing from a dictionary are left out; the values are not checked.
+
+    Arguments:
+        what: the setting's name in errors.
+
+    Raises:
+        ConfigError: a wrong number of values, or an unknown name.
+    """
+    if isinstance(value, dict):
+        unknown = sorted(set(value) - set(names))
+        if unknown:
+            raise ConfigError(f"{what}: expected names of {list(names)}, got {unknown}")
+        return dict(value)
+    if not isinstance(value, (list, tuple)):
+        return dict.fromkeys(names, value)
+    if len(value) != len(names):
+        raise ConfigError(
+            f"{what}: expected {len(names)} numbers, one for each of {list(names)}, got "
+            f"{list(value)}"
+        )
+    return dict(zip(names, value, strict=True))

@@ -8,7 +8,7 @@ contains an `if device`.
 
 Environment: `CLNP_REFERENCE=1` leaves compiled libraries unloaded, and the reference serves
 without a warning. `CLNP_STRICT=1` makes it an error if the reference, or another implementation
-than the chosen one, has to serve. `CLNP_GPU` prefers an implementation on CUDA, see `chooser`.
+than the chosen one, has to serve. `chooser` has the variables for CUDA.
 """
 
 import multiprocessing
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from . import chooser, torch_private
 from .errors import MissingImplementationError, ReferenceWarning
+from .triton_kernels import tiles
 
 NAMESPACE = "clnp_kernels"
 FOLDER = Path(__file__).parent
@@ -83,6 +84,11 @@ def define(name: str, schema: str, reference: Callable[..., Any], fake: Callable
     _library.impl(name, serve, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     OPS.append(name)
+
+
+def reference_of(name: str) -> Callable[..., Any]:
+    """Return the definition of an operator in plain PyTorch."""
+    return _references[name]
 
 
 def differentiate(name: str, backward: Callable[..., Any], setup: Callable[..., Any]) -> None:
@@ -145,6 +151,10 @@ def load_libraries() -> None:
     """Load the compiled libraries, and record the reason for each one that can't be loaded."""
     for device, (_, _, pattern) in LIBRARIES.items():
         _reasons[device] = _load(pattern)
+    if find_spec("triton") is None:
+        chooser.absent["triton"] = "triton is not installed"
+    if _reasons["cuda"]:
+        chooser.absent["cuda"] = f"the CUDA library is {_reasons['cuda']}"
     if not reference_forced():
         for name in OPS:
             _library.impl(name, _cuda_server(name), "CUDA")
@@ -203,24 +213,29 @@ def _cuda_server(name: str) -> Callable[..., Any]:
     """
 
     def serve(*args: Any) -> Any:
-        chosen = chooser.choose(name, args)[0]
-        reason = _unavailable(chosen) or _unsupported(chosen, args)
-        if reason:
-            _note_fallback(name, "cuda", reason)
-            chosen = "torch"
-        module = import_module(f"{__package__}.{chooser.OFFERS[name][chosen]}")
-        return getattr(module, name)(*args)
+        implementation, _, reason, tile = chooser.choose(name, args)
+        function, problem = _function(name, implementation, args)
+        if reason or problem:
+            _note_fallback(name, "cuda", reason or problem)
+            function, tile = _function(name, chooser.TORCH, args)[0], ()
+        if not tile:
+            return function(*args)
+        with tiles.forced(tile):
+            return function(*args)
 
     return serve
 
 
-def _unavailable(implementation: str) -> str:
-    """Return the reason why an implementation for CUDA is missing, or ''."""
-    if implementation == "triton" and find_spec("triton") is None:
-        return "triton is not installed"
-    if implementation == "cuda" and _reasons.get("cuda"):
-        return f"the CUDA library is {_reasons['cuda']}"
-    return ""
+def _function(name: str, implementation: str, args: tuple[Any, ...]) -> tuple[Any, str]:
+    """The Python function of an implementation, and the reason why it can't serve, or ''."""
+    problem = _unsupported(implementation, args) or chooser.absent.get(implementation, "")
+    if problem:
+        return None, problem
+    try:
+        module = import_module(f"{__package__}.{chooser.OFFERS[name][implementation]}")
+    except ImportError as error:  # a triton that does not fit this torch
+        return None, f"{type(error).__name__}: {error}"
+    return getattr(module, name), ""
 
 
 def _unsupported(implementation: str, args: tuple[Any, ...]) -> str:
@@ -236,8 +251,8 @@ def owner(name: str, device: str) -> tuple[str, str]:
     """Return the implementation of an operator on a device type, and the reason for a slow one."""
     key, implementation, _ = LIBRARIES[device]
     if device == "cuda" and not reference_forced():
-        chosen, reason = chooser.choose(name)
-        missing = _unavailable(chosen)
+        chosen, reason = chooser.explain(name)
+        missing = chooser.absent.get(chosen)
         return (CUDA_NAMES["torch"], missing) if missing else (CUDA_NAMES[chosen], reason)
     if torch_private.has_kernel(f"{NAMESPACE}::{name}", key):
         return implementation, ""
@@ -258,18 +273,16 @@ def _note_fallback(name: str, device: str, reason: str = "") -> None:
     if reference_forced() or device not in LIBRARIES:
         return
     reason = reason or owner(name, device)[1]
-    way_out = "unset CLNP_GPU" if device == "cuda" else build_advice()
+    text = f"clnp_kernels: the slower reference serves on {device}: {reason}; {build_advice()}"
+    if device == "cuda":
+        way_out = "`clnp info` has more, CLNP_TUNE=off accepts that"
+        text = f"clnp_kernels: PyTorch's own operators serve on cuda: {reason}; {way_out}"
     if strict():
-        raise MissingImplementationError(
-            f"{NAMESPACE}::{name} has only its reference on {device}: {reason}; {way_out}, or "
-            "unset CLNP_STRICT to accept the slower reference"
-        )
+        raise MissingImplementationError(f"{NAMESPACE}::{name}: {text}, or unset CLNP_STRICT")
     # The parent of a worker has warned already.
     if device not in _warned and multiprocessing.parent_process() is None:
         _warned.add(device)
-        warnings.warn(
-            f"clnp_kernels: the slower reference serves on {device}: {reason}; {way_out}. "
-            "`python -m clnp_kernels.info` shows all operators; CLNP_REFERENCE=1 silences this",
-            ReferenceWarning,
-            stacklevel=2,
+        silence = (
+            "`python -m clnp_kernels.info` shows all operators; CLNP_REFERENCE=1 silences this"
         )
+        warnings.warn(f"{text}. {silence}", ReferenceWarning, stacklevel=2)

@@ -1,91 +1,53 @@
-"""Choice of the implementation of an operator on CUDA: a small table by operator and size.
+"""Choice of the implementation of an operator on CUDA, by the table of the GPU (`tune`).
 
 `"torch"`: PyTorch's own operators (cuBLAS, cuDNN and ATen kernels) on contiguous slices.
-`"triton"`: `clnp_kernels/triton_kernels`. `"cuda"`: the CUDA C++ of `csrc/cuda`. A row is
-changed only with its evidence, a measurement of `python -m benchmarks.gpu_suite ops`.
+`"triton"`: `clnp_kernels/triton_kernels`. `"cuda"`: the CUDA C++ of `csrc/cuda`. A GPU without a
+table gets PyTorch's operators: kernels serve where they have been checked.
 
-Environment: `CLNP_GPU=torch`, `triton` or `cuda` prefers that one wherever it has the
-operator, `CLNP_GPU=ours` whichever of ours has it. `prefer` does the same within a block.
+Environment: `CLNP_GPU=torch`, `triton` or `cuda` prefers that one wherever it has the operator and
+has not failed its check, `CLNP_GPU=ours` whichever of ours has it; `prefer` does the same within a
+block. `CLNP_TUNE=off` leaves tables out, `CLNP_TUNE=require` makes a GPU without one an error.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from .errors import message
+from .errors import MissingImplementationError, message
+from .tune.calls import call_of
+from .tune.table import Choice, Table
 
-PREFERENCES = ("torch", "triton", "cuda", "ours")
-
-
-class Row(NamedTuple):
-    """An implementation that serves calls of a size from `least` on, see `size`."""
-
-    least: int
-    implementation: str
-    evidence: str
-
-
-_UNKNOWN = "not measured on a GPU yet, so vendor products and PyTorch's operators on slices"
-_BYTES = "not measured on a GPU yet, so PyTorch's operators"
-# operator -> rows by ascending size; the last one with `least` at most the size is chosen
-TABLE: dict[str, tuple[Row, ...]] = {
-    "masked_linear_fwd": (Row(0, "torch", _UNKNOWN),),
-    "masked_linear_relu_grad": (Row(0, "torch", _BYTES),),
-    "masked_linear_dgrad": (Row(0, "torch", _UNKNOWN),),
-    "masked_linear_wgrad": (Row(0, "torch", _UNKNOWN),),
-    "masked_conv2d_fwd": (Row(0, "torch", _UNKNOWN),),
-    "masked_conv2d_relu_grad": (Row(0, "torch", _BYTES),),
-    "masked_conv2d_dgrad": (Row(0, "torch", _UNKNOWN),),
-    "masked_conv2d_wgrad": (Row(0, "torch", _UNKNOWN),),
-    "partial_batch_norm_fwd": (Row(0, "torch", _BYTES),),
-    "partial_batch_norm_bwd": (Row(0, "torch", _BYTES),),
-    "channel_activity": (Row(0, "torch", _BYTES),),
-    "dropout": (Row(0, "torch", "modules take PyTorch's own dropout on a GPU"),),
-    "adam_l1": (Row(0, "torch", _BYTES),),
-    "sgd_l1": (Row(0, "torch", _BYTES),),
-}
+TORCH = "torch"
+PREFERENCES = (TORCH, "triton", "cuda", "ours")
+TUNE = ("auto", "off", "require")
+UNCHECKED = "the kernels are not checked on this GPU yet: `clnp tune`, or a Learner's first task"
 # operator -> implementation -> the module of this package that has it, under the operator's name
-_LINEAR = {"torch": "slices.masked_linear", "triton": "triton_kernels.masked_linear"}
-_CONV = {"torch": "reference.masked_conv2d", "triton": "triton_kernels.masked_conv2d"}
-_NORM = {"torch": "slices.partial_batch_norm", "triton": "triton_kernels.partial_batch_norm"}
+_LINEAR = {TORCH: "slices.masked_linear", "triton": "triton_kernels.masked_linear"}
+_CONV = {TORCH: "reference.masked_conv2d", "triton": "triton_kernels.masked_conv2d"}
+_NORM = {TORCH: "slices.partial_batch_norm", "triton": "triton_kernels.partial_batch_norm"}
 OFFERS: dict[str, dict[str, str]] = {
     **{f"masked_linear_{part}": _LINEAR for part in ("fwd", "relu_grad", "dgrad", "wgrad")},
     **{f"masked_conv2d_{part}": _CONV for part in ("fwd", "relu_grad", "dgrad", "wgrad")},
     **{f"partial_batch_norm_{part}": _NORM for part in ("fwd", "bwd")},
     "channel_activity": {
-        "torch": "slices.channel_activity",
+        TORCH: "slices.channel_activity",
         "triton": "triton_kernels.channel_activity",
         "cuda": "cuda_kernels",
     },
-    "dropout": {"torch": "reference.dropout"},
-    "adam_l1": {"torch": "slices.adam_l1", "cuda": "cuda_kernels"},
-    "sgd_l1": {"torch": "slices.sgd_l1", "cuda": "cuda_kernels"},
+    "dropout": {TORCH: "reference.dropout"},
+    "adam_l1": {TORCH: "slices.adam_l1", "cuda": "cuda_kernels"},
+    "sgd_l1": {TORCH: "slices.sgd_l1", "cuda": "cuda_kernels"},
 }
+absent: dict[str, str] = {}  # implementation -> why it is not there, by `_register`
 _preferred: list[str] = []
-
-
-def _numel(tensors: Any) -> int:
-    """Elements of a tensor, or of all tensors of a list."""
-    return tensors.numel() if isinstance(tensors, Tensor) else sum(t.numel() for t in tensors)
-
-
-# stem -> multiply-adds of a call, from its arguments
-_PRODUCTS: dict[str, Callable[..., int]] = {
-    "masked_linear_fwd": lambda x, active, free, *_: len(x) * (_numel(active) + _numel(free)),
-    "masked_linear_dgrad": lambda grad, free, *_: len(grad) * _numel(free),
-    "masked_linear_wgrad": lambda grad, x, *_: _numel(grad) * x.shape[1],
-}
-
-
-def size(name: str, args: tuple[Any, ...]) -> int:
-    """Return the size of a call: multiply-adds of a linear product, else the elements of its first
-    argument, which for an optimizer is the list of parameters.
-    """
-    count = _PRODUCTS.get(name)
-    return count(*args) if count else _numel(args[0])
+_captured: list[bool] = []
+_tables: dict[int | None, Table | None] = {}  # by number of the device
 
 
 def preference() -> str:
@@ -94,12 +56,24 @@ def preference() -> str:
     Raises:
         ValueError: `CLNP_GPU` is something else.
     """
-    if _preferred:
-        return _preferred[-1]
-    preferred = os.environ.get("CLNP_GPU", "")
-    if preferred and preferred not in PREFERENCES:
-        raise ValueError(message("CLNP_GPU", repr(preferred), f"one of {', '.join(PREFERENCES)}"))
-    return preferred
+    return _preferred[-1] if _preferred else _one_of("CLNP_GPU", PREFERENCES)
+
+
+def tuning() -> str:
+    """Return "auto", "off" or "require".
+
+    Raises:
+        ValueError: `CLNP_TUNE` is something else.
+    """
+    return _one_of("CLNP_TUNE", TUNE) or TUNE[0]
+
+
+def _one_of(variable: str, choices: Sequence[str]) -> str:
+    """Read a variable of the environment, '' where it is not set."""
+    value = os.environ.get(variable, "")
+    if value and value not in choices:
+        raise ValueError(message(variable, repr(value), f"one of {', '.join(choices)}"))
+    return value
 
 
 @contextmanager
@@ -122,19 +96,86 @@ def prefer(implementation: str) -> Iterator[None]:
         _preferred.pop()
 
 
-def choose(name: str, args: tuple[Any, ...] | None = None) -> tuple[str, str]:
-    """The implementation of an operator on CUDA and the reason for it.
+@contextmanager
+def captured() -> Iterator[None]:
+    """Choose for a step that is captured as a CUDA graph, where launches cost nothing.
+
+    The steps that warm up belong into the block too, so that all take the same kernels. It holds
+    for every thread: autograd computes gradients in its own.
+    """
+    _captured.append(True)
+    try:
+        yield
+    finally:
+        _captured.pop()
+
+
+def use(device: int | None, table: Table | None) -> None:
+    """Follow a table on a device from now on; None stands for PyTorch's operators."""
+    _tables[device] = table
+
+
+def forget() -> None:
+    """Follow no table; the next call reads what is stored again. For tests."""
+    _tables.clear()
+
+
+def table_of(device: int | None) -> Table | None:
+    """The table of a device, read from the store at the first call."""
+    if device not in _tables:
+        # Needed once, and not on a CPU.
+        from .tune.stored import stored
+
+        _tables[device] = stored(device) if tuning() != "off" else None
+    return _tables[device]
+
+
+def choose(name: str, args: tuple[Any, ...]) -> Choice:
+    """The implementation of a call on CUDA and the reason for it.
 
     Arguments:
         name: the operator.
-        args: its arguments; None: those of a call of no particular size (the first row).
+        args: its arguments.
+
+    Raises:
+        MissingImplementationError: with `CLNP_TUNE=require`, the GPU has no table.
     """
-    offers, preferred = OFFERS[name], preference()
-    if preferred == "ours":
-        preferred = "cuda" if "cuda" in offers else "triton"
-    if preferred in offers:
+    preferred = _offered(name)
+    if preferred == TORCH:
+        return Choice(TORCH, "preferred (CLNP_GPU)")
+    if len(OFFERS[name]) == 1:
+        return Choice(TORCH, "the only implementation")
+    first = args[0] if isinstance(args[0], Tensor) else args[0][0]
+    table = table_of(first.device.index)
+    if table is None:
+        if tuning() == "require":
+            raise MissingImplementationError(f"CLNP_TUNE=require: {UNCHECKED}")
+        return Choice(preferred or TORCH, "preferred (CLNP_GPU)" if preferred else UNCHECKED)
+    call = call_of(name, args, "graph" if _captured else "eager")
+    if not preferred:
+        return table.choose(call)
+    problem = table.problem(call, preferred)
+    if problem and (tuning() == "require" or table.failed(call, preferred)):
+        return Choice(TORCH, problem, problem)
+    return Choice(preferred, "preferred (CLNP_GPU)")
+
+
+def explain(name: str) -> tuple[str, str]:
+    """The implementation of an operator on CUDA in general, and the reasons, for `info`."""
+    preferred = _offered(name)
+    if preferred:
         return preferred, "preferred (CLNP_GPU)"
-    rows = TABLE[name]
-    count = size(name, args) if args is not None and len(rows) > 1 else 0
-    row = [row for row in rows if row.least <= count][-1]
-    return row.implementation, row.evidence
+    if len(OFFERS[name]) == 1:
+        return TORCH, "modules take PyTorch's own dropout on a GPU"
+    if torch.cuda.is_available():
+        table_of(torch.cuda.current_device())
+    table = next((table for table in _tables.values() if table is not None), None)
+    return (TORCH, UNCHECKED) if table is None else table.explain(name)
+
+
+def _offered(name: str) -> str:
+    """The preferred implementation, where it has the operator."""
+    preferred = preference()
+    if preferred == "ours":
+        preferred = "cuda" if "cuda" in OFFERS[name] else "triton"
+    return preferred if preferred in OFFERS[name] else ""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ._planes import as_planes
 from .reference.channel_activity import accumulator
+from .support import unsupported_device
 
 
 def available() -> bool:
@@ -16,9 +17,7 @@ def available() -> bool:
 
 def unsupported(x: Tensor) -> str:
     """Return the reason why the library can't take a tensor like `x`, or ''."""
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
-        return f"{torch.cuda.get_device_name(x.device)} is older than sm_80"
-    return ""
+    return unsupported_device(x.device)
 
 
 def adam_l1(

@@ -35,9 +35,12 @@ else:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Side by side (pytest-xdist), the processes of the tests share the threads of one. The splits
-    of tests are small on purpose; those of the documentation are not (test_readme.py).
+    and networks of tests are small on purpose; those of the documentation are not (test_readme.py).
     """
-    config.addinivalue_line("filterwarnings", "ignore::clnp.errors.MarginWarning")
+    for name in ("MarginWarning", "ChanceWarning"):
+        config.addinivalue_line("filterwarnings", f"ignore::clnp.errors.{name}")
+    full = "ignore:.* of channels (nearly )?full:clnp.errors.CapacityWarning"
+    config.addinivalue_line("filterwarnings", full)
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         threads = max(1, torch.get_num_threads() // workers)

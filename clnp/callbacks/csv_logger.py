@@ -161,11 +161,7 @@ def _key(row: Row) -> Key:
 
 
 def _read(path: Path) -> dict[Key, Row]:
-    """Read the rows of an earlier process, except an incomplete last line.
-
-    Raises:
-        ConfigError: the file was not written by `CSVLogger`.
-    """
+    """Rows of an earlier process, without an incomplete last line. Raises ConfigError."""
     if not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8")

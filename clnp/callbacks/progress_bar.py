@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..data.names import counted
@@ -51,12 +50,7 @@ class ProgressBar(Callback):
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._bar.stop()
 
     def on_task_begin(self, learner: Any, task_index: int, name: str, total_epochs: int) -> None:
@@ -82,19 +76,28 @@ class ProgressBar(Callback):
             self._done = before + epoch_of(learner, record) + 1
         else:
             self._done = record.get("done", record["epoch"] + 1)
-        self._show(f"loss {record['loss']:.3f}, validation {record['validation_accuracy']:.1%}")
+        self._show(numbers_of(record))
 
     def on_search(self, learner: Any, done: int, total: int) -> None:
         """Show how many networks the threshold search has evaluated."""
-        self._show(f"pruning, {counted(done, 'network')} evaluated")
+        self._show(f"pruning, {networks(done, total)} evaluated")
 
     def _show(self, numbers: str, part: float = 0.0) -> None:
-        epoch = min(int(self._done) + 1, max(self._epochs, 1))
-        self._bar.update(
-            self._row,
-            completed=min(self._done + part, self._epochs),
-            description=f"{self._name}, epoch {epoch}/{self._epochs}"
-            if self._epochs
-            else self._name,
-            numbers=numbers,
-        )
+        at, epoch = self._name, min(int(self._done) + 1, max(self._epochs, 1))
+        if self._epochs:
+            at += f", epoch {epoch}/{self._epochs}"
+        done = self._completed(part)
+        self._bar.update(self._row, completed=done, description=at, numbers=numbers)
+
+    def _completed(self, part: float) -> float:
+        return min(self._done + part, self._epochs)
+
+
+def networks(done: int, total: int) -> str:
+    """ "7/90 networks" of a search, or "7 networks" where `total` is 0."""
+    return f"{done}/{total} networks" if total else counted(done, "network")
+
+
+def numbers_of(record: Mapping[str, Any]) -> str:
+    """Loss and validation accuracy of an epoch."""
+    return f"loss {record['loss']:.3f}, validation {record['validation_accuracy']:.1%}"

@@ -73,10 +73,7 @@ class TensorBoardLogger(Callback):
         self._writers = {}
 
     def _writer(self, run: str, step: int) -> Any:
-        """Return the writer of a run.
-
-        A new one hides what an earlier process or a failed attempt wrote for this and later steps.
-        """
+        """A new writer hides what an earlier process or a failed attempt wrote from `step` on."""
         if step <= self._steps.get(run, -1) and run in self._writers:
             self._writers.pop(run).close()
         if run not in self._writers:
@@ -97,10 +94,7 @@ def _writer_class() -> Any:
 
 
 def _epochs_before(learner: Any, record: Mapping[str, Any]) -> int:
-    """Return the number of steps before this phase: of earlier tasks and earlier phases.
-
-    It depends on the settings only, so a resumed run has the same steps.
-    """
+    """Steps before this phase, by the settings alone, so that a resumed run has the same."""
     fit = int(settings_of(learner)["epochs"])
     task = fit + tuning_epochs(learner)
     return len(learner.reports) * task + (fit if record.get("fine_tune") else 0)
@@ -120,11 +114,7 @@ def _scalars(report: Any) -> dict[str, float]:
 
 
 def _add_settings(writer: Any, settings: Mapping[str, Any]) -> None:
-    """Add the settings as hyper-parameters of the run.
-
-    `SummaryWriter.add_hparams` would open a second file, and TensorBoard would then stop reading
-    the first.
-    """
+    """`SummaryWriter.add_hparams` would open a second file, and TensorBoard stop at the first."""
     from torch.utils.tensorboard.summary import hparams
 
     plain = {

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clnp_kernels import __version__
+from clnp_kernels.tune.plan import add_arguments
 
 from .build_config import experiment_defaults
 from .config import Config, shown
-from .defaults import DEFAULTS, NAMED, NO_METHOD, ONLY, SOME, STREAMS
+from .defaults import DEFAULTS, NAMED, ONLY, SOME, STREAMS
 from .once import OnceParser
-from .options import OPTIONS, PLACES, Option
+from .options import NO_METHOD, OPTIONS, PLACES, Option
 
 USAGE = 2
 FORMATS = ("pt2", "onnx", "safetensors")
@@ -89,6 +90,9 @@ def parser() -> Parser:
     _add_experiment(commands, "compare", "run several methods and put them in one table")
     commands.add_parser("methods", help="list the methods and their options")
     commands.add_parser("info", help="versions, hardware, and who serves each operator")
+    add_arguments(
+        commands.add_parser("tune", help="check the GPU kernels on this GPU and measure them")
+    )
     report = commands.add_parser(
         "report", help="print the tables of a run or a comparison, and write them as an HTML page"
     )
@@ -190,7 +194,7 @@ def applies(field: str, stream: str, method: str) -> bool:
         return False
     if field == "set":
         return method != "clnp"
-    return method == "clnp" or field not in (*NO_METHOD, "grid")
+    return method == "clnp" or field not in NO_METHOD
 
 
 def _help(field: str, option: Option, base: dict[str, Any] | None) -> str:

@@ -11,29 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..learner.budget import AUTO
 from . import config as configs
 from .config import SHARED, Config, option
-from .defaults import (
-    AUTHORS,
-    CLNP_ONLY,
-    DEFAULTS,
-    METHODS,
-    NAMED,
-    NETS,
-    NO_METHOD,
-    SOME,
-    SPLITS,
-    STREAMS,
-    WITH_NET,
-)
+from .defaults import AUTHORS, DEFAULTS, METHODS, NAMED, NETS, SOME, SPLITS, STREAMS, WITH_NET
+from .options import CLNP_ONLY, NO_METHOD, SETTINGS
 from .run_folder import Places, RunFolder
 
-# argparse destinations that are no settings of `clnp.cli.config.Config`.
-NOT_SETTINGS = (
-    *("command", "words", "stream", "paths", "method", "methods", "set", "grid", "seed", "seeds"),
-    *("out", "resume", "overwrite", "data_root", "pretrained"),
-    *("image_threads", "workers", "executor"),
-)
+LIMITS = ("growth", "first_growth")
 NO_SET = "--set applies to the other methods only; clnp's settings have options of their own"
 # The settings that decide for how many epochs CLNP trains.
 EPOCHS = ("epochs", "fine_tune_epochs", "fine_tune_rounds")
@@ -74,7 +59,8 @@ def settings(
         places = places.over(old_places)
     else:
         stream = options.stream or STREAMS[0]
-        base = _base(stream, method or options.method or "clnp", given, len(options.paths))
+        name = method or options.method or "clnp"
+        base = experiment_defaults(stream, name, given, len(options.paths))
         # From here on the number of threads, which decides the last bits, is that of the run.
         base["threads"] = max(1, base["threads"] // places.workers)
     if places.pretrained is not None:
@@ -108,8 +94,8 @@ def names_a_run(options: argparse.Namespace) -> bool:
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of `Config` that are given, by name."""
-    given = {k: v for k, v in vars(options).items() if k not in NOT_SETTINGS and v is not None}
+    values = {name: getattr(options, name) for name in (*SETTINGS, "device")}
+    given = {name: value for name, value in values.items() if value is not None}
     given |= _seeds(options) | _grid(options.grid)
     return given if options.stream is None else {**given, "stream": options.stream}
 
@@ -124,7 +110,6 @@ def _check_name(method: str) -> None:
 
 
 def _check_options(config: Config) -> None:
-    """Refuses options that the method doesn't have, and values out of range, before any data."""
     from ..methods.registry import resolve
 
     given = config.method_arguments()
@@ -135,7 +120,6 @@ def _check_options(config: Config) -> None:
 
 
 def _check_fine_tuning(base: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuses settings of fine-tuning in a run without it."""
     names = [name for name in given if name.startswith("fine_tune_")]
     if names and "fine_tune_epochs" not in given and not base["fine_tune_epochs"]:
         raise ConfigError(
@@ -144,18 +128,19 @@ def _check_fine_tuning(base: Mapping[str, Any], given: Mapping[str, Any]) -> Non
         )
 
 
-def experiment_defaults(stream: str, method: str) -> dict[str, Any]:
-    """The settings of an experiment where the command line says nothing more."""
-    return _base(stream, method, {}, 1)
-
-
-def _base(stream: str, method: str, given: dict[str, Any], paths: int) -> dict[str, Any]:
-    """An experiment's defaults, as the network, the split and the method change them."""
+def experiment_defaults(
+    stream: str, method: str, given: Mapping[str, Any] | None = None, paths: int = 1
+) -> dict[str, Any]:
+    """The settings of an experiment beside those given: its defaults, as the network, the split and
+    the method change them.
+    """
+    given = given or {}
     base = configs.defaults(stream)
     net = given.get("net", base["net"])
     if net != base["net"]:
         base |= {"width": None, "depth": None, "dropout": None, "init": None}
-        base |= {"growth": (), "first_growth": ()}
+        # Numbers are those of the experiment's own network.
+        base |= {name: (AUTO,) for name in LIMITS if base.get(name)}
         base |= WITH_NET.get((stream, net), {})
         if net == "mlp":
             base |= {name: DEFAULTS["arrays"][name] for name in ("width", "depth", "dropout")}
@@ -165,23 +150,27 @@ def _base(stream: str, method: str, given: dict[str, Any], paths: int) -> dict[s
         base["tasks"] = max(paths, 1)
     if "depth" in given:
         base["l1"] = _stretched(base["l1"], given["depth"])
-        for name in ("growth", "first_growth"):
+        for name in LIMITS:
             base[name] = _deepened(base.get(name, ()), given["depth"])
-    if given.get("adopt"):
-        base["first_growth"] = ()  # an adopted network has all its channels
+    if given.get("adopt") or given.get("pretrained"):
+        base["first_growth"] = ()  # a trained network needs all its channels
     return base if method == "clnp" else base | _base_of_method(method, stream, base, given)
 
 
 def _base_of_method(
-    method: str, stream: str, base: dict[str, Any], given: dict[str, Any]
+    method: str, stream: str, base: dict[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Changes to an experiment's defaults for another method than CLNP."""
     # Imported late: --help of an experiment needs no method.
     from ..methods import METHODS as KNOWN
 
     # The same epochs for all: those of fine-tuning go to training.
-    changed = {"epochs": _all_epochs(base), "fine_tune_epochs": 0, "fine_tune_rounds": 1}
-    changed |= METHODS.get(stream, {})
+    changed: dict[str, Any] = {
+        "epochs": _all_epochs(base),
+        "fine_tune_epochs": 0,
+        "fine_tune_rounds": 1,
+    }
+    changed |= {"schedule": "constant", **METHODS.get(stream, {})}
     options = dict(AUTHORS.get((stream, method), {}))
     if method in KNOWN:
         # What the method decides differently by default, where those are settings of a run.
@@ -221,13 +210,11 @@ def _same_epochs(stream: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all_epochs(settings: Mapping[str, Any]) -> int:
-    """Epochs of training and of all rounds of fine-tuning."""
     rounds: int = settings.get("fine_tune_rounds", 1)
     return int(settings["epochs"] + rounds * settings["fine_tune_epochs"])
 
 
 def _check_some(stream: str, given: dict[str, Any], paths: Sequence[str]) -> None:
-    """Refuses options that only other experiments have."""
     for name in SOME:
         if name in given and name not in DEFAULTS[stream]:
             users = ", ".join(s for s in STREAMS if name in DEFAULTS[s])
@@ -308,8 +295,10 @@ def _stretched(l1: tuple[float, ...], depth: int) -> tuple[float, ...]:
     return (l1[0], *[l1[1]] * (depth - 1), l1[-1])
 
 
-def _deepened(numbers: tuple[int, ...], depth: int) -> tuple[int, ...]:
+def _deepened(numbers: tuple[Any, ...], depth: int) -> tuple[Any, ...]:
     """Default limits, one per hidden layer, for another depth: the last is repeated."""
+    if numbers == (AUTO,):
+        return numbers
     depth = max(depth, 0)
     return (numbers + numbers[-1:] * depth)[:depth]
 

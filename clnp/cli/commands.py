@@ -1,4 +1,4 @@
-"""The command line: `clnp run`, `compare`, `methods`, `info`, `report`, `verify`, `export`.
+"""The command line: `clnp run`, `compare`, `methods`, `info`, `tune`, `report`, `verify`, `export`.
 
 Exit codes: 0 done; 1 a certificate doesn't hold; 2 bad arguments, settings or data; 3 stopped in
 the middle (network full, loss not finite, disk full, bug); 130 interrupted. Errors are one line on
@@ -116,6 +116,8 @@ def command_run(options: argparse.Namespace) -> int:
             raise ConfigError(
                 f"--resume: {folder} holds no run; name another --out, or the experiment to begin"
             )
+        if options.tune:
+            command_tune(parse(["tune"]))
         holds = experiment.carry_out(run, make_console(), overwrite=options.overwrite, ranks=ranks)
     return OK if holds else FAILED
 
@@ -133,6 +135,8 @@ def command_compare(options: argparse.Namespace) -> int:
         below = folder.below(name)
         plan[name] = Run(below, *build_config.settings(options, below, name))
     compare.check_free(folder, plan, resume=options.resume, overwrite=options.overwrite)
+    if options.tune:
+        command_tune(parse(["tune"]))
     done = compare.carry_out(folder, plan, make_console(), overwrite=options.overwrite)
     return OK if done else STOPPED
 
@@ -152,6 +156,17 @@ def command_info(options: argparse.Namespace) -> int:
 
     print("\n".join(info_lines()))
     return OK
+
+
+def command_tune(options: argparse.Namespace) -> int:
+    """`clnp tune`: checks the GPU kernels on this GPU and measures them."""
+    from clnp_kernels.errors import MissingImplementationError
+    from clnp_kernels.tune.__main__ import command
+
+    try:
+        return command(options)
+    except (MissingImplementationError, ValueError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def command_report(options: argparse.Namespace) -> int:
@@ -179,7 +194,6 @@ def command_report(options: argparse.Namespace) -> int:
 
 
 def _report_run(folder: RunFolder, console: Console, plots: bool) -> None:
-    """Prints the tables of a run's seeds."""
     from . import report, results
 
     done, seconds = [], []
@@ -204,7 +218,7 @@ def command_verify(options: argparse.Namespace) -> int:
         verdicts = learner.verify()
         if seed:
             report.show_line(console, seed)
-        report.show_table(console, report.verdict_table(verdicts))
+        report.show_verdicts(console, verdicts)
         tasks += len(verdicts)
         identical += sum(v.identical for v in verdicts)
     report.show_line(console, report.certificate_line({"tasks": tasks, "identical": identical}))
@@ -238,7 +252,6 @@ def command_export(options: argparse.Namespace) -> int:
 
 
 def _task_of(learner: Learner, options: argparse.Namespace) -> int:
-    """The index that --task gives, by number or by name."""
     text, names = options.task, [report.name for report in learner.reports]
     if text.isdecimal() and int(text) < len(names):
         return int(text)
@@ -275,7 +288,6 @@ def _learners(options: argparse.Namespace) -> Iterator[tuple[str, Learner]]:
 
 
 def _load(path: Path) -> Any:
-    """The learner in a checkpoint file, of CLNP or of another method."""
     from ..methods import load
 
     kind = ""
@@ -297,6 +309,7 @@ COMMANDS = {
     "compare": command_compare,
     "methods": command_methods,
     "info": command_info,
+    "tune": command_tune,
     "report": command_report,
     "verify": command_verify,
     "export": command_export,

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 
 from .. import plots
 from ..errors import ClnpError, ConfigError, TrialError, out_of_memory
+from ..html.tables import Table
 from ..methods import METHODS
 from ..metrics import mean_std
 from . import build_config, configurations, experiment, report, results, seeds_in_workers
@@ -169,7 +169,6 @@ def _one_by_one(runs: Mapping[str, Run], console: Console) -> tuple[dict[str, An
 
 
 def _in_workers(runs: Mapping[str, Run], console: Console) -> tuple[dict[str, Any], dict[str, str]]:
-    """The same in workers."""
     try:
         return seeds_in_workers.run(experiment.run_alone, runs, console), {}
     except TrialError as error:
@@ -177,7 +176,6 @@ def _in_workers(runs: Mapping[str, Run], console: Console) -> tuple[dict[str, An
 
 
 def _finished(run: Run) -> bool:
-    """Return whether all seeds of a method learned all their tasks."""
     return all(seed.folder.has_learned(run.config.tasks) for seed in run.seeds().values())
 
 
@@ -294,15 +292,15 @@ def show(folder: RunFolder, console: Console) -> None:
         report.show_line(console, "no method has finished")
         return
     lines = summarise(rows)
-    table = report.new_table(
-        f"Methods, the task given, {spread_of([line['seeds'] for line in lines])}"
-    )
-    for column in ("method", "seeds", *(title for title, _, _ in COLUMNS)):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for line in lines:
-        table.add_row(escape(line["method"]), str(line["seeds"]), *cells(line))
-    report.show_table(console, table)
+    title = f"Methods, the task given, {spread_of([line['seeds'] for line in lines])}"
+    report.show_table(console, title, table_of(lines))
     report.show_line(console, f"results: {folder}")
+
+
+def table_of(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """The lines of `summarise` as a table."""
+    rows = [[line["method"], str(line["seeds"]), *cells(line)] for line in lines]
+    return Table(("method", "seeds", *(title for title, _, _ in COLUMNS)), rows)
 
 
 def spread_of(seeds: Sequence[float]) -> str:

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..learner.settings import without_removed
 from ..ranges import Range, choice, whole
 from .defaults import DEFAULTS
-from .options import L1, SETTINGS, Option
+from .options import L1, SETTINGS, Option, is_text
 
 Numbers = tuple[float, ...]
 # What `clnp.Learner` and `clnp.methods.make` take alike.
@@ -77,12 +77,13 @@ class Config:
     convert_images: bool = False
     fine_tune_schedule: str = "constant"
     fine_tune_rounds: int = 1
-    growth: tuple[int, ...] = ()
-    first_growth: tuple[int, ...] = ()
+    growth: tuple[int | str, ...] = ()
+    first_growth: tuple[int | str, ...] = ()
     examples: int | None = None
     init: str | None = None
     image_range: Numbers = ()
     score: str = "accuracy"
+    tasks_expected: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON has them: lists for tuples."""
@@ -137,6 +138,7 @@ class Config:
             "l1": _one_or_list(self.l1),
             "growth": _one_or_list(self.growth) if self.growth else None,
             "first_growth": _one_or_list(self.first_growth) if self.first_growth else None,
+            "tasks_expected": self.tasks_expected or self.tasks,
             "grid": grid or None,
             "fine_tune": fine_tune if self.fine_tune_epochs else None,
         }
@@ -157,16 +159,11 @@ class Config:
         }
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
 def _is_pair(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2
 
 
 def _is_point(value: Any) -> bool:
-    """Return whether this is a candidate of --grid l1: one number or one per layer."""
     return isinstance(value, tuple) and bool(value) and all(map(L1.holds, value))
 
 
@@ -183,8 +180,8 @@ FURTHER: dict[str, Option] = {
     "seeds": Option("", whole(0, 2**31 - 1), many=1),
     "grid_l1": Option("", Range("a list of numbers >= 0", _is_point), many=0),
     "grid_lr": Option("", SETTINGS["lr"].values, many=0),
-    "pretrained": Option("", Range("a file of weights", _is_text, str), unset="random weights"),
-    "method": Option("", Range("the name of a method", _is_text, str)),
+    "pretrained": Option("", Range("a file of weights", is_text, str), unset="random weights"),
+    "method": Option("", Range("the name of a method", is_text, str)),
     "options": Option("", Range("a NAME=VALUE pair", _is_pair), many=0),
 }
 # In the order of `Config`, which is that of the complaints.
@@ -215,7 +212,6 @@ def validate(config: Config) -> None:
 
 
 def _check_net(config: Config) -> None:
-    """Checks that widths are of an MLP, and numbers of L1 coefficients where layers are known."""
     if config.net != "mlp":
         for field in ("width", "depth"):
             if getattr(config, field) is not None:

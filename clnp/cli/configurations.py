@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .config import SHARED, Config
-from .defaults import CLNP_ONLY
+from .options import CLNP_ONLY
 from .run_folder import RunFolder, write_json
 
 FILE = "configurations.json"
@@ -78,7 +78,6 @@ def write(folder: RunFolder, done: Iterable[tuple[RunFolder, Mapping[str, Any]]]
 
 
 def _plain(value: Any) -> Any:
-    """Lists for tuples."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .. import metrics
-from ..callbacks import Callback
-from ..callbacks.callback import epoch_of, tuning_epochs
+from ..callbacks.progress_bar import ProgressBar, networks, numbers_of
 from ..data.names import counted
 from ..html.text import MOST_LAYERS
 
@@ -27,8 +25,8 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(width=160)
 
 
-class Reporter(Callback):
-    """Callbacks of a `Learner` that show its progress.
+class Reporter(ProgressBar):
+    """The progress of a whole run: a bar on a terminal, and lines about epochs and tasks.
 
     Arguments:
         console: where to.
@@ -38,32 +36,16 @@ class Reporter(Callback):
     """
 
     def __init__(self, console: Console, log: TextIO | None, tasks: int, learned: int = 0) -> None:
-        self.console, self.log, self.tasks = console, log, tasks
-        self.task, self.name = learned, ""
-        self.epochs, self.epoch = 1, 0
+        super().__init__(console)
+        self.log, self.tasks, self.task = log, tasks, learned
         # The clock of the time left starts at the first batch: imports come only once.
         self.begun: float | None = None
         self.before, self.spoke = float(learned), 0.0
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.row = self.bar.add_task("starting", total=tasks, completed=learned, numbers="")
         self.points: dict[int, Any] = {}  # grid point in training -> its row
-
-    @contextmanager
-    def live(self) -> Iterator[Reporter]:
-        """Shows the bar for as long as the block runs."""
-        with self.bar:
-            yield self
+        self._bar.disable = not console.is_terminal
+        self._bar.update(
+            self._row, description="starting", total=tasks, completed=learned, visible=True
+        )
 
     def say(self, text: str, quiet: bool = False) -> None:
         """One line for the log and, unless `quiet`, for the console."""
@@ -71,118 +53,94 @@ class Reporter(Callback):
             self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
             self.log.flush()
         if not quiet:
-            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def on_task_begin(self, learner: Any, task_index: int, name: str, total_epochs: int) -> None:
         """Starts a task; `total_epochs` counts those of all grid points and of fine-tuning."""
-        self.task, self.name, self.epochs, self.epoch = task_index, name, max(1, total_epochs), 0
-        self.say(f"task {task_index + 1}/{self.tasks} {name}: {counted(total_epochs, 'epoch')}")
+        self._at(task_index, total_epochs)
+        self.say(f"{self._name} {name}: {counted(total_epochs, 'epoch')}")
         self._show("")
 
     def on_batch_end(
         self, learner: Any, loss: float, correct: float, seen: int, total: int
     ) -> None:
         """Moves the bar: `seen` of `total` samples of the epoch."""
-        part = seen / max(1, total)
-        if self.begun is None:
-            self.begun, self.before = time.monotonic(), self._done(part)
-        self._show(f"loss {loss:.3f} accuracy {100 * correct:.1f} %", part)
+        self._start_clock(seen / max(1, total))
+        super().on_batch_end(learner, loss, correct, seen, total)
 
     def on_epoch_end(self, learner: Any, record: Mapping[str, Any]) -> None:
         """Logs an epoch; on a console that is no terminal at most every ten seconds."""
-        self.epoch = self._count(learner, record)
-        if self.begun is None:  # workers report no batches
-            self.begun, self.before = time.monotonic(), self._done()
+        super().on_epoch_end(learner, record)
+        self._start_clock(0.0)  # workers report no batches
         point = ""
         if record.get("points", 1) > 1:
             point = f" (grid point {record['point'] + 1}/{record['points']})"
             self._show_point(record, learner.settings.epochs)
         text = (
-            f"task {self.task + 1}/{self.tasks} epoch {self.epoch}/{self.epochs}{point}: loss "
+            f"{self._name} epoch {int(self._done)}/{self._epochs}{point}: loss "
             f"{record['loss']:.4f}, "
             f"train {100 * record['train_accuracy']:.2f} %, validation "
             f"{100 * record['validation_accuracy']:.2f} %"
         )
-        now = time.monotonic()
-        speak = not self.console.is_terminal and now - self.spoke >= QUIET
-        if speak:
-            self.spoke = now
-            text += f", {self._left()} left"
-        self.say(text, quiet=not speak)
-        self._show(
-            f"loss {record['loss']:.3f} validation {100 * record['validation_accuracy']:.1f} %"
-        )
-
-    def _count(self, learner: Any, record: Mapping[str, Any]) -> int:
-        """Epochs of the task that are behind, those before a resume too."""
-        if isinstance(learner.settings, dict):  # of another method, which has one point
-            return int(record["epoch"] + 1)
-        if record.get("fine_tune"):
-            return self.epochs - tuning_epochs(learner) + epoch_of(learner, record) + 1
-        return int(record["done"])
+        speak = self._may_speak()
+        self.say(f"{text}, {self._left()} left" if speak else text, quiet=not speak)
 
     def on_task_end(self, learner: Any, report: Any) -> None:
         """Shows the accuracy of a task and the channels that it claimed."""
-        self.task, self.epoch = self.task + 1, 0
         before, after = 100 * report.validation_before, 100 * report.validation
         pruned = f" -> {after:.2f} % by pruning; {claimed(report.capacity)}"
         self.say(
-            f"task {self.task}/{self.tasks} {report.name}: test {100 * report.test:.2f} %, "
+            f"task {self.task + 1}/{self.tasks} {report.name}: test {100 * report.test:.2f} %, "
             f"{not_given(report.inferred)}"
             f"validation {before:.2f} %{pruned if report.capacity else ''}; "
             f"{report.seconds['total']:.1f} s"
         )
+        self._at(self.task + 1, 0)
         self._show("")
 
     def on_search(self, learner: Any, done: int, total: int) -> None:
         """Show the progress of the threshold search: networks evaluated, `total` 0 if unknown."""
-        text = f"search {done}" + (f"/{total}" if total else "")
-        self._show(text)
-        now = time.monotonic()
-        if not self.console.is_terminal and now - self.spoke >= QUIET:
-            self.spoke = now
-            networks = f"{done}/{total} networks" if total else counted(done, "network")
-            self.say(f"task {self.task + 1}/{self.tasks} search {networks} tried")
+        super().on_search(learner, done, total)
+        if self._may_speak():
+            self.say(f"task {self.task + 1}/{self.tasks} search {networks(done, total)} tried")
 
     def on_retry(self, learner: Any, trial: str, reason: str) -> None:
         """Show that a trial failed in a worker."""
         self.say(f"{trial} failed: {reason}; trying again")
 
-    def _show(self, numbers: str, part: float = 0.0) -> None:
-        if self.bar.disable:
-            return
-        epoch = (
-            f" epoch {min(self.epoch + 1, self.epochs)}/{self.epochs}"
-            if self.task < self.tasks
-            else ""
-        )
-        self.bar.update(
-            self.row,
-            completed=self._done(part),
-            numbers=numbers,
-            description=f"task {min(self.task + 1, self.tasks)}/{self.tasks}{epoch}",
-        )
+    def _at(self, task: int, epochs: int) -> None:
+        self.task, self._epochs, self._done = task, epochs, 0.0
+        self._name = f"task {min(task + 1, self.tasks)}/{self.tasks}"
+
+    def _may_speak(self) -> bool:
+        """True where the output is no terminal, if the last line is ten seconds ago."""
+        now = time.monotonic()
+        speak = not self.console.is_terminal and now - self.spoke >= QUIET
+        self.spoke = now if speak else self.spoke
+        return speak
 
     def _show_point(self, record: Mapping[str, Any], epochs: int) -> None:
         """Shows a row for each grid point in training; workers train several at a time."""
         number, done = record["point"], record["epoch"] + 1
         if number not in self.points:
             name = f"  grid point {number + 1}/{record['points']}"
-            self.points[number] = self.bar.add_task(name, total=epochs, numbers="")
-        row = self.points[number]
-        validation = f"validation {100 * record['validation_accuracy']:.1f} %"
-        self.bar.update(row, completed=done, numbers=f"loss {record['loss']:.3f} {validation}")
+            self.points[number] = self._bar.add_task(name, total=epochs, numbers="")
+        self._bar.update(self.points[number], completed=done, numbers=numbers_of(record))
         if done == epochs:
-            self.bar.remove_task(self.points.pop(number))
+            self._bar.remove_task(self.points.pop(number))
 
-    def _done(self, part: float = 0.0) -> float:
-        return self.task + min(1.0, (self.epoch + part) / self.epochs)
+    def _completed(self, part: float) -> float:
+        return self.task + min(1.0, (self._done + part) / max(1, self._epochs))
+
+    def _start_clock(self, part: float) -> None:
+        if self.begun is None:
+            self.begun, self.before = time.monotonic(), self._completed(part)
 
     def _left(self) -> str:
-        done = self._done() - self.before
+        done = self._completed(0.0) - self.before
         if self.begun is None or done <= 0:
             return "unknown time"
-        seconds = (time.monotonic() - self.begun) * (self.tasks - self._done()) / done
+        seconds = (time.monotonic() - self.begun) * (self.tasks - self._completed(0.0)) / done
         minutes, seconds = divmod(round(seconds), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 

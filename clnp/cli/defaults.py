@@ -20,6 +20,17 @@ COMMON: dict[str, Any] = {
     "granularity": 1,
     "dtype": "fp32",
     "device": "cpu",
+    "schedule": "step",
+}
+# Of the experiments whose tasks have classes of their own.
+OWN_CLASSES: dict[str, Any] = {
+    **COMMON,
+    "lr": 1e-3,
+    "head": "multi",
+    "margin": 0.02,
+    "validation": 0.1,
+    "normalise": "constants",
+    "augment": False,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "permuted-digits": {
@@ -29,7 +40,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "batch_size": 32,
         "lr": 2e-3,
         "l1": (5e-4, 5e-4, 3e-4),
-        "schedule": "step",
         "net": "mlp",
         "width": 600,
         "depth": 2,
@@ -49,7 +59,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "batch_size": 256,
         "lr": 2e-3,
         "l1": (0.0, 1e-5, 1e-6),
-        "schedule": "step",
         "net": "mlp",
         "width": 2000,
         "depth": 2,
@@ -68,57 +77,41 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     # Golkar et al. 2019, Sec. 3.2: Table 2's network, several heads, lr, alpha and margin; epochs,
     # batch and schedule are not in the paper.
     "split-cifar": {
-        **COMMON,
+        **OWN_CLASSES,
         "tasks": 6,
         "epochs": 30,
         "batch_size": 128,
-        "lr": 1e-3,
         "l1": (5e-5,),
-        "schedule": "step",
         "net": "narrow",
-        "head": "multi",
-        "margin": 0.02,
         "split": "cifar10-100",
         "classes_per_task": None,
-        "validation": 0.1,
-        "normalise": "constants",
-        "augment": False,
     },
     "folder": {
-        **COMMON,
+        **OWN_CLASSES,
+        "growth": ("auto",),
+        "first_growth": ("auto",),
         "tasks": 1,
         "epochs": 20,
         "batch_size": 32,
-        "lr": 1e-3,
         "l1": (1e-5,),
-        "schedule": "step",
         "net": "resnet18",
-        "head": "multi",
-        "margin": 0.02,
-        "validation": 0.1,
-        "normalise": "constants",
         "augment": True,
         "image_size": None,
         "convert_images": False,
         "image_range": (),
     },
     "arrays": {
-        **COMMON,
+        **OWN_CLASSES,
+        "growth": ("auto",),
+        "first_growth": ("auto",),
         "tasks": 1,
         "epochs": 20,
         "batch_size": 64,
-        "lr": 1e-3,
         "l1": (1e-5,),
-        "schedule": "step",
         "net": "mlp",
         "width": 1000,
         "depth": 2,
         "dropout": 0.0,
-        "head": "multi",
-        "margin": 0.02,
-        "validation": 0.1,
-        "normalise": "constants",
-        "augment": False,
     },
 }
 STREAMS = tuple(DEFAULTS)
@@ -130,13 +123,10 @@ WITH_NET: dict[tuple[str, str], dict[str, Any]] = {
 }
 # How many tasks a split of CIFAR has where nothing else is said.
 SPLITS = {"cifar10-100": None, "cifar10": 5, "cifar100": 10}
-# Other methods than CLNP: plain training, for which a constant rate and no dropout are usual.
+# Other methods than CLNP: plain training at a constant rate, for which no dropout is usual.
 METHODS: dict[str, dict[str, Any]] = {
-    "permuted-digits": {"lr": 1e-3, "schedule": "constant"},
-    "permuted-mnist": {"lr": 1e-3, "schedule": "constant", "dropout": 0.0, "init": None},
-    "split-cifar": {"schedule": "constant"},
-    "folder": {"schedule": "constant"},
-    "arrays": {"schedule": "constant"},
+    "permuted-digits": {"lr": 1e-3},
+    "permuted-mnist": {"lr": 1e-3, "dropout": 0.0, "init": None},
 }
 # Options of a method in an experiment, as its authors chose them. SI: the settings of the
 # code of Zenke, Poole, Ganguli 2017.
@@ -166,24 +156,3 @@ ONLY: dict[str, tuple[str, ...]] = {
     "net_scale": ("split-cifar", "folder", "arrays"),
     "tasks": ("permuted-digits", "permuted-mnist", "split-cifar"),
 }
-# Fields that mean nothing to other methods than CLNP.
-CLNP_ONLY = (
-    "l1",
-    "margin",
-    "search",
-    "grid_l1",
-    "grid_lr",
-    "grid_first_only",
-    "fine_tune_epochs",
-    "fine_tune_lr",
-    "fine_tune_l1",
-    "granularity",
-    "sparsifier",
-    "fine_tune_schedule",
-    "fine_tune_rounds",
-    "growth",
-    "first_growth",
-    "adopt",
-)
-# Options that are refused for other methods than CLNP.
-NO_METHOD = (*CLNP_ONLY, "score")

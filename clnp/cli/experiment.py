@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from ..data import Stream, Task
-from ..errors import CapacityError
+from ..errors import CapacityError, TrainingError
 from ..parallel.ranks import ALONE, Ranks
-from . import report, results, seeds_in_workers, summary, torchrun
+from . import report, results, seeds_in_workers, summary
 from .console import Reporter, log_file
 from .environment import environment
 from .prepare import load_or_make, try_out
@@ -82,8 +81,9 @@ def follow(ranks: Ranks) -> bool:
     Raises:
         ClnpError: as `carry_out` does.
     """
-    run = torchrun.order_of(ranks)
-    if run is None:
+    try:
+        run: Run = ranks.from_first()
+    except TrainingError:  # the first one refused, for a reason that it gave
         return False
     torch.set_num_threads(run.config.threads)
     for seed in run.seeds().values():
@@ -119,12 +119,18 @@ def run_seed(run: Run, stream: Stream, console: Console) -> dict[str, Any]:
         else:
             for line in summary.lines(run.config, stream, learner):
                 reporter.say(line)
-        with reporter.live(), _full_network(run, learner, console, sizes):
-            for index in range(learned, len(stream)):
-                task = stream[index]
-                _learn(learner, run, task)
-                sizes.append(task.size("train"))
-                results.record(run, learner, sizes)
+        try:
+            with reporter:
+                for task in (stream[index] for index in range(learned, len(stream))):
+                    _learn(learner, run, task)
+                    sizes.append(task.size("train"))
+                    results.record(run, learner, sizes)
+        except CapacityError:
+            # The tasks that a full network has get their plots and tables.
+            if learner.reports:
+                metrics = results.record(run, learner, sizes, plots=True)
+                report.show(console, metrics, results.seconds_of(learner))
+            raise
         # A kill between the last checkpoint and its clean-up leaves the fits of a learned task.
         shutil.rmtree(run.folder.progress, ignore_errors=True)
         metrics = results.record(run, learner, sizes, plots=True)
@@ -133,20 +139,6 @@ def run_seed(run: Run, stream: Stream, console: Console) -> dict[str, Any]:
     report.show(console, metrics, results.seconds_of(learner))
     report.show_line(console, f"results: {run.folder}")
     return metrics
-
-
-@contextlib.contextmanager
-def _full_network(run: Run, learner: Any, console: Console, sizes: list[int]) -> Iterator[None]:
-    """A network that fills up before the last task still gets its plots and tables for the tasks
-    that it has.
-    """
-    try:
-        yield
-    except CapacityError:
-        if learner.reports:
-            metrics = results.record(run, learner, sizes, plots=True)
-            report.show(console, metrics, results.seconds_of(learner))
-        raise
 
 
 def _note_environment(run: Run, reporter: Reporter, resumed: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from typing import Any
 
 
@@ -37,61 +36,48 @@ class Once(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Called by argparse for every occurrence. Raises argparse.ArgumentError."""
+        value = self.value(values, option_string)
         if option_string is not None:
-            self.check(namespace, values)
-        setattr(namespace, self.dest, values)
+            known, before = self.last
+            value = self.joined(before, value) if known is namespace else value
+            items = value if isinstance(value, list) else []
+            twice = [item for i, item in enumerate(items) if item in items[:i]]
+            if twice:
+                raise argparse.ArgumentError(
+                    self, f"expected each item once, got {_shown(twice[0])} twice"
+                )
+            self.last = namespace, value
+        setattr(namespace, self.dest, value)
 
-    def check(self, namespace: argparse.Namespace, values: Any) -> None:
-        """Raises argparse.ArgumentError for another value than before, or an item twice."""
-        known, before = self.last
-        if known is namespace and before != values:
+    def value(self, values: Any, option_string: str | None) -> Any:
+        return values
+
+    def joined(self, before: Any, value: Any) -> Any:
+        """The value of several occurrences. Raises argparse.ArgumentError where they differ."""
+        if before != value:
             raise argparse.ArgumentError(
-                self, f"expected one value, got {_shown(before)} and then {_shown(values)}"
+                self, f"expected one value, got {_shown(before)} and then {_shown(value)}"
             )
-        check_different(self, values if isinstance(values, list) else ())
-        self.last = namespace, values
+        return value
 
 
 class Extend(Once):
     """Collects the items of all occurrences of an option."""
 
-    def check(self, namespace: argparse.Namespace, values: Any) -> None:
-        """Puts the items of earlier occurrences before `values`. Raises argparse.ArgumentError."""
-        known, before = self.last
-        if known is namespace:
-            values[:0] = before
-        check_different(self, values)
-        self.last = namespace, list(values)
+    def joined(self, before: Any, value: Any) -> Any:
+        return [*before, *value]
 
 
-class OnceFlag(argparse.BooleanOptionalAction):
+class OnceFlag(Once, argparse.BooleanOptionalAction):
     """--flag or --no-flag, not both."""
 
-    last: tuple[Any, Any] = (None, None)
+    def value(self, values: Any, option_string: str | None) -> Any:
+        return not str(option_string).startswith("--no-")
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Called by argparse for every occurrence. Raises argparse.ArgumentError."""
-        super().__call__(parser, namespace, values, option_string)
-        known, before = self.last
-        value = getattr(namespace, self.dest)
-        if known is namespace and before != value:
+    def joined(self, before: Any, value: Any) -> Any:
+        if before != value:
             raise argparse.ArgumentError(self, "expected one of them, got both")
-        self.last = namespace, value
-
-
-def check_different(action: argparse.Action, items: Sequence[Any]) -> None:
-    """Raises argparse.ArgumentError where an item occurs twice."""
-    twice = [item for i, item in enumerate(items) if item in items[:i]]
-    if twice:
-        raise argparse.ArgumentError(
-            action, f"expected each item once, got {_shown(twice[0])} twice"
-        )
+        return value
 
 
 def _shown(value: Any) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..learner.budget import AUTO
 from ..learner.settings import FineTune, Row, Settings, rows
 from ..models.networks import INITS
 from ..parallel import EXECUTORS
@@ -27,6 +28,12 @@ def numbers(text: str) -> tuple[float, ...]:
 def whole_numbers(text: str) -> tuple[int, ...]:
     """ "40,400" -> (40, 400)."""
     return tuple(int(part) for part in text.split(","))
+
+
+def channel_limits(text: str) -> tuple[int | str, ...]:
+    """ "auto" -> ("auto",); "none" -> (); "40,400" -> (40, 400)."""
+    named: dict[str, tuple[int | str, ...]] = {AUTO: (AUTO,), "none": ()}
+    return named[text] if text in named else whole_numbers(text)
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,10 @@ class Option:
         return self.values.expected if self.many is None else f"a list, each {self.values.expected}"
 
 
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
 def _is_range(value: Any) -> bool:
     known = isinstance(value, tuple) and all(map(number(-math.inf).holds, value))
     return known and (not value or (len(value) == 2 and value[0] < value[1]))
@@ -92,7 +103,9 @@ def _of(
 
 
 LEARNER, TUNING = rows(Settings), rows(FineTune)
-L1, LIMIT = number(), whole(1, 10_000_000)
+L1, CHANNELS = number(), whole(1, 10_000_000)
+LIMIT = Range(f"auto or {CHANNELS.expected}", lambda v: v == AUTO or CHANNELS.holds(v), int)
+LIMITS = {"type": channel_limits, "metavar": "auto|none|N[,N...]"}
 # Where things are, and which seeds: no settings of `Config`.
 PLACES: dict[str, dict[str, Option]] = {
     "folder": {
@@ -115,6 +128,12 @@ PLACES: dict[str, dict[str, Option]] = {
         "image-threads": Option(
             "threads that read image files (default: 2)", words={"type": int, "metavar": "N"}
         ),
+    },
+    "GPU": {
+        "tune": Option(
+            "measure the kernels on the GPU first, as clnp tune does",
+            words={"action": "store_true"},
+        )
     },
     "several at a time": {
         "workers": Option(
@@ -193,7 +212,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
     "network": {
         "net model": Option(
             "mlp, narrow, wide, resnet18_small, or one of torchvision's",
-            Range("the name of a network", lambda v: isinstance(v, str) and bool(v), str),
+            Range("the name of a network", is_text, str),
             words={"metavar": "NAME"},
         ),
         "net-scale": Option(
@@ -220,8 +239,9 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "score": _of(LEARNER["score"], choice(SCORES), type=lambda text: text.replace("-", " ")),
         "search": _of(LEARNER["search"]),
         "sparsifier": _of(LEARNER["sparsifier"]),
-        "growth": _of(LEARNER["growth"], LIMIT, 0, "no limit"),
-        "first-growth": _of(LEARNER["first_growth"], LIMIT, 0, "no limit"),
+        "tasks-expected": _of(LEARNER["tasks_expected"], whole(1), unset="those of the run"),
+        "growth": _of(LEARNER["growth"], LIMIT, 0, "no limit", **LIMITS),
+        "first-growth": _of(LEARNER["first_growth"], LIMIT, 0, "no limit", **LIMITS),
         "grid": Option(
             "graceful forgetting over a grid: l1=1e-6,1e-5 lr=1e-3,2e-3; per layer with colons, "
             "l1=1e-5:1e-5:1e-6",
@@ -243,3 +263,7 @@ SETTINGS: dict[str, Option] = {
     for name, option in group.items()
     if option.values is not None
 }
+# What is refused for other methods than CLNP, and what means nothing to them.
+PRUNING = tuple(name.replace("-", "_") for name in OPTIONS["pruning"])
+NO_METHOD = ("l1", "adopt", "grid_l1", "grid_lr", *PRUNING)
+CLNP_ONLY = tuple(name for name in NO_METHOD if name != "score")

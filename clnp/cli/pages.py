@@ -95,11 +95,6 @@ def comparison_page(folder: RunFolder, *, linked: bool) -> str:
     lines = compare.summarise(rows)
     names = [line["method"] for line in lines]
     configs = {name: folder.below(name).read_config()[0] for name in names}
-    cells = [
-        [line["method"], str(line["seeds"]), *(c.replace("+-", "±") for c in compare.cells(line))]
-        for line in lines
-    ]
-    columns = ("method", "seeds", *(title for title, _, _ in compare.COLUMNS))
     pictures = []
     if rows:
         matrices = compare.matrices_of(folder)
@@ -126,7 +121,7 @@ def comparison_page(folder: RunFolder, *, linked: bool) -> str:
         subtitle=folder.path.resolve().name,
         facts=facts,
         heading="Methods, the task given, mean ± standard deviation over seeds",
-        table=tables.Table(columns, cells),
+        table=compare.table_of(lines),
         links=_links([folder.below(name) for name in names], linked),
         pictures=pictures,
         settings={name: _settings(config) for name, config in configs.items()},

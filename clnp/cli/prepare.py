@@ -25,7 +25,7 @@ from ..learner.settings import Settings
 from ..models.resolve import check_name, check_options, read_weights
 from ..network.conversion import convert
 from ..parallel import Workers
-from ..parallel.world import world
+from ..parallel.ranks import world
 from . import torchrun
 from .config import Config
 from .run_folder import Places, Run, RunFolder
@@ -95,12 +95,7 @@ def folders_of(stream: Sequence[Task]) -> Folders | None:
 
 
 def _make_net(config: Config, places: Places, stream: Stream) -> tuple[nn.Module, torch.Tensor]:
-    """(a dense network for the stream's first task, an example batch), its weights seeded or from
-    the file of weights.
-
-    Raises:
-        ConfigError: an unknown network, options that it doesn't have, weights that don't fit.
-    """
+    """(dense network for the stream's first task, an example batch). Raises ConfigError."""
     first = stream[0]
     shape, classes = first.sample_shape, first.num_classes
     net = models.make(config.net, classes, shape, seed=config.seeds[0], **config.net_arguments())
@@ -116,11 +111,7 @@ def _make_learner(
     folder: RunFolder | None = None,
     distributed: bool = False,
 ) -> Any:
-    """A fresh network and its learner, which writes checkpoint and progress into `folder`.
-
-    Raises:
-        ConfigError, ConvertError: settings or a network that don't fit.
-    """
+    """A fresh network and its learner, which writes checkpoint and progress into `folder`."""
     path = None if folder is None else folder.path
     net, example = _make_net(config, places, stream)
     if config.method != "clnp":
@@ -143,12 +134,7 @@ def _workers(config: Config, places: Places) -> Workers:
 
 
 def _check_settings(config: Config, places: Places) -> None:
-    """Checks the settings of one seed without any data: those of the learner (other methods
-    were checked by `build_config.settings`), workers, network, weights, packages.
-
-    Raises:
-        ConfigError, DataError: the first that is wrong, or lacks a package.
-    """
+    """Checks the settings of one seed without data; `build_config` checked the methods' own."""
     if config.method == "clnp":
         arguments = config.learner_arguments()
         arguments.pop("device")
@@ -182,11 +168,7 @@ def _found_out(config: Config, stream: Stream) -> Config:
 
 
 def _check_shapes(config: Config, stream: Stream) -> None:
-    """Makes the tasks, and compares their numbers of classes where they share the outputs.
-
-    Raises:
-        DataError: a task that can't be made. ConfigError: numbers of classes that differ.
-    """
+    """Makes the tasks; where they share the outputs, compares their numbers of classes."""
     tasks = [(task.name, task.num_classes) for task in _one_of_each(config, stream)]
     if config.head == "single" and len({classes for _, classes in tasks}) > 1:
         counts = ", ".join(f"{name} {classes}" for name, classes in tasks[:12])

@@ -46,41 +46,25 @@ def split_cifar(config: Config, places: Places) -> Stream:
     """One of the streams of CIFAR."""
     options = {"classes_per_task": config.classes_per_task} if config.classes_per_task else {}
     stream = CIFAR[config.split or "cifar10-100"]
-    return stream(
-        places.data_root,
-        config.tasks,
-        config.seeds[0],
-        validation=config.validation,
-        normalise=config.normalise,
-        augment=config.augment,
-        **options,
-    )
+    return stream(places.data_root, config.tasks, **_images(config), **options)
 
 
 def folder(config: Config, places: Places) -> Stream:
     """Folders of images, one per task."""
     return Folders(
         _named(places, "folders of images"),
-        seed=config.seeds[0],
         image_size=config.image_size,
-        validation=config.validation,
-        normalise=config.normalise,
-        augment=config.augment,
         convert=config.convert_images,
         value_range=cast(Range, config.image_range) or None,
         workers=places.image_threads,
+        **_images(config),
     )
 
 
 def arrays(config: Config, places: Places) -> Stream:
     """Array files, one per task."""
-    return ArrayFiles(
-        _named(places, ".npz files or folders of .npy files"),
-        seed=config.seeds[0],
-        validation=config.validation or 0.1,
-        normalise=config.normalise,
-        augment=config.augment,
-    )
+    options = {**_images(config), "validation": config.validation or 0.1}
+    return ArrayFiles(_named(places, ".npz files or folders of .npy files"), **options)
 
 
 MAKERS: dict[str, Callable[[Config, Places], Stream]] = {
@@ -90,6 +74,11 @@ MAKERS: dict[str, Callable[[Config, Places], Stream]] = {
     "folder": folder,
     "arrays": arrays,
 }
+
+
+def _images(config: Config) -> dict[str, Any]:
+    names = ("validation", "normalise", "augment")
+    return {"seed": config.seeds[0], **{name: getattr(config, name) for name in names}}
 
 
 def _named(places: Places, what: str) -> tuple[str, ...]:

@@ -124,7 +124,6 @@ def task_table(task: Task, number: str) -> list[str]:
 
 
 def _labels(split: Split) -> Tensor:
-    """All labels [N] of a split of our own streams."""
     if isinstance(split, tuple):
         return split[1]
     if isinstance(split, Subset):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from ..errors import ConfigError, TrainingError
+from ..errors import ConfigError
 from ..parallel.ranks import ALONE, Ranks
 from .config import Config
 from .run_folder import Run
@@ -38,7 +38,6 @@ def joined() -> Iterator[Ranks]:
 
 
 def _started() -> int:
-    """Number of processes that torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -86,14 +85,6 @@ def check(ranks: Ranks, run: Run) -> None:
             f"--workers: expected 1 in the {ranks.size} processes of torchrun, got "
             f"{run.places.workers}; take one or the other"
         )
-
-
-def order_of(ranks: Ranks) -> Run | None:
-    """The run that the first process begins; None if it refused, for a reason that it gave."""
-    try:
-        return ranks.from_first()
-    except TrainingError:
-        return None
 
 
 def _local_rank() -> int:

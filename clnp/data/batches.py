@@ -96,10 +96,7 @@ def resident(split: Split, device: torch.device) -> Split:
 
 
 def _chunks(order: Tensor, size: int) -> list[Tensor]:
-    """Split an order into batches of `size`.
-
-    A last batch of one example joins the batch before it, because batch norm needs a variance.
-    """
+    """Batches of an order; one last example joins the batch before: batch norm needs a variance."""
     chunks = list(order.split(size))
     if len(chunks) > 1 and len(chunks[-1]) == 1:
         chunks[-2:] = [torch.cat(chunks[-2:])]

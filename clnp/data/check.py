@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import DataError, DataWarning
-from .contents import read_splits, task_data
 from .images import ImageSet
 from .inputs import SPLITS
 from .items import Items
 from .labels import SHOWN
-from .task import Task
+from .task import Task, read_splits, task_data
 
 # Types of splits that need no further wrapping.
 READY = (tuple, Items, ImageSet)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ PIXELS = 3 * SIDE * SIDE
 HALVES = ("train", "test")
 ARRAYS = tuple(f"{half}_{part}" for half in HALVES for part in ("images", "labels"))
 # {"train" | "test": (images [N, 3, 32, 32] uint8, labels [N] int64)}
-Halves = dict[str, tuple[np.ndarray, np.ndarray]]
+Half = tuple[np.ndarray, np.ndarray]
+Halves = dict[str, Half]
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ def read_cifar(root: str | Path, name: str) -> Halves:
     forms: tuple[tuple[str, str, Callable[[Path, Kind], Halves]], ...] = (
         (f"{name}.npz", "", _read_npz),
         (name, "train_images.npy", _read_npy),
-        (kind.pickles, first, _read_pickles),
-        (kind.binaries, f"{first}.bin", _read_binaries),
+        (kind.pickles, first, partial(_read_original, _pickled)),
+        (kind.binaries, f"{first}.bin", partial(_read_original, _binary)),
     )
     for place, inside, read in forms:
         for path in (root / place, root) if inside else (root / place,):
@@ -139,22 +141,24 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> Halves:
     return halves
 
 
-def _read_pickles(path: Path, kind: Kind) -> Halves:
+def _read_original(read: Callable[[Path, Kind], Half], path: Path, kind: Kind) -> Halves:
+    """Read the files of a folder in one of the original formats."""
     halves = {}
     for half, stems in kind.files.items():
-        images, labels = [], []
-        for stem in stems:
-            data = read_pickle(path / stem)
-            if not isinstance(data, dict) or not {"data", kind.label} <= set(data):
-                raise DataError(f"{path / stem}: expected a dictionary with data and {kind.label}")
-            pixels = data["data"]
-            if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != PIXELS:
-                raise DataError(f"{path / stem}: data: expected an array [N, {PIXELS}]")
-            images.append(pixels)
-            labels.append(_labels(data[kind.label], path / stem))
+        images, labels = zip(*(read(path / stem, kind) for stem in stems), strict=True)
         shape = (-1, 3, SIDE, SIDE)
         halves[half] = (np.concatenate(images).reshape(shape), np.concatenate(labels))
     return halves
+
+
+def _pickled(path: Path, kind: Kind) -> Half:
+    data = read_pickle(path)
+    if not isinstance(data, dict) or not {"data", kind.label} <= set(data):
+        raise DataError(f"{path}: expected a dictionary with data and {kind.label}")
+    pixels = data["data"]
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != PIXELS:
+        raise DataError(f"{path}: data: expected an array [N, {PIXELS}]")
+    return pixels, _labels(data[kind.label], path)
 
 
 def _labels(values: Any, path: Path) -> np.ndarray:
@@ -167,27 +171,19 @@ def _labels(values: Any, path: Path) -> np.ndarray:
     return labels
 
 
-def _read_binaries(path: Path, kind: Kind) -> Halves:
-    record = kind.label_bytes + PIXELS
-    halves = {}
-    for half, stems in kind.files.items():
-        rows = []
-        for stem in stems:
-            file = path / f"{stem}.bin"
-            try:
-                raw = np.fromfile(file, dtype=np.uint8)
-            except OSError as error:
-                raise DataError(f"{file}: can't be read ({error})") from error
-            if not raw.size or raw.size % record:
-                raise DataError(
-                    f"{file}: expected a multiple of {record} bytes ({kind.label_bytes} of label "
-                    f"and {PIXELS} of pixels per image), got {raw.size}"
-                )
-            rows.append(raw.reshape(-1, record))
-        table = np.concatenate(rows)
-        pixels = table[:, kind.label_bytes :].reshape(-1, 3, SIDE, SIDE)
-        halves[half] = (pixels, table[:, kind.label_bytes - 1])
-    return halves
+def _binary(path: Path, kind: Kind) -> Half:
+    file, record = path.with_name(f"{path.name}.bin"), kind.label_bytes + PIXELS
+    try:
+        raw = np.fromfile(file, dtype=np.uint8)
+    except OSError as error:
+        raise DataError(f"{file}: can't be read ({error})") from error
+    if not raw.size or raw.size % record:
+        raise DataError(
+            f"{file}: expected a multiple of {record} bytes ({kind.label_bytes} of label "
+            f"and {PIXELS} of pixels per image), got {raw.size}"
+        )
+    table = raw.reshape(-1, record)
+    return table[:, kind.label_bytes :], table[:, kind.label_bytes - 1]
 
 
 def _checked(halves: Halves, kind: Kind, path: Path) -> Halves:

@@ -135,7 +135,6 @@ def read_splits(path: Path) -> Splits:
 
 
 def _read(path: Path) -> tuple[Splits, tuple[str, ...] | None]:
-    """Read the splits and the names of the classes."""
     arrays = _Arrays(path)
     splits: Splits = {}
     for split, words in SPLITS.items():

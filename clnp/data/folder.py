@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,9 @@ class ImageFiles(ImageSet):
         labels = torch.tensor([label for _, label in items], dtype=torch.int64)
         super().__init__(labels, constants, size=(image_size, image_size), augment=augment)
         self.paths = [path for path, _ in items]
-        self.image_size, self.channels = image_size, channels
-        self.convert, self.value_range, self.workers = convert, value_range, workers
+        how: dict[str, Any] = {"channels": channels, "convert": convert, "value_range": value_range}
+        self._read_image = partial(read_image, image_size=image_size, **how)
+        self.workers = workers
         side = stored_side(image_size)
         shape = (len(items), channels, side, side)
         fits = int(np.prod(shape, dtype=np.int64)) <= cache_bytes
@@ -83,16 +85,8 @@ class ImageFiles(ImageSet):
         return self._kept[rows]
 
     def _read(self, rows: Sequence[int]) -> Tensor:
-        def one(row: int) -> Tensor:
-            return read_image(
-                self.paths[row],
-                self.image_size,
-                self.channels,
-                convert=self.convert,
-                value_range=self.value_range,
-            )
-
-        return torch.stack(by_threads(one, rows, self.workers))
+        paths = [self.paths[row] for row in rows]
+        return torch.stack(by_threads(self._read_image, paths, self.workers))
 
 
 def folder_task(
@@ -146,7 +140,8 @@ def folder_task(
             kind; images of several sizes without an `image_size`.
     """
     root = Path(path)
-    _check_arguments(root, image_size, channels, workers, value_range, normalise)
+    _check_folder(root)
+    _check_arguments(image_size, channels, workers, value_range, normalise)
     if found is None:
         found = look_into(root, channels, convert=convert, workers=workers)
     if image_size is None:
@@ -157,25 +152,23 @@ def folder_task(
     if normalise == "constants" and channels == 1:
         normalise = "none"
     constants = constants_for(normalise, "imagenet", torch.zeros(1, channels, 1, 1))
-
-    def split(which: str) -> ImageFiles:
-        return ImageFiles(
-            splits[which],
+    images: dict[str, Any] = {
+        split: ImageFiles(
+            items,
             constants,
             image_size=image_size,
             channels=channels,
-            augment=augment and which == "train",
+            augment=augment and split == "train",
             convert=convert,
             value_range=value_range,
             workers=workers,
             cache_bytes=cache_bytes,
         )
-
+        for split, items in splits.items()
+    }
     return Task(
         name or shown(root.resolve().name),
-        split("train"),
-        split("validation"),
-        split("test"),
+        **images,
         classes=len(found.layout.classes),
         class_names=tuple(map(shown, found.layout.classes)),
     )
@@ -273,15 +266,11 @@ class Folders(Stream):
 def _with_missing(
     layout: Layout, seed: int, validation: float, test: float
 ) -> dict[str, list[Item]]:
-    """Draw missing splits."""
     splits = dict(layout.items)
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
-    missing = [
-        (split, fraction, part)
-        for split, fraction, part in (("test", test, 0), ("validation", validation, 1))
-        if split not in splits
-    ]
+    drawn = (("test", test, 0), ("validation", validation, 1))
+    missing = [each for each in drawn if each[0] not in splits]
     labels = torch.tensor([label for _, label in splits["train"]])
     for name, number in zip(layout.classes, labels.bincount().tolist(), strict=True):
         if number <= len(missing):
@@ -299,17 +288,11 @@ def _with_missing(
 
 
 def _check_arguments(
-    root: Path,
-    image_size: int | None,
-    channels: int,
-    workers: int,
-    value_range: Range | None,
-    normalise: Any,
+    image_size: int | None, channels: int, workers: int, value_range: Range | None, normalise: Any
 ) -> None:
-    _check_folder(root)
-    for name, value in (("image_size", image_size), ("workers", workers)):
-        if value is not None or name != "image_size":
-            check_int(name, value, 1)
+    if image_size is not None:
+        check_int("image_size", image_size, 1)
+    check_int("workers", workers, 1)
     if channels not in MODES:
         raise DataError(f"channels: expected 3 or 1, got {channels!r}")
     if normalise == "train":

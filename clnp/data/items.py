@@ -17,7 +17,6 @@ from ..files.checkpoint import dtype_name
 from .inputs import as_input, first_bad
 from .labels import as_label
 
-Chunk = tuple[int, list[int]]  # seed, rows
 Sample = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of one x
 
 

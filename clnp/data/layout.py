@@ -194,7 +194,6 @@ def _contents(places: Sequence[Place]) -> str:
 
 
 def _classes(place: Place) -> list[Place]:
-    """Return the folders of the classes in a split."""
     where, found = shown(place.path), place.folders
     if not found:
         raise DataError(
@@ -239,7 +238,6 @@ def _check_several(found: Sequence[Place], place: Place, top: Place) -> None:
 
 
 def _check_same_classes(places: dict[str, Place], classes: dict[str, list[Place]]) -> None:
-    """Check that every split has the classes of the training split."""
     expected = {p.name for p in classes["train"]}
     train = shown(places["train"].path)
     for split, found in classes.items():

@@ -116,7 +116,6 @@ def _store(total: int, shape: Sequence[int], dtype: torch.dtype, most: int) -> T
 
 
 def _same(items: Items, chunks: Sequence[list[int]], kept: Tensor) -> bool:
-    """Return whether another pass, with other seeds, reads the same values."""
     # torch's generator takes the lower 32 bits of a seed.
     pairs = items.batches(chunks, seed=1 << 31)
     return all(

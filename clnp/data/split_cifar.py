@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .cifar import Halves, read_cifar
-from .images import Constants, Images, constants_for, held_out
+from .images import Images, constants_for, held_out
 from .inputs import check_int
 from .streams import Stream, read_or_download
 from .task import Task
@@ -97,15 +97,6 @@ class SplitCIFAR(Stream):
             split(images[aside], labels[aside]),
             split(*_select(*self.sources[part.source]["test"], part.classes)),
             classes=len(part.classes),
-        )
-
-    @property
-    def constants(self) -> Constants:
-        """(mean, std) of the first task."""
-        train = self.task(0).train
-        assert isinstance(train, Images)
-        return tuple((train.mean / 255).flatten().tolist()), tuple(
-            (train.std / 255).flatten().tolist()
         )
 
 

@@ -25,7 +25,6 @@ DTYPES = {
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the JSON text and every tensor's name, dtype, shape and bytes."""
     sha = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any, cast
 
 from torch import nn
 
@@ -28,7 +29,7 @@ def without_wrappers(net: nn.Module) -> nn.Module:
     net = _each(net, inner)
     for module in net.modules():
         if type(module) is nn.SyncBatchNorm:
-            module.__class__ = _AnyBatchNorm  # type: ignore[assignment]
+            module.__class__ = cast(Any, _AnyBatchNorm)
     return net
 
 

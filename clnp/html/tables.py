@@ -73,11 +73,19 @@ def reuse(metrics: Mapping[str, Any]) -> list[HeatMap]:
     return maps
 
 
+def task_names(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Number and name of each task, with a note if it had no channels left."""
+    notes = [" (head only)" if r.get("transfer_only") else "" for r in reports]
+    return [
+        f"{i + 1} {r['name']}{note}" for i, (r, note) in enumerate(zip(reports, notes, strict=True))
+    ]
+
+
 def tasks(metrics: Mapping[str, Any]) -> Table:
     """Accuracies and settings of each task."""
     rows = [
         [
-            f"{i + 1} {r['name']}" + (" (head only)" if r.get("transfer_only") else ""),
+            name,
             percent(r["test"]),
             percent(r["validation_before"]),
             percent(r["validation"]),
@@ -85,7 +93,7 @@ def tasks(metrics: Mapping[str, Any]) -> Table:
             setting(r["lr"]),
             _per_layer(r["l1"]),
         ]
-        for i, r in enumerate(metrics["reports"])
+        for name, r in zip(task_names(metrics["reports"]), metrics["reports"], strict=True)
     ]
     validation = ("validation (%)", "validation, pruned (%)")
     return Table(("task", "test (%)", *validation, "epochs", "lr", "l1"), rows, texts=("l1",))
@@ -133,12 +141,12 @@ def channels(metrics: Mapping[str, Any]) -> Table:
     last = reports[-1]["capacity"]
     if len(last) > MOST_LAYERS:
         rows = [[group, str(c["size"]), _used(c)] for group, c in last.items()]
-        return Table(("layer, after the last task", "channels", "used"), rows)
+        return Table(("layer", "channels", "used after the last task"), rows)
     rows = [
-        [f"{i + 1} {r['name']}", *(_used(r["capacity"][group]) for group in last)]
-        for i, r in enumerate(reports)
+        [name, *(_used(r["capacity"][group]) for group in last)]
+        for name, r in zip(task_names(reports), reports, strict=True)
     ]
-    return Table(["task", *(f"layer {g}, {c['size']} channels" for g, c in last.items())], rows)
+    return Table(["task", *(f"{g} of {c['size']}" for g, c in last.items())], rows)
 
 
 def costs(rows: Sequence[Mapping[str, Any]], seconds: Sequence[Mapping[str, Any]]) -> Table | None:
@@ -177,8 +185,8 @@ def seeds(summary: Mapping[str, Any], all_metrics: Sequence[Mapping[str, Any]]) 
         rows.append([str(metrics["config"]["seeds"][0]), *numbers, *used])
     means = [spread(summary[key]) for key in SUMMARIES]
     used = [spread(summary["used"][g], percent=True) for g in layers]
-    columns = ("seed", "ACC", "BWT", "forgetting", *(f"layer {g} used (%)" for g in layers))
-    return Table(columns, rows, ["mean ± std", *(m.replace("+-", "±") for m in (*means, *used))])
+    columns = ("seed", "ACC", "BWT", "forgetting", *(f"{g} used (%)" for g in layers))
+    return Table(columns, rows, ["mean +- std", *means, *used])
 
 
 def machine(environment: Mapping[str, Any]) -> dict[str, Any]:

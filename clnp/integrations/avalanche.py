@@ -19,6 +19,7 @@ from clnp_kernels.nn import PartialBatchNorm1d
 from ..data.items import Items
 from ..data.scan import scan_items
 from ..errors import ConfigError, DataError
+from ..learner.budget import check_expected
 from ..learner.own_loop import begin_task, consolidate, prune
 from ..learner.settings import check_some
 from ..network.certificate import Certificate
@@ -74,6 +75,7 @@ class CLNP(SupervisedTemplate):
             margin.
         score, search, granularity: settings of pruning, as in `clnp.Settings`; a function as score
             receives the logits of the experience's classes, and targets numbered among these.
+        tasks_expected: number of experiences that the network is to learn, as in `clnp.Settings`.
         task_labels: source of the task in evaluation. "stream": the task labels of the stream.
             "experience": the index of the evaluated experience. On a stream without task labels
             this is an oracle: accuracies are task-incremental and not comparable with those of
@@ -105,6 +107,7 @@ class CLNP(SupervisedTemplate):
         score: Any = "accuracy",
         search: str = "auto",
         granularity: int = 1,
+        tasks_expected: int | None = None,
         task_labels: str = "stream",
         rule: str = "entropy",
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -127,6 +130,8 @@ class CLNP(SupervisedTemplate):
                 "labels are unknown; convert a new network, or resume a strategy that was saved by "
                 "avalanche's save_checkpoint"
             )
+        check_expected(tasks_expected)
+        self._tasks_expected = tasks_expected
         self._pruning: dict[str, Any] = {
             "margin": margin,
             "score": score,
@@ -222,7 +227,7 @@ class CLNP(SupervisedTemplate):
             classes = list(range(outputs))
         self._check_items(classes)
         self._loss_of.check(classes, self.model.head.free_weight)
-        begin_task(self.model, len(classes))
+        begin_task(self.model, len(classes), tasks_expected=self._tasks_expected)
         self._labels.append(task_labels_of(self.experience.dataset) or {0})
         self._numbers[number] = index
         self._classes.append(classes)
@@ -321,11 +326,7 @@ class CLNP(SupervisedTemplate):
         return [known.get(label, (latest,)) for label in labels_given]
 
     def _answer(self, x: Tensor, tasks: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Infer the task [B] of examples x [B, ...] among `tasks`.
-
-        Returns:
-            the tasks, and their logits [B, classes] in the columns of their classes.
-        """
+        """(inferred task [B] of x [B, ...], logits [B, classes] in the columns of its classes)."""
         if len(tasks) == 1:
             chosen_task = torch.full((len(x),), tasks[0])
             return chosen_task, self._placed(self._network_of(tasks[0])(x), tasks[0])
@@ -339,7 +340,6 @@ class CLNP(SupervisedTemplate):
         return torch.tensor(tasks)[chosen.cpu()], placed[chosen, rows]
 
     def _network_of(self, task: int) -> Callable[[Tensor], Tensor]:
-        """Return a learned task's network, or the one in training for the current task."""
         return self.model.subnetwork(task) if task < len(self.model.tasks) else self.model
 
     def _placed(self, logits: Tensor, task: int) -> Tensor:
@@ -359,7 +359,6 @@ class CLNP(SupervisedTemplate):
 
 
 def _names(model: Model, optimizer: torch.optim.Optimizer) -> list[list[str]]:
-    """Return the names of the parameters in each group of an optimizer."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(
             f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
@@ -379,7 +378,6 @@ def _names(model: Model, optimizer: torch.optim.Optimizer) -> list[list[str]]:
 def _check_settings(
     validation: Any, task_labels: Any, rule: Any, pruning: Mapping[str, Any]
 ) -> None:
-    """Raise ConfigError for a setting out of range."""
     number = isinstance(validation, (int, float)) and not isinstance(validation, bool)
     if not number or not 0 < validation < 1:
         raise ConfigError(f"validation: expected a fraction between 0 and 1, got {validation!r}")

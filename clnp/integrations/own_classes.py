@@ -94,7 +94,6 @@ class OwnClasses:
         return getattr(self.criterion, "reduction", "mean") == "sum"
 
     def _of(self, classes: Sequence[int]) -> Criterion:
-        """Return the criterion with the class weights of a task."""
         weight = _class_weights(self.criterion)
         if weight is None:
             return self.criterion
@@ -104,7 +103,6 @@ class OwnClasses:
 
 
 def _class_weights(criterion: Any) -> Tensor | None:
-    """Return the class weights [W] of one of torch's losses, if it has some."""
     weight = criterion._buffers.get("weight") if isinstance(criterion, nn.Module) else None
     return weight if isinstance(weight, Tensor) and weight.dim() == 1 else None
 

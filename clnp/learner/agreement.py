@@ -16,8 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data.batches import count
-from ..data.contents import task_data
-from ..data.task import Task
+from ..data.task import Task, task_data
 from ..errors import ConfigError, DataError
 from ..files.checkpoint import tensor_bytes
 from ..network.model import Model

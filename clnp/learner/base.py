@@ -73,7 +73,7 @@ class BaseLearner(ABC):
             path: the file, or a folder, which gets report.html.
 
         Returns:
-            the file.
+            the file. Where processes share the work, the first one writes it.
 
         Raises:
             ConfigError: no task has been learned.
@@ -87,6 +87,8 @@ class BaseLearner(ABC):
         method, seed = metrics["config"]["method"], metrics["config"]["seeds"][0]
         path = Path(path)
         path = path if path.suffix else path / PAGE
+        if not self.ranks.main:
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         page = learner_page(
             metrics,

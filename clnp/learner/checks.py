@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..data.check import check_is_task, ready, warn_unseen
-from ..data.contents import task_data
-from ..data.task import Task
+from ..data.task import Task, task_data
 from ..errors import ConfigError, DataError
 from ..network.model import Model
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
+from ..ranges import by_name
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,8 @@ def per_layer(l1: Any, layers: Sequence[str], what: str = "l1") -> dict[str, flo
         ConfigError: a wrong number of alphas, an unknown layer, or an alpha that is negative or not
             finite.
     """
-    if isinstance(l1, dict):
-        unknown = set(l1) - set(layers)
-        if unknown:
-            raise ConfigError(f"{what}: expected names of {list(layers)}, got {sorted(unknown)}")
-        alphas = {name: l1.get(name, 0.0) for name in layers}
-    elif isinstance(l1, (list, tuple)):
-        if len(l1) != len(layers):
-            raise ConfigError(
-                f"{what}: expected {len(layers)} numbers, one for each of {list(layers)}, got "
-                f"{list(l1)}"
-            )
-        alphas = dict(zip(layers, l1, strict=True))
-    else:
-        alphas = dict.fromkeys(layers, l1)
+    given = by_name(l1, layers, what)
+    alphas = {name: given.get(name, 0.0) for name in layers}
     for name, alpha in alphas.items():
         if (
             isinstance(alpha, bool)

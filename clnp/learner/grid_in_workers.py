@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import TrialError
-from ..parallel import Workers, tell
+from ..parallel import Workers, kernels, tell
 from ..pruning.search import Pruning
 from ..training.score import Value
 from .grid import GridPoint
@@ -95,10 +95,12 @@ def _report(event: str, *args: Any) -> None:
 
 
 def _fit(trainer: PointTrainer, i: int) -> Trained:
+    kernels.follow(trainer.model.device, trainer.kernels)
     return trainer.fit(i, _report)
 
 
 def _search(trainer: PointTrainer, t: Trained, floor: Value) -> Pruning | None:
+    kernels.follow(trainer.model.device, trainer.kernels)
     trainer.take(t)
     trainer.search(t, trainer.validation(), floor, _report)
     return t.pruning

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..data.batches import seed_for
-from ..data.contents import task_data
-from ..data.task import Task
+from ..data.task import Task, task_data
 from ..network.keep import keep_everything
 from ..network.model import Model
+from ..parallel.kernels import Kernels
 from ..pruning.activity import check_scores
 from ..pruning.search import Pruning, find_pruning
 from ..pruning.sparsifiers import Sparsifier, sparsifier
@@ -74,6 +74,7 @@ class PointTrainer:
         points: grid points of the task.
         progress: saved fits.
         head_only: train the head alone (the final hidden group is full).
+        kernels: table of the GPU kernels.
     """
 
     model: Model
@@ -84,6 +85,7 @@ class PointTrainer:
     points: list[GridPoint]
     progress: Progress
     head_only: bool
+    kernels: Kernels
 
     @property
     def sparsifier(self) -> Sparsifier:
@@ -101,6 +103,7 @@ class PointTrainer:
             "task": self.index,
             "name": self.task.name,
             "data": task_data(self.task).to_json(),
+            "kernels": self.kernels["digest"],
         }
 
     def record(self, i: int, epoch: dict[str, float]) -> dict[str, Any]:

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from ..data.check import READY, check_is_task
-from ..data.contents import task_data
 from ..data.images import ImageSet
 from ..data.inputs import Split
-from ..data.task import Task
+from ..data.task import Task, task_data
 from ..errors import CheckpointError, DataError
 from ..training.evaluation import accuracy
 from .agreement import digest

@@ -16,9 +16,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..data.batches import first_inputs, seed_for
-from ..data.contents import task_data
 from ..data.names import counted
-from ..data.task import Task
+from ..data.task import Task, task_data
 from ..errors import CapacityWarning, CheckpointError, ConfigError
 from ..files import checkpoint
 from ..files.checkpoint import dtype_name, dtype_of
@@ -27,15 +26,15 @@ from ..network.certificate import Certificate, Verdict
 from ..network.inference import Inferred, Prediction, predicted
 from ..network.model import Model
 from ..network.restore import EXTRA, restored
-from ..parallel import Workers
-from ..parallel.ranks import ALONE, Ranks, refuse_sharded
-from ..parallel.world import world
+from ..parallel import Workers, kernels
+from ..parallel.ranks import ALONE, Ranks, refuse_sharded, world
 from ..pruning.margin import check_margin
 from ..training.cost import clnp_cost
 from ..training.evaluation import inferred_accuracies
 from ..training.score import check_sendable, given_again
 from .agreement import agree_on_network, agree_on_task, begin
 from .base import BaseLearner, checkpoint_file
+from .budget import AUTO, budgets, warn_of_capacity
 from .checks import check_model_task
 from .grid import GridPoint, grid_points
 from .grid_point import Plan, PointTrainer
@@ -113,6 +112,7 @@ class Learner(BaseLearner):
         self.certificate = Certificate()
         self._seconds: dict[str, float] = {}
         self._warned: set[str] = set()
+        self._kernels: kernels.Kernels = {"digest": ""}
 
     def _share(self, ranks: Ranks) -> None:
         begin(ranks, self.model, self.settings, self.workers.count)
@@ -172,7 +172,7 @@ class Learner(BaseLearner):
             raise ConfigError(
                 f"adopt(): expected a learner without tasks, got {len(self.reports)} learned"
             )
-        if self.settings.first_growth is not None:
+        if self.settings.first_growth not in (None, AUTO):
             raise ConfigError(
                 "first_growth: expected None to adopt a network, which keeps all its channels, got "
                 f"{self.settings.first_growth!r}"
@@ -206,6 +206,8 @@ class Learner(BaseLearner):
         self.model.eval()
 
     def _learn(self, task: Task, index: int, classes: int, plan: Plan) -> TaskReport:
+        # Ranks and resumed runs take the same kernels.
+        self._kernels = kernels.qualify(self.device, self.ranks, self._kernels["digest"])
         self._seconds = dict.fromkeys(("fit", "search", "fine_tune", "evaluate", "total"), 0.0)
         with self._timed("total"):
             agree_on_task(self.ranks, self.model, task, index)
@@ -219,7 +221,9 @@ class Learner(BaseLearner):
         settings, model = self.settings, self.model
         full = model.is_full
         trainer = PointTrainer(
-            model, task, index, settings, plan, self._points(), self._progress, head_only=full
+            *(model, task, index, settings, plan, self._points(), self._progress),
+            head_only=full,
+            kernels=self._kernels,
         )
         run = TaskRun(trainer, self._call, self.workers, self._warned)
         self._call("on_task_begin", index, task.name, run.epochs)
@@ -233,12 +237,11 @@ class Learner(BaseLearner):
             )
         generator = torch.Generator().manual_seed(seed_for(settings.seed, index, "weights"))
         model.begin_task(
-            classes,
-            generator=generator,
-            most_new=settings.most_new(
-                [group.name for group in model.groups.prunable], first=not model.tasks
-            ),
+            classes, generator=generator, most_new={} if plan.adopt else self._budgets()
         )
+        in_training = {
+            group.name: model.active(group) + model.free(group) for group in model.groups.prunable
+        }
         with self._timed("fit"):
             trained = run.train()
         with self._timed("search"):
@@ -251,6 +254,10 @@ class Learner(BaseLearner):
         reuse = reuse_of(model, chosen.pruning.scores, chosen.pruning.thresholds)
         model.consolidate(name=task.name)
         model.eval()
+        capacity = capacity_of(model, reuse)
+        last = settings.tasks_expected is not None and settings.tasks_expected <= index + 1
+        if plan.prune and not last:
+            warn_of_capacity(capacity, self._warned, stacklevel=5)
         with self._timed("evaluate"):
             self._tests.splits.append(task.test)
             self.certificate.record(model, first_inputs(task.test, 64))
@@ -270,7 +277,8 @@ class Learner(BaseLearner):
             validation=float(validation),
             test=row[-1],
             row=row,
-            capacity=capacity_of(model, reuse),
+            capacity=capacity,
+            in_training=in_training,
             thresholds=chosen.pruning.thresholds,
             reuse=reuse,
             history=chosen.history,
@@ -281,6 +289,17 @@ class Learner(BaseLearner):
             data=task_data(task),
             score=run.validation.score.name,
             fine_tuned=fine_tuned,
+        )
+
+    def _budgets(self) -> dict[str, int]:
+        """Group -> the most channels that the next task may train."""
+        settings, name = self.settings, "growth" if self.model.tasks else "first_growth"
+        return budgets(
+            self.model,
+            getattr(settings, name),
+            settings.tasks_expected,
+            granularity=settings.granularity,
+            name=name,
         )
 
     def _points(self) -> list[GridPoint]:
@@ -400,6 +419,7 @@ class Learner(BaseLearner):
             learner.reports = [TaskReport(**report) for report in data["reports"]]
             probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
             learner.certificate = Certificate.from_json(data["certificate"], probes)
+            learner._kernels = {"digest": str(data.get("kernels", ""))}
         except Exception as error:  # anybody can have written anything
             raise CheckpointError(f"{path} does not hold a complete learner: {error}") from error
         learner._share(ranks)
@@ -424,6 +444,7 @@ class Learner(BaseLearner):
             "reports": [report.to_json() for report in self.reports],
             "certificate": certificate.to_json(),
             "dtype": dtype_name(model.head.free_weight.dtype),
+            "kernels": self._kernels["digest"],
         }
         return tensors, data
 

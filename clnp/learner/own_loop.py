@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,8 +19,10 @@ from ..network.model import Model
 from ..pruning.margin import check_margin
 from ..pruning.search import Pruning, find_pruning
 from ..pruning.sparsifiers import sparsifier as ranking
+from ..ranges import choice
 from ..training.fit import parameter_groups as unnamed_groups
 from ..training.score import Validation, make
+from .budget import AUTO, budgets, check_expected
 from .checks import check_model_task
 from .grid import per_layer
 from .own_splits import check_split, of_targets, unlabelled
@@ -32,7 +34,8 @@ def begin_task(
     classes: int | None = None,
     *,
     generator: torch.Generator | None = None,
-    most_new: Mapping[str, int] | None = None,
+    most_new: Literal["auto"] | Mapping[str, int] | None = AUTO,
+    tasks_expected: int | None = None,
 ) -> None:
     """Prepare a network for one more task. Afterwards `model.parameters()` are the parameters that
     the task may change: build the optimizer now. Accumulated gradients are dropped. The first task
@@ -40,7 +43,10 @@ def begin_task(
 
     Arguments:
         model: from `clnp.convert`.
-        classes, generator, most_new: as in `Model.begin_task`.
+        classes, generator: as in `Model.begin_task`.
+        most_new: group -> number of its free channels that the task trains; "auto" leaves room for
+            later tasks, as `growth` of `clnp.Settings` does; None trains all.
+        tasks_expected: as in `clnp.Settings`.
 
     Raises:
         CapacityError: single head and no free channel left in the final hidden group. With several
@@ -48,7 +54,12 @@ def begin_task(
         ConfigError: a task has begun already; an argument is out of range; `classes` does not fit
             the head; free weights are computed from other parameters.
     """
-    _check_model(model).begin_task(classes, generator=generator, most_new=most_new)
+    _check_model(model)
+    check_expected(tasks_expected)
+    if isinstance(most_new, str):
+        choice((AUTO,)).check("most_new", most_new)
+        most_new = budgets(model, AUTO, tasks_expected)
+    model.begin_task(classes, generator=generator, most_new=most_new)
     model.zero_grad(set_to_none=True)
     if model.is_full:
         _warn_full(model, "only the new head can be trained, on what earlier tasks learned")

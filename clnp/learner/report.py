@@ -34,6 +34,7 @@ class TaskReport:
         capacity: group -> {"size", "used", "new", "reused", "free"} channels after the task;
             "reused" are earlier tasks' channels whose mean activity on this task exceeds the
             threshold.
+        in_training: group -> channels of the network in training, the frozen ones included.
         thresholds: group -> theta.
         reuse: group -> for each earlier task j, how many of its channels are reused.
         history: per epoch of the chosen grid point: epoch, loss, train_accuracy,
@@ -77,6 +78,7 @@ class TaskReport:
     data: TaskData | None = None
     score: str = "accuracy"
     fine_tuned: str = ""
+    in_training: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # JSON knows neither tuples nor classes.

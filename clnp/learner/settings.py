@@ -20,6 +20,7 @@ from ..pruning.margin import check_margin
 from ..ranges import Range, choice, flag, number, whole
 from ..training.fit import SCHEDULES
 from ..training.score import WANTED, is_score, name_of
+from .budget import AUTO, GROWTH, TASKS, limits
 from .grid import per_layer
 
 T = TypeVar("T")
@@ -95,7 +96,6 @@ def check(settings: Any, prefix: str = "") -> None:
 
 
 PER_LAYER = "a number >= 0, one per layer (the head last), or {layer: number}"
-GROWTH = "None, an integer >= 1, one per group, or {group: integer}"
 
 
 def _any(expected: str) -> Range:
@@ -247,18 +247,26 @@ class Settings:
         "1 on a CPU; 16 may pay on a GPU",
         "--granularity",
     )
-    growth: Any = setting(
+    tasks_expected: int | None = setting(
         None,
+        TASKS,
+        "number of tasks that the network is to learn, by which auto growth divides the channels; "
+        "None leaves two thirds of the free channels to later tasks",
+        "give it where it is known",
+        "--tasks-expected",
+    )
+    growth: Any = setting(
+        AUTO,
         _any(GROWTH),
-        "most new channels of a task after the first",
-        "None sets no limit; set one where early tasks fill the network",
+        "most new channels of a task after the first; auto is an equal part of the free channels",
+        "None sets no limit; numbers where layers need different ones",
         "--growth",
     )
     first_growth: Any = setting(
-        None,
+        AUTO,
         _any(GROWTH),
-        "most channels of the first task",
-        "None sets no limit",
+        "most channels of the first task; auto is two equal parts, at most half of a layer",
+        "None sets no limit, for one task or for pretrained weights",
         "--first-growth",
     )
     sparsifier: str = setting(
@@ -307,42 +315,12 @@ class Settings:
         """Raises ConfigError where a setting does not fit a network with these layers and prunable
         groups.
         """
-        for first in (True, False):
-            self.most_new(groups, first=first)
+        for name in ("growth", "first_growth"):
+            if getattr(self, name) != AUTO:
+                limits(getattr(self, name), groups, name)
         per_layer(self.l1, layers)
         if self.fine_tune is not None and self.fine_tune.l1 is not None:
             per_layer(self.fine_tune.l1, layers, "fine_tune l1")
-
-    def most_new(self, groups: Sequence[str], *, first: bool = False) -> dict[str, int]:
-        """Group -> the most channels that a task may claim; groups without a limit are left out.
-
-        Arguments:
-            groups: names of the prunable groups, in execution order.
-            first: the first task, not a later one.
-
-        Raises:
-            ConfigError: another number of limits than groups, an unknown group, or a limit that is
-                no whole number >= 1.
-        """
-        name = "first_growth" if first else "growth"
-        growth = getattr(self, name)
-        if growth is None:
-            return {}
-        if isinstance(growth, (list, tuple)):
-            if len(growth) != len(groups):
-                raise ConfigError(
-                    f"{name}: expected {len(groups)} numbers, one for each of {list(groups)}, got "
-                    f"{list(growth)}"
-                )
-            growth = dict(zip(groups, growth, strict=True))
-        elif not isinstance(growth, dict):
-            growth = dict.fromkeys(groups, growth)
-        unknown = sorted(set(growth) - set(groups))
-        if unknown:
-            raise ConfigError(f"{name}: expected names of {list(groups)}, got {unknown}")
-        for group, most in growth.items():
-            whole(1).check(f"{name} of {group!r}", most)
-        return dict(growth)
 
     def changed(self) -> dict[str, Any]:
         """Settings that differ from their defaults."""
@@ -387,8 +365,9 @@ class SettingsGiven(TypedDict, total=False):
     fine_tune: FineTune | None
     dtype: Literal["fp32", "bf16"]
     granularity: int
-    growth: int | Sequence[int] | Mapping[str, int] | None
-    first_growth: int | Sequence[int] | Mapping[str, int] | None
+    tasks_expected: int | None
+    growth: Literal["auto"] | int | Sequence[int] | Mapping[str, int] | None
+    first_growth: Literal["auto"] | int | Sequence[int] | Mapping[str, int] | None
     sparsifier: Literal["activity", "contribution", "sdp"]
     cache: Literal["auto", "off"]
     stack: Literal["auto", "on", "off"]

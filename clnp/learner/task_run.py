@@ -14,7 +14,7 @@ from torch import Tensor
 from ..network.keep import keep_everything
 from ..parallel import Workers
 from ..parallel.ranks import current
-from ..pruning.margin import warn_of_classes, warn_of_noise
+from ..pruning.margin import warn_of_chance, warn_of_classes, warn_of_noise
 from ..training.fit import Fit, FitState, moving
 from ..training.score import Value
 from ..training.stacked_fit import StackedFit, stackable
@@ -78,6 +78,8 @@ class TaskRun:
         trained = self._trained_points()
         for t in trained:
             t.score = self._score(t)
+        best = max(t.score for t in trained)
+        warn_of_chance(self.trainer.task.name, self.validation, best, STACK - 1)
         return trained
 
     def _warn(self) -> None:

@@ -11,7 +11,7 @@ from ..data.batches import batches
 from ..data.inputs import Split
 from ..data.task import Task
 from ..errors import DataError
-from .method import Batch, Method, examples
+from .method import Batch, Method
 from .options import Options, flag, whole
 
 
@@ -59,7 +59,7 @@ class Joint(Method):
         return self.optimizer_over(dict(self.net.named_parameters()))
 
     def batches(self, task: Task, epoch: int, generator: torch.Generator) -> Iterator[Batch]:
-        sizes = [examples(t) for t in self.tasks]
+        sizes = [t.size("train") for t in self.tasks]
         shares, steps = self._composition(sizes)
         streams = [
             _endless(t.train, share, self.device, generator)
@@ -86,6 +86,5 @@ class Joint(Method):
 def _endless(
     split: Split, size: int, device: torch.device, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Shuffled batches of a split, pass after pass."""
     while True:
         yield from batches(split, size, device, generator)

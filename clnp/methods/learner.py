@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import count, seed_for, seeded
-from ..data.contents import task_data
 from ..data.inputs import Split
-from ..data.task import Task
+from ..data.task import Task, task_data
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..files import checkpoint
 from ..learner.base import BaseLearner
@@ -315,7 +314,6 @@ class MethodLearner(BaseLearner):
     # Saving
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All numbers of the run between two epochs."""
         named = self.method.named_parameters()
         return {
             **prefixed("net.", self.net.state_dict()),

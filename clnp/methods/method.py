@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clnp_kernels.optim import SGDL1, AdamL1
 
-from ..data.batches import batches, count
+from ..data.batches import batches
 from ..data.inputs import Split
 from ..data.items import Items
 from ..data.task import Task
@@ -66,6 +66,7 @@ class Method:
         memory: named tensors that live on after a step or a task. Everything that a resumed run
             needs has to be here, or in `state()`.
         task, epoch: index of the task that is being learned, and of its epoch.
+        subset: indices [n] int64 of the task's examples that are trained on; None for all.
         optimizer: of the task, made by `make_optimizer`.
 
     Raises:
@@ -82,6 +83,7 @@ class Method:
         self.memory: dict[str, Tensor] = {}
         self.task = -1
         self.epoch = 0
+        self.subset: Tensor | None = None
         self.optimizer: torch.optim.Optimizer
         self.prepare()
 
@@ -113,8 +115,12 @@ class Method:
         """Before each epoch's first batch."""
 
     def batches(self, task: Task, epoch: int, generator: torch.Generator) -> Iterator[Batch]:
-        """The batches of an epoch; by default every training example once, in random order."""
-        yield from shuffled(indexed(task.train), self.task, self, generator)
+        """The batches of an epoch; by default every example of `subset` once, in random order."""
+        split = indexed(task.train)
+        if self.subset is not None:
+            split = chosen(split, self.subset)
+        for x, y in batches(split, self.settings.batch_size, self.device, generator):
+            yield Batch(x, y[:, 0].contiguous(), self.task, y[:, 1].contiguous())
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One training step: (loss, logits [B, C]), detached."""
@@ -204,17 +210,3 @@ def chosen(split: Split, index: Tensor) -> Split:
         index = index.to(split[1].device)
         return split[0][index], split[1][index]
     return torch.utils.data.Subset(split, index.tolist())
-
-
-def shuffled(
-    split: Split, task: int, method: Method, generator: torch.Generator, batch_size: int = 0
-) -> Iterator[Batch]:
-    """Batches of an `indexed` split in random order."""
-    size = batch_size or method.settings.batch_size
-    for x, y in batches(split, size, method.device, generator):
-        yield Batch(x, y[:, 0].contiguous(), task, y[:, 1].contiguous())
-
-
-def examples(task: Task) -> int:
-    """Training examples of a task."""
-    return count(task.train)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..training.evaluation import evaluating
 
 # Stands in for the logits of classes that a task does not have, where tasks with different numbers
 # of classes meet in one batch: exp(PAD) is 0, and PAD - PAD is 0 too.
@@ -176,16 +177,12 @@ def _find_head(net: nn.Module, example: Tensor) -> tuple[str, int]:
         for n, m in net.named_modules()
         if isinstance(m, nn.Linear)
     ]
-    modes = [(module, module.training) for module in net.modules()]
     try:
-        net.eval()
-        with torch.no_grad():
+        with evaluating(net):
             logits = net(example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
     last = net.get_submodule(called[-1]) if called else None
     if last is None or last.out_features != logits.shape[-1]:
         raise ConfigError(

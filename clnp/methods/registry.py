@@ -51,12 +51,6 @@ class MethodInfo:
         """The method's own options."""
         return self.cls.options
 
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """Default of every option and of the shared settings, by name."""
-        shared = MethodSettings(**self.cls.fixed).to_json()
-        return shared | {name: option.default for name, option in self.options.items()}
-
 
 METHODS: dict[str, MethodInfo] = {
     "finetune": MethodInfo(Finetune, "no protection: the floor"),

@@ -21,7 +21,9 @@ MOST_VALUES = 1 << 28  # of a batch
 
 
 def check_network(net: Any, example: Any) -> None:
-    """Raises ConfigError unless `net` is a dense module and `example` a batch [B, ...]."""
+    """Raises ConfigError unless `net` is a dense module, `example` a batch [B, ...] on its device,
+    and the outputs one row of logits for each example.
+    """
     if not isinstance(net, nn.Module) or isinstance(net, Model):
         raise ConfigError(
             f"net: expected a dense torch.nn.Module, got {type(net).__name__}; methods take the "
@@ -30,19 +32,6 @@ def check_network(net: Any, example: Any) -> None:
     if not isinstance(example, Tensor) or example.dim() < 2 or not len(example):
         got = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise ConfigError(f"example_input: expected a batch [B, ...] with B >= 1, got {got}")
-    _check_logits(net, example)
-
-
-def _check_logits(net: nn.Module, example: Tensor) -> None:
-    """Refuses a network whose outputs are not one row of logits for each example.
-
-    Arguments:
-        net: a dense network.
-        example: a batch that it takes, where its weights are.
-
-    Raises:
-        ConfigError: outputs of another shape.
-    """
     with evaluating(net):
         logits = net(example)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -6,7 +6,7 @@ does, so they save counted operations and no time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..data.task import Task
 from ..training.frank_wolfe import largest
 from .er import ER, DERpp, Replay
-from .method import Batch, chosen, examples, indexed, shuffled
+from .method import Batch
 from .options import Options, choice, number, whole
 from .state import prefixed, without
 
@@ -139,11 +139,10 @@ class SparCL(Replay):
         self.weights_mask = DynamicMask(o["sparsity"], o["gradient_weight"])
         self.gradients_mask = GradientMask(o["keep_gradients"], o["gradient_batches"])
         self.forgotten = ForgettingCount(0)
-        self.kept: Tensor | None = None
         self.due = False
 
     def begin(self, task: Task) -> None:
-        self.forgotten, self.kept = ForgettingCount(examples(task)), None
+        self.forgotten, self.subset = ForgettingCount(task.size("train")), None
         self.gradients_mask.batch = 0
 
     def start_epoch(self, task: Task, epoch: int) -> None:
@@ -154,13 +153,7 @@ class SparCL(Replay):
         first = max(1, round(self.o["remove_after"] * self.settings.epochs))
         if self.o["remove"] and epoch == first:
             total = len(self.forgotten.events)
-            self.kept = self.forgotten.most_forgotten(round((1 - self.o["remove"]) * total))
-
-    def batches(self, task: Task, epoch: int, generator: torch.Generator) -> Iterator[Batch]:
-        split = indexed(task.train)
-        if self.kept is not None:
-            split = chosen(split, self.kept)
-        yield from shuffled(split, self.task, self, generator)
+            self.subset = self.forgotten.most_forgotten(round((1 - self.o["remove"]) * total))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         kind = DERpp if self.o["over"] == "derpp" else ER
@@ -204,8 +197,8 @@ class SparCL(Replay):
     def state(self) -> dict[str, Tensor]:
         f = self.forgotten
         tensors = {"known": f.known, "events": f.events, "wrong": f.wrong}
-        if self.kept is not None:
-            tensors["kept"] = self.kept
+        if self.subset is not None:
+            tensors["kept"] = self.subset
         return {
             **super().state(),
             **prefixed("weights.", self.weights_mask.masks),
@@ -225,4 +218,4 @@ class SparCL(Replay):
         self.forgotten = ForgettingCount(len(saved["known"]))
         for name in ("known", "events", "wrong"):
             setattr(self.forgotten, name, saved[name].cpu().clone())
-        self.kept = saved.get("kept")
+        self.subset = saved.get("kept")

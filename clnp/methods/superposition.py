@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import ClassVar
 
@@ -72,19 +73,11 @@ class Keyed(nn.Module):
 
 
 def _twin(layer: nn.Linear | nn.Conv2d) -> nn.Module:
-    """A layer with the same shape, freshly drawn, without a bias."""
-    if isinstance(layer, nn.Linear):
-        return nn.Linear(layer.in_features, layer.out_features, bias=False).to(layer.weight)
-    return nn.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,  # type: ignore[arg-type]
-        layer.stride,  # type: ignore[arg-type]
-        layer.padding,  # type: ignore[arg-type]
-        layer.dilation,  # type: ignore[arg-type]
-        layer.groups,
-        bias=False,
-    ).to(layer.weight)
+    """A freshly drawn layer of the same shape, without a bias."""
+    twin = copy.deepcopy(layer).to("cpu", torch.float32).requires_grad_()
+    twin.register_parameter("bias", None)
+    twin.reset_parameters()
+    return twin.to(layer.weight)
 
 
 class Superposition(Method):

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from clnp_kernels.tune.environment import driver
+
 from ..files.checkpoint import dtype_name
 
 ENVIRONMENT = (
@@ -80,6 +82,7 @@ def _of_cuda(device: torch.device) -> dict[str, Any]:
     return {
         "hardware": torch.cuda.get_device_name(device),
         "CUDA": torch.version.cuda,
+        "driver": driver(),
         "cuDNN": cudnn.version() if cudnn.enabled else None,
         "CUDA matmul precision": _precision(lambda: matmul.fp32_precision),
         "cuDNN convolution precision": _precision(lambda: cudnn.conv.fp32_precision),

@@ -200,7 +200,6 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _serve(pipe: Any, numerics: Numerics) -> None:
-    """Main loop of a worker: run trials until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()

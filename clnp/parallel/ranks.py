@@ -214,6 +214,20 @@ ALONE = Ranks()
 _CURRENT: ContextVar[Ranks] = ContextVar("ranks", default=ALONE)
 
 
+def world() -> Ranks:
+    """Return all processes of the default process group.
+
+    Raises:
+        ConfigError: `torch.distributed` is not initialized.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ConfigError(
+            "distributed=True: expected a process group of torch.distributed, got none; start the "
+            "script with torchrun and call torch.distributed.init_process_group() first"
+        )
+    return Ranks(dist.group.WORLD) if dist.get_world_size() > 1 else ALONE
+
+
 def current() -> Ranks:
     """Return the ranks of the innermost `sharing` block, or `ALONE` outside of one."""
     return _CURRENT.get()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,27 +12,14 @@ from ..errors import ConfigError, TrialError
 from .processes import Processes, Shared
 from .trial import Failure, Numerics, Outcome, Result, attempt, listening
 
+if TYPE_CHECKING:
+    from .on_ray import OnRay
+
 EXECUTORS = ("processes", "ray")
 ATTEMPTS = 2
 
 Function = Callable[..., Any]
 OnEvent = Callable[..., None]
-
-
-class Executor(Protocol):
-    """Interface of the places where trials run."""
-
-    def start(self, name: str, function: Function, args: tuple[Any, ...], how: Numerics) -> None:
-        """Start a trial; raise ConfigError if it can't be sent."""
-
-    def wait(self, on_event: OnEvent) -> list[tuple[str, Outcome]]:
-        """Wait a while, pass events on, and return the finished trials."""
-
-    def stop(self) -> None:
-        """End all trials at once."""
-
-    def close(self) -> None:
-        """Release all resources."""
 
 
 class Workers:
@@ -65,7 +51,7 @@ class Workers:
 
             import_ray()
         self.count, self.executor, self.threads = count, executor, threads
-        self._executor: Executor | None = None
+        self._executor: Processes | OnRay | _InProcess | None = None
 
     def run(
         self,
@@ -117,12 +103,7 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def _threads(self) -> int:
@@ -130,7 +111,7 @@ class Workers:
             return self.threads
         return max(1, torch.get_num_threads() // self.count)
 
-    def _started(self) -> Executor:
+    def _started(self) -> Processes | OnRay | _InProcess:
         if self._executor is None:
             if self.count == 1 and self.executor == "processes":
                 self._executor = _InProcess()

@@ -53,6 +53,13 @@ def ticks_for(numbers: range) -> tuple[list[int], list[str]]:
     return ticks, [str(n) for n in ticks]
 
 
+def over_tasks(axes: Axes, tasks: int, title: str) -> None:
+    """Label axes of accuracies in per cent after each task."""
+    axes.set(xlabel="tasks learned", ylabel="test accuracy (%)", title=title)
+    axes.set_xticks(*ticks_for(range(1, tasks + 1)))
+    axes.grid(alpha=0.3)
+
+
 def line_with_band(
     axes: Axes, values: npt.NDArray[Any], label: str, colour: str, style: str
 ) -> None:

@@ -22,7 +22,7 @@ from .. import metrics
 from ..errors import DataError
 from ..files.atomic import write_bytes
 from ..metrics import Capacity
-from .drawing import grid_of, line_with_band, new_figure, panels_of, plain, ticks_for
+from .drawing import grid_of, line_with_band, new_figure, over_tasks, panels_of, plain, ticks_for
 
 DPI = 150
 # From the Okabe-Ito palette, which is safe for colour-blind readers.
@@ -37,14 +37,13 @@ LABELS = {
 MOST_NUMBERED = 30
 
 
-def accuracy_heatmap(R: npt.ArrayLike, title: str = "Test accuracy (%)") -> Figure:
+def accuracy_heatmap(R: npt.ArrayLike) -> Figure:
     """Draw R as a heat-map in per cent: row i is after task i, column j is on task j.
 
     Colours span the range of the accuracies, at least 5 points, so that small losses are visible.
 
     Arguments:
         R: [T, T], NaN above the diagonal.
-        title: title of the figure.
 
     Raises:
         DataError: R isn't an accuracy matrix.
@@ -58,22 +57,19 @@ def accuracy_heatmap(R: npt.ArrayLike, title: str = "Test accuracy (%)") -> Figu
     low = min(float(np.nanmin(matrix)), top - 5)
     image = axes.imshow(matrix, cmap="viridis", vmin=low, vmax=top)
     figure.colorbar(image, ax=axes, label="test accuracy (%)", fraction=0.046, pad=0.03)
-    _number_cells(axes, matrix, "{:.1f}", dark_below=(low + top) / 2)
+    _number_cells(axes, matrix, "{:.1f}", matrix < (low + top) / 2)
     _task_ticks(axes, tasks)
-    axes.set(xlabel="accuracy on task", ylabel="after learning task", title=title)
+    axes.set(xlabel="accuracy on task", ylabel="after learning task", title="Test accuracy (%)")
     return figure
 
 
-def mean_accuracy(
-    runs: Sequence[npt.ArrayLike], title: str = "Mean test accuracy after each task"
-) -> Figure:
+def mean_accuracy(runs: Sequence[npt.ArrayLike]) -> Figure:
     """Draw the mean accuracy over the tasks so far, and the accuracy on the newest task.
 
     Several seeds give the mean and a band of +- one standard deviation.
 
     Arguments:
         runs: one R [T, T] per seed, all with the same T.
-        title: title of the figure.
 
     Raises:
         DataError: no run, or runs of different lengths.
@@ -94,23 +90,17 @@ def mean_accuracy(
         curves.items(), ("#0072B2", "#E69F00"), ("o-", "s:"), strict=True
     ):
         line_with_band(axes, 100 * values, label, colour, style)
-    axes.set(
-        xlabel="tasks learned", ylabel="test accuracy (%)", title=_with_seeds(title, len(matrices))
-    )
-    axes.set_xticks(*ticks_for(range(1, tasks + 1)))
+    over_tasks(axes, tasks, _with_seeds("Mean test accuracy after each task", len(matrices)))
     low, high = axes.get_ylim()
     # Show at least two points, so that noise doesn't fill the figure, and nothing above 100.
     pad = max(0.0, 2 - (high - low)) / 2
     axes.set_ylim(low - pad, min(high + pad, 100.2))
-    axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
 
 
 def inferred_accuracy(
-    R: npt.ArrayLike,
-    inferred: Sequence[Mapping[str, Mapping[str, Sequence[float | None]]]],
-    title: str = "Mean test accuracy, the task given or not",
+    R: npt.ArrayLike, inferred: Sequence[Mapping[str, Mapping[str, Sequence[float | None]]]]
 ) -> Figure:
     """Draw the mean accuracy over the tasks so far, with the task given and with it inferred.
 
@@ -119,7 +109,6 @@ def inferred_accuracy(
     Arguments:
         R: [T, T], with the task given.
         inferred: `TaskReport.inferred` of tasks 0, 1, ...
-        title: title of the figure.
 
     Raises:
         DataError: R isn't an accuracy matrix.
@@ -146,16 +135,12 @@ def inferred_accuracy(
                     ms=4,
                     label=label,
                 )
-    axes.set(xlabel="tasks learned", ylabel="test accuracy (%)", title=title)
-    axes.set_xticks(*ticks_for(x))
-    axes.grid(alpha=0.3)
+    over_tasks(axes, len(given), "Mean test accuracy, the task given or not")
     axes.legend(frameon=False, fontsize=9)
     return figure
 
 
-def capacity(
-    runs: Sequence[Sequence[Capacity]], title: str = "Channels used, per layer and task"
-) -> Figure:
+def capacity(runs: Sequence[Sequence[Capacity]]) -> Figure:
     """Draw stacked bars per layer: shares of reused, idle, new and free channels after each task.
 
     This is Golkar et al. 2019, Fig. 3, with idle channels (claimed earlier, not used) shown
@@ -164,7 +149,6 @@ def capacity(
     Arguments:
         runs: per seed, the capacities of tasks 0, 1, ... (see `clnp.metrics.capacity_table`);
             several seeds are averaged.
-        title: title of the figure.
 
     Raises:
         DataError: no run, no task, or runs of different lengths.
@@ -194,14 +178,11 @@ def capacity(
     all_axes[0].yaxis.set_major_formatter(PercentFormatter(100))
     handles, labels = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    figure.suptitle(_with_seeds(title, len(runs)))
+    figure.suptitle(_with_seeds("Channels used, per layer and task", len(runs)))
     return figure
 
 
-def reuse(
-    matrices: Mapping[str, npt.NDArray[Any]],
-    title: str = "Channels a task uses, by the task that claimed them",
-) -> Figure:
+def reuse(matrices: Mapping[str, npt.NDArray[Any]]) -> Figure:
     """Draw reuse matrices, one heat-map per layer.
 
     Entry (i, j) is the number of channels that task j claimed and task i uses. Colours are the
@@ -209,7 +190,6 @@ def reuse(
 
     Arguments:
         matrices: {group: [T, T] counts} from `clnp.metrics.reuse_matrix`.
-        title: title of the figure.
 
     Raises:
         DataError: no group.
@@ -225,7 +205,7 @@ def reuse(
         shown = np.where(np.tri(tasks, dtype=bool), counts, np.nan)
         share = 100 * shown / np.maximum(np.diag(counts), 1)
         image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-        _number_cells(axes, shown, "{:.0f}", dark_below=-1, shade=share)
+        _number_cells(axes, shown, "{:.0f}", share > 55)
         _task_ticks(axes, tasks)
         axes.set(xlabel="claimed by task", ylabel="used by task")
         axes.set_title(f"layer {plain(group)}", fontsize=10)
@@ -236,13 +216,11 @@ def reuse(
         fraction=0.046,
         pad=0.02,
     )
-    figure.suptitle(title)
+    figure.suptitle("Channels a task uses, by the task that claimed them")
     return figure
 
 
-def training_curves(
-    histories: Sequence[Sequence[Mapping[str, float]]], title: str = "Training curves"
-) -> Figure:
+def training_curves(histories: Sequence[Sequence[Mapping[str, float]]]) -> Figure:
     """Draw loss, training and validation accuracy over the epochs of all tasks.
 
     Vertical lines separate the tasks.
@@ -250,7 +228,6 @@ def training_curves(
     Arguments:
         histories: `TaskReport.history` of tasks 0, 1, ...: dicts with "epoch", "loss",
             "train_accuracy", "validation_accuracy".
-        title: title of the figure.
     """
     figure = new_figure(9, 5.5)
     above, below = figure.subplots(2, 1, sharex=True)
@@ -271,7 +248,7 @@ def training_curves(
             for axes in (above, below):
                 axes.axvline(start + 0.5, color="#BBBBBB", lw=0.8, zorder=0)
         start += len(history)
-    above.set(ylabel="loss", title=title)
+    above.set(ylabel="loss", title="Training curves")
     if all(record["loss"] > 0 for history in histories for record in history):
         above.set_yscale("log")
     below.set(ylabel="accuracy (%)", xlabel="epoch (lines part the tasks)")
@@ -302,31 +279,16 @@ def _task_ticks(axes: Axes, tasks: int) -> None:
 
 
 def _number_cells(
-    axes: Axes,
-    matrix: npt.NDArray[Any],
-    form: str,
-    dark_below: float,
-    shade: npt.NDArray[Any] | None = None,
+    axes: Axes, matrix: npt.NDArray[Any], form: str, dark: npt.NDArray[np.bool_]
 ) -> None:
-    """Write each number into its cell, in white on dark colours.
-
-    A colour is dark if `shade` (0 to 100), or else minus the number, is high.
-    """
+    """Write each number into its cell, in white where the colour is dark."""
     if len(matrix) > MOST_NUMBERED:
         return
     for (i, j), value in np.ndenumerate(matrix):
         if not np.isnan(value):
-            dark = value < dark_below if shade is None else shade[i, j] > 55
-            colour = "white" if dark else "black"
-            axes.text(
-                j,
-                i,
-                form.format(value),
-                ha="center",
-                va="center",
-                color=colour,
-                fontsize=8 if len(matrix) <= 15 else 6.5,
-            )
+            colour, size = "white" if dark[i, j] else "black", 8 if len(matrix) <= 15 else 6.5
+            place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size}
+            axes.text(j, i, form.format(value), color=colour, **place)
 
 
 def _stack(axes: Axes, shares: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -13,20 +13,16 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 
 from .. import metrics
 from ..errors import DataError
-from .drawing import line_styles, line_with_band, new_figure, plain, ticks_for
+from .drawing import line_styles, line_with_band, new_figure, over_tasks, plain
 
 
-def mean_accuracies(
-    methods: Mapping[str, Sequence[npt.ArrayLike]],
-    title: str = "Mean test accuracy over the tasks so far",
-) -> Figure:
+def mean_accuracies(methods: Mapping[str, Sequence[npt.ArrayLike]]) -> Figure:
     """Draw the mean accuracy over the tasks so far, with a line per method.
 
     Several seeds give a band of +- one standard deviation.
 
     Arguments:
         methods: name -> one R [T, T] per seed.
-        title: title of the figure.
 
     Raises:
         DataError: no method, or a method without runs.
@@ -42,21 +38,16 @@ def mean_accuracies(
         values = np.stack([metrics.mean_accuracies(R) for R in runs])
         tasks = max(tasks, values.shape[1])
         line_with_band(axes, 100 * values, plain(name), colour, style)
-    axes.set(xlabel="tasks learned", ylabel="test accuracy (%)", title=title)
-    axes.set_xticks(*ticks_for(range(1, tasks + 1)))
-    axes.grid(alpha=0.3)
+    over_tasks(axes, tasks, "Mean test accuracy over the tasks so far")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return figure
 
 
-def accuracy_against_cost(
-    rows: Sequence[Mapping[str, Any]], title: str = "Accuracy at the end, and what training took"
-) -> Figure:
+def accuracy_against_cost(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw ACC of every run against training operations and against time, a colour per method.
 
     Arguments:
         rows: {"method", "acc", "flops", "seconds"} per method and seed.
-        title: title of the figure.
 
     Raises:
         DataError: no rows.
@@ -80,7 +71,7 @@ def accuracy_against_cost(
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("mean test accuracy (%)")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    figure.suptitle(title)
+    figure.suptitle("Accuracy at the end, and what training took")
     return figure
 
 

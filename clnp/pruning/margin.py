@@ -1,5 +1,5 @@
-"""Warnings of what a margin can't see: classes that are smaller than it, and the noise of the
-validation split.
+"""Warnings of what a margin can't see: classes that are smaller than it, the noise of the
+validation split, and networks that learned nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.contents import known_labels
 from ..data.inputs import Split
-from ..errors import ConfigError, MarginWarning
-from ..training.score import Validation
+from ..data.task import known_labels
+from ..errors import ChanceWarning, ConfigError, MarginWarning
+from ..training.score import Validation, Value
 
 MOST = 0.5  # of a class
 NOISE = 0.02  # two points
@@ -105,6 +105,30 @@ def warn_of_noise(task: str, validation: Validation, margin: float, stacklevel: 
         stacklevel,
     )
     return True
+
+
+def warn_of_chance(task: str, validation: Validation, best: Value, stacklevel: int) -> None:
+    """Warn of a task that is learned no better than by giving every example the same answer.
+
+    Arguments:
+        task: its name.
+        validation: the split that was scored.
+        best: the score of the best trained network, before pruning.
+        stacklevel: as for `warnings.warn`, from here.
+    """
+    sizes = validation.class_sizes
+    sizes = sizes[sizes > 0]
+    chance = validation.score.chance(sizes)
+    noise = validation.score.noise(sizes, 0.0 if chance is None else chance)
+    if chance is None or noise is None or len(sizes) < 2 or best > chance + noise:
+        return
+    warnings.warn(
+        f"task {task!r}: {validation.score.name} {float(best):.1%} on the validation split is no "
+        f"better than chance ({chance:.1%}). Check its labels, train longer or with another lr, or "
+        "give it more channels (growth)",
+        ChanceWarning,
+        stacklevel=stacklevel + 1,
+    )
 
 
 def _present(sizes: Tensor) -> set[int]:

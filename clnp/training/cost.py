@@ -187,9 +187,7 @@ def clnp_cost(learner: Any, task: int, examples: int) -> dict[str, int | float]:
     model, settings, report = learner.model, learner.settings, learner.reports[task]
     before = model.tasks[task - 1].active if task else dict.fromkeys(model.sizes, 0)
     sizes = dict(model.sizes) | {g: row["size"] for g, row in report.capacity.items()}
-    if task:
-        most = settings.most_new([group.name for group in model.groups.prunable])
-        sizes |= {name: min(sizes[name], before[name] + n) for name, n in most.items()}
+    sizes |= report.in_training
     after = model.tasks[task].active
     classes = model.tasks[task].classes
     shapes = _Shapes(model, sizes, before, classes)

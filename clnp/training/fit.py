@@ -142,11 +142,14 @@ class Fit:
         Raises:
             TrainingError: the loss or a weight is not finite.
         """
-        while self.state.epoch < self.settings.epochs:
-            self.state.history.append(self._epoch(self.state.epoch))
-            self.state.epoch += 1
-            if after_epoch is not None:
-                after_epoch(self.state, self.snapshot)
+        try:
+            while self.state.epoch < self.settings.epochs:
+                self.state.history.append(self._epoch(self.state.epoch))
+                self.state.epoch += 1
+                if after_epoch is not None:
+                    after_epoch(self.state, self.snapshot)
+        finally:
+            self._graph = None  # it refers to this fit, and holds its memory on the device
         return self.state
 
     def snapshot(self) -> FitState:

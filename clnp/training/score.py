@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import batches, count, evaluation_batch
-from ..data.contents import known_labels
 from ..data.inputs import Split
+from ..data.task import known_labels
 from ..errors import ConfigError, DataError
 from ..parallel.ranks import current
 from .evaluation import check_outputs, correct_of, evaluating
@@ -65,6 +65,13 @@ class Score:
             sizes: examples of each class [classes] int64, none of them 0.
         """
         return None
+
+    def chance(self, sizes: Tensor) -> float | None:
+        """The score of a network that gives every example the same answer; None if unknown.
+        `sizes` as for `weights`.
+        """
+        weights = self.weights(sizes)
+        return None if weights is None else float(weights.max())
 
     def noise(self, sizes: Tensor, right: float) -> float | None:
         """The standard error of the score of a network that is right on a fraction `right` of each

@@ -13,8 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from clnp_kernels import chooser
+
 Step = Callable[..., "tuple[Tensor, ...]"]
 Key = tuple[tuple[torch.Size, torch.dtype], ...]
+WAITS = "called a synchronizing CUDA operation"  # torch's words
 WARM_UP = 3  # steps before the capture: they make the optimizer's state and load what is lazy
 
 
@@ -23,6 +26,9 @@ class Backend(Protocol):
 
     def run(self, step: Step, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Run a step at once."""
+
+    def rehearse(self, step: Step, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], str]:
+        """Run a step at once: its outputs, and why it can't be recorded, or ''."""
 
     def capture(
         self, step: Step, inputs: tuple[Tensor, ...]
@@ -48,13 +54,36 @@ class CudaGraphs:
             tensor.record_stream(current)
         return outputs
 
+    def rehearse(self, step: Step, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], str]:
+        """Run a step at once, and look for what waits for the device.
+
+        A capture that fails leaves torch's random generator and memory pool unusable up to torch
+        2.12, so it must not come to that.
+        """
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                outputs = self.run(step, inputs)
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        waits = [str(w.message) for w in seen if WAITS in str(w.message)]
+        for warning in seen:
+            if WAITS not in str(warning.message):
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
+        return outputs, waits[0].splitlines()[0] if waits else ""
+
     def capture(
         self, step: Step, inputs: tuple[Tensor, ...]
     ) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
         """Record a step without running it."""
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self.device)
-        with torch.cuda.graph(graph, stream=self.stream):
+        # Other threads, such as those that load data, may use the device meanwhile.
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             outputs = step(*inputs)
         return graph.replay, outputs
 
@@ -110,41 +139,60 @@ class StepGraph:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """One step."""
+        if self.backend is None:
+            return self.step(*inputs)
+        # A resumed run warms up again, so steps take the same kernels whether captured or not.
+        with chooser.captured():
+            return self._call(self.backend, inputs)
+
+    def _call(self, backend: Backend, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """One step, on the device's own inputs but for batches of other shapes."""
         key: Key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         self._key = self._key or key
-        if self.reason or self.backend is None or key != self._key:
-            return self._at_once(inputs)
-        if self._replay is None:
-            self._calls += 1
-            if self._calls <= WARM_UP or not self._capture(inputs):
-                return self._at_once(inputs)
+        if self.reason:
+            return self.step(*inputs)
+        if key != self._key:
+            return backend.run(self.step, inputs)
+        # Kernels are compiled for the alignment of addresses, so all steps have those of the graph.
+        self._inputs = self._inputs or tuple(tensor.clone() for tensor in inputs)
         for static, tensor in zip(self._inputs, inputs, strict=True):
             static.copy_(tensor)
+        if self._replay is None:
+            self._calls += 1
+            if self._calls < WARM_UP:
+                return backend.run(self.step, self._inputs)
+            if self._calls == WARM_UP:
+                outputs, reason = backend.rehearse(self.step, self._inputs)
+                if reason:
+                    self._fall_back(reason)
+                return outputs
+            if not self._capture(backend):
+                return self.step(*inputs)
         assert self._replay is not None
         self._replay()
         self.replays += 1
         return self._outputs
 
-    def _at_once(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if self.backend is None or self.reason:
-            return self.step(*inputs)
-        return self.backend.run(self.step, inputs)
-
-    def _capture(self, inputs: tuple[Tensor, ...]) -> bool:
+    def _capture(self, backend: Backend) -> bool:
         """Capture the step; whether that worked."""
-        assert self.backend is not None
-        self._inputs = tuple(tensor.clone() for tensor in inputs)
         # Gradients that a graph holds must be its own, not those of the last step.
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            self._replay, self._outputs = self.backend.capture(self.step, self._inputs)
+            self._replay, self._outputs = backend.capture(self.step, self._inputs)
         except Exception as error:  # whatever a user's network does that a graph can't hold
             self.optimizer.zero_grad(set_to_none=True)
-            first = (str(error).strip().splitlines() or [""])[0]
-            self.reason = f"{type(error).__name__}: {first}"
-            self._on_fallback(self.reason)
+            cause: BaseException = error
+            while cause.__context__ is not None:  # the end of a failed capture fails too
+                cause = cause.__context__
+            first = (str(cause).strip().splitlines() or [""])[0]
+            self._fall_back(f"{type(cause).__name__}: {first}")
             return False
         return True
+
+    def _fall_back(self, reason: str) -> None:
+        """Run all further steps at once."""
+        self.reason, self._inputs = reason, ()
+        self._on_fallback(reason)
 
 
 def _warn(reason: str) -> None:

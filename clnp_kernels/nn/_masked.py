@@ -2,28 +2,28 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice
 from ..errors import message
-from ..ops._masked import ACTIVATIONS
 from ..reference.masked_conv2d import memory_format
 from ._replaced import replacement
-from ._state import take_shapes, wrong_dimensions
+from ._state import Partial, wrong_dimensions
 
-NAMES = ("active_weight", "active_bias", "free_weight", "free_bias")
+Layer = TypeVar("Layer", bound="Masked")
+Dense = TypeVar("Dense", nn.Linear, nn.Conv2d)
 
 
-class Masked(nn.Module):
+class Masked(Partial):
     """A layer whose first Oa outputs are frozen and see only its first Ia inputs.
 
     Weights are [rows, columns, *kernel]; the kernel of a linear layer is (). A depthwise layer has
     one column, and its inputs are its outputs.
     """
 
+    names = ("active_weight", "active_bias", "free_weight", "free_bias")
     active_weight: Tensor
     active_bias: Tensor | None
     free_weight: nn.Parameter
@@ -31,9 +31,7 @@ class Masked(nn.Module):
     depthwise: bool
 
     def __init__(self, activation: str, full_input_grad: bool, depthwise: bool = False) -> None:
-        super().__init__()
-        check_choice("activation", activation, ACTIVATIONS)
-        self.activation, self.full_input_grad, self.skip_active = activation, full_input_grad, False
+        super().__init__(activation, full_input_grad)
         self.depthwise = depthwise
 
     def _fill(
@@ -53,11 +51,11 @@ class Masked(nn.Module):
         self.reset_free_parameters()
 
     @torch.no_grad()
-    def _copy(self, weight: Tensor, bias: Tensor | None) -> None:
+    def _copy(self: Layer, dense: Any) -> Layer:
         """Copy the weights [O, I, ...] of a dense layer, with their `requires_grad` and without
         interference.
         """
-        rows, columns = self.active_weight.shape[:2]
+        weight, bias, (rows, columns) = dense.weight, dense.bias, self.active_weight.shape[:2]
         layout = memory_format(weight)
         self.active_weight = weight[:rows, :columns].clone(memory_format=layout)
         free = weight[rows:].clone(memory_format=layout)
@@ -65,16 +63,18 @@ class Masked(nn.Module):
         if bias is not None:
             self.active_bias = bias[:rows].clone()
             self.free_bias = nn.Parameter(bias[rows:].clone(), requires_grad=bias.requires_grad)
+        return self.train(dense.training)
 
-    def _dense(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the dense layer: all weights copied, interference zero."""
+    def _copy_to(self, dense: Dense) -> Dense:
+        """A dense layer with copies of all weights, interference zero."""
         rows, columns = self.active_weight.shape[:2]
         weight = self._zeros(rows + self.free_weight.shape[0], self.free_weight.shape[1])
         weight[:rows, :columns] = self.active_weight
         weight[rows:] = self.free_weight.detach()
-        if self.free_bias is None or self.active_bias is None:
-            return weight, None
-        return weight, torch.cat([self.active_bias, self.free_bias.detach()])
+        dense.weight = nn.Parameter(weight)
+        if self.free_bias is not None and self.active_bias is not None:
+            dense.bias = nn.Parameter(torch.cat([self.active_bias, self.free_bias.detach()]))
+        return dense.train(self.training)
 
     @property
     def active_in(self) -> int:
@@ -95,23 +95,6 @@ class Masked(nn.Module):
     def outputs(self) -> int:
         """O, active and free."""
         return self.active_weight.shape[0] + self.free_weight.shape[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x -> y, all outputs, or the free ones only with `skip_active`."""
-        y = self._call(x, activity=False)
-        assert isinstance(y, Tensor)
-        return y
-
-    def forward_with_activity(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward`, and per output the sum of `|y|` over everything else: [O], float32 or
-        float64.
-        """
-        result = self._call(x, activity=True)
-        assert isinstance(result, tuple)
-        return result
-
-    def _call(self, x: Tensor, activity: bool) -> Tensor | tuple[Tensor, Tensor]:
-        raise NotImplementedError
 
     @torch.no_grad()
     def reset_free_parameters(
@@ -221,13 +204,10 @@ class Masked(nn.Module):
             shape, dtype=like.dtype, device=like.device, memory_format=layout
         ).zero_()
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Take the boundaries of the state."""
-        problem = take_shapes(self, NAMES, state_dict, prefix, self._nonsense)
-        if problem:
-            args[4].append(problem)
-            return
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _boundaries(self) -> str:
+        text = f", active_in={self.active_in}, active_out={self.active_out}"
+        text += f", bias={self.free_bias is not None}" + (", depthwise" if self.depthwise else "")
+        return text + self._activation_text()
 
     def _nonsense(self, shapes: Mapping[str, list[int]]) -> str:
         """Describe the first wrong shape of a state, or return ''."""

@@ -1,43 +1,80 @@
-"""Loading a state with other boundaries: tensors change their shapes and stay the same objects."""
+"""Base of the layers with an active and a free part: activation, calls and loading a state."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from .._checks import check_choice
 from ..errors import message
+from ..ops._masked import ACTIVATIONS
 from ..reference.masked_conv2d import memory_format
 
 
-def take_shapes(
-    module: nn.Module,
-    names: Sequence[str],
-    state_dict: Mapping[str, Any],
-    prefix: str,
-    nonsense: Callable[[Mapping[str, list[int]]], str],
-) -> str:
-    """Give the tensors `names` of `module` the shapes that a state has.
+class Bounded(nn.Module):
+    """A module whose boundaries are the shapes of its tensors.
 
-    Nothing is changed if the state lacks one of them (`load_state_dict` reports that) or if
-    `nonsense` finds the shapes wrong.
+    A state with other boundaries can be loaded: tensors change their shapes and stay the same
+    objects.
 
-    Returns:
-        the text of the error, or ''.
+    Attributes:
+        names: of the tensors.
     """
-    names = [name for name in names if getattr(module, name) is not None]
-    entries = {name: state_dict.get(prefix + name) for name in names}
-    new = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
-    if len(new) != len(names):
-        return ""
-    problem = nonsense({name: list(value.shape) for name, value in new.items()})
-    if problem:
-        return f"{prefix[:-1] or type(module).__name__}: {problem}"
-    for name, value in new.items():
-        own = getattr(module, name)
-        if own.shape != value.shape:
-            _reshape(own, value.shape)
-    return ""
+
+    names: ClassVar[Sequence[str]]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Take the boundaries of the state.
+
+        Nothing is changed if the state lacks a tensor (`load_state_dict` reports that) or if the
+        shapes are wrong.
+        """
+        names = [name for name in self.names if getattr(self, name) is not None]
+        entries = {name: state_dict.get(prefix + name) for name in names}
+        new = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+        if len(new) == len(names):
+            problem = self._nonsense({name: list(value.shape) for name, value in new.items()})
+            if problem:
+                args[4].append(f"{prefix[:-1] or type(self).__name__}: {problem}")
+                return
+            for name, value in new.items():
+                if getattr(self, name).shape != value.shape:
+                    _reshape(getattr(self, name), value.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _nonsense(self, shapes: Mapping[str, list[int]]) -> str:
+        """Describe the first wrong shape of a state, or return ''."""
+        raise NotImplementedError
+
+
+class Partial(Bounded):
+    """A layer with an active and a free part, and an activation behind it."""
+
+    def __init__(self, activation: str, full_input_grad: bool) -> None:
+        super().__init__()
+        check_choice("activation", activation, ACTIVATIONS)
+        self.activation, self.full_input_grad, self.skip_active = activation, full_input_grad, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x -> y, all outputs, or the free ones only with `skip_active`."""
+        y = self._call(x, activity=False)
+        assert isinstance(y, Tensor)
+        return y
+
+    def forward_with_activity(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward`, and per output the sum of `|y|` over everything else: [O], float32 or
+        float64.
+        """
+        result = self._call(x, activity=True)
+        assert isinstance(result, tuple)
+        return result
+
+    def _call(self, x: Tensor, activity: bool) -> Tensor | tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _activation_text(self) -> str:
+        return "" if self.activation == "none" else f", activation={self.activation!r}"
 
 
 def _reshape(own: Tensor, shape: torch.Size) -> None:

@@ -108,42 +108,30 @@ class MaskedConv2d(Masked):
         Raises:
             ValueError: as the constructor; or padding that is not of zeros or not symmetric.
         """
-        weight, bias = conv.weight, conv.bias
-        options: dict[str, Any] = {"active_in": active_in, "active_out": active_out}
+        pairs: Any = (conv.weight.shape[2:], conv.stride, _padding(conv), conv.dilation)
+        kernel, stride, padding, dilation = ((first, second) for first, second in pairs)
         layer = cls(
             conv.in_channels,
             conv.out_channels,
-            (weight.shape[2], weight.shape[3]),
-            (conv.stride[0], conv.stride[1]),
-            _padding(conv),
-            (conv.dilation[0], conv.dilation[1]),
+            kernel,
+            stride,
+            padding,
+            dilation,
             conv.groups,
-            bias is not None,
+            conv.bias is not None,
+            active_in=active_in,
+            active_out=active_out,
             activation=activation,
             device="meta",
-            **options,
         )
-        layer._copy(weight, bias)
-        return layer.train(conv.training)
+        return layer._copy(conv)
 
     def to_dense(self) -> nn.Conv2d:
         """A `torch.nn.Conv2d` without the activation: all weights copied, interference zero."""
-        weight, bias = self._dense()
-        conv = nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.out_channels if self.depthwise else 1,
-            bias is not None,
-            device="meta",
-        )
-        conv.weight = nn.Parameter(weight)
-        if bias is not None:
-            conv.bias = nn.Parameter(bias)
-        return conv.train(self.training)
+        sizes = (self.in_channels, self.out_channels, self.kernel_size)
+        geometry = (self.stride, self.padding, self.dilation)
+        groups, bias = self.out_channels if self.depthwise else 1, self.free_bias is not None
+        return self._copy_to(nn.Conv2d(*sizes, *geometry, groups, bias, device="meta"))
 
     def _call(self, x: Tensor, activity: bool) -> Tensor | tuple[Tensor, Tensor]:
         weight, bias = self.active_weight, self.active_bias
@@ -185,9 +173,7 @@ class MaskedConv2d(Masked):
         """Sizes, boundaries and what is not default."""
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         text += f", stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
-        text += f", active_in={self.active_in}, active_out={self.active_out}"
-        text += f", bias={self.free_bias is not None}" + (", depthwise" if self.depthwise else "")
-        return text if self.activation == "none" else f"{text}, activation={self.activation!r}"
+        return text + self._boundaries()
 
 
 def _padding(conv: nn.Conv2d) -> tuple[int, int]:

@@ -82,17 +82,12 @@ class MaskedLinear(Masked):
             activation=activation,
             device="meta",
         )
-        layer._copy(linear.weight, linear.bias)
-        return layer.train(linear.training)
+        return layer._copy(linear)
 
     def to_dense(self) -> nn.Linear:
         """A `torch.nn.Linear` without the activation: all weights copied, interference zero."""
-        weight, bias = self._dense()
-        linear = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
-        linear.weight = nn.Parameter(weight)
-        if bias is not None:
-            linear.bias = nn.Parameter(bias)
-        return linear.train(self.training)
+        sizes, bias = (self.in_features, self.out_features), self.free_bias is not None
+        return self._copy_to(nn.Linear(*sizes, bias, device="meta"))
 
     def _call(self, x: Tensor, activity: bool) -> Tensor | tuple[Tensor, Tensor]:
         weight, bias = self.active_weight, self.active_bias
@@ -123,6 +118,4 @@ class MaskedLinear(Masked):
     def extra_repr(self) -> str:
         """Sizes, boundaries and what is not default."""
         text = f"in_features={self.in_features}, out_features={self.out_features}"
-        text += f", active_in={self.active_in}, active_out={self.active_out}"
-        text += f", bias={self.free_bias is not None}"
-        return text if self.activation == "none" else f"{text}, activation={self.activation!r}"
+        return text + self._boundaries()

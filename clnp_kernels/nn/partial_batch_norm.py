@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._checks import check_choice, check_number, check_tensor
+from .._checks import check_number, check_tensor
 from ..errors import message
-from ..ops._masked import ACTIVATIONS
-from ._masked import check_boundary, check_index
+from ._masked import check_added, check_boundary, check_index
 from ._replaced import replacement
-from ._state import take_shapes, wrong_dimensions
+from ._state import Partial, wrong_dimensions
 from .synchronised import shared_statistics
 
 # kind -> value of a fresh channel
@@ -20,8 +19,8 @@ _FRESH = {"mean": 0.0, "var": 1.0, "weight": 1.0, "bias": 0.0}
 _NAMES = tuple(f"{part}_{kind}" for part in ("active", "free") for kind in _FRESH)
 
 
-class PartialBatchNorm2d(nn.Module):
-    """Batch normalisation of images whose first Ca channels are frozen.
+class PartialBatchNorm2d(Partial):
+    """Batch normalisation of images [B, C, H, W] whose first Ca channels are frozen.
 
     The boundary is the shape of its tensors; only two are parameters:
 
@@ -56,6 +55,7 @@ class PartialBatchNorm2d(nn.Module):
     """
 
     dense: ClassVar[Any] = nn.BatchNorm2d
+    names = _NAMES
 
     active_mean: Tensor
     active_var: Tensor
@@ -80,8 +80,7 @@ class PartialBatchNorm2d(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        check_choice("activation", activation, ACTIVATIONS)
+        super().__init__(activation, full_input_grad)
         check_boundary("active", active, "num_features", num_features)
         check_number("eps", eps)
         if momentum is not None:
@@ -89,7 +88,6 @@ class PartialBatchNorm2d(nn.Module):
             if momentum > 1:
                 raise ValueError(message("momentum", momentum, "a number from 0 to 1, or None"))
         self.eps, self.momentum = eps, momentum
-        self.activation, self.full_input_grad, self.skip_active = activation, full_input_grad, False
         self.process_group: Any = None
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         for part, size in (("active", active), ("free", num_features - active)):
@@ -131,16 +129,9 @@ class PartialBatchNorm2d(nn.Module):
         if norm.running_mean is None or norm.running_var is None:
             wanted = "running statistics, to be frozen"
             raise ValueError(message("norm.track_running_stats", False, wanted))
-        layer = cls(
-            norm.num_features,
-            norm.eps,
-            norm.momentum,
-            norm.affine,
-            active=active,
-            activation=activation,
-            device=norm.running_mean.device,
-            dtype=norm.running_mean.dtype,
-        )
+        options = (norm.num_features, norm.eps, norm.momentum, norm.affine)
+        factory: Any = {"device": norm.running_mean.device, "dtype": norm.running_mean.dtype}
+        layer = cls(*options, active=active, activation=activation, **factory)
         kinds = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
         with torch.no_grad():
             for kind, values in zip(_FRESH, kinds, strict=True):
@@ -155,14 +146,8 @@ class PartialBatchNorm2d(nn.Module):
     def to_dense(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
         """The `torch.nn` layer with copies of all tensors, without the activation."""
         like = self.free_mean
-        norm = self.dense(
-            self.num_features,
-            self.eps,
-            self.momentum,
-            self.affine,
-            device=like.device,
-            dtype=like.dtype,
-        )
+        options = (self.num_features, self.eps, self.momentum, self.affine)
+        norm = self.dense(*options, device=like.device, dtype=like.dtype)
         targets = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
         with torch.no_grad():
             for kind, target in zip(_FRESH, targets, strict=True):
@@ -172,18 +157,6 @@ class PartialBatchNorm2d(nn.Module):
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.copy_(self.num_batches_tracked)
         return norm.train(self.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W] -> y alike, or [B, Cf, H, W] with `skip_active`."""
-        y = self._call(x, activity=False)
-        assert isinstance(y, Tensor)
-        return y
-
-    def forward_with_activity(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward`, and the sum of `|y|` over batch and pixels: [C], float32 or float64."""
-        result = self._call(x, activity=True)
-        assert isinstance(result, tuple)
-        return result
 
     def _call(self, x: Tensor, activity: bool) -> Tensor | tuple[Tensor, Tensor]:
         momentum = 0.0 if self.momentum is None else self.momentum
@@ -289,9 +262,7 @@ class PartialBatchNorm2d(nn.Module):
         Raises:
             ValueError: the number is negative.
         """
-        if num_features < 0:
-            wanted = "a number of channels to add, at least 0"
-            raise ValueError(message("num_features", num_features, wanted))
+        check_added(num_features=num_features)
         self._replace_free(
             lambda values, value: nn.functional.pad(values, (0, num_features), value=value)
         )
@@ -308,16 +279,18 @@ class PartialBatchNorm2d(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, boundary and what is not default."""
         text = f"{self.num_features}, active={self.active}, eps={self.eps}"
-        text += f", momentum={self.momentum}, affine={self.affine}"
-        return text if self.activation == "none" else f"{text}, activation={self.activation!r}"
+        return f"{text}, momentum={self.momentum}, affine={self.affine}{self._activation_text()}"
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Take the boundary of the state."""
-        problem = take_shapes(self, _NAMES, state_dict, prefix, _nonsense)
+    def _nonsense(self, shapes: Mapping[str, list[int]]) -> str:
+        """Describe the first wrong shape of a state, or return ''."""
+        problem = wrong_dimensions(shapes, 1)
         if problem:
-            args[4].append(problem)
-            return
-        super()._load_from_state_dict(state_dict, prefix, *args)
+            return problem
+        for name, shape in shapes.items():
+            like = name.split("_")[0] + "_mean"
+            if shape != shapes[like]:
+                return message(f"{name}.shape", shape, f"{shapes[like]} like {like}")
+        return ""
 
 
 class PartialBatchNorm1d(PartialBatchNorm2d):
@@ -335,15 +308,3 @@ class PartialBatchNorm1d(PartialBatchNorm2d):
         if isinstance(result, tuple):
             return result[0].flatten(1), result[1]
         return result.flatten(1)
-
-
-def _nonsense(shapes: Mapping[str, list[int]]) -> str:
-    """Describe the first wrong shape of a state, or return ''."""
-    problem = wrong_dimensions(shapes, 1)
-    if problem:
-        return problem
-    for name, shape in shapes.items():
-        like = name.split("_")[0] + "_mean"
-        if shape != shapes[like]:
-            return message(f"{name}.shape", shape, f"{shapes[like]} like {like}")
-    return ""

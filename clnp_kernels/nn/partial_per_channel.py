@@ -1,7 +1,7 @@
 """`PartialPerChannel`: a weight per channel, whose first channels are frozen."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from .._checks import check_choice
 from ..errors import message
 from ._masked import check_boundary, check_index
 from ._replaced import replacement
-from ._state import take_shapes
+from ._state import Bounded
 
 _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "scale": torch.mul,
@@ -19,7 +19,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class PartialPerChannel(nn.Module):
+class PartialPerChannel(Bounded):
     """A factor, offset or slope per channel, for values with their channels on any axis.
 
     The boundary is the shape of its tensors; only one is a parameter:
@@ -46,6 +46,7 @@ class PartialPerChannel(nn.Module):
         ValueError: an unknown kind, or a boundary beyond C.
     """
 
+    names = ("active_weight", "free_weight")
     functions: ClassVar[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = _FUNCTIONS
     active_weight: Tensor
     free_weight: nn.Parameter
@@ -148,15 +149,6 @@ class PartialPerChannel(nn.Module):
         """Kind, sizes and boundary."""
         active = self.active_weight.shape[0]
         return f"{self.kind!r}, {self.channels}, axis={self.axis}, active={active}"
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Take the boundary of the state."""
-        names = ("active_weight", "free_weight")
-        problem = take_shapes(self, names, state_dict, prefix, self._nonsense)
-        if problem:
-            args[4].append(problem)
-            return
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _nonsense(self, shapes: Mapping[str, list[int]]) -> str:
         """Describe the first wrong shape of a state, or return ''."""

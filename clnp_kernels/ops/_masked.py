@@ -58,13 +58,7 @@ def with_full_input_grad(
 ) -> tuple[Tensor, Tensor]:
     """Call a reference in plain PyTorch, of which autograd derives the gradient of all inputs.
 
-    Arguments:
-        reference: `masked_linear_fwd` or `masked_conv2d_fwd` of `reference`.
-        tensors: x, active weight, free weight, active bias, free bias; frozen ones get no gradient.
-        options: the other arguments of the reference.
-
-    Returns:
-        y and its activity, the latter without gradient.
+    `tensors` are x, weights and biases. The frozen ones get no gradient, the activity has none.
     """
     x, active_weight, free_weight, active_bias, free_bias = tensors
     active_bias = None if active_bias is None else active_bias.detach()

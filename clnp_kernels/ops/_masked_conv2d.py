@@ -13,34 +13,15 @@ from . import _masked
 
 
 def _fake_fwd(
-    x: Tensor,
-    active_weight: Tensor,
-    free_weight: Tensor,
-    active_bias: Tensor | None,
-    free_bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    depthwise: bool,
-    activation: str,
-    activity: bool,
+    x: Tensor, active_weight: Tensor, free_weight: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     outputs = active_weight.shape[0] + free_weight.shape[0]
-    size = reference.output_size(x, free_weight.shape[2:], stride, padding, dilation)
-    sums = x.new_empty(outputs if activity else 0, dtype=accumulator(x.dtype))
+    size = reference.output_size(x, free_weight.shape[2:], *rest[2:5])
+    sums = x.new_empty(outputs if rest[-1] else 0, dtype=accumulator(x.dtype))
     return _masked.empty(x, outputs, size), sums
 
 
-def _fake_dgrad(
-    grad_z: Tensor,
-    x: Tensor,
-    free_weight: Tensor,
-    active: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    depthwise: bool,
-) -> Tensor:
+def _fake_dgrad(grad_z: Tensor, x: Tensor, *rest: Any) -> Tensor:
     return _masked.empty(x, x.shape[1])
 
 
@@ -60,16 +41,9 @@ def _backward_dgrad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _fake_wgrad(
-    grad_z: Tensor,
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    depthwise: bool,
-    bias: bool,
+    grad_z: Tensor, x: Tensor, kernel: Sequence[int], *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    outputs = grad_z.shape[1]
+    outputs, (*_, depthwise, bias) = grad_z.shape[1], rest
     shape = (outputs, 1 if depthwise else x.shape[1], *kernel)
     format_x = reference.memory_format(x)
     weight = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=format_x)

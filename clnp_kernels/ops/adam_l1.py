@@ -67,22 +67,9 @@ def adam_l1(
     check_number("eps", eps)
     if not params:
         return
-    torch.ops.clnp_kernels.adam_l1(
-        list(params),
-        list(grads),
-        list(exp_avgs),
-        list(exp_avg_sqs),
-        list(steps),
-        rate,
-        list(l1),
-        beta1,
-        beta2,
-        eps,
-        weight_decay,
-        maximize,
-        grad_scale,
-        found_inf,
-    )
+    tensors = map(list, (params, grads, exp_avgs, exp_avg_sqs, steps))
+    numbers = (list(l1), beta1, beta2, eps, weight_decay, maximize)
+    torch.ops.clnp_kernels.adam_l1(*tensors, rate, *numbers, grad_scale, found_inf)
 
 
 def _check_steps(steps: Sequence[Tensor], count: int) -> None:

@@ -192,16 +192,10 @@ def _check(
 
 
 def _fake_fwd(
-    x: Tensor,
-    active_weight: Tensor,
-    free_weight: Tensor,
-    active_bias: Tensor | None,
-    free_bias: Tensor | None,
-    activation: str,
-    activity: bool,
+    x: Tensor, active_weight: Tensor, free_weight: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     outputs = active_weight.shape[0] + free_weight.shape[0]
-    sums = x.new_empty(outputs if activity else 0, dtype=accumulator(x.dtype))
+    sums = x.new_empty(outputs if rest[-1] else 0, dtype=accumulator(x.dtype))
     return x.new_empty(x.shape[0], outputs), sums
 
 

@@ -168,8 +168,8 @@ def partial_batch_norm_bwd(
     return cast(tuple[Tensor, Tensor, Tensor], result)
 
 
-_STATISTICS = ("active_mean", "active_var", "free_mean", "free_var")
-_NAMES = (*_STATISTICS, "active_weight", "free_weight", "active_bias", "free_bias")
+_NAMES = reference.Vectors._fields
+_STATISTICS = _NAMES[:4]
 
 
 def _check_fwd(
@@ -217,29 +217,12 @@ def _check_vectors(x: Tensor, *vectors: Tensor | None) -> None:
         raise ValueError(message("x.shape", list(x.shape), wanted_x))
 
 
-def _fake_fwd(
-    x: Tensor,
-    active_mean: Tensor,
-    active_var: Tensor,
-    free_mean: Tensor,
-    free_var: Tensor,
-    active_weight: Tensor | None,
-    free_weight: Tensor | None,
-    active_bias: Tensor | None,
-    free_bias: Tensor | None,
-    training: bool,
-    eps: float,
-    activation: str,
-    activity: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype, free = accumulator(x.dtype), free_mean.shape[0] if training else 0
-    sums = x.new_empty(x.shape[1] if activity else 0, dtype=dtype)
-    return (
-        empty(x, x.shape[1]),
-        sums,
-        x.new_empty(free, dtype=dtype),
-        x.new_empty(free, dtype=dtype),
-    )
+def _fake_fwd(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    free_mean, training, activity = rest[2], rest[8], rest[11]
+    free = free_mean.shape[0] if training else 0
+    counts = (x.shape[1] if activity else 0, free, free)
+    sums, mean, var = (x.new_empty(count, dtype=accumulator(x.dtype)) for count in counts)
+    return empty(x, x.shape[1]), sums, mean, var
 
 
 def _with_full_input_grad(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -278,14 +261,7 @@ def _backward_fwd(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[T
 
 
 def _fake_bwd(
-    grad_y: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    free_mean: Tensor,
-    free_var: Tensor,
-    free_weight: Tensor | None,
-    training: bool,
-    eps: float,
+    grad_y: Tensor, x: Tensor, y: Tensor | None, free_mean: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, free = accumulator(x.dtype), free_mean.shape[0]
     return empty(x, x.shape[1]), x.new_empty(free, dtype=dtype), x.new_empty(free, dtype=dtype)

@@ -65,18 +65,7 @@ def sgd_l1(
     check_length("first", flags, len(params))
     if not params:
         return
-    torch.ops.clnp_kernels.sgd_l1(
-        list(params),
-        list(grads),
-        list(momentum_buffers) if momentum else [],
-        list(flags),
-        rate,
-        list(l1),
-        momentum,
-        dampening,
-        nesterov,
-        weight_decay,
-        maximize,
-        grad_scale,
-        found_inf,
-    )
+    buffers = momentum_buffers if momentum else []
+    tensors = map(list, (params, grads, buffers, flags))
+    numbers = (list(l1), momentum, dampening, nesterov, weight_decay, maximize)
+    torch.ops.clnp_kernels.sgd_l1(*tensors, rate, *numbers, grad_scale, found_inf)

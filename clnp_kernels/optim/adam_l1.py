@@ -53,14 +53,8 @@ class AdamL1(_common.CoupledL1):
         *,
         maximize: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "l1": l1,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-        }
+        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "l1": l1}
+        defaults |= {"weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, defaults)
 
     def check_options(self, options: Mapping[str, Any]) -> None:

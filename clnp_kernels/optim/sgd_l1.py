@@ -48,15 +48,9 @@ class SGDL1(_common.CoupledL1):
         *,
         maximize: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "l1": l1,
-            "maximize": maximize,
-        }
+        defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "dampening": dampening}
+        defaults |= {"weight_decay": weight_decay, "nesterov": nesterov, "l1": l1}
+        defaults |= {"maximize": maximize}
         super().__init__(params, defaults)
 
     def check_options(self, options: Mapping[str, Any]) -> None:

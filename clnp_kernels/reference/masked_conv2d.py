@@ -1,10 +1,11 @@
 """Definition of `masked_conv2d` and of its gradients.
 
 PyTorch's convolution refuses images without channels or without elements, so these are computed
-apart.
+apart. `geometry` is stride, padding and dilation, two numbers each, and whether it is depthwise.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,18 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
+def dense(t: Tensor, layout: torch.memory_format) -> Tensor:
+    """A tensor [B, C, H, W] in a memory format, with the strides of that format.
+
+    One channel or one pixel is dense in both formats, with the strides of either, by which PyTorch
+    chooses the algorithm of a convolution.
+    """
+    t, step, strides = t.contiguous(memory_format=layout), 1, [0] * 4
+    for dim in (1, 3, 2, 0) if layout == torch.channels_last else (3, 2, 1, 0):
+        strides[dim], step = step, step * max(t.shape[dim], 1)
+    return t.as_strided(t.shape, strides) if t.numel() else t
+
+
 def output_size(
     x: Tensor,
     kernel: Sequence[int],
@@ -50,18 +63,16 @@ def convolve(
     x: Tensor,  # [B, I, H, W]
     weight: Tensor,  # [O, I, K, K'], depthwise [O, 1, K, K']
     bias: Tensor | None,  # [O]
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    depthwise: bool,
+    *geometry: Any,
 ) -> Tensor:
     """The plain convolution [B, O, H', W'] in the memory format of `x`."""
+    stride, padding, dilation, depthwise = geometry
     outputs, kernel = weight.shape[0], weight.shape[2:]
     if x.numel() and outputs:
         format_x = memory_format(x)
         groups = x.shape[1] if depthwise else 1
         # A weight in channels_last would decide the format of the output.
-        weight = weight.contiguous(memory_format=format_x)
+        x, weight = dense(x, format_x), dense(weight, format_x)
         y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
         return y.contiguous(memory_format=format_x)
     sizes = output_size(x, kernel, stride, padding, dilation)
@@ -73,16 +84,15 @@ def input_gradient(
     grad_z: Tensor,  # [B, O, H', W']
     shape: Sequence[int],  # B, I, H, W
     weight: Tensor,  # [O, I, K, K'], depthwise [O, 1, K, K']
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    depthwise: bool,
+    *geometry: Any,
 ) -> Tensor:
     """The gradient [B, I, H, W] of the input of `convolve`."""
+    stride, padding, dilation, depthwise = geometry
     grad_x = grad_z.new_zeros(shape)
     if not (grad_x.numel() and grad_z.numel()):
         return grad_x
-    groups = shape[1] if depthwise else 1
+    groups, layout = shape[1] if depthwise else 1, memory_format(grad_z)
+    grad_z, weight = dense(grad_z, layout), dense(weight, layout)
     return conv2d_input(list(shape), weight, grad_z, stride, padding, dilation, groups)
 
 
@@ -90,12 +100,10 @@ def weight_gradient(
     grad_z: Tensor,  # [B, O, H', W']
     x: Tensor,  # [B, I, H, W]
     kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    depthwise: bool,
+    *geometry: Any,
 ) -> Tensor:
     """The gradient of the weight of `convolve`: [O, I, K, K'], depthwise [O, 1, K, K']."""
+    stride, padding, dilation, depthwise = geometry
     shape = [grad_z.shape[1], 1 if depthwise else x.shape[1], *kernel]
     if not (x.numel() and grad_z.numel()):
         return x.new_zeros(shape)
@@ -112,15 +120,11 @@ def masked_conv2d_fwd(
     free_weight: Tensor,  # [Of, I, K, K'], depthwise [Cf, 1, K, K']
     active_bias: Tensor | None,  # [Oa]
     free_bias: Tensor | None,  # [Of]
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    depthwise: bool,
-    activation: str,
-    activity: bool,
+    *rest: Any,  # geometry, activation and activity
 ) -> tuple[Tensor, Tensor]:
     """y [B, O, H', W'] and its activity [O] (or an empty tensor)."""
-    geometry = (stride, padding, dilation, depthwise)
+    *geometry, activation, activity = rest
+    depthwise = geometry[3]
     split = active_weight.shape[0] if depthwise else active_weight.shape[1]
     free_x = x[:, split:] if depthwise else x
     active = convolve(x[:, :split], active_weight, active_bias, *geometry)
@@ -150,15 +154,12 @@ def masked_conv2d_dgrad(
     x: Tensor,  # [B, I, H, W]: only its shape and memory format are used
     free_weight: Tensor,  # [Of, I, K, K'], depthwise [Cf, 1, K, K']
     active: int,  # Ia, depthwise Ca
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    depthwise: bool,
+    *geometry: Any,
 ) -> Tensor:
     """Gradient of the input, [B, I, H, W]: zero for active inputs."""
+    depthwise = geometry[3]
     weight = free_weight if depthwise else free_weight[:, active:]
-    shape = x[:, active:].shape
-    free = input_gradient(grad_z, shape, weight, stride, padding, dilation, depthwise)
+    free = input_gradient(grad_z, x[:, active:].shape, weight, *geometry)
     grad_x = torch.cat([torch.zeros_like(x[:, :active]), free], 1)
     return grad_x.contiguous(memory_format=memory_format(x))
 
@@ -167,16 +168,13 @@ def masked_conv2d_wgrad(
     grad_z: Tensor,  # [B, Of, H', W']
     x: Tensor,  # [B, I, H, W]
     kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    depthwise: bool,
-    bias: bool,
+    *rest: Any,  # geometry and whether there is a bias
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the free weight [Of, I, K, K'] ([Cf, 1, K, K']) and bias [Of] (or empty)."""
+    *geometry, bias = rest
     format_x = memory_format(x)
-    if depthwise:
+    if geometry[3]:
         x = x[:, x.shape[1] - grad_z.shape[1] :]
-    weight = weight_gradient(grad_z, x, kernel, stride, padding, dilation, depthwise)
+    weight = weight_gradient(grad_z, x, kernel, *geometry)
     grad_bias = grad_z.sum((0, 2, 3)) if bias else grad_z.new_empty(0)
     return weight.contiguous(memory_format=format_x), grad_bias

@@ -1,5 +1,7 @@
 """Definition of `partial_batch_norm` and of its gradients, computed in float64."""
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,38 +13,49 @@ def _column(vector: Tensor) -> Tensor:
     return vector[:, None, None]
 
 
-def partial_batch_norm_fwd(
-    x: Tensor,  # [B, C, H, W]
-    active_mean: Tensor,  # [Ca]
-    active_var: Tensor,  # [Ca]
-    free_mean: Tensor,  # [Cf]
-    free_var: Tensor,  # [Cf]
-    active_weight: Tensor | None,  # [Ca]
-    free_weight: Tensor | None,  # [Cf]
-    active_bias: Tensor | None,  # [Ca]
-    free_bias: Tensor | None,  # [Cf]
-    training: bool,
-    eps: float,
-    activation: str,
-    activity: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class Vectors(NamedTuple):
+    """Vectors of an operator's arguments, in their order; weights and biases may be None."""
+
+    active_mean: Tensor  # [Ca]
+    active_var: Tensor  # [Ca]
+    free_mean: Tensor  # [Cf]
+    free_var: Tensor  # [Cf]
+    active_weight: Tensor | None  # [Ca]
+    free_weight: Tensor | None  # [Cf]
+    active_bias: Tensor | None  # [Ca]
+    free_bias: Tensor | None  # [Cf]
+
+    def active(self) -> tuple[Any, ...]:
+        """Mean, variance, weight and bias of the active channels."""
+        return self[0], self[1], self[4], self[6]
+
+    def joined(self) -> list[Any]:
+        """Mean, variance, weight and bias of all channels."""
+        free: tuple[Any, ...] = (self[2], self[3], self[5], self[7])
+        pairs = zip(self.active(), free, strict=True)
+        return [None if a is None else torch.cat((a, f)) for a, f in pairs]
+
+
+def partial_batch_norm_fwd(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y [B, C, H, W], activity [C] or empty, the free channels' batch mean and variance [Cf].
 
     The statistics are empty unless `training`; the variance is divided by the number of values.
+    `rest` are the vectors, training, eps, activation and activity.
     """
+    vectors, (training, eps, activation, activity) = Vectors(*rest[:8]), rest[8:]
     wide, dtype = x.double(), accumulator(x.dtype)
     batch_mean, batch_var = wide.new_empty(0), wide.new_empty(0)
     if training:
-        free = wide[:, len(active_mean) :]
+        free = wide[:, len(vectors.active_mean) :]
         batch_mean = free.mean((0, 2, 3))
         batch_var = (free - _column(batch_mean)).square().mean((0, 2, 3))
-        free_mean, free_var = batch_mean, batch_var
-    mean, var = torch.cat([active_mean, free_mean]), torch.cat([active_var, free_var])
+        vectors = vectors._replace(free_mean=batch_mean, free_var=batch_var)
+    mean, var, weight, bias = vectors.joined()
     y = (wide - _column(mean)) * _column((var.double() + eps).rsqrt())
-    if active_weight is not None and free_weight is not None:
-        y = y * _column(torch.cat([active_weight, free_weight]))
-    if active_bias is not None and free_bias is not None:
-        y = y + _column(torch.cat([active_bias, free_bias]))
+    if weight is not None:
+        y = y * _column(weight)
+    if bias is not None:
+        y = y + _column(bias)
     y = y.to(x.dtype).contiguous(memory_format=memory_format(x))
     if activation == "relu":
         y = y.relu()

@@ -7,40 +7,23 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
-from ..reference.adam_l1 import gradient_l1
+from ..reference.adam_l1 import Options, gradient_l1
 
 FUSED = (torch.float32, torch.float64)  # in narrower ones the penalty would be rounded apart
 
 
-def adam_l1(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    lr: Tensor,
-    l1: Sequence[float],
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    maximize: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
+def adam_l1(*arguments: Any) -> None:
     """One step of Adam (Kingma & Ba 2015, Algorithm 1) with a coupled L1 subgradient, in place."""
-    state = (params, grads, exp_avgs, exp_avg_sqs, steps)
-    numbers = (beta1, beta2, eps, weight_decay, maximize)
+    state, options = arguments[:5], Options(*arguments[5:])
     together: dict[torch.dtype, list[int]] = {dtype: [] for dtype in FUSED}
-    for i, alpha in enumerate(l1):
-        tensors = [part[i] for part in state]
-        if params[i].dtype in FUSED and _fusible(*tensors):
-            together[params[i].dtype].append(i)
+    for i, tensors in enumerate(zip(*state, strict=True)):
+        if tensors[0].dtype in FUSED and _fusible(*tensors):
+            together[tensors[0].dtype].append(i)
         else:
-            _one(tensors, lr, alpha, numbers, grad_scale, found_inf)
+            _one(tensors, options.l1[i], options)
     for chosen in filter(None, together.values()):
-        lists = tuple([part[i] for i in chosen] for part in state)
-        _fused(lists, lr, [l1[i] for i in chosen], numbers, grad_scale, found_inf)
+        lists = [[part[i] for i in chosen] for part in state]
+        _fused(lists, [options.l1[i] for i in chosen], options)
 
 
 def _fusible(
@@ -56,54 +39,41 @@ def _fusible(
     return alike and (last or param.is_contiguous())
 
 
-def _fused(
-    state: tuple[Sequence[Tensor], ...],
-    lr: Tensor,
-    l1: Sequence[float],
-    numbers: tuple[Any, ...],
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
+def _fused(state: list[list[Tensor]], l1: list[float], options: Options) -> None:
     """All tensors, of one dtype, at once."""
-    beta1, beta2, eps, weight_decay, maximize = numbers
-    params, grads, firsts, seconds, steps = map(list, state)
-    if grad_scale is not None:
-        grads = list(private.foreach_div(grads, grad_scale))
+    params, grads, firsts, seconds, steps = state
+    lr, found_inf = options.lr, options.found_inf
+    if options.grad_scale is not None:
+        grads = list(private.foreach_div(grads, options.grad_scale))
     if any(l1):
         signs = private.foreach_sign(params)
-        private.foreach_mul_(signs, [-alpha if maximize else alpha for alpha in l1])
+        private.foreach_mul_(signs, [-alpha if options.maximize else alpha for alpha in l1])
         grads = list(private.foreach_add(signs, grads))
     private.foreach_add_(steps, 1)
     if lr.is_cuda:
         lr = lr.float()  # the only dtype that the fused step reads on a GPU
     private.fused_adam_(
-        params, grads, firsts, seconds, steps, lr=lr, beta1=beta1, beta2=beta2,
-        weight_decay=weight_decay, eps=eps, maximize=maximize, found_inf=found_inf,
+        params, grads, firsts, seconds, steps, lr=lr, beta1=options.beta1, beta2=options.beta2,
+        weight_decay=options.weight_decay, eps=options.eps, maximize=options.maximize,
+        found_inf=found_inf,
     )  # fmt: skip
     if found_inf is not None:
         private.foreach_sub_(steps, [found_inf.reshape(())] * len(steps))
 
 
-def _one(
-    state: list[Tensor],
-    lr: Tensor,
-    l1: float,
-    numbers: tuple[Any, ...],
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
+def _one(state: Sequence[Tensor], l1: float, options: Options) -> None:
     """One tensor: the definition, in operations that a CUDA graph can hold."""
     param, grad, exp_avg, exp_avg_sq, step = state
-    beta1, beta2, eps, weight_decay, maximize = numbers
+    beta1, beta2, found_inf = options.beta1, options.beta2, options.found_inf
     before = [tensor.clone() for tensor in (param, exp_avg, exp_avg_sq, step)]
     step += 1
-    g = gradient_l1(param, grad, l1, weight_decay, maximize, grad_scale)
+    g = gradient_l1(param, grad, l1, options)
     count = step.double()
     m = exp_avg.to(g.dtype).lerp(g, 1 - beta1)
     v = exp_avg_sq.to(g.dtype) * beta2 + (1 - beta2) * g * g
-    rate = lr.double() / (1 - beta1**count)
+    rate = options.lr.double() / (1 - beta1**count)
     correction = (1 - beta2**count).sqrt()
-    denominator = v.sqrt() / correction.to(g.dtype) + eps
+    denominator = v.sqrt() / correction.to(g.dtype) + options.eps
     param.copy_(param.to(g.dtype) - rate.to(g.dtype) * m / denominator)
     exp_avg.copy_(m)
     exp_avg_sq.copy_(v)

@@ -1,10 +1,13 @@
 """`partial_batch_norm` by PyTorch's batch normalisation on slices of channels."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..reference.channel_activity import accumulator
 from ..reference.masked_conv2d import memory_format
+from ..reference.partial_batch_norm import Vectors
 from .channel_activity import channel_activity
 
 
@@ -17,46 +20,29 @@ def _batch_var(invstd: Tensor, eps: float) -> Tensor:
     return (invstd.double().pow(-2) - eps).clamp_min(0).to(invstd.dtype)
 
 
-def partial_batch_norm_fwd(
-    x: Tensor,  # [B, C, H, W]
-    active_mean: Tensor,  # [Ca]
-    active_var: Tensor,  # [Ca]
-    free_mean: Tensor,  # [Cf]
-    free_var: Tensor,  # [Cf]
-    active_weight: Tensor | None,  # [Ca]
-    free_weight: Tensor | None,  # [Cf]
-    active_bias: Tensor | None,  # [Ca]
-    free_bias: Tensor | None,  # [Cf]
-    training: bool,
-    eps: float,
-    activation: str,
-    activity: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def partial_batch_norm_fwd(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y [B, C, H, W], activity [C] or empty, the free channels' batch mean and variance [Cf]."""
-    split, dtype = len(active_mean), accumulator(x.dtype)
+    vectors, (training, eps, activation, activity) = Vectors(*rest[:8]), rest[8:]
+    free_weight, free_count = vectors.free_weight, len(vectors.free_mean)
+    split, dtype = len(vectors.active_mean), accumulator(x.dtype)
     parts: list[Tensor] = []
     mean, var = x.new_empty(0, dtype=dtype), x.new_empty(0, dtype=dtype)
     if split or not training:
         stop = split if training else x.shape[1]
-        vectors: list[tuple[Tensor | None, ...]] = [
-            (active_mean, free_mean),
-            (active_var, free_var),
-        ]
-        vectors += [(active_weight, free_weight), (active_bias, free_bias)]
-        joined = [a if training or a is None else torch.cat((a, f)) for a, f in vectors]  # type: ignore[arg-type]
-        m, v, w, b = (_wide(vector, dtype) for vector in joined)
+        chosen = vectors.active() if training else vectors.joined()
+        m, v, w, b = (_wide(vector, dtype) for vector in chosen)
         parts.append(torch.native_batch_norm(x[:, :stop], w, b, m, v, False, 0.0, eps)[0])
     if training:
         # Without weights PyTorch's statistics on the CPU are rounded to the dtype of x.
-        w = free_mean.new_ones(len(free_mean), dtype=dtype) if free_weight is None else free_weight
-        w, b = w.to(dtype), _wide(free_bias, dtype)
-        if x.numel() and len(free_mean):
+        w = x.new_ones(free_count, dtype=dtype) if free_weight is None else free_weight.to(dtype)
+        b = _wide(vectors.free_bias, dtype)
+        if x.numel() and free_count:
             arguments = (w, b, None, None, True, 0.0, eps)
             free, mean, invstd = torch.native_batch_norm(x[:, split:], *arguments)
             var = _batch_var(invstd, eps)
         else:  # what the mean of no values is
             free = x[:, split:].clone()
-            mean = var = x.new_full((len(free_mean),), float("nan"), dtype=dtype)
+            mean = var = x.new_full((free_count,), float("nan"), dtype=dtype)
         parts.append(free)
     y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     y = y.contiguous(memory_format=memory_format(x))

@@ -1,37 +1,24 @@
 """`sgd_l1` by tensor operations; nothing waits for the device."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..reference.adam_l1 import gradient_l1
+from ..reference.sgd_l1 import Options, step_of
 
 
 def sgd_l1(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentum_buffers: Sequence[Tensor],
-    first: Sequence[bool],
-    lr: Tensor,
-    l1: Sequence[float],
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    weight_decay: float,
-    maximize: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
+    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor], *rest: Any
 ) -> None:
     """One step of SGD with a coupled L1 subgradient, in place."""
+    options = Options(*rest)
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        g = gradient_l1(param, grad, l1[i], weight_decay, maximize, grad_scale)
-        if momentum:
-            buffer = momentum_buffers[i].to(g.dtype)
-            buffer = g if first[i] else buffer * momentum + (1 - dampening) * g
-            _put(momentum_buffers[i], buffer, found_inf)
-            g = g + momentum * buffer if nesterov else buffer
-        _put(param, param.to(g.dtype) - lr.to(g.dtype) * g, found_inf)
+        g, buffer = step_of(i, param, grad, buffers, options)
+        if buffer is not None:
+            _put(buffers[i], buffer, options.found_inf)
+        _put(param, param.to(g.dtype) - options.lr.to(g.dtype) * g, options.found_inf)
 
 
 def _put(tensor: Tensor, value: Tensor, found_inf: Tensor | None) -> None:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._product import offsets_of, tile_of
+from ._product import offsets_of, store_outputs, tile_of
 
 
 @triton.jit
@@ -95,16 +95,7 @@ def fwd_kernel(
     RELU: tl.constexpr,
     ACTIVITY: tl.constexpr,
     NARROW: tl.constexpr,
-    K_H: tl.constexpr,
-    K_W: tl.constexpr,
-    S_H: tl.constexpr,
-    S_W: tl.constexpr,
-    P_H: tl.constexpr,
-    P_W: tl.constexpr,
-    D_H: tl.constexpr,
-    D_W: tl.constexpr,
-    STEP_H: tl.constexpr,
-    STEP_W: tl.constexpr,
+    G: tl.constexpr,  # _images.Geometry
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BM: tl.constexpr,
@@ -118,14 +109,14 @@ def fwd_kernel(
     i = offsets_of(m, BM)
     exists = i < pixels
     b, h, w = pixel_of(i, out_H, out_W, NARROW)
-    base, h, w = b * x_b, h * S_H - P_H, w * S_W - P_W
+    base, h, w = b * x_b, h * G.S_H - G.P_H, w * G.S_W - G.P_W
     acc = tl.zeros((BM, BN), tl.float32)
     # Two loops, not one on chosen pointers: each keeps the alignment that its side has.
     if n < tiles_free:
         j = offsets_of(n, BN)
         inside = j < Of
-        acc = gathered_product(acc, x, x_h, x_w, base, h, w, exists, H, W, K_H, K_W, D_H, D_W,
-                               free_weight, free_kh, free_kw, 1, free_o, j, Of, I,
+        acc = gathered_product(acc, x, x_h, x_w, base, h, w, exists, H, W, G.K_H, G.K_W, G.D_H,
+                               G.D_W, free_weight, free_kh, free_kw, 1, free_o, j, Of, I,
                                PRECISION, WIDEN, BK)  # fmt: skip
         if BIAS:
             acc += tl.load(free_bias + j, mask=inside, other=0.0).to(tl.float32)[None, :]
@@ -133,21 +124,14 @@ def fwd_kernel(
     else:
         j = offsets_of(n - tiles_free, BN)
         inside = j < Oa
-        acc = gathered_product(acc, x, x_h, x_w, base, h, w, exists, H, W, K_H, K_W, D_H, D_W,
-                               active_weight, active_kh, active_kw, 1, active_o, j, Oa, Ia,
+        acc = gathered_product(acc, x, x_h, x_w, base, h, w, exists, H, W, G.K_H, G.K_W, G.D_H,
+                               G.D_W, active_weight, active_kh, active_kw, 1, active_o, j, Oa, Ia,
                                PRECISION, WIDEN, BK)  # fmt: skip
         if BIAS:
             acc += tl.load(active_bias + j, mask=inside, other=0.0).to(tl.float32)[None, :]
         column = j
-    if RELU:  # a NaN stays
-        acc = tl.where(acc <= 0.0, 0.0, acc)
-    value = acc.to(y.dtype.element_ty)
-    mask = exists[:, None] & inside[None, :]
     outputs = tl.full([], 0, tl.int64) + Oa + Of
-    tl.store(y + (i[:, None] * outputs + column[None, :]), value, mask=mask)
-    if ACTIVITY:
-        sums = tl.sum(tl.where(mask, tl.abs(value.to(tl.float32)), 0.0), 0)
-        tl.store(partial + (m * outputs + column), sums, mask=inside)
+    store_outputs(acc, y, partial, i, exists, column, inside, m, outputs, RELU, ACTIVITY)
 
 
 @triton.jit
@@ -187,16 +171,7 @@ def dgrad_kernel(
     free_kh,
     free_kw,
     NARROW: tl.constexpr,
-    K_H: tl.constexpr,
-    K_W: tl.constexpr,
-    S_H: tl.constexpr,
-    S_W: tl.constexpr,
-    P_H: tl.constexpr,
-    P_W: tl.constexpr,
-    D_H: tl.constexpr,
-    D_W: tl.constexpr,
-    STEP_H: tl.constexpr,
-    STEP_W: tl.constexpr,
+    G: tl.constexpr,  # _images.Geometry
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BM: tl.constexpr,
@@ -210,16 +185,16 @@ def dgrad_kernel(
     tiles_free = tl.cdiv(I - Ia, BN)
     tiles_n = tiles_free + tl.cdiv(Ia, BN)
     m, n = tile_of(tl.program_id(0), tl.cdiv(pixels, BM), tiles_n, GROUP)
-    rest_h, rest_w = tl.program_id(1) // S_W, tl.program_id(1) % S_W
-    kh, taps_h, from_h = first_tap(rest_h, K_H, S_H, P_H, D_H, STEP_H)
-    kw, taps_w, from_w = first_tap(rest_w, K_W, S_W, P_W, D_W, STEP_W)
+    rest_h, rest_w = tl.program_id(1) // G.S_W, tl.program_id(1) % G.S_W
+    kh, taps_h, from_h = first_tap(rest_h, G.K_H, G.S_H, G.P_H, G.D_H, G.STEP_H)
+    kw, taps_w, from_w = first_tap(rest_w, G.K_W, G.S_W, G.P_W, G.D_W, G.STEP_W)
     i = offsets_of(m, BM)
     b, h, w = pixel_of(i, class_H, class_W, NARROW)
-    line, place = h * S_H + rest_h, w * S_W + rest_w
+    line, place = h * G.S_H + rest_h, w * G.S_W + rest_w
     exists = (i < pixels) & (line < H) & (place < W)
     base, h, w = b * grad_b, h + from_h, w + from_w
-    step_h: tl.constexpr = -(STEP_H * D_H // S_H)
-    step_w: tl.constexpr = -(STEP_W * D_W // S_W)
+    step_h: tl.constexpr = -(G.STEP_H * G.D_H // G.S_H)
+    step_w: tl.constexpr = -(G.STEP_W * G.D_W // G.S_W)
     acc = tl.zeros((BM, BN), tl.float32)
     zero = tl.full([], 0, tl.int64)
     free_at = free_weight + ((zero + kh) * free_kh + (zero + kw) * free_kw)
@@ -228,7 +203,7 @@ def dgrad_kernel(
         inside = j < I - Ia
         acc = gathered_product(acc, grad_z, grad_h, grad_w, base, h, w, exists, out_H, out_W,
                                taps_h, taps_w, step_h, step_w, free_at + (zero + Ia),
-                               free_kh * STEP_H, free_kw * STEP_W, free_o, 1, j, I - Ia, Of,
+                               free_kh * G.STEP_H, free_kw * G.STEP_W, free_o, 1, j, I - Ia, Of,
                                PRECISION, WIDEN, BK)  # fmt: skip
         column = Ia + j
     else:  # zero
@@ -261,16 +236,7 @@ def wgrad_kernel(
     x_h,
     x_w,
     NARROW: tl.constexpr,
-    K_H: tl.constexpr,
-    K_W: tl.constexpr,
-    S_H: tl.constexpr,
-    S_W: tl.constexpr,
-    P_H: tl.constexpr,
-    P_W: tl.constexpr,
-    D_H: tl.constexpr,
-    D_W: tl.constexpr,
-    STEP_H: tl.constexpr,
-    STEP_W: tl.constexpr,
+    G: tl.constexpr,  # _images.Geometry
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BM: tl.constexpr,
@@ -284,13 +250,13 @@ def wgrad_kernel(
     tap = program // (tiles_m * tiles_n)
     m, n = tile_of(program % (tiles_m * tiles_n), tiles_m, tiles_n, GROUP)
     i, j = offsets_of(m, BM), offsets_of(n, BN)
-    shift_h, shift_w = (tap // K_W) * D_H - P_H, (tap % K_W) * D_W - P_W
+    shift_h, shift_w = (tap // G.K_W) * G.D_H - G.P_H, (tap % G.K_W) * G.D_W - G.P_W
     acc = tl.zeros((BM, BN), tl.float32)
     for block in range(part * blocks, part * blocks + blocks):
         k = block * tl.full([], BK, tl.int64) + tl.arange(0, BK)
         exists = k < pixels
         b, h, w = pixel_of(k, out_H, out_W, NARROW)
-        line, column = h * S_H + shift_h, w * S_W + shift_w
+        line, column = h * G.S_H + shift_h, w * G.S_W + shift_w
         seen = exists & (line >= 0) & (line < H) & (column >= 0) & (column < W)
         grads = b * grad_b + (h.to(tl.int64) * grad_h + w.to(tl.int64) * grad_w)
         left = tl.load(grad_z + (i[:, None] + grads[None, :]),
@@ -301,5 +267,5 @@ def wgrad_kernel(
         if WIDEN:
             left, right = left.to(tl.float32), right.to(tl.float32)
         acc = tl.dot(left, right, acc, input_precision=PRECISION)
-    at = ((part.to(tl.int64) * (K_H * K_W) + tap) * Of + i)[:, None] * I + j[None, :]
+    at = ((part.to(tl.int64) * (G.K_H * G.K_W) + tap) * Of + i)[:, None] * I + j[None, :]
     tl.store(partial + at, acc, mask=(i < Of)[:, None] & (j < I)[None, :])

@@ -1,9 +1,43 @@
-"""Images in channels_last: the channels of a pixel side by side."""
+"""Images in channels_last, the channels of a pixel side by side, and arguments of their kernels."""
 
+from collections import namedtuple
 from collections.abc import Sequence
+from math import gcd
+from typing import Any
 
 import torch
 from torch import Tensor
+
+# Constants of the kernels: kernel, stride, padding and dilation, and the distance of the taps that
+# meet one class of pixels.
+Geometry = namedtuple("Geometry", "K_H S_H P_H D_H STEP_H K_W S_W P_W D_W STEP_W")
+
+
+def geometry_of(*pairs: Sequence[int]) -> Geometry:
+    """The constants of kernel, stride, padding and dilation."""
+    sides = [(k, s, p, d, s // gcd(s, d)) for k, s, p, d in zip(*pairs, strict=True)]
+    return Geometry(*sides[0], *sides[1])
+
+
+def sizes_of(x: Tensor, z: Tensor, pixels: int, geometry: Geometry) -> dict[str, Any]:
+    """Sizes of input and output, and the constants of a kernel over `pixels`."""
+    sizes = dict(zip(("H", "W", "out_H", "out_W"), (*x.shape[2:], *z.shape[2:]), strict=True))
+    return {**sizes, "pixels": pixels, "NARROW": pixels < 1 << 30, "G": geometry}
+
+
+def strides_of(prefix: str, t: Tensor) -> dict[str, int]:
+    """Distances from image to image, row to row and pixel to pixel."""
+    names = (f"{prefix}_b", f"{prefix}_h", f"{prefix}_w")
+    return dict(zip(names, (t.stride(0), t.stride(2), t.stride(3)), strict=True))
+
+
+def weights_of(**weights: Tensor) -> dict[str, Any]:
+    """Weights, and their distances from output to output and from tap to tap."""
+    found: dict[str, Any] = {}
+    for name, t in weights.items():
+        found |= {f"{name}_weight": t, f"{name}_o": t.stride(0)}
+        found |= {f"{name}_kh": t.stride(2), f"{name}_kw": t.stride(3)}
+    return found
 
 
 def images_of(t: Tensor) -> Tensor:
@@ -22,12 +56,3 @@ def rows_of_images(t: Tensor) -> Tensor:
 def new_images(like: Tensor, batch: int, channels: int, size: Sequence[int]) -> Tensor:
     """Empty images, dense in channels_last whatever the sizes are."""
     return like.new_empty(batch, *size, channels).permute(0, 3, 1, 2)
-
-
-def like_x(t: Tensor, layout: torch.memory_format) -> Tensor:
-    """The images in a format; channels_last ones get the strides that PyTorch gives them."""
-    if layout != torch.channels_last:
-        return t.contiguous()
-    channels, height, width = t.shape[1:]
-    strides = (height * width * channels, 1, width * channels, channels)
-    return t.as_strided(t.shape, strides) if t.numel() else t.contiguous(memory_format=layout)

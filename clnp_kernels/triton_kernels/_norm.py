@@ -4,18 +4,7 @@ import triton
 import triton.language as tl
 
 from ._product import offsets_of
-
-
-@triton.jit
-def places(block, count, Q, NARROW: tl.constexpr, LENGTH: tl.constexpr):
-    """p and q of the elements of a block along the sum, and which of them exist."""
-    start = block * tl.full([], LENGTH, tl.int64)
-    inner = start % Q
-    if NARROW:  # many divisions follow, and in 64 bits they are slow
-        inner = inner.to(tl.int32)
-    inner += tl.arange(0, LENGTH)
-    exists = start + tl.arange(0, LENGTH) < count
-    return start // Q + inner // Q, (inner % Q).to(tl.int64), exists
+from .channel_activity import places
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The matrix product that the kernels of `masked_linear` share."""
+"""Parts that the kernels of `masked_linear` and `masked_conv2d` share."""
 
 import triton
 import triton.language as tl
@@ -54,3 +54,29 @@ def product(
         lefts += left_step
         rights += right_step
     return acc
+
+
+@triton.jit
+def store_outputs(
+    acc,  # [BM, BN] float32
+    y,  # [rows, outputs], contiguous
+    partial,  # [tiles, outputs] float32
+    i,  # [BM] rows
+    exists,  # [BM] whether the row exists
+    column,  # [BN] columns of y
+    inside,  # [BN] whether the column exists
+    tile,  # of the rows
+    outputs,
+    RELU: tl.constexpr,
+    ACTIVITY: tl.constexpr,
+):
+    """Write a tile of outputs after the activation, and its sums of `|y|`."""
+    outputs = tl.full([], 0, tl.int64) + outputs
+    if RELU:  # a NaN stays
+        acc = tl.where(acc <= 0.0, 0.0, acc)
+    value = acc.to(y.dtype.element_ty)
+    mask = exists[:, None] & inside[None, :]
+    tl.store(y + (i[:, None] * outputs + column[None, :]), value, mask=mask)
+    if ACTIVITY:
+        sums = tl.sum(tl.where(mask, tl.abs(value.to(tl.float32)), 0.0), 0)
+        tl.store(partial + (tile * outputs + column), sums, mask=inside)

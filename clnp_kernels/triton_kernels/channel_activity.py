@@ -22,6 +22,18 @@ STRIPES = 512
 
 
 @triton.jit
+def places(block, count, Q, NARROW: tl.constexpr, LENGTH: tl.constexpr):
+    """p and q of the elements of a block along the sum, and which of them exist."""
+    start = block * tl.full([], LENGTH, tl.int64)
+    inner = start % Q
+    if NARROW:  # many divisions follow, and in 64 bits they are slow
+        inner = inner.to(tl.int32)
+    inner += tl.arange(0, LENGTH)
+    exists = start + tl.arange(0, LENGTH) < count
+    return start // Q + inner // Q, (inner % Q).to(tl.int64), exists
+
+
+@triton.jit
 def activity_kernel(
     x,  # element [p, c, q] at p * p_stride + c * c_stride + q * q_stride
     partial,  # [stripes, C] float32
@@ -41,16 +53,10 @@ def activity_kernel(
     c = offsets_of(tl.program_id(0), CHANNELS)
     sums = tl.zeros((CHANNELS,), tl.float32)
     for block in range(stripe * blocks, stripe * blocks + blocks):
-        start = block * tl.full([], LENGTH, tl.int64)
-        inner = start % Q
-        if NARROW:  # many divisions follow, and in 64 bits they are slow
-            inner = inner.to(tl.int32)
-        inner += tl.arange(0, LENGTH)
-        p, q = start // Q + inner // Q, (inner % Q).to(tl.int64)
+        p, q, exists = places(block, count, Q, NARROW, LENGTH)
         at = p[:, None] * p_stride + q[:, None] * q_stride + c[None, :] * c_stride
-        mask = (start + tl.arange(0, LENGTH) < count)[:, None] & (c < C)[None, :]
-        value = tl.load(x + at, mask=mask, other=0.0)
-        value = value.to(tl.float32)
+        mask = exists[:, None] & (c < C)[None, :]
+        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         sums += tl.sum(tl.abs(value) if ABS else value, 0)
     tl.store(partial + (stripe.to(tl.int64) * C + c), sums, mask=c < C)
 
@@ -62,24 +68,25 @@ def channel_activity(x: Tensor, dim: int, absolute: bool = True) -> Tensor:
     if count == 0:
         return x.new_zeros(channels, dtype=torch.float32)
     view = as_planes(x, dim)
-    length, width = BLOCKS[view.stride(1) == 1]
+    programs, sizes = grid_of(view)
+    partial = x.new_empty(programs[1], channels, dtype=torch.float32)
+    strides = dict(zip(("p_stride", "c_stride", "q_stride"), view.stride(), strict=True))
+    arguments = {"x": view, "partial": partial, "ABS": absolute, **sizes, **strides}
+    _launch.launch(activity_kernel, programs, x, arguments)
+    return _launch.sum_parts(partial)
+
+
+def grid_of(planes: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Programs of a pass over [P, C, Q], and its sizes."""
+    channels, count = planes.shape[1], planes.shape[0] * planes.shape[2]
+    length, width = BLOCKS[planes.stride(1) == 1]
     blocks = triton.cdiv(count, length * STRIPES)
     stripes = triton.cdiv(count, length * blocks)
-    partial = x.new_empty(stripes, channels, dtype=torch.float32)
-    arguments: dict[str, Any] = {
-        "x": view,
-        "partial": partial,
-        "C": channels,
-        "Q": view.shape[2],
-        "count": count,
-        "p_stride": view.stride(0),
-        "c_stride": view.stride(1),
-        "q_stride": view.stride(2),
-        "blocks": blocks,
-        "ABS": absolute,
-        "NARROW": view.shape[2] < 1 << 30,
-        "LENGTH": length,
-        "CHANNELS": width,
-    }
-    _launch.launch(activity_kernel, (triton.cdiv(channels, width), stripes), x, arguments)
-    return partial[0] if stripes == 1 else partial.sum(0)
+    sizes = {"C": channels, "Q": planes.shape[2], "count": count, "blocks": blocks}
+    sizes |= {"NARROW": planes.shape[2] < 1 << 30, "LENGTH": length, "CHANNELS": width}
+    return (triton.cdiv(channels, width), stripes), sizes
+
+
+def strides_of(prefix: str, planes: Tensor) -> dict[str, int]:
+    """Distances from plane to plane, channel to channel and place to place."""
+    return {f"{prefix}_{letter}": planes.stride(d) for d, letter in enumerate("pcq")}

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from . import _launch
 from ._conv import pixel_of
-from ._product import offsets_of
+from ._images import Geometry, sizes_of, strides_of, weights_of
+from ._product import offsets_of, store_outputs
 
 # pixels and channels of a block; the most parts that the sum of a weight's gradient is cut into
 PIXELS, CHANNELS, PARTS = 32, 64, 128
@@ -55,16 +56,7 @@ def fwd_kernel(
     RELU: tl.constexpr,
     ACTIVITY: tl.constexpr,
     NARROW: tl.constexpr,
-    K_H: tl.constexpr,
-    K_W: tl.constexpr,
-    S_H: tl.constexpr,
-    S_W: tl.constexpr,
-    P_H: tl.constexpr,
-    P_W: tl.constexpr,
-    D_H: tl.constexpr,
-    D_W: tl.constexpr,
-    STEP_H: tl.constexpr,
-    STEP_W: tl.constexpr,
+    G: tl.constexpr,  # _images.Geometry
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
@@ -74,9 +66,9 @@ def fwd_kernel(
     b, h, w = pixel_of(i, out_H, out_W, NARROW)
     zero = tl.full([], 0, tl.int64)
     acc = tl.zeros((BP, BC), tl.float32)
-    for tap in range(K_H * K_W):
-        kh, kw = tap // K_W, tap % K_W
-        line, column = h * S_H - P_H + kh * D_H, w * S_W - P_W + kw * D_W
+    for tap in range(G.K_H * G.K_W):
+        kh, kw = tap // G.K_W, tap % G.K_W
+        line, column = h * G.S_H - G.P_H + kh * G.D_H, w * G.S_W - G.P_W + kw * G.D_W
         seen = exists & (line >= 0) & (line < H) & (column >= 0) & (column < W)
         at = b * x_b + (line.to(tl.int64) * x_h + column.to(tl.int64) * x_w)
         value = tl.load(x + (at[:, None] + c[None, :]), mask=seen[:, None] & inside[None, :],
@@ -89,14 +81,7 @@ def fwd_kernel(
         active = tl.load(active_bias + c, mask=c < Ca, other=0.0).to(tl.float32)
         free = tl.load(free_bias + (c - Ca), mask=(c >= Ca) & inside, other=0.0).to(tl.float32)
         acc += tl.where(c < Ca, active, free)[None, :]
-    if RELU:  # a NaN stays
-        acc = tl.where(acc <= 0.0, 0.0, acc)
-    value = acc.to(y.dtype.element_ty)
-    mask = exists[:, None] & inside[None, :]
-    tl.store(y + (i[:, None] * C + c[None, :]), value, mask=mask)
-    if ACTIVITY:
-        sums = tl.sum(tl.where(mask, tl.abs(value.to(tl.float32)), 0.0), 0)
-        tl.store(partial + (m.to(tl.int64) * C + c), sums, mask=inside)
+    store_outputs(acc, y, partial, i, exists, c, inside, m, C, RELU, ACTIVITY)
 
 
 @triton.jit
@@ -118,16 +103,7 @@ def dgrad_kernel(
     free_kh,
     free_kw,
     NARROW: tl.constexpr,
-    K_H: tl.constexpr,
-    K_W: tl.constexpr,
-    S_H: tl.constexpr,
-    S_W: tl.constexpr,
-    P_H: tl.constexpr,
-    P_W: tl.constexpr,
-    D_H: tl.constexpr,
-    D_W: tl.constexpr,
-    STEP_H: tl.constexpr,
-    STEP_W: tl.constexpr,
+    G: tl.constexpr,  # _images.Geometry
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
@@ -137,12 +113,12 @@ def dgrad_kernel(
     zero = tl.full([], 0, tl.int64)
     free = inside & (c >= Ca)
     acc = tl.zeros((BP, BC), tl.float32)
-    for tap in range(K_H * K_W):
-        kh, kw = tap // K_W, tap % K_W
-        line, column = h + P_H - kh * D_H, w + P_W - kw * D_W
-        seen = exists & (line >= 0) & (line % S_H == 0) & (line // S_H < out_H)
-        seen = seen & (column >= 0) & (column % S_W == 0) & (column // S_W < out_W)
-        at = (line // S_H).to(tl.int64) * grad_h + (column // S_W).to(tl.int64) * grad_w
+    for tap in range(G.K_H * G.K_W):
+        kh, kw = tap // G.K_W, tap % G.K_W
+        line, column = h + G.P_H - kh * G.D_H, w + G.P_W - kw * G.D_W
+        seen = exists & (line >= 0) & (line % G.S_H == 0) & (line // G.S_H < out_H)
+        seen = seen & (column >= 0) & (column % G.S_W == 0) & (column // G.S_W < out_W)
+        at = (line // G.S_H).to(tl.int64) * grad_h + (column // G.S_W).to(tl.int64) * grad_w
         at += b * grad_b
         met = seen[:, None] & free[None, :]
         grad = tl.load(grad_z + (at[:, None] + (c - Ca)[None, :]), mask=met, other=0.0)
@@ -172,16 +148,7 @@ def wgrad_kernel(
     x_h,
     x_w,
     NARROW: tl.constexpr,
-    K_H: tl.constexpr,
-    K_W: tl.constexpr,
-    S_H: tl.constexpr,
-    S_W: tl.constexpr,
-    P_H: tl.constexpr,
-    P_W: tl.constexpr,
-    D_H: tl.constexpr,
-    D_W: tl.constexpr,
-    STEP_H: tl.constexpr,
-    STEP_W: tl.constexpr,
+    G: tl.constexpr,  # _images.Geometry
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
@@ -189,12 +156,12 @@ def wgrad_kernel(
     tap, part = tl.program_id(0), tl.program_id(2)
     c = offsets_of(tl.program_id(1), BC)
     inside = c < C
-    shift_h, shift_w = (tap // K_W) * D_H - P_H, (tap % K_W) * D_W - P_W
+    shift_h, shift_w = (tap // G.K_W) * G.D_H - G.P_H, (tap % G.K_W) * G.D_W - G.P_W
     sums = tl.zeros((BC,), tl.float32)
     for block in range(part * blocks, part * blocks + blocks):
         i = block * tl.full([], BP, tl.int64) + tl.arange(0, BP)
         b, h, w = pixel_of(i, out_H, out_W, NARROW)
-        line, column = h * S_H + shift_h, w * S_W + shift_w
+        line, column = h * G.S_H + shift_h, w * G.S_W + shift_w
         seen = (i < pixels) & (line >= 0) & (line < H) & (column >= 0) & (column < W)
         mask = seen[:, None] & inside[None, :]
         grads = b * grad_b + (h.to(tl.int64) * grad_h + w.to(tl.int64) * grad_w)
@@ -202,92 +169,62 @@ def wgrad_kernel(
         grad = tl.load(grad_z + (grads[:, None] + c[None, :]), mask=mask, other=0.0)
         value = tl.load(x + (images[:, None] + c[None, :]), mask=mask, other=0.0)
         sums += tl.sum(grad.to(tl.float32) * value.to(tl.float32), 0)
-    tl.store(partial + ((part.to(tl.int64) * (K_H * K_W) + tap) * C + c), sums, mask=inside)
+    tl.store(partial + ((part.to(tl.int64) * (G.K_H * G.K_W) + tap) * C + c), sums, mask=inside)
 
 
-def _common(images: Tensor, prefix: str, pixels: int) -> dict[str, Any]:
-    strides = (images.stride(0), images.stride(2), images.stride(3))
-    return {
-        "pixels": pixels,
-        **dict(zip((f"{prefix}_b", f"{prefix}_h", f"{prefix}_w"), strides, strict=True)),
-        "NARROW": pixels < 1 << 30,
-        "BP": PIXELS,
-        "BC": CHANNELS,
-    }
-
-
-def _weights(**weights: Tensor) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, t in weights.items():
-        found |= {f"{name}_weight": t, f"{name}_o": t.stride(0)}
-        found |= {f"{name}_kh": t.stride(2), f"{name}_kw": t.stride(3)}
-    return found
+# sizes of the blocks of all three kernels
+BLOCKS = {"BP": PIXELS, "BC": CHANNELS}
 
 
 def fwd(
     x: Tensor,  # [B, C, H, W]
     active_weight: Tensor,  # [Ca, 1, K, K']
     free_weight: Tensor,  # [Cf, 1, K, K']
-    active_bias: Tensor | None,  # [Ca]
-    free_bias: Tensor | None,  # [Cf]
     y: Tensor,  # [B, C, H', W'], dense in channels_last, is written
-    geometry: dict[str, int],
-    activation: str,
-    activity: bool,
+    geometry: Geometry,
+    outputs: dict[str, Any],
 ) -> Tensor:
-    """Fill `y`; its activity [C] (or an empty tensor)."""
+    """Fill `y`; its activity [C] (or an empty tensor). `outputs` as of `_launch`."""
     channels, pixels = y.shape[1], y.numel() // y.shape[1]
     programs = (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS))
+    activity = outputs["ACTIVITY"]
     partial = x.new_empty(programs[0] if activity else 0, channels, dtype=torch.float32)
     arguments: dict[str, Any] = {
         "x": x,
-        **_weights(active=active_weight, free=free_weight),
-        "active_bias": None if active_bias is None else active_bias.contiguous(),
-        "free_bias": None if free_bias is None else free_bias.contiguous(),
         "y": y,
         "partial": partial,
         "Ca": active_weight.shape[0],
         "C": channels,
-        "H": x.shape[2],
-        "W": x.shape[3],
-        "out_H": y.shape[2],
-        "out_W": y.shape[3],
-        **_common(x, "x", pixels),
-        "BIAS": free_bias is not None,
-        "RELU": activation == "relu",
-        "ACTIVITY": activity,
-        **geometry,
+        **weights_of(active=active_weight, free=free_weight),
+        **strides_of("x", x),
+        **sizes_of(x, y, pixels, geometry),
+        **outputs,
+        **BLOCKS,
     }
     _launch.launch(fwd_kernel, programs, x, arguments)
     return partial.sum(0) if activity else partial.view(-1)
 
 
-def dgrad(
-    grad: Tensor,  # [B, Cf, H', W']
-    free_weight: Tensor,  # [Cf, 1, K, K']
-    grad_x: Tensor,  # [B, C, H, W], dense in channels_last, is written
-    geometry: dict[str, int],
-) -> None:
-    """Fill `grad_x`; active channels with zeros."""
+def dgrad(grad: Tensor, free_weight: Tensor, grad_x: Tensor, geometry: Geometry) -> None:
+    """Fill `grad_x` [B, C, H, W], dense in channels_last, from `grad` [B, Cf, H', W'] and the
+    weight [Cf, 1, K, K']; active channels with zeros.
+    """
     channels, pixels = grad_x.shape[1], grad_x.numel() // grad_x.shape[1]
     arguments: dict[str, Any] = {
         "grad_z": grad,
-        **_weights(free=free_weight),
         "grad_x": grad_x,
         "Ca": channels - free_weight.shape[0],
         "C": channels,
-        "H": grad_x.shape[2],
-        "W": grad_x.shape[3],
-        "out_H": grad.shape[2],
-        "out_W": grad.shape[3],
-        **_common(grad, "grad", pixels),
-        **geometry,
+        **weights_of(free=free_weight),
+        **strides_of("grad", grad),
+        **sizes_of(grad_x, grad, pixels, geometry),
+        **BLOCKS,
     }
     programs = (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS))
     _launch.launch(dgrad_kernel, programs, grad, arguments)
 
 
-def wgrad(grad: Tensor, x: Tensor, taps: int, geometry: dict[str, int]) -> Tensor:
+def wgrad(grad: Tensor, x: Tensor, taps: int, geometry: Geometry) -> Tensor:
     """[parts, taps, Cf, 1] float32, of `grad` [B, Cf, H', W'] and `x` [B, Cf, H, W]."""
     channels, pixels = grad.shape[1], grad.numel() // grad.shape[1]
     blocks = triton.cdiv(pixels, PIXELS)
@@ -300,15 +237,10 @@ def wgrad(grad: Tensor, x: Tensor, taps: int, geometry: dict[str, int]) -> Tenso
         "partial": partial,
         "blocks": blocks,
         "C": channels,
-        "H": x.shape[2],
-        "W": x.shape[3],
-        "out_H": grad.shape[2],
-        "out_W": grad.shape[3],
-        **_common(grad, "grad", pixels),
-        "x_b": x.stride(0),
-        "x_h": x.stride(2),
-        "x_w": x.stride(3),
-        **geometry,
+        **strides_of("grad", grad),
+        **strides_of("x", x),
+        **sizes_of(x, grad, pixels, geometry),
+        **BLOCKS,
     }
     programs = (taps, triton.cdiv(channels, CHANNELS), parts)
     _launch.launch(wgrad_kernel, programs, grad, arguments)

@@ -16,11 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _launch
-from ._product import offsets_of, product, tile_of
+from ._product import offsets_of, product, store_outputs, tile_of
 
 # relu_grad: elements of a block, and the most stripes of rows that are summed apart
 BLOCK_ROWS, BLOCK_COLUMNS, STRIPES = 32, 128, 256
-GROUPS = {"GROUP": 8}  # rows of tiles that are worked on together
 
 
 @triton.jit
@@ -72,15 +71,8 @@ def fwd_kernel(
         if BIAS:
             acc += tl.load(active_bias + j, mask=inside, other=0.0).to(tl.float32)[None, :]
         column = j
-    if RELU:  # a NaN stays
-        acc = tl.where(acc <= 0.0, 0.0, acc)
-    value = acc.to(y.dtype.element_ty)
-    mask = (i < B)[:, None] & inside[None, :]
     outputs = tl.full([], 0, tl.int64) + Oa + Of
-    tl.store(y + (i[:, None] * outputs + column[None, :]), value, mask=mask)
-    if ACTIVITY:
-        sums = tl.sum(tl.where(mask, tl.abs(value.to(tl.float32)), 0.0), 0)
-        tl.store(partial + (m * outputs + column), sums, mask=inside)
+    store_outputs(acc, y, partial, i, i < B, column, inside, m, outputs, RELU, ACTIVITY)
 
 
 @triton.jit
@@ -205,40 +197,19 @@ def masked_linear_fwd(
     activity: bool,
 ) -> tuple[Tensor, Tensor]:
     """y [B, O] and its activity [O] (or an empty tensor)."""
-    rows, inputs = x.shape
-    (active_out, active_in), free_out = active_weight.shape, free_weight.shape[0]
-    outputs = active_out + free_out
+    rows, outputs = x.shape[0], active_weight.shape[0] + free_weight.shape[0]
     y = x.new_empty(rows, outputs)
     if rows == 0 or outputs == 0:
         return y, x.new_zeros(outputs if activity else 0, dtype=torch.float32)
     x, active, free = map(_launch.rows_of, (x, active_weight, free_weight))
-    operands = (x, active, free) if active_out else (x, free)
-    options = _launch.product_options(rows, (free_out, active_out), operands, (active_in, inputs))
-    tiles_m = triton.cdiv(rows, options["BM"])
-    tiles_n = sum(triton.cdiv(count, options["BN"]) for count in (active_out, free_out))
-    partial = x.new_empty(tiles_m if activity else 0, outputs, dtype=torch.float32)
-    arguments: dict[str, Any] = {
-        "x": x,
-        "active_weight": active,
-        "free_weight": free,
-        "active_bias": None if active_bias is None else active_bias.contiguous(),
-        "free_bias": None if free_bias is None else free_bias.contiguous(),
-        "y": y,
-        "partial": partial,
+    numbers = {
         "B": rows,
-        "Ia": active_in,
-        "I": inputs,
-        "Oa": active_out,
-        "Of": free_out,
         "x_stride": x.stride(0),
         "active_stride": active.stride(0),
         "free_stride": free.stride(0),
-        "BIAS": free_bias is not None,
-        "RELU": activation == "relu",
-        "ACTIVITY": activity,
+        **_launch.output_arguments(active_bias, free_bias, activation, activity),
     }
-    _launch.launch(fwd_kernel, (tiles_m * tiles_n,), x, arguments | options | GROUPS)
-    return y, _sum(partial) if activity else partial.view(-1)
+    return y, _launch.launch_fwd(fwd_kernel, rows, (x, active, free), y, numbers)
 
 
 def masked_linear_relu_grad(
@@ -272,7 +243,7 @@ def masked_linear_relu_grad(
     }
     programs = (triton.cdiv(columns, BLOCK_COLUMNS), stripes)
     _launch.launch(relu_grad_kernel, programs, grad, arguments)
-    return grad_z, (_sum(partial) if bias else partial.view(-1)).to(grad.dtype)
+    return grad_z, (_launch.sum_parts(partial) if bias else partial.view(-1)).to(grad.dtype)
 
 
 def masked_linear_dgrad(
@@ -281,27 +252,13 @@ def masked_linear_dgrad(
     active: int,  # Ia
 ) -> Tensor:
     """Gradient of the input, [B, I]: zero for active inputs."""
-    rows, (free_out, inputs) = grad_z.shape[0], free_weight.shape
+    rows, inputs = grad_z.shape[0], free_weight.shape[1]
     grad_x = grad_z.new_empty(rows, inputs)
     if rows == 0 or inputs == 0:
         return grad_x
-    operands = grad, free = _launch.rows_of(grad_z), _launch.rows_of(free_weight)
-    sides = (inputs - active, 0)
-    options = _launch.product_options(rows, sides, operands, (active, inputs, free_out))
-    tiles_n = sum(triton.cdiv(n, options["BN"]) for n in (active, inputs - active))
-    arguments: dict[str, Any] = {
-        "grad_z": grad,
-        "free_weight": free,
-        "grad_x": grad_x,
-        "B": rows,
-        "Ia": active,
-        "I": inputs,
-        "Of": free_out,
-        "grad_stride": grad.stride(0),
-        "free_stride": free.stride(0),
-    }
-    programs = (triton.cdiv(rows, options["BM"]) * tiles_n,)
-    _launch.launch(dgrad_kernel, programs, grad, arguments | options | GROUPS)
+    grad, free = _launch.rows_of(grad_z), _launch.rows_of(free_weight)
+    numbers = {"B": rows, "grad_stride": grad.stride(0), "free_stride": free.stride(0)}
+    _launch.launch_dgrad(dgrad_kernel, rows, (grad, free), grad_x, active, numbers)
     return grad_x
 
 
@@ -331,10 +288,5 @@ def masked_linear_wgrad(grad_z: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, 
         "x_stride": x.stride(0),
         "BIAS": bias,
     }
-    _launch.launch(wgrad_kernel, (programs,), grad, arguments | options | GROUPS)
+    _launch.launch(wgrad_kernel, (programs,), grad, arguments | options)
     return grad_weight, grad_bias
-
-
-def _sum(partial: Tensor) -> Tensor:
-    """The sum over the parts: [parts, C] -> [C]."""
-    return partial[0] if partial.shape[0] == 1 else partial.sum(0)

@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from ..reference.masked_conv2d import memory_format
+from ..reference.partial_batch_norm import Vectors
 from . import _launch
 from ._norm import (
     backward_numbers_kernel,
@@ -20,9 +21,8 @@ from ._norm import (
     slope_kernel,
     sums_kernel,
 )
-from .channel_activity import BLOCKS
+from .channel_activity import grid_of, strides_of
 
-STRIPES = 512  # most stripes that are summed apart
 CHANNELS = 64  # of a block of the pass over channels
 
 
@@ -35,26 +35,15 @@ def _planes(t: Tensor, last: bool) -> Tensor:
     return t.reshape(batch, channels, height * width)
 
 
-def _strides(prefix: str, t: Tensor) -> dict[str, int]:
-    return {f"{prefix}_{letter}": t.stride(d) for d, letter in enumerate("pcq")}
-
-
-def _grid(x: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Programs of a pass over [P, C, Q], and its sizes."""
-    channels, count = x.shape[1], x.shape[0] * x.shape[2]
-    length, width = BLOCKS[x.stride(1) == 1]
-    blocks = triton.cdiv(count, length * STRIPES)
-    stripes = triton.cdiv(count, length * blocks)
-    sizes = {"C": channels, "Q": x.shape[2], "count": count, "blocks": blocks}
-    sizes |= {"NARROW": x.shape[2] < 1 << 30, "LENGTH": length, "CHANNELS": width}
-    return (triton.cdiv(channels, width), stripes), sizes
+def _contiguous(vectors: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if t is None else t.contiguous() for name, t in vectors.items()}
 
 
 def _sums(
     x: Tensor, grad: Tensor | None, y: Tensor | None, mean: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """[stripes, C] float32 twice, as `sums_kernel` says."""
-    programs, sizes = _grid(x)
+    programs, sizes = grid_of(x)
     first = x.new_empty(programs[1], x.shape[1], dtype=torch.float32)
     second = torch.empty_like(first)
     arguments: dict[str, Any] = {
@@ -65,9 +54,9 @@ def _sums(
         "first": first,
         "second": second,
         **sizes,
-        **_strides("x", x),
-        **_strides("grad", x if grad is None else grad),
-        **_strides("y", x if y is None else y),
+        **strides_of("x", x),
+        **strides_of("grad", x if grad is None else grad),
+        **strides_of("y", x if y is None else y),
         "GRAD": grad is not None,
         "RELU": y is not None,
     }
@@ -75,23 +64,11 @@ def _sums(
     return first, second
 
 
-def partial_batch_norm_fwd(
-    x: Tensor,  # [B, C, H, W]
-    active_mean: Tensor,  # [Ca]
-    active_var: Tensor,  # [Ca]
-    free_mean: Tensor,  # [Cf]
-    free_var: Tensor,  # [Cf]
-    active_weight: Tensor | None,  # [Ca]
-    free_weight: Tensor | None,  # [Cf]
-    active_bias: Tensor | None,  # [Ca]
-    free_bias: Tensor | None,  # [Cf]
-    training: bool,
-    eps: float,
-    activation: str,
-    activity: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def partial_batch_norm_fwd(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y [B, C, H, W], activity [C] or empty, the free channels' batch mean and variance [Cf]."""
-    layout, channels, split, free = memory_format(x), x.shape[1], len(active_mean), len(free_mean)
+    vectors, (training, eps, activation, activity) = Vectors(*rest[:8]), rest[8:]
+    split, free = len(vectors.active_mean), len(vectors.free_mean)
+    layout, channels = memory_format(x), x.shape[1]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
     nothing = float("nan") if x.numel() == 0 else 0.0
     mean = x.new_full((free if training else 0,), nothing, dtype=torch.float32)
@@ -105,21 +82,11 @@ def partial_batch_norm_fwd(
     first, second = _sums(inner, None, None, None) if training and free else (parts, parts)
     scale = x.new_empty(channels, dtype=torch.float32)
     offset = torch.empty_like(scale)
-    vectors = {
-        "active_mean": active_mean,
-        "active_var": active_var,
-        "free_mean": free_mean,
-        "free_var": free_var,
-        "active_weight": active_weight,
-        "free_weight": free_weight,
-        "active_bias": active_bias,
-        "free_bias": free_bias,
-    }
     arguments: dict[str, Any] = {
         "x": inner,
         "first": first,
         "second": second,
-        **{name: None if t is None else t.contiguous() for name, t in vectors.items()},
+        **_contiguous(vectors._asdict()),
         "batch_mean": mean,
         "batch_var": var,
         "scale": scale,
@@ -131,13 +98,13 @@ def partial_batch_norm_fwd(
         "x_c": planes.stride(1),
         "eps": eps,
         "TRAINING": training,
-        "WEIGHT": free_weight is not None,
-        "BIAS": free_bias is not None,
+        "WEIGHT": vectors.free_weight is not None,
+        "BIAS": vectors.free_bias is not None,
         "CHANNELS": CHANNELS,
     }
     programs: tuple[int, ...] = (triton.cdiv(channels, CHANNELS),)
     _launch.launch(forward_numbers_kernel, programs, x, arguments)
-    programs, sizes = _grid(planes)
+    programs, sizes = grid_of(planes)
     out = _planes(y, layout == torch.channels_last)
     partial = x.new_empty(programs[1] if activity else 0, channels, dtype=torch.float32)
     arguments = {
@@ -147,8 +114,8 @@ def partial_batch_norm_fwd(
         "offset": offset,
         "partial": partial,
         **sizes,
-        **_strides("x", planes),
-        **_strides("y", out),
+        **strides_of("x", planes),
+        **strides_of("y", out),
         "RELU": activation == "relu",
         "ACTIVITY": activity,
     }
@@ -190,7 +157,7 @@ def partial_batch_norm_bwd(
     arguments: dict[str, Any] = {
         "first": first,
         "second": second,
-        **{name: None if t is None else t.contiguous() for name, t in vectors.items()},
+        **_contiguous(vectors),
         "grad_weight": grad_weight,
         "grad_bias": grad_bias,
         "numbers": numbers,
@@ -205,7 +172,7 @@ def partial_batch_norm_bwd(
     programs: tuple[int, ...] = (triton.cdiv(free, CHANNELS),)
     if free:
         _launch.launch(backward_numbers_kernel, programs, x, arguments)
-    programs, sizes = _grid(planes)
+    programs, sizes = grid_of(planes)
     result = _planes(grad_x, last)
     arguments = {
         "x": planes,
@@ -215,10 +182,10 @@ def partial_batch_norm_bwd(
         "numbers": numbers,
         "Ca": split,
         **sizes,
-        **_strides("x", planes),
-        **_strides("grad", grads),
-        **_strides("y", planes if outs is None else outs),
-        **_strides("out", result),
+        **strides_of("x", planes),
+        **strides_of("grad", grads),
+        **strides_of("y", planes if outs is None else outs),
+        **strides_of("out", result),
         "RELU": outs is not None,
         "TRAINING": training,
     }

@@ -4,7 +4,10 @@ The entries are those that compile without spills (tests/clnp_kernels/triton); n
 timed on a GPU yet. There is no autotuning: the first call of a shape costs what every call costs.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import local
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,13 +34,15 @@ class Tile(NamedTuple):
         return self.cover(rows, sides) * self.rows * self.columns
 
 
+_HALF = (
+    Tile(128, 256, 64, 8, 3),
+    Tile(128, 128, 64, 8, 4),
+    Tile(128, 32, 64, 4, 4),
+    Tile(64, 64, 64, 4, 4),
+)
 # architecture (0: the interpreter) -> precision -> tiles, from large to small
 TILES: dict[int, dict[str, tuple[Tile, ...]]] = {
-    0: {
-        "half": (Tile(32, 16, 64, 4, 1),),
-        "tf32": (Tile(32, 16, 64, 4, 1),),
-        "ieee": (Tile(32, 16, 64, 4, 1),),
-    },
+    0: dict.fromkeys(("half", "tf32", "ieee"), (Tile(32, 16, 64, 4, 1),)),
     80: {
         "half": (
             Tile(128, 256, 32, 8, 3),
@@ -49,22 +54,12 @@ TILES: dict[int, dict[str, tuple[Tile, ...]]] = {
         "ieee": (Tile(128, 64, 16, 8, 3), Tile(64, 32, 16, 4, 3)),
     },
     90: {
-        "half": (
-            Tile(128, 256, 64, 8, 3),
-            Tile(128, 128, 64, 8, 4),
-            Tile(128, 32, 64, 4, 4),
-            Tile(64, 64, 64, 4, 4),
-        ),
+        "half": _HALF,
         "tf32": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
         "ieee": (Tile(128, 64, 16, 8, 3), Tile(64, 32, 16, 4, 3)),
     },
     100: {
-        "half": (
-            Tile(128, 256, 64, 8, 3),
-            Tile(128, 128, 64, 8, 4),
-            Tile(128, 32, 64, 4, 4),
-            Tile(64, 64, 64, 4, 4),
-        ),
+        "half": _HALF,
         "tf32": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 8, 4)),
         "ieee": (Tile(128, 64, 16, 8, 2), Tile(64, 32, 16, 4, 3)),
     },
@@ -78,11 +73,7 @@ CONV: dict[int, dict[str, tuple[Tile, ...]]] = {
         "ieee": (Tile(64, 64, 16, 8, 3), Tile(64, 32, 16, 4, 3)),
     },
     90: TILES[90],
-    100: {
-        "half": TILES[100]["half"][1:],
-        "tf32": TILES[100]["tf32"],
-        "ieee": (Tile(64, 32, 16, 4, 3),),
-    },
+    100: {"half": _HALF[1:], "tf32": TILES[100]["tf32"], "ieee": (Tile(64, 32, 16, 4, 3),)},
 }
 # Rows of memory that don't start at multiples of 16 elements are loaded element by element: many
 # addresses, so larger tiles spill. The interpreter has no such tiles.
@@ -107,11 +98,45 @@ def row_of(capability: int) -> int:
 WASTE = 1.2
 
 
-def precision_of(dtype: torch.dtype) -> str:
-    """Return the arithmetic of products: "half", "tf32" (if torch allows it) or "ieee"."""
+def precision_of(dtype: torch.dtype, *, conv: bool = False) -> str:
+    """Return the arithmetic of products: "half", "tf32" (if torch allows it) or "ieee".
+
+    torch has a setting for matrices and one for convolutions, which allows tf32 by default.
+    """
     if dtype != torch.float32:
         return "half"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    backends: Any = torch.backends
+    setting = backends.cudnn.conv if conv else backends.cuda.matmul
+    return "tf32" if setting.fp32_precision == "tf32" else "ieee"
+
+
+_thread = local()
+
+
+@contextmanager
+def forced(tile: tuple[int, ...]) -> Iterator[None]:
+    """Use a tile that was measured within the block, in this thread."""
+    before = getattr(_thread, "tile", None)
+    _thread.tile = Tile(*tile)
+    try:
+        yield
+    finally:
+        _thread.tile = before
+
+
+@contextmanager
+def of_convolution() -> Iterator[None]:
+    """Let products of matrices within the block, in this thread, be those of a convolution."""
+    _thread.convolution = True
+    try:
+        yield
+    finally:
+        _thread.convolution = False
+
+
+def within_convolution() -> bool:
+    """Return whether this is such a block."""
+    return getattr(_thread, "convolution", False)
 
 
 def choose(
@@ -139,6 +164,9 @@ def choose(
         shared: bytes of shared memory that one program may take.
         table: `TILES` or `CONV`.
     """
+    measured: Tile | None = getattr(_thread, "tile", None)
+    if measured is not None:
+        return measured
     if architecture and not aligned:
         return UNALIGNED[precision]
     element = 2 if precision == "half" else 4

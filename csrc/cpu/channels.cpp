@@ -20,7 +20,28 @@ bool is_channels_last(const Tensor& x) {
 
 Tensor dense(const Tensor& x, bool last) {
   using torch::headeronly::MemoryFormat;
-  return torch::stable::contiguous(x, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const Tensor found =
+      torch::stable::contiguous(x, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  // One channel or one pixel is dense in both formats, with strides of either. PyTorch chooses the
+  // algorithm of a convolution by the strides, so these are made those of the format.
+  const std::array<int64_t, 4> order =
+      last ? std::array<int64_t, 4>{1, 3, 2, 0} : std::array<int64_t, 4>{3, 2, 1, 0};
+  std::array<int64_t, 4> strides;
+  int64_t step = 1;
+  bool same = true;
+  for (const int64_t dim : order) {
+    strides[dim] = step;
+    same = same && found.stride(dim) == step;
+    step *= found.size(dim);
+  }
+  if (same || step == 0) return found;
+  using torch::stable::detail::from;
+  const std::vector<int64_t> sizes{found.size(0), found.size(1), found.size(2), found.size(3)};
+  std::array<StableIValue, 4> stack{from(found), from(sizes),
+                                    from(std::vector<int64_t>(strides.begin(), strides.end())),
+                                    from(std::optional<int64_t>())};
+  call("aten::as_strided", "", stack.data());
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 Tensor new_images(const Tensor& like, int64_t batch, int64_t channels, int64_t height,

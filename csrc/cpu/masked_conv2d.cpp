@@ -50,7 +50,7 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tenso
 }
 
 // Gradient of the input or of the weight of the plain convolution; no size is 0. Of the tensor that
-// it belongs to only the shape is read.
+// it belongs to only the shape is read; the other one is dense.
 Tensor convolve_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                          const Geometry& g, bool of_input, bool last) {
   using torch::stable::detail::from;
@@ -303,8 +303,8 @@ Tensor masked_conv2d_dgrad(const Tensor& grad_z, const Tensor& x, const Tensor& 
   // Only the shape of the inputs is read, so x can stand for them where all of them are free.
   const auto gradient = [&] {
     if (grad_z.numel() > 0 && free > 0)
-      return convolve_backward(grad_z, active ? empty(free) : dense(x, last), weight, g, true,
-                               last);
+      return convolve_backward(grad_z, active ? empty(free) : dense(x, last), dense(weight, last),
+                               g, true, last);
     Tensor none = empty(free);
     return torch::stable::zero_(none);
   };

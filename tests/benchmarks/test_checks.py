@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,6 +171,34 @@ def broken(key: str, name: str) -> Callable[[], None]:
 def test_failure_of_a_contender_is_told() -> None:
     with processes() as pool, pytest.raises(ContenderError, match=r"(?s)ours:.*thing is broken"):
         race(pool, broken, "thing", ["ours"], TINY)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A tree with benchmarks of its own, whose package has one module only."""
+    for name, text in {
+        "clnp/__init__.py": "",
+        "clnp/one.py": "",
+        "benchmarks/__init__.py": "",
+        "benchmarks/against.py": "import clnp.one",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_a_tree_of_another_layout_keeps_its_own_benchmarks(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    against.take_benchmarks(tree)
+    assert (tree / "benchmarks/against.py").read_text() == "import clnp.one"
+    assert "runs its own benchmarks: it can't import these" in capsys.readouterr().out
+
+
+def test_a_tree_that_can_run_no_benchmarks_is_refused(tree: Path) -> None:
+    (tree / "clnp/one.py").unlink()
+    with pytest.raises(SystemExit, match="the revision can't import the benchmarks"):
+        against.take_benchmarks(tree)
 
 
 def test_comparison_of_two_trees() -> None:

@@ -74,7 +74,7 @@ class Inverted(nn.Module):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a random network is made of.
+    """Parts of a random network.
 
     Attributes:
         width: channels of the first convolution.

@@ -1,4 +1,4 @@
-"""What goes wrong while a task is learned ends in a clear error, and the learner is as it was: it
+"""Faults while a task is learned end in a clear error, and the learner is as it was: it
 then learns the task as if nothing had happened.
 """
 

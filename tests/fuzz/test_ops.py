@@ -6,7 +6,6 @@ CLNP_LONG_TESTS=1 takes 10,000 cases.
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import re
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from torch import Tensor
 
-from clnp_kernels import ops
+from clnp_kernels import _register, ops
 from tests.fuzz.arguments import MAKERS, Call, spoiled
 
 LONG = bool(os.environ.get("CLNP_LONG_TESTS"))
@@ -37,7 +36,11 @@ WHOLE = ("masked_linear", "masked_conv2d", "partial_batch_norm")
 def reference(op: str) -> Any:
     stem = re.sub(r"_(fwd|bwd|relu_grad|dgrad|wgrad)$", "", op)
     name = f"{op}_fwd" if op in WHOLE else op
-    return getattr(importlib.import_module(f"clnp_kernels.reference.{stem}"), name)
+    function = getattr(importlib.import_module(f"clnp_kernels.reference.{stem}"), name)
+    if name not in _register.OPS:
+        return function
+    schema = getattr(torch.ops.clnp_kernels, name).default._schema
+    return lambda **args: function(*(args[a.name] for a in schema.arguments))
 
 
 def test_all_operators_are_tried() -> None:
@@ -53,7 +56,7 @@ def in_dtype(value: Any, change: Any) -> Any:
 
 
 def result_of(call: Call, change: Any, ours: bool = False) -> list[Tensor]:
-    """What a call returns, or what it leaves in its lists; of `change` of its tensors."""
+    """Results of a call, or the lists that it changes; the call gets `change` of its tensors."""
     args = {name: in_dtype(value, change) for name, value in call.args.items()}
     if call.op in ("adam_l1", "sgd_l1"):
         return stepped(call.op, args, ours)
@@ -71,7 +74,7 @@ def result_of(call: Call, change: Any, ours: bool = False) -> list[Tensor]:
 
 
 def stepped(op: str, args: dict[str, Any], ours: bool) -> list[Tensor]:
-    """What an optimizer changes, after its step."""
+    """Tensors that an optimizer changes, after its step."""
     changed = [args[n] for n in ("params", "exp_avgs", "exp_avg_sqs", "momentum_buffers")
                if n in args]  # fmt: skip
     if ours:
@@ -80,8 +83,7 @@ def stepped(op: str, args: dict[str, Any], ours: bool) -> list[Tensor]:
         args["lr"] = torch.as_tensor(args["lr"], dtype=torch.float64)
         if op == "sgd_l1":
             args["first"] = args["first"] or [False] * len(args["params"])
-        names = inspect.signature(reference(op)).parameters
-        reference(op)(**{name: args[name] for name in names})
+        reference(op)(**args)
     return [tensor for group in changed for tensor in group]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from ...training.frank_wolfe import FrankWolfe, perturbed, prune_to, still_stati
 from ...training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from ..er import REPLAY, Replay
 from ..ewc import EWC
-from ..method import Batch, Method, chosen, examples, indexed, shuffled
+from ..method import Batch, Method
 from ..network import TaskNet
 from ..options import Options, choice, number, whole
 from ..state import prefixed, without
@@ -50,13 +50,10 @@ class EsaCL(Method):
     options: ClassVar[Options] = dict(OPTIONS)
     fixed: ClassVar[Mapping[str, Any]] = {"schedule": "step"}
 
-    def begin(self, task: Task) -> None:
-        self.selected: Tensor | None = None
+    wolfe: FrankWolfe
 
-    def prepare(self) -> None:
-        super().prepare()
-        self.selected = None
-        self.wolfe: FrankWolfe
+    def begin(self, task: Task) -> None:
+        self.subset = None
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of biases and norms; the weights' is made beside it."""
@@ -84,18 +81,12 @@ class EsaCL(Method):
         if o["keep"] < 1 and since >= 0 and since % o["refresh"] == 0:
             generator = torch.Generator().manual_seed(torch.initial_seed())
             if o["selection"] == "random":
-                total = examples(task)
+                total = task.size("train")
                 order = torch.randperm(total, generator=generator)
-                self.selected = order[: max(1, round(o["keep"] * total))].sort().values
+                self.subset = order[: max(1, round(o["keep"] * total))].sort().values
                 return
             support = max(o["support"], o["keep"])
-            self.selected = select(self.net, self.task, task.train, o["keep"], support, generator)
-
-    def batches(self, task: Task, epoch: int, generator: torch.Generator) -> Iterator[Batch]:
-        split = indexed(task.train)
-        if self.selected is not None:
-            split = chosen(split, self.selected)
-        yield from shuffled(split, self.task, self, generator)
+            self.subset = select(self.net, self.task, task.train, o["keep"], support, generator)
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         parameters = list(self.trained().values())
@@ -131,7 +122,7 @@ class EsaCL(Method):
         """The examples that IDS leaves out hardly pull, so the mean gradient over all is about this
         share of the mean over those selected. Without it steps grow too long and training breaks.
         """
-        selected = self.selected is not None and self.o["selection"] == "ids"
+        selected = self.subset is not None and self.o["selection"] == "ids"
         return float(self.o["keep"]) if selected else 1.0
 
     def end(self, task: Task) -> None:
@@ -146,15 +137,15 @@ class EsaCL(Method):
     def state(self) -> dict[str, Tensor]:
         named = self.named_parameters()
         tensors = super().state() | prefixed("wolfe.", optimizer_tensors(self.wolfe, named))
-        if self.selected is not None:
-            tensors["selected"] = self.selected
+        if self.subset is not None:
+            tensors["selected"] = self.subset
         return tensors
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         own = {n: t for n, t in state.items() if not n.startswith("wolfe.") and n != "selected"}
         super().load_state(own)
         selected = state.get("selected")
-        self.selected = None if selected is None else selected.cpu()
+        self.subset = None if selected is None else selected.cpu()
         named = self.named_parameters()
         load_optimizer_tensors(self.wolfe, named, without("wolfe.", state))
 

@@ -227,7 +227,7 @@ def test_stored_settings_are_checked():
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ([], ("run", "compare", "report", "verify", "export", "methods", "info")),
+        ([], ("run", "compare", "report", "verify", "export", "methods", "info", "tune")),
         (["run"], ("--out", "--tasks", "--resume")),
         (["export"], ("--task", "--format")),
     ],
@@ -343,17 +343,17 @@ def test_bar_on_a_terminal():
     reporter = Reporter(console, None, tasks=4, learned=1)
     learner = SimpleNamespace(settings=Settings(epochs=3, fine_tune=FineTune(epochs=4)))
     record = {"loss": 1.0, "train_accuracy": 0.5, "validation_accuracy": 0.25}
-    with reporter.live():
+    with reporter:
         reporter.on_task_begin(learner, 1, "b", 10)  # 2 grid points of 3 epochs, 4 of fine-tuning
         reporter.on_batch_end(learner, 1.0, 0.5, 1, 2)
         reporter.on_search(learner, 7, 0)
-        assert reporter.bar.tasks[0].fields["numbers"] == "search 7"
+        assert reporter._bar.tasks[0].fields["numbers"] == "pruning, 7 networks evaluated"
         reporter.on_batch_end(learner, 1.0, 0.5, 1, 2)
-        assert reporter.bar.tasks[0].completed == pytest.approx(1.05)
+        assert reporter._bar.tasks[0].completed == pytest.approx(1.05)
         reporter.on_epoch_end(learner, {**record, "epoch": 1, "point": 1, "points": 2, "done": 5})
-        assert reporter.bar.tasks[0].completed == pytest.approx(1.5)
+        assert reporter._bar.tasks[0].completed == pytest.approx(1.5)
         reporter.on_epoch_end(learner, {**record, "epoch": 3, "fine_tune": True})
-        assert reporter.bar.tasks[0].completed == pytest.approx(2.0)
+        assert reporter._bar.tasks[0].completed == pytest.approx(2.0)
 
 
 def test_search_is_told_where_the_output_is_no_terminal():

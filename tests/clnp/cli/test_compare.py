@@ -83,7 +83,7 @@ def test_limits_of_growth_go_with_the_network(tmp_path):
     shallow = settings("permuted-mnist", "clnp", "--depth", "1", "--growth", "20")
     assert (shallow.growth, shallow.first_growth) == ((20,), (400,))
     other = settings("permuted-mnist", "clnp", "--net", "narrow")
-    assert (other.growth, other.first_growth, other.init) == ((), (), None)
+    assert (other.growth, other.first_growth, other.init) == (("auto",), ("auto",), None)
     (tmp_path / "weights").touch()
     adopted = settings(
         "permuted-mnist", "clnp", "--adopt", "--pretrained", str(tmp_path / "weights")

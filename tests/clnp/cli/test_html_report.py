@@ -162,7 +162,7 @@ def test_report_writes_the_page_of_a_run(run, text, capsys):
 
 
 def test_names_are_shown_as_they_are(run, text, tmp_path):
-    """Whatever stands in the files of a run, the page has the same elements and no others."""
+    """The page has the same elements and no others for any text in the files of a run."""
     before = Reader(text)
     for name in ("metrics.json", "environment.json"):
         run_folder.write_json(run / name, hostile(json.loads((run / name).read_text())))

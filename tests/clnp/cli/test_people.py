@@ -1,4 +1,4 @@
-"""What people read: help of an experiment, the start of a run, tables that fit, counts from 1."""
+"""Texts for people: help of an experiment, the start of a run, tables that fit, counts from 1."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from clnp.cli.prepare import try_out
 from clnp.cli.run_folder import Run, RunFolder
 from clnp.data.names import counted
 from clnp.errors import ConfigError
+from clnp.html.text import PHASES
 from clnp.learner.settings import FineTune, Settings, rows
 from tests.clnp.commands import clnp
 
@@ -39,7 +40,15 @@ def test_settings_name_options_that_there_are(settings: type) -> None:
 
 def test_the_command_line_takes_the_ranges_of_the_learner() -> None:
     shared = {**rows(Settings), **{f"fine_tune_{k}": row for k, row in rows(FineTune).items()}}
-    narrower = {"fine_tune_epochs", "score", "margin", "l1", "fine_tune_l1", "growth"}
+    narrower = {
+        "fine_tune_epochs",
+        "score",
+        "margin",
+        "l1",
+        "fine_tune_l1",
+        "growth",
+        "tasks_expected",
+    }
     for name, option in SETTINGS.items():
         if name in shared and name not in {*narrower, "first_growth"}:
             assert option.values is shared[name].values, name
@@ -149,8 +158,7 @@ def test_tables_fit_80_columns(tasks: int, layers: int, name: str) -> None:
     out = io.StringIO()
     metrics = metrics_of(tasks, layers, name)
     seconds = [
-        {"task": k, "name": f"{name}-{k}", **dict.fromkeys(report.results.PHASES, 12345.6)}
-        for k in range(tasks)
+        {"task": k, "name": f"{name}-{k}", **dict.fromkeys(PHASES, 12345.6)} for k in range(tasks)
     ]
     report.show(Console(file=out, width=80), metrics, seconds)
     text = out.getvalue()
@@ -163,7 +171,7 @@ def test_tables_fit_80_columns(tasks: int, layers: int, name: str) -> None:
     for row in shown_rows:
         for value in row:
             assert value != value or f"{100 * value:.2f}" in words
-    assert words.count("12345.6") >= tasks * len(report.results.PHASES)
+    assert words.count("12345.6") >= tasks * len(PHASES)
     assert not re.search(r"^ *0 ", text, re.MULTILINE)
 
 

@@ -1,4 +1,4 @@
-"""What a run writes and prints, and what reads it again: report, verify, export."""
+"""Files and texts of a run, and the commands that read them: report, verify, export."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 import clnp
 from clnp import methods
 from clnp.data import Images, Task
-from clnp.data.contents import task_data
 from clnp.data.fingerprint import TaskData
+from clnp.data.task import task_data
 from clnp.errors import CheckpointError, DataError
 from clnp.files.checkpoint import read, write
 from clnp.learner import learned_data

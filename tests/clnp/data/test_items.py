@@ -16,8 +16,8 @@ import clnp
 from clnp import methods
 from clnp.data import Task, batches
 from clnp.data.check import check_tasks, ready
-from clnp.data.contents import task_data
 from clnp.data.items import Items
+from clnp.data.task import task_data
 from clnp.errors import ConfigError, ConvertError, DataError, DataWarning
 from tests.clnp.cases import blobs, convert, mlp
 

@@ -142,7 +142,7 @@ def test_a_learner_with_contradicting_contents_is_refused(tmp_path: Path) -> Non
         "unknown operation": (tensors, unknown),
         "other boundary": (tensors, boundary),
     }
-    for key in data:
+    for key in data.keys() - {"kernels"}:  # the digest of a table of kernels, which few have
         cases[f"no {key}"] = (tensors, {k: v for k, v in data.items() if k != key})
     accepted = []
     for name, (changed, text) in cases.items():

@@ -83,7 +83,7 @@ def test_training_that_became_nan_goes_on() -> None:
 
 @pytest.mark.parametrize("rest", [0, 1, 2])
 def test_no_last_minibatch_of_one_reaches_a_batch_norm(rest: int) -> None:
-    """Whatever is left over, every other example is trained on or held out."""
+    """Every example is trained on or held out, beside those left over."""
     bench = permuted_digits(task_labels=True, experiences=1, rows=100 + rest)
     learner = strategy(norm=True, train_mb_size=30, train_epochs=1)
     sizes: list[int] = []

@@ -1,4 +1,4 @@
-"""What the processes of `test_distributed.py` do; each of these runs in every rank."""
+"""Work of the processes of `test_distributed.py`; each function runs in every rank."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clnp import cli
 from clnp.data import Task
 from clnp.network.model import Model
 from clnp.network.restore import EXTRA
-from clnp.parallel.world import world
+from clnp.parallel.ranks import world
 from clnp.plots import figures
 from clnp.training.fit import Fit
 from clnp_kernels.nn import PartialBatchNorm2d
@@ -100,6 +100,8 @@ def learned(net: str, tasks: int, folder: Path | None, settings: dict[str, Any])
         learner = clnp.Learner(converted(net), **options, **{**SETTINGS, **settings})
     for k in range(len(learner.reports), tasks):
         learner.learn(task_of(net, k))
+    if folder is not None:
+        learner.report(folder.parent / f"page-of-rank-{rank()}.html")
     return result(learner)
 
 
@@ -121,7 +123,7 @@ def killed(net: str, folder: Path, step: int) -> dict[str, Any]:
 
 
 def masks() -> np.ndarray:
-    """What dropout let through in the first step of the first task."""
+    """Values that dropout let through in the first step of the first task."""
     model = converted("dropout")
     seen: list[Tensor] = []
     drop = next(m for m in model.modules() if isinstance(m, nn.Dropout))

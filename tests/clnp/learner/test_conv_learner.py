@@ -32,7 +32,7 @@ def learner(plan: Plan, seed: int = 0, **settings: Any) -> clnp.Learner:
 @pytest.mark.parametrize("head", ["multi", "single"])
 @pytest.mark.parametrize("plan", PLANS)
 def test_tasks_are_learned_and_never_move(plan: Plan, head: str) -> None:
-    lt = learner(plan, head=head, epochs=12, margin=0.03)
+    lt = learner(plan, head=head, epochs=12, margin=0.03, tasks_expected=2)
     tasks = [patterns(seed) for seed in range(2)]
     logits = []
     for k, task in enumerate(tasks):

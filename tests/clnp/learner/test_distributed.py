@@ -93,6 +93,7 @@ def test_a_lost_rank_ends_in_an_error_and_the_run_resumes(tmp_path: Path) -> Non
     assert_same_bits([*undisturbed, *resumed])
     names = {path.name for path in (tmp_path / "killed").iterdir()}
     assert names == {"checkpoint.safetensors"}
+    assert [path.name for path in tmp_path.glob("*.html")] == ["page-of-rank-0.html"]
 
 
 @pytest.mark.parametrize(

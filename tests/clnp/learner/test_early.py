@@ -1,4 +1,4 @@
-"""Whatever can be known before training is told before it: nothing is trained, nothing written."""
+"""Errors that can be known before training come before it: nothing is trained or written."""
 
 from __future__ import annotations
 

@@ -26,8 +26,10 @@ QUICK: dict[str, Any] = {
 
 
 def learner(net: list[int] | type[torch.nn.Module], **settings: Any) -> clnp.Learner:
-    """Of a network whose first weights are the same in every call: layers of given widths, or what
-    a class makes.
+    """A learner of a network whose first weights are the same in every call.
+
+    Arguments:
+        net: widths of the hidden layers, or a class that makes the network.
     """
     torch.manual_seed(0)
     made = mlp(net) if isinstance(net, list) else net()
@@ -41,7 +43,7 @@ def news(lt: clnp.Learner) -> list[list[int]]:
 
 @pytest.mark.parametrize("growth", [[2, 5], 5, {"2": 5}])
 def test_later_tasks_claim_no_more_than_growth(growth: Any) -> None:
-    lt = learner([40, 30], growth=growth, margin=0.0, l1=0.0)
+    lt = learner([40, 30], growth=growth, first_growth=None, margin=0.0, l1=0.0)
     for k in range(3):
         lt.learn(blobs(k))
     most = {"[2, 5]": [2, 5], "5": [5, 5]}.get(str(growth), [40, 5])

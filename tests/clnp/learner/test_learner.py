@@ -25,6 +25,7 @@ from clnp.training.frozen_cache import FrozenActivations
 from tests.clnp.cases import Residual, blobs, convert, mlp
 
 QUICK: dict[str, Any] = {"epochs": 6, "lr": 0.01, "batch_size": 32, "l1": 1e-4, "margin": 0.02}
+QUICK |= {"growth": None, "first_growth": None}  # a task may take the whole network
 
 
 def learner(net: nn.Module | None = None, **settings: Any) -> clnp.Learner:

@@ -229,7 +229,7 @@ def begun_prune(model: Model, task: Task, **options: Any) -> None:
 
 def test_data_that_does_not_fit_is_refused() -> None:
     model, task = network(), blobs(0)
-    clnp.begin_task(model)
+    clnp.begin_task(model, most_new=None)
     x, y = task.tensors("train")  # type: ignore[misc]
     for wrong in ((x[:, :5], y), (x, y + 1), (x.double(), y), torch.utils.data.DataLoader([])):
         with pytest.raises(DataError):
@@ -262,7 +262,7 @@ def test_what_is_not_finite_is_not_frozen(what: str) -> None:
 def test_a_network_without_room_says_so() -> None:
     for head in ("single", "multi"):
         model, task = network(head, width=16), blobs(0)
-        clnp.begin_task(model)
+        clnp.begin_task(model, most_new=None)
         with pytest.warns(CapacityWarning, match=r"prune\(\) before consolidate\(\)"):
             clnp.consolidate(model)
         if head == "single":

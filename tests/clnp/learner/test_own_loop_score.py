@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 import clnp
 from clnp.errors import ConfigError, DataError
+from clnp.learner.budget import budgets
 from clnp.network.model import Model
 from tests.clnp.cases import blobs, convert, mlp
 
@@ -151,4 +152,4 @@ def test_what_does_not_fit_is_refused(
     model = trained(train, F.mse_loss)
     with pytest.raises(error, match=message):
         clnp.prune(model, train, validation, score=score)
-    assert model.free("0") == 40
+    assert model.free("0") == budgets(convert(mlp([40, 30])))["0"]

@@ -1,4 +1,4 @@
-"""What training loops are made of, on a network that has a task behind it: whatever is done to it,
+"""Parts of training loops, on a network that has a task behind it: whatever is done to it,
 that task's logits are the same bits afterwards.
 """
 

@@ -40,7 +40,7 @@ class Count(TorchDispatchMode):
 
 
 class Work:
-    """What an epoch of each task costs, the last one; unlike seconds the same on a busy machine."""
+    """Cost of the last epoch of each task; unlike seconds the same on a busy machine."""
 
     def __init__(self) -> None:
         self.counts: list[int] = []

@@ -164,6 +164,7 @@ def test_clnp_costs_what_its_network_does(name: str, head: str) -> None:
         lr=0.01,
         batch_size=20,
         l1=1e-3,
+        first_growth=None,
         callbacks=[Watch()],
     )
     tasks = [make(k) for k in range(3)]

@@ -22,7 +22,7 @@ SECONDS = 120  # that a pair may take, and the longest wait for a message
 
 
 def together(function: Callable[..., Any], *arguments: Any, ranks: int = 2) -> list[Any]:
-    """What `function(*arguments)` returns in every process, by rank: plain data or tensors.
+    """Results of `function(*arguments)` in every process, by rank: plain data or tensors.
 
     A process that raised gives its exception, one that was killed its negative exit code.
     """

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 import clnp
 from clnp.data import Task
 from clnp.errors import MarginWarning
-from clnp.pruning.margin import warn_of_classes, warn_of_noise
+from clnp.pruning.margin import warn_of_chance, warn_of_classes, warn_of_noise
 from clnp.training.score import Validation
 from tests.clnp import scores
 from tests.clnp.cases import blobs, convert, mlp
@@ -135,11 +135,11 @@ def test_a_task_warns_of_its_classes_where_learn_was_called(read: bool) -> None:
         task = Task(f"rare {k}", rare.train, validation, rare.test, classes=2)
         with pytest.warns(MarginWarning, match=f"'rare {k}'.*class 1, which has 10 of 300") as seen:
             lt.learn(task)
-        assert [w.filename for w in seen] == [__file__]
+        assert [w.filename for w in seen if w.category is MarginWarning] == [__file__]
     adopting = learner(classes=2, margin=0.025)
     with pytest.warns(MarginWarning, match="class 1") as seen:
         adopting.adopt(rare)
-    assert [w.filename for w in seen] == [__file__]
+    assert [w.filename for w in seen if w.category is MarginWarning] == [__file__]
 
 
 def test_a_learner_warns_of_small_splits_once() -> None:
@@ -222,3 +222,34 @@ def test_fine_tuning_of_a_head_alone_can_be_taken_back() -> None:
     assert report.transfer_only
     assert report.fine_tuned == "rolled back"
     assert report.validation == report.validation_before
+
+
+@pytest.mark.parametrize(
+    ("sizes", "score", "best", "chance"),
+    [
+        ((500, 500), "accuracy", 0.51, "50.0%"),
+        ((500, 500), "accuracy", 0.60, None),
+        ((970, 30), "accuracy", 0.97, "97.0%"),
+        ((970, 30), "balanced accuracy", 0.97, None),
+        ((970, 30), "balanced accuracy", 0.5, "50.0%"),
+        ((100,) * 10, "accuracy", 0.1, "10.0%"),
+        ((100,) * 10, "accuracy", 0.2, None),
+        ((100,), "accuracy", 1.0, None),
+        ((500, 500), scores.log_likelihood, -1.0, None),
+    ],
+)
+def test_a_task_at_chance_is_named(sizes: Any, score: Any, best: float, chance: Any) -> None:
+    validation = Validation(split(*sizes), score, CPU)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_chance("t", validation, best, 1)
+    assert [w.category for w in caught] == [clnp.ChanceWarning] * (chance is not None)
+    assert all(f"no better than chance ({chance})" in str(w.message) for w in caught)
+
+
+def test_a_learner_says_where_it_learned_nothing() -> None:
+    with pytest.warns(
+        clnp.ChanceWarning, match=r"^task 'blobs-0': accuracy .* is no better"
+    ) as all_:
+        learner(epochs=1, lr=1e-12).learn(blobs(0))
+    assert [w.filename for w in all_ if w.category is clnp.ChanceWarning] == [__file__]

@@ -1,5 +1,7 @@
 """Training through a captured step, with a stand-in for CUDA graphs: the same numbers."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,9 @@ class Replays:
 
     def run(self, step: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
         return step(*inputs)
+
+    def rehearse(self, step: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
+        return step(*inputs), ""
 
     def capture(self, step: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
         outputs = torch.zeros(()), torch.zeros((), dtype=torch.int64)
@@ -65,6 +70,35 @@ def test_a_captured_step_trains_as_the_step_does(
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     for a, b in zip(plain.state.history, captured_fit.state.history, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_a_finished_fit_keeps_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graph, resident data and cache are freed with the fit, without the collector of cycles."""
+    model, task = in_second_task(), blobs(0)
+    l1 = dict.fromkeys(model.layer_names, 1e-4)
+    fit = Fit(model, task.train, task.validation, FitSettings(2, 0.01, 32, l1), 7)
+    graphs: list[weakref.ref[Any]] = []
+
+    def steps(generator: torch.Generator) -> Any:
+        if fit._graph is None:
+            fit._graph = StepGraph(fit._step, fit.optimizer, fit.device, backend=Replays())
+            graphs.append(weakref.ref(fit._graph))
+        for x, y in fit._batches(generator):
+            yield len(y), *fit._graph(x, y)
+
+    monkeypatch.setattr(fit, "_steps", steps)
+    gc.disable()
+    try:
+        fit.run()
+        assert len(graphs) == 1
+        assert graphs[0]() is None
+        other = Fit(model, task.train, task.validation, FitSettings(1, 0.01, 32, l1), 7)
+        other.run()
+        alive = weakref.ref(other)
+        del other
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_data_stay_where_they_are_on_a_cpu() -> None:

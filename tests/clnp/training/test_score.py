@@ -1,4 +1,4 @@
-"""What the margin is held on: accuracy, balanced accuracy, a function of the user's."""
+"""Scores that a margin is held on: accuracy, balanced accuracy, a function of the user's."""
 
 from __future__ import annotations
 

@@ -1,6 +1,10 @@
 """Whole-step capture: bookkeeping and fallback with a backend that replays by calling."""
 
+import contextlib
+import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from torch import Tensor
 from clnp.data.batches import fits
 from clnp.training import step_graph
 from clnp.training.step_graph import StepGraph, rates_on_device, resident_batches, set_rate
+from clnp_kernels import chooser
 from clnp_kernels.nn import MaskedLinear
 from clnp_kernels.optim import SGDL1, AdamL1
 
@@ -21,10 +26,16 @@ class Replays:
 
     def __init__(self, fails: bool = False) -> None:
         self.fails, self.ran, self.captured = fails, 0, 0
+        self.waits = ""  # why the step can't be recorded
 
     def run(self, step: step_graph.Step, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self.ran += 1
         return step(*inputs)
+
+    def rehearse(
+        self, step: step_graph.Step, inputs: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], str]:
+        return self.run(step, inputs), self.waits
 
     def capture(
         self, step: step_graph.Step, inputs: tuple[Tensor, ...]
@@ -122,6 +133,124 @@ def test_falls_back_with_one_message() -> None:
     fit(StepGraph(step, optimizer, CPU, Replays(True), messages.append), optimizer)
     assert len(messages) == 1
     assert net is not other
+
+
+def test_a_step_that_waits_is_never_captured() -> None:
+    """The last step of the warm-up finds that out, and is one step like all others."""
+    _, optimizer, step = setting()
+    backend, messages = Replays(), list[str]()
+    backend.waits = "called a synchronizing CUDA operation"
+    graph = StepGraph(step, optimizer, CPU, backend, messages.append)
+    losses = fit(graph, optimizer)
+    assert backend.captured == graph.replays == 0
+    assert messages == [graph.reason] == ["called a synchronizing CUDA operation"]
+    _, plain, its_step = setting()
+    assert fit(StepGraph(its_step, plain, CPU), plain) == pytest.approx(losses, rel=1e-5)
+
+
+def test_the_cause_of_a_failed_capture_is_shown() -> None:
+    """Not the error that its end raises in turn."""
+    _, optimizer, step = setting()
+
+    class Fails(Replays):
+        def capture(self, *_: object) -> Any:
+            try:
+                raise ValueError("the user's error\nand more")
+            finally:
+                raise RuntimeError("capture was invalidated")
+
+    messages: list[str] = []
+    fit(StepGraph(step, optimizer, CPU, Fails(), messages.append), optimizer)
+    assert messages == ["ValueError: the user's error"]
+
+
+def test_warm_up_and_capture_have_the_same_inputs() -> None:
+    """Kernels are compiled for the alignment of addresses: none may be compiled in a capture."""
+    _, optimizer, step = setting()
+    places: list[int] = []
+
+    def seen(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        places.append(x.data_ptr())
+        return step(x, y)
+
+    graph = StepGraph(seen, optimizer, CPU, Replays())
+    x, y = data(16)
+    for i in range(step_graph.WARM_UP + 2):
+        graph(torch.cat([x.new_zeros(i, 6), x])[i:], y)
+    assert len(set(places)) == 1
+
+
+def test_all_steps_choose_kernels_as_captured_ones() -> None:
+    """Warm-up, odd batches and steps after a fallback: a resumed run takes the same kernels."""
+    for backend in (Replays(), Replays(fails=True)):
+        _, optimizer, step = setting()
+        modes: set[bool] = set()
+
+        def seen(x: Tensor, y: Tensor, step: Any = step, modes: Any = modes) -> tuple[Tensor, ...]:
+            modes.add(bool(chooser._captured))
+            return step(x, y)
+
+        fit(StepGraph(seen, optimizer, CPU, backend, lambda _: None), optimizer)
+        assert modes == {True}
+        assert not chooser._captured
+
+
+class NoGraph:
+    """`torch.cuda` without a device: remembers how a capture was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Any] = {}
+        self.mode = 0
+
+    def capture(self, graph: object, **options: Any) -> Any:
+        self.asked = options
+        return contextlib.nullcontext()
+
+    def set_mode(self, mode: Any) -> None:
+        self.mode = mode
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> NoGraph:
+    stand_in = NoGraph()
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    names = {
+        "graph": stand_in.capture,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+        "Stream": lambda _: stream,
+        "current_stream": lambda _: stream,
+        "stream": lambda _: contextlib.nullcontext(),
+        "synchronize": lambda _: None,
+        "get_sync_debug_mode": lambda: stand_in.mode,
+        "set_sync_debug_mode": stand_in.set_mode,
+    }
+    for name, value in names.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return stand_in
+
+
+def test_other_threads_do_not_end_a_capture(cuda: NoGraph) -> None:
+    step_graph.CudaGraphs(CPU).capture(lambda: (), ())
+    assert cuda.asked["capture_error_mode"] == "thread_local"
+
+
+def test_the_rehearsal_finds_what_waits(cuda: NoGraph) -> None:
+    """Once, without losing other warnings, and with the mode set back."""
+
+    def step(waits: bool) -> tuple[Tensor, ...]:
+        assert cuda.mode == "warn"
+        if waits:
+            warnings.warn(f"{step_graph.WAITS} (Triggered internally)", stacklevel=1)
+        warnings.warn("another one", stacklevel=1)
+        return ()
+
+    backend = step_graph.CudaGraphs(CPU)
+    for waits in (False, True):
+        with pytest.warns(UserWarning, match="another one") as seen:
+            reason = backend.rehearse(lambda waits=waits: step(waits), ())[1]
+        assert reason.startswith(step_graph.WAITS) == waits
+        assert len(seen) == 1
+        assert cuda.mode == 0
 
 
 def test_rates() -> None:

@@ -131,7 +131,7 @@ def test_reset_free_parameters(make: Any) -> None:
 @settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_freeze_keeps_the_function(data: st.DataObject) -> None:
-    """What survives computes what it did, from what survives of its inputs."""
+    """Surviving channels compute the same as before, from the surviving inputs."""
     draw = data.draw
     active_in, free_in, active_out, free_out = (draw(st.integers(0, 4)) for _ in range(4))
     bias, own_filters = draw(st.booleans()), draw(st.booleans())

@@ -41,6 +41,31 @@ def test_values(name: str, dtype: torch.dtype, layout: str, generator: torch.Gen
             torch.testing.assert_close(activity.double(), sums, rtol=1e-6, atol=0)
 
 
+def restrided(t: Tensor) -> Tensor:
+    """The same numbers in the same memory, with other strides where a size is 1."""
+    strides = [7 if size == 1 else stride for size, stride in zip(t.shape, t.stride(), strict=True)]
+    return t.as_strided(t.shape, strides)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("name", CASES)
+def test_strides_of_sizes_of_one_change_no_bit(
+    name: str, layout: str, generator: torch.Generator
+) -> None:
+    """Such strides differ between a network in training and the same one read from a file."""
+    case = CASES[name]
+    arguments = random_arguments(case, torch.float32, True, layout, generator)
+    y = call(arguments, case)
+    grad_y = torch.randn(y.shape, generator=generator)
+    weights = {"active_weight": restrided(arguments.active_weight)}
+    weights["free_weight"] = restrided(arguments.free_weight)
+    again = arguments._replace(**weights)
+    assert torch.equal(y, call(again, case))
+    expected = gradients(arguments, case, grad_y, None, activation="none")
+    found = gradients(again, case, grad_y, None, activation="none")
+    assert all(map(torch.equal, found, expected))
+
+
 def gradients(
     arguments: Arguments, case: Case, grad_y: Tensor, y: Tensor | None, **options: Any
 ) -> list[Tensor]:

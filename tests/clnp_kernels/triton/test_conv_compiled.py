@@ -86,13 +86,13 @@ def test_products(
 ) -> None:
     tile = tiles.CONV[architecture][precision][place]
     monkeypatch.setattr(tiles, "choose", lambda *_: tile)
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:
         dtype = torch.bfloat16 if precision == "half" else torch.float32
         (binary,) = aot.compile_launches(architecture, conv_calls(dtype)[name])
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        torch.backends.cudnn.conv.fp32_precision = before
     assert (MATRIX[architecture] in binary.ptx) == (precision != "ieee")
     assert binary.local <= aot.LOCAL
     aot.check_launchable(binary)

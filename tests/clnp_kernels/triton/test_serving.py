@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from clnp_kernels import _register, chooser, ops  # noqa: F401  (registers the operators)
+from clnp_kernels.tune.calls import OPERATORS
+from clnp_kernels.tune.table import DEFAULTS
 from tests.clnp_kernels.ops.test_register import python
 
 # An operator's implementation for CUDA, called on tensors of the CPU.
@@ -25,7 +27,7 @@ assert "triton" not in sys.modules
 
 
 def test_chosen_by_the_table() -> None:
-    """PyTorch's operators until a GPU has measured ours, and a word on why."""
+    """PyTorch's operators until the kernels are checked on the GPU, and a word on why."""
     code = (
         "from clnp_kernels import info\n"
         "table = info.implementations()\n"
@@ -33,7 +35,7 @@ def test_chosen_by_the_table() -> None:
     )
     result = python(code)
     assert "PyTorch on slices" in result.stdout, result.stderr
-    assert "not measured on a GPU yet" in result.stdout
+    assert "not checked on this GPU yet" in result.stdout
     assert "Triton" not in result.stdout
     asked = python(code, CLNP_GPU="ours").stdout
     assert "Triton" in asked
@@ -47,33 +49,22 @@ def test_unknown_preference() -> None:
         pass
 
 
-def test_table_and_offers_fit_the_operators() -> None:
-    assert set(chooser.TABLE) == set(chooser.OFFERS) == set(_register.OPS)
-    for name, rows in chooser.TABLE.items():
-        assert rows[0].least == 0
-        assert [row.least for row in rows] == sorted(row.least for row in rows)
-        assert all(row.implementation in chooser.OFFERS[name] and row.evidence for row in rows)
+def test_offers_and_descriptions_fit_the_operators() -> None:
+    assert set(chooser.OFFERS) == set(_register.OPS)
+    chosen = {name for name, offers in chooser.OFFERS.items() if len(offers) > 1}
+    assert set(OPERATORS) == chosen
+    assert set(DEFAULTS) <= chosen
+    for name, default in DEFAULTS.items():
+        assert set(default.implementations) & set(chooser.OFFERS[name])
 
 
-def test_rows_hold_from_their_size_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CLNP_GPU", raising=False)
-    rows = (chooser.Row(0, "torch", "small"), chooser.Row(1000, "triton", "large"))
-    monkeypatch.setitem(chooser.TABLE, "masked_linear_wgrad", rows)
+def test_preferences_nest() -> None:
     grad, x = torch.ones(10, 9), torch.ones(10, 11)
-    assert chooser.size("masked_linear_wgrad", (grad, x, True)) == 990
-    assert chooser.choose("masked_linear_wgrad", (grad, x, True)) == ("torch", "small")
-    wide = (grad, torch.ones(10, 12), True)
-    assert chooser.choose("masked_linear_wgrad", wide) == ("triton", "large")
-    assert chooser.choose("masked_linear_wgrad")[0] == "torch"
     with chooser.prefer("ours"):
         assert chooser.choose("masked_linear_wgrad", (grad, x, True))[0] == "triton"
-        assert chooser.choose("adam_l1")[0] == "cuda"
+        assert chooser.choose("adam_l1", ([x],))[0] == "cuda"
         with chooser.prefer("triton"):
-            assert chooser.choose("adam_l1")[0] == "torch"
-    x3 = torch.ones(4, 6)
-    assert chooser.size("masked_linear_fwd", (x3, torch.ones(2, 3), torch.ones(5, 6))) == 4 * 36
-    assert chooser.size("masked_linear_dgrad", (x3, torch.ones(6, 7), 3)) == 4 * 42
-    assert chooser.size("adam_l1", ([x3, x3], [], [])) == 48
+            assert chooser.choose("adam_l1", ([x],))[0] == "torch"
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
