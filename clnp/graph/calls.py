@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from clnp_kernels.torch_private import is_aten
 
 # Attributes of a tensor that are tensors; other attributes are properties of its type.
 VIEWS = ("T", "mT", "H", "mH", "data", "real", "imag")
@@ -89,10 +90,9 @@ def call_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | 
         return Call("call_function", REVERSED[name], args[::-1], kwargs)
     if name in ITEMS:
         return Call("call_function", ITEMS[name], args, kwargs)
-    is_aten = isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket)
     if getattr(Tensor, name, None) is func or type(func).__name__.endswith("descriptor"):
         return Call("call_method", name, args, kwargs)
-    if is_aten and hasattr(Tensor, name):
+    if is_aten(func) and hasattr(Tensor, name):
         return Call("call_method", name, args, kwargs)
     return Call("call_function", func, args, kwargs)
 

@@ -28,6 +28,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from clnp_kernels.torch_private import pre_hooks
+
 from .calls import (
     FRESH,
     NORMS,
@@ -108,7 +110,7 @@ class Recorder(TorchFunctionMode):
         self._register(self.graph.placeholder("x"), x)
         handles = []
         for module in net.modules():
-            if parametrize.is_parametrized(module) or module._forward_pre_hooks:
+            if parametrize.is_parametrized(module) or pre_hooks(module):
                 self._computed.add(id(module))  # before its call, so the call isn't one operation
             options: dict[str, bool] = {"prepend": True, "with_kwargs": True}
             handles.append(module.register_forward_pre_hook(self._enter, **options))

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
-from clnp_kernels.torch_private import MODULE_HOOKS, TENSOR_HOOKS
+from clnp_kernels.torch_private import MODULE_HOOKS, TENSOR_HOOKS, pre_hooks
 
 from ..errors import ConvertError, first_line
 from .graph import NAME
@@ -185,7 +185,7 @@ def copied(net: nn.Module) -> nn.Module:
     # A weight that a hook computed can't be copied, and is computed anew.
     memo: dict[int, Any] = {}
     for module in net.modules():
-        if any(type(hook).__module__ in FOLDED for hook in module._forward_pre_hooks.values()):
+        if any(type(hook).__module__ in FOLDED for hook in pre_hooks(module)):
             values = [v for v in vars(module).values() if isinstance(v, Tensor)]
             memo |= {id(value): value.detach().clone() for value in values}
     try:
