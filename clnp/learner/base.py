@@ -22,8 +22,8 @@ from ..errors import ConfigError, memory_needed
 from ..files.atomic import write_text
 from ..parallel.ranks import ALONE, Ranks, sharing
 from .agreement import SharedProgress
-from .checks import check_device
-from .learned_data import Tests, check_new
+from .checks import check_device, check_new
+from .learned_data import Tests
 from .numbers import numbers_of
 from .report import TaskReport, matrix_of
 

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from ..data.check import check_is_task, ready, warn_unseen
 from ..data.task import Task, task_data
 from ..errors import ConfigError, DataError
 from ..network.model import Model
+from .report import TaskReport
+
+
+def check_new(reports: Sequence[TaskReport], task: Any) -> None:
+    """Refuse anything but a new `Task`.
+
+    Raises:
+        DataError: no `Task`; a task of that name was learned before.
+    """
+    check_is_task(task)
+    for report in reports:
+        if report.name == task.name:
+            raise DataError(
+                f"task: expected a new name, got {task.name!r}, the name of learned task "
+                f"{report.task}; rename another task with dataclasses.replace(task, name=...)"
+            )
 
 
 def check_task(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -49,21 +48,6 @@ def learned_tasks(reports: Sequence[TaskReport], tasks: Sequence[Task]) -> list[
             )
         found.append(task)
     return found
-
-
-def check_new(reports: Sequence[TaskReport], task: Any) -> None:
-    """Refuse anything but a new `Task`.
-
-    Raises:
-        DataError: no `Task`; a task of that name was learned before.
-    """
-    check_is_task(task)
-    for report in reports:
-        if report.name == task.name:
-            raise DataError(
-                f"task: expected a new name, got {task.name!r}, the name of learned task "
-                f"{report.task}; rename another task with dataclasses.replace(task, name=...)"
-            )
 
 
 def test_split(task: Task) -> Split:
