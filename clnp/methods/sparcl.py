@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.task import Task
+from ..objectives.shapes import CLASSES
 from ..training.frank_wolfe import largest
 from .er import ER, DERpp, Replay
 from .method import Batch
@@ -120,6 +121,7 @@ class SparCL(Replay):
     """
 
     name = "sparcl"
+    takes = (CLASSES,)  # it counts how often an example's class is forgotten
     fixed: ClassVar[Mapping[str, Any]] = {"optimizer": "sgd", "lr": 0.03, "schedule": "cosine"}
     options: ClassVar[Options] = {
         **DERpp.options,

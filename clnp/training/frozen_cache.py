@@ -18,8 +18,9 @@ from ..data.batches import batches, count, evaluation_batch, placed
 from ..data.inputs import Split
 from ..graph.graph import Graph
 from ..network.model import Model
+from ..objectives.metrics import Value
 from ..parallel.ranks import current
-from .evaluation import correct_of
+from .validation import Validation
 
 CACHE_BYTES = 2 << 30
 LEAST_SHARE = 0.05
@@ -139,13 +140,13 @@ class FrozenActivations:
                 self.model.masked_layers[name].skip_active = False
             self.rows = None
 
-    def accuracy(self, split: Split) -> float:
-        """Fraction of the split of these activations that the model classifies correctly."""
-        ranks, total = current(), count(split)
+    def measured(self, validation: Validation) -> Value:
+        """Metric of the model on the split of these activations, as `validation` measures it."""
+        split, ranks = validation.split, current()
         pieces = batches(split, evaluation_batch(split), self.model.device, ranks=ranks)
         with self.looked_up():
-            counted = self._named(pieces, ranks.rows(total).start)
-            return ranks.total(correct_of(self.model, counted, total)) / total
+            named = self._named(pieces, ranks.rows(count(split)).start)
+            return validation.of(self.model, named)
 
     def _named(
         self, pieces: Iterable[tuple[Tensor, Tensor]], start: int

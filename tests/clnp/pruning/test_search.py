@@ -14,12 +14,14 @@ from clnp.errors import ConfigError, TrainingError
 from clnp.learner.grid import candidates, grid_points, per_layer, sparsest
 from clnp.network.keep import check_keep, keep_first
 from clnp.network.model import Model
+from clnp.objectives import Objective
+from clnp.objectives.metrics import floor_of
 from clnp.pruning.activity import measure_activity, measure_contribution
 from clnp.pruning.search import ThresholdSearch, find_pruning, threshold_between
 from clnp.pruning.sparsifiers import sparsifier
 from clnp.training.evaluation import accuracy, count_correct
 from clnp.training.fit import Fit, FitSettings
-from clnp.training.score import Validation, floor_of
+from clnp.training.validation import Validation
 from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep
 
 CPU = torch.device("cpu")
@@ -45,7 +47,7 @@ def trained(net: torch.nn.Module, task: Task, head: str = "single", before: int 
 
 
 def scored(task: Task) -> Validation:
-    return Validation(task.validation, "accuracy", CPU)
+    return Validation(task.validation, Objective(), CPU)
 
 
 def test_activity_is_the_mean_absolute_value_the_readers_see() -> None:
@@ -226,8 +228,8 @@ def test_no_single_channel_of_the_result_can_go() -> None:
     search = ThresholdSearch(model, activity, scored(task), best)
     kept = search.joint().keep["0"].numel()
     # Bisection finds a boundary: at it the floor holds, one below it does not.
-    assert search.score({"0": kept}) >= best
-    assert kept == 1 or search.score({"0": kept - 1}) < best
+    assert search.value({"0": kept}) >= best
+    assert kept == 1 or search.value({"0": kept - 1}) < best
 
 
 def test_dead_channels_cost_nothing_to_cut() -> None:
