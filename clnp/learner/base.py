@@ -24,8 +24,8 @@ from ..objectives.objective import Objective
 from ..objectives.shown import Shown
 from ..parallel.ranks import ALONE, Ranks, sharing
 from .agreement import SharedProgress
-from .checks import check_device
-from .learned_data import Tests, check_new
+from .checks import check_device, check_new
+from .learned_data import Tests
 from .numbers import numbers_of
 from .report import TaskReport, matrix_of
 

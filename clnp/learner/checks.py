@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,22 @@ from ..network.model import Model
 from ..objectives.objective import Objective
 from ..objectives.shapes import CLASSES
 from ..training.validation import class_sizes
+from .report import TaskReport
+
+
+def check_new(reports: Sequence[TaskReport], task: Any) -> None:
+    """Refuse anything but a new `Task`.
+
+    Raises:
+        DataError: no `Task`; a task of that name was learned before.
+    """
+    check_is_task(task)
+    for report in reports:
+        if report.name == task.name:
+            raise DataError(
+                f"task: expected a new name, got {task.name!r}, the name of learned task "
+                f"{report.task}; rename another task with dataclasses.replace(task, name=...)"
+            )
 
 
 def check_task(

@@ -53,21 +53,6 @@ def learned_tasks(reports: Sequence[TaskReport], tasks: Sequence[Task]) -> list[
     return found
 
 
-def check_new(reports: Sequence[TaskReport], task: Any) -> None:
-    """Refuse anything but a new `Task`.
-
-    Raises:
-        DataError: no `Task`; a task of that name was learned before.
-    """
-    check_is_task(task)
-    for report in reports:
-        if report.name == task.name:
-            raise DataError(
-                f"task: expected a new name, got {task.name!r}, the name of learned task "
-                f"{report.task}; rename another task with dataclasses.replace(task, name=...)"
-            )
-
-
 def test_split(task: Task) -> Split:
     """Test split of a task, whose items are checked when they are read."""
     split = task.split("test")

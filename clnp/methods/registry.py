@@ -16,6 +16,7 @@ from ..errors import CheckpointError, ConfigError
 from ..files import checkpoint
 from ..learner.base import checkpoint_file
 from ..objectives.objective import given_again
+from .co2l import Co2L
 from .er import ER, DERpp
 from .esacl.method import EsaCL, EsaCLCo2L, EsaCLEWC
 from .ewc import EWC
@@ -29,7 +30,8 @@ from .saving import example_of, network_of
 from .scratch import Scratch
 from .settings import MethodSettings
 from .si import SI
-from .sparcl import SparCL
+from .sparcl import SparCL, SparCLCo2L, SparCLEWC
+from .supermask import WSN, SupSup
 from .superposition import Superposition
 
 SHARED = tuple(f.name for f in dataclasses.fields(MethodSettings))
@@ -61,9 +63,14 @@ METHODS: dict[str, MethodInfo] = {
     "si": MethodInfo(SI, "synaptic intelligence: quadratic penalty by path integral"),
     "superposition": MethodInfo(Superposition, "a random key for every task on every layer"),
     "packnet": MethodInfo(PackNet, "weights packed task by task by magnitude"),
+    "wsn": MethodInfo(WSN, "a learned mask of weights per task; weights in use are frozen (WSN)"),
+    "supsup": MethodInfo(SupSup, "a learned mask per task over weights that stay random (SupSup)"),
     "er": MethodInfo(ER, "experience replay from a reservoir"),
     "derpp": MethodInfo(DERpp, "replay of labels and stored logits (DER++)"),
+    "co2l": MethodInfo(Co2L, "contrastive learning with distillation and replay (Co2L)"),
     "sparcl": MethodInfo(SparCL, "sparse weights, data and gradients over replay (SparCL)"),
+    "sparcl-ewc": MethodInfo(SparCLEWC, "SparCL with the penalty of EWC"),
+    "sparcl-co2l": MethodInfo(SparCLCo2L, "SparCL with contrastive replay (Co2L)"),
     "esacl": MethodInfo(EsaCL, "sharpness-aware one-shot pruning and selected data (EsaCL)"),
     "esacl-ewc": MethodInfo(EsaCLEWC, "EsaCL with the penalty of EWC"),
     "esacl-co2l": MethodInfo(EsaCLCo2L, "EsaCL with contrastive replay (Co2L)"),

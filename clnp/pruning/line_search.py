@@ -59,3 +59,40 @@ def features(
             values.append(net(x))
             labels.append(y)
     return torch.cat(values), torch.cat(labels)
+
+
+def hardest(logits: Tensor, labels: Tensor, n: int) -> Tensor:
+    """The n examples whose right output is the least above (or the most below) the next one.
+
+    Arguments:
+        logits: [N, C].
+        labels: [N] int64.
+        n: how many; all where there are fewer.
+
+    Returns:
+        ascending indices [n] int64.
+    """
+    right = F.one_hot(labels, logits.shape[1]).bool()
+    others = logits.masked_fill(right, -torch.inf).amax(dim=1)
+    distance = logits[right] - others
+    return distance.argsort(stable=True)[:n].sort().values
+
+
+def rows_of(
+    split: Split, places: Tensor, device: torch.device, ranks: Ranks
+) -> tuple[Tensor, Tensor]:
+    """Some examples of this rank's piece of a split, on a device.
+
+    Arguments:
+        split: any.
+        places: ascending indices [n] int64 into the piece.
+        device: of the result.
+        ranks: who shares the split.
+    """
+    values, labels, start = [], [], 0
+    for x, y in batches(split, evaluation_batch(split), device, ranks=ranks):
+        here = places[(places >= start) & (places < start + len(y))] - start
+        values.append(x[here])
+        labels.append(y[here])
+        start += len(y)
+    return torch.cat(values), torch.cat(labels)

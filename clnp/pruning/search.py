@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -19,17 +20,19 @@ from ..graph.groups import Group
 from ..network.model import Model
 from ..network.narrow import pruned_layers
 from ..objectives.metrics import Value
-from ..parallel.ranks import current
+from ..parallel.ranks import ALONE, current
 from ..training.evaluation import evaluating
 from ..training.validation import Validation
 from .activity import check_scores
-from .line_search import Sliced, cut, features
+from .line_search import Sliced, cut, features, hardest, rows_of
 
 FEATURE_BYTES = 1 << 30
 SHARES = (Fraction(1), Fraction(1, 2), Fraction(1, 5))
 SHARED_GROUPS = 3
 JOINT_GROUPS = 8
 HEADROOM = 1.01  # of a threshold above a group of which no channel is kept
+# Examples that a search along one group looks at; there have to be twice as many.
+HARD_SHARE, HARD_LEAST = 0.2, 200
 
 
 @dataclass(frozen=True, repr=False)
@@ -320,17 +323,36 @@ class ThresholdSearch:
         return self._confirmed(group, counts, high, floor)
 
     def _confirmed(self, group: Group, counts: Mapping[str, int], n: int, floor: Value) -> int:
-        """Line searches may round differently from the whole network in the last bit: the whole
-        network decides.
+        """The fewest channels from n on with which the whole network holds the floor on the whole
+        split. A line search looks at the hardest examples only, and may round differently in the
+        last bit.
         """
-        while n < counts[group.name] and self.value({**counts, group.name: n}) < floor:
-            n = min(self._rounded(group, n + max(1, n // 50)), counts[group.name])
+        most, step, fails = counts[group.name], 1, n - 1
+
+        def holds(n: int) -> bool:
+            return n == most or self.value({**counts, group.name: n}) >= floor
+
+        while not holds(n):
+            fails, n = n, min(self._rounded(group, n + step), most)
+            step *= 2
+        while fails + 1 < n:
+            middle = self._rounded(group, (fails + n) // 2)
+            if not fails < middle < n:
+                break
+            if holds(middle):
+                n = middle
+            else:
+                fails = middle
         return n
 
     def _line(self, group: Group, counts: Mapping[str, int]) -> Callable[[int, Value], Value]:
-        """An evaluator (count, floor) -> value, exact down to the floor, for one group.
+        """An evaluator (count, floor) -> value for one group, right about failing the floor.
+
         In a chain of layers, everything before the group is computed once, with its channels sorted
-        by activity, so that a count is a slice."""
+        by activity, so that a count is a slice. With accuracy as metric, only the hardest examples
+        are looked at and the others pass for right, so that the value may be too high;
+        `_confirmed` looks at all.
+        """
         key = (group.name, *(counts[g.name] for g in self.groups))
         if key not in self.lines:
             self.lines = {key: self._new_line(group, dict(counts))}
@@ -344,12 +366,18 @@ class ThresholdSearch:
         keep = self.keep(counts)
         keep[group.name] = self.order[group.name][: counts[group.name]]
         layers = pruned_layers(self.model, keep)
-        first, split, device = build(front, layers), self.validation.split, self.model.device
+        first, device = build(front, layers), self.model.device
+        split: Split = self.validation.split
         with evaluating(first):
             example = first(first_inputs(split, 1).to(device))
         if self.validation.total * example.numel() * example.element_size() > FEATURE_BYTES:
             return lambda n, floor: self.value({**counts, group.name: n})
-        values, labels = features(first, split, device, current())
+        easy, ranks = 0, current()
+        if self._hard is not None:
+            easy = ranks.rows(self.validation.total).stop - ranks.rows(self.validation.total).start
+            easy -= len(self._hard[1])
+            split, ranks = self._hard, ALONE
+        values, labels = features(first, split, device, ranks)
         reader = group.consumers[0]
         layers[reader] = Sliced(layers[reader])
         net = build(back, layers)
@@ -360,9 +388,24 @@ class ThresholdSearch:
             self._evaluated()
             own = values[:, : frozen + n * positions], labels
             pieces = batches(own, evaluation_batch(own), device)
-            return self.validation.of(net, pieces, floor)
+            return self.validation.of(net, pieces, floor, easy)
 
         return evaluate
+
+    @functools.cached_property
+    def _hard(self) -> tuple[Tensor, Tensor] | None:
+        """This rank's validation examples that pruning endangers most: those with the least
+        distance between the right output and the next of the unpruned network. None where all are
+        looked at.
+        """
+        split, ranks = self.validation.split, current()
+        wanted = max(HARD_LEAST, math.ceil(HARD_SHARE * self.validation.total))
+        if not self.validation.counts_examples or 2 * wanted > self.validation.total:
+            return None
+        network = self.model.pruned_network(self.keep(self.most))
+        logits, labels = features(network, split, self.model.device, ranks)
+        hard = hardest(logits, labels, math.ceil(wanted / ranks.size))
+        return rows_of(split, hard, self.model.device, ranks)
 
     def _result(self, counts: Mapping[str, int]) -> Pruning:
         thresholds = {name: threshold_between(self.sorted[name], n) for name, n in counts.items()}

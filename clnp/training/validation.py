@@ -45,17 +45,19 @@ class Validation:
         """The metric of a network, in evaluation mode."""
         return self.of(net, self._batches())
 
-    def of(self, net: nn.Module, pieces: Pieces, floor: Value = -math.inf) -> Value:
+    def of(self, net: nn.Module, pieces: Pieces, floor: Value = -math.inf, easy: int = 0) -> Value:
         """The metric of a network that reads this rank's batches in another form; below `floor` it
-        need not be exact, only below it. All ranks that share the work get the same value.
+        need not be exact, only below it. All ranks that share the work get the same value. Where
+        `counts_examples`, `easy` more examples of this rank may pass for right.
 
         Raises:
             TrainingError: an output is NaN.
             DataError: the outputs do not fit the targets.
         """
-        if isinstance(self.metric, Accuracy) and self._per_example:
+        if self.counts_examples:
             most_wrong = self.total - math.ceil(max(floor, 0) * self.total)
-            return Fraction(current().total(correct_of(net, pieces, most_wrong)), self.total)
+            right = easy + correct_of(net, pieces, most_wrong)
+            return Fraction(current().total(right), self.total)
         if isinstance(self.metric, Whole):
             return self.objective.oriented(self._of_whole(net, pieces))
         sums = [self.metric.sums(*self.objective.rows(o, y)) for o, y in outputs_of(net, pieces)]
@@ -85,7 +87,7 @@ class Validation:
 
     def value_of(self, shown: float) -> Value | None:
         """The value that `shown` made a float of; None where only measuring again is exact."""
-        if not (isinstance(self.metric, Accuracy) and self._per_example):
+        if not self.counts_examples:
             return None
         return Fraction(round(shown * self.total), self.total)
 
@@ -127,10 +129,11 @@ class Validation:
     # What is known of the targets
 
     @functools.cached_property
-    def _per_example(self) -> bool:
-        """True where every example has one class, which counts."""
+    def counts_examples(self) -> bool:
+        """True for the accuracy of examples with one class each, which all count."""
         loss = self.objective.loss
-        return loss.targets == CLASSES and not loss.ignores and target_shape(self.split) == ()
+        single = loss.targets == CLASSES and not loss.ignores and target_shape(self.split) == ()
+        return single and isinstance(self.metric, Accuracy)
 
     @functools.cached_property
     def _targets(self) -> Tensor | None:
