@@ -382,11 +382,12 @@ class ThresholdSearch:
         layers[reader] = Sliced(layers[reader])
         net = build(back, layers)
         positions = self.model.groups.positions[reader]
-        frozen = values.shape[1] - counts[group.name] * positions
+        axis = layers[reader].axis
+        frozen = values.shape[axis] - counts[group.name] * positions
 
         def evaluate(n: int, floor: Value) -> Value:
             self._evaluated()
-            own = values[:, : frozen + n * positions], labels
+            own = values.narrow(axis, 0, frozen + n * positions), labels
             pieces = batches(own, evaluation_batch(own), device)
             return self.validation.of(net, pieces, floor, easy)
 

@@ -14,6 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from clnp_kernels.nn import MaskedLinear
+
 from ..data.batches import batches, count, evaluation_batch, placed
 from ..data.inputs import Split
 from ..graph.graph import Graph
@@ -108,10 +110,6 @@ class FrozenActivations:
         frozen = layer.active_out * layer.active_in
         return frozen > 0 and frozen >= LEAST_SHARE * layer.outputs * layer.inputs
 
-    @staticmethod
-    def _axis(y: Tensor) -> int:
-        return 1 if y.dim() == 4 else y.dim() - 1
-
     @contextlib.contextmanager
     def looked_up(self) -> Iterator[None]:
         """Inside, the layers take their active outputs from here, for the examples that `rows`
@@ -127,9 +125,11 @@ class FrozenActivations:
             ) -> Tensor:
                 assert self.rows is not None
                 active = values.index_select(0, self.rows.to(values.device))
-                if active.shape[2:] != y.shape[2:] or active.dtype != y.dtype:
+                axis = y.dim() - 1 if isinstance(module, MaskedLinear) else 1  # of the channels
+                apart = (active.shape[:axis], active.shape[axis + 1 :])
+                if apart != (y.shape[:axis], y.shape[axis + 1 :]) or active.dtype != y.dtype:
                     raise RuntimeError("the cached activations belong to other examples")
-                return torch.cat([active, y], dim=self._axis(y))
+                return torch.cat([active, y], dim=axis)
 
             handles.append(layer.register_forward_hook(hook))
         try:
