@@ -16,9 +16,11 @@ from ..training.evaluation import evaluating
 
 def cut(graph: Graph, group: Group) -> tuple[Graph, Graph] | None:
     """Splits a chain of operations before the layer that reads `group`; None where the graph is no
-    chain.
+    chain, or the layer neither linear nor a 2-D convolution.
     """
-    if len(group.consumers) != 1 or any(
+    if len(group.consumers) != 1 or graph[group.consumers[0]].op not in ("linear", "conv2d"):
+        return None
+    if any(
         node.inputs != (before.name,)
         for before, node in zip(graph.nodes, graph.nodes[1:], strict=False)
     ):
@@ -40,9 +42,10 @@ class Sliced(nn.Module):
         super().__init__()
         assert isinstance(layer, nn.Linear | nn.Conv2d)
         self.layer = layer
+        self.axis = -1 if isinstance(layer, nn.Linear) else 1  # of the channels
 
     def forward(self, x: Tensor) -> Tensor:
-        layer, n = self.layer, x.shape[1]
+        layer, n = self.layer, x.shape[self.axis]
         weight, bias = layer.weight[:, :n], layer.bias
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)

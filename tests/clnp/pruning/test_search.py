@@ -14,13 +14,15 @@ from clnp.errors import ConfigError, TrainingError
 from clnp.learner.grid import candidates, grid_points, per_layer, sparsest
 from clnp.network.keep import check_keep, keep_first
 from clnp.network.model import Model
+from clnp.objectives import Objective
+from clnp.objectives.metrics import floor_of
 from clnp.pruning.activity import measure_activity, measure_contribution
 from clnp.pruning.line_search import hardest
 from clnp.pruning.search import ThresholdSearch, find_pruning, threshold_between
 from clnp.pruning.sparsifiers import sparsifier
 from clnp.training.evaluation import accuracy, count_correct
 from clnp.training.fit import Fit, FitSettings
-from clnp.training.score import Validation, floor_of
+from clnp.training.validation import Validation
 from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep
 
 CPU = torch.device("cpu")
@@ -46,7 +48,7 @@ def trained(net: torch.nn.Module, task: Task, head: str = "single", before: int 
 
 
 def scored(task: Task) -> Validation:
-    return Validation(task.validation, "accuracy", CPU)
+    return Validation(task.validation, Objective(), CPU)
 
 
 def test_activity_is_the_mean_absolute_value_the_readers_see() -> None:
@@ -227,8 +229,8 @@ def test_no_single_channel_of_the_result_can_go() -> None:
     search = ThresholdSearch(model, activity, scored(task), best)
     kept = search.joint().keep["0"].numel()
     # Bisection finds a boundary: at it the floor holds, one below it does not.
-    assert search.score({"0": kept}) >= best
-    assert kept == 1 or search.score({"0": kept - 1}) < best
+    assert search.value({"0": kept}) >= best
+    assert kept == 1 or search.value({"0": kept - 1}) < best
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.01, 0.1])
@@ -245,7 +247,7 @@ def test_a_search_that_looks_at_the_hardest_examples_holds_the_floor_on_all(marg
     (name,) = search.order
     assert validation(model.pruned_network({name: kept})) >= floor
     n = len(kept)
-    assert n == 1 or search.score({name: n - 1}) < floor
+    assert n == 1 or search.value({name: n - 1}) < floor
 
 
 @given(rows=st.integers(1, 30), n=st.integers(0, 40), seed=st.integers(0, 99))
