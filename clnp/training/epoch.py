@@ -44,6 +44,7 @@ def run_epoch(
     check_loss: Callable[[float], None],
     shape: tuple[int, ...] = (),
     read_early: bool = True,
+    sums: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """Run the training steps of an epoch and add up their losses.
 
@@ -57,13 +58,14 @@ def run_epoch(
         shape: of a step's loss: () or [P], one for each of P networks.
         read_early: let a GPU check the loss a few times a second, which waits for the device; False
             checks at the end only.
+        sums: losses and correct examples that the steps add up by themselves; None: they are added
+            up here.
 
     Returns:
         sum of the losses float64 and of the correct examples int64, both of `shape`, and the number
         of examples.
     """
-    losses = torch.zeros(shape, dtype=torch.float64, device=device)
-    hits = torch.zeros(shape, dtype=torch.int64, device=device)
+    losses, hits = sums or zero_sums(shape, device)
     seen, last = 0, time.monotonic()
 
     def report(count: int) -> None:
@@ -73,8 +75,9 @@ def run_epoch(
         )
 
     for size, loss, correct in steps:
-        losses += loss * size
-        hits += correct
+        if sums is None:
+            losses += loss * size
+            hits += correct
         seen += size
         now = time.monotonic()
         due = now - last > REPORT_SECONDS
@@ -86,6 +89,12 @@ def run_epoch(
     check_loss(float(losses.sum()))
     report(total)
     return losses, hits, seen
+
+
+def zero_sums(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sums of losses, float64, and of correct examples, int64, of no steps yet."""
+    losses = torch.zeros(shape, dtype=torch.float64, device=device)
+    return losses, torch.zeros(shape, dtype=torch.int64, device=device)
 
 
 def record(
