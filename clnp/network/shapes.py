@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clnp_kernels.nn import PartialPerChannel
-
 from ..errors import CheckpointError
 from ..graph.graph import OPS, Graph, Node
 from .boundaries import Boundaries, LearnedTask
@@ -77,6 +75,7 @@ class Structured(Network):
             "sizes": dict(self.sizes),
             "head": self.head.kind,
             "in_task": self.in_task,
+            "left": dict(self.left),
             "tasks": [asdict(task) for task in self.tasks],
         }
 
@@ -109,6 +108,8 @@ class Structured(Network):
             self._swap_head(data["head"])
         self.in_task = bool(data["in_task"])
         self.tasks = _tasks_of(data)
+        self.left = {str(name): int(units) for name, units in data["left"].items()}
+        self._arrange()
         self._skip_active()
         self._drop_copies()
 
@@ -172,28 +173,22 @@ def check_shapes(model: Boundaries) -> None:
     """Raise CheckpointError unless the shapes of all tensors match the boundaries."""
     shapes = _head_shapes(model)
     for name, module in model.masked.items():
-        group = model.groups.of(name)
-        active = model.active(group)
-        free = model.free(group) if model.in_task else model.sizes[group.name] - active
+        active = model.outputs(name, model.tasks[-1].active) if model.tasks else 0
+        free = model.outputs(name, model.left)
         for part, channels in (("active", active), ("free", free)):
             for key, value in part_tensors(module, part).items():
                 if value is not None:
-                    rest = (1, *value.shape[2:])[: value.dim() - 1]
-                    if isinstance(module, PartialPerChannel):
-                        rest = tuple(value.shape[1:])
+                    rest = tuple(value.shape[1:])
+                    if model.graph[name].op == "depthwise_conv2d" and value.dim() == 4:
+                        rest = (1, *value.shape[2:])
                     if key == "weight" and name in model.groups.reads:
                         rest = (_inputs(model, name, part), *value.shape[2:])
                     shapes[f"{name}.{part}_{key}"] = (tuple(value.shape), (channels, *rest))
     for k, task in enumerate(model.tasks):
-        positions = model.groups.positions[model.groups.head]
-        start = model.tasks[k - 1].active[model.groups.last.name] if k else 0
-        stop = task.active[model.groups.last.name]
-        weight, _ = model.head.task_weights(k, start * positions, stop * positions)
-        columns = (
-            (stop - start) * positions
-            if model.head.kind == "single"
-            else model.width(model.groups.head, task.active)
-        )
+        start = model.width(model.groups.head, model.tasks[k - 1].active) if k else 0
+        stop = model.width(model.groups.head, task.active)
+        weight, _ = model.head.task_weights(k, start, stop)
+        columns = stop - start if model.head.kind == "single" else stop
         shapes[f"{model.groups.head}, task {k}"] = (tuple(weight.shape), (task.classes, columns))
     for what, (got, expected) in shapes.items():
         if got != expected:
@@ -220,10 +215,5 @@ def _head_shapes(model: Boundaries) -> dict[str, Shapes]:
 
 def _inputs(model: Boundaries, name: str, part: str) -> int:
     """Return the expected number of columns of a layer's active or free weight."""
-    if part == "active":
-        return model.frozen_inputs(name)
-    group = model.groups[model.groups.reads[name]]
-    if not group.prunable or not model.in_task:
-        return model.inputs(name)
-    channels = model.active(group) + model.free(group)
-    return channels * model.groups.positions[name]
+    frozen = model.frozen_inputs(name)
+    return frozen if part == "active" else frozen + model.width(name, model.left)

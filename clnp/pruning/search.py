@@ -336,7 +336,12 @@ class ThresholdSearch:
         return self.lines[key]
 
     def _new_line(self, group: Group, counts: dict[str, int]) -> Callable[[int, Value], Value]:
-        parts = cut(self.model.narrow_graph, group)
+        reader = group.consumers[0]
+        layout = self.model.groups.reads[reader]
+        if self.model.groups.gathers or len(layout) > 1:
+            parts = None
+        else:
+            parts = cut(self.model.narrow_graph, group)
         if parts is None:
             return lambda n, floor: self.score({**counts, group.name: n})
         front, back = parts
@@ -349,10 +354,9 @@ class ThresholdSearch:
         if self.validation.total * example.numel() * example.element_size() > FEATURE_BYTES:
             return lambda n, floor: self.score({**counts, group.name: n})
         values, labels = features(first, split, device, current())
-        reader = group.consumers[0]
         layers[reader] = Sliced(layers[reader])
         net = build(back, layers)
-        positions = self.model.groups.positions[reader]
+        positions = layout[0][1]
         frozen = values.shape[1] - counts[group.name] * positions
 
         def evaluate(n: int, floor: Value) -> Value:

@@ -75,7 +75,7 @@ def test_groups_of_residual_and_mobile_blocks() -> None:
     assert wide.producers == ("4.body.0", "4.body.6.up")
     assert wide.consumers == ("4.body.6.down", "4.body.7")
     assert wide.carriers == ("4.body.1", "4.body.3", "4.body.4")
-    assert groups.positions["7"] == 4
+    assert groups.reads["7"] == (("0", 4),)
     assert [group.name for group in groups.prunable] == [
         "0",
         "3.first.0",
