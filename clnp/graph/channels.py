@@ -11,6 +11,7 @@ from .graph import OPS, WITH_WEIGHTS, Graph, Node
 
 MIXES = "it mixes channels, so later tasks' channels would change the outputs of earlier tasks"
 PARTS = "a part of a layer's channels can't be pruned separately"
+MOST_CHANNELS = 1 << 22  # of all layers together
 RAW = 0  # the channels of the network's input, which are never pruned
 
 
@@ -100,6 +101,7 @@ class Walk:
     def new(self, count: int) -> tuple[int, ...]:
         """Return new channels."""
         start = len(self.parent)
+        _check_count(start + count)
         self.parent.extend(range(start, start + count))
         return tuple(range(start, start + count))
 
@@ -150,14 +152,14 @@ class Walk:
                 f"{node.name!r} ({node.op}): expected channels on axis {axis}, got flattened "
                 "images or channels on another axis; apply it to the images"
             )
-        channels = source.channels or (RAW,) * inputs_of(node)
+        channels = source.channels or raw(inputs_of(node))
         return replace(source, axis=axis, channels=channels)
 
     def _grouped(self, node: Node, source: Value) -> Value:
         """A grouped convolution: what a group reads and makes lives and dies together."""
         self._images(node, source)
         groups, outputs = node.attrs["groups"], outputs_of(node)
-        channels = source.channels or (RAW,) * inputs_of(node)
+        channels = source.channels or raw(inputs_of(node))
         firsts = self._tied(node, channels, len(channels) // groups)
         made = self.new(outputs)
         each = outputs // groups
@@ -247,7 +249,7 @@ class Walk:
         if any(value.axis != dim for value in hidden):  # along another axis
             return self._merge(node, source)
         values = [
-            replace(value, axis=dim, channels=(RAW,) * size) if value.axis is None else value
+            replace(value, axis=dim, channels=raw(size)) if value.axis is None else value
             for value, size in zip(values, node.attrs["sizes"], strict=True)
         ]
         if len({value.positions for value in values}) > 1:
@@ -376,6 +378,18 @@ class Walk:
         roots = {self.root(c) for c in own}
         if len(roots) < len(own) or roots & others:
             raise ConvertError(f"the output layer {key!r} shares its channels with hidden layers")
+
+
+def raw(count: int) -> tuple[int, ...]:
+    """Return channels of the network's input."""
+    _check_count(count)
+    return (RAW,) * count
+
+
+def _check_count(count: int) -> None:
+    """Refuse numbers of channels that only a damaged file has, before memory is allocated."""
+    if count > MOST_CHANNELS:
+        raise ConvertError(f"channels: expected at most {MOST_CHANNELS} in all, got {count}")
 
 
 def outputs_of(node: Node) -> int:

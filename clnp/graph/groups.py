@@ -11,7 +11,7 @@ of a unit are adjacent. So a concatenation is a gather of groups, and a shuffle 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ..errors import ConvertError
 from .channels import RAW, Value, Walk, inputs_of
@@ -165,13 +165,13 @@ class _Finder:
 
     def groups(self) -> Groups:
         walk, graph = self.walk, self.graph
-        reads = {n.name: self._input_of(n) for n in graph.layers}
+        reads = {n.name: walk.read_by(n) for n in graph.layers}
         makes = {n.name: walk.values[n.name] for n in graph.layers if n.name != self.head}
         carries = {n.name: walk.values[n.name] for n in graph.weighted if n.name not in reads}
         columns = {name: self._order(value) for name, value in reads.items()}
         rows = {name: self._order(value) for name, value in (makes | carries).items()}
         layouts = [
-            {name: self._layout(value) for name, value in table.items()}
+            {name: self._layout(value, name) for name, value in table.items()}
             for table in (makes, reads, carries)
         ]
         members = [_by_group(table) for table in layouts]
@@ -198,12 +198,6 @@ class _Finder:
             {name: order for name, order in rows.items() if order},
             {name: order for name, order in columns.items() if order},
         )
-
-    def _input_of(self, node: Node) -> Value:
-        value = self.walk.read_by(node)
-        if value.channels:
-            return value
-        return replace(value, channels=(RAW,) * inputs_of(node), positions=1)
 
     def _signatures(self) -> dict[int, list[object]]:
         """Return unit -> where it occurs and how often, for all values of layers and gathers."""
@@ -245,7 +239,9 @@ class _Finder:
             names.append(base if count == 1 else f"{base}:{count}")
         return names
 
-    def _layout(self, value: Value) -> Layout:
+    def _layout(self, value: Value, reader: str = "") -> Layout:
+        if not value.channels:
+            return ((self.raw, inputs_of(self.graph[reader])),)
         counts = Counter(map(self.units.__getitem__, value.channels))
         firsts: dict[int, int] = {}
         for unit, count in counts.items():

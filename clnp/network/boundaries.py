@@ -95,7 +95,8 @@ class Boundaries(nn.Module):
                 masked[node.name] = MASKED[node.op].from_dense(dense, activation=activation)
         self.net = build(fused, masked | gathers, kernels=True)
         self._gathers = gathers
-        self._arrange()
+        if not self.head.free_weight.is_meta:  # else a file is read, whose sizes may be anything
+            self._arrange()
         self._masked = {name: m for name, m in masked.items() if name != self.groups.head}
         self.train(any(layer.training for layer in layers.values()))
 
@@ -118,6 +119,10 @@ class Boundaries(nn.Module):
         stages = self.stages()
         for name, module in self._gathers.items():
             module.operation = gathered(self.groups.gathers[name], stages)
+
+    def _disarrange(self) -> None:
+        for module in self._gathers.values():
+            module.operation = ("", {})
 
     # Layers and boundaries
 

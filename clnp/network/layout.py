@@ -126,14 +126,16 @@ def _runs(index: Tensor, starts: list[int]) -> list[list[int]]:
 
 
 class Gathering(nn.Module):
-    """Concatenation, slice or shuffle of channels in training; `Boundaries` sets its parts."""
+    """Concatenation, slice or shuffle of channels in training; `Boundaries` sets its operation."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.operation: tuple[str, Attrs] = ("identity", {})
+        self.operation: tuple[str, Attrs] = ("", {})
 
     def forward(self, *inputs: Tensor) -> Any:
         op, attrs = self.operation
+        if not op:
+            raise RuntimeError("the network was loaded by halves; call its own load_state_dict")
         if op == "identity":
             return inputs[0]
         function = OPS[op].function

@@ -53,6 +53,8 @@ class Structured(Network):
                 self._refuse_unlearning(_tasks_of(data))
         result = super().load_state_dict(state_dict, strict, assign)
         check_shapes(self)
+        if self.device.type != "meta":
+            self._arrange()
         return result
 
     def _refuse_unlearning(self, tasks: list[LearnedTask]) -> None:
@@ -90,6 +92,8 @@ class Structured(Network):
             graph = Graph.from_json(data["graph"])
             model = cls(graph, {node.name: _dense(node) for node in graph.weighted})
             model._set_structure(data)
+            if model.device.type != "meta":
+                model._arrange()
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"structure: expected that of a network: {error}") from error
         return model
@@ -109,9 +113,19 @@ class Structured(Network):
         self.in_task = bool(data["in_task"])
         self.tasks = _tasks_of(data)
         self.left = {str(name): int(units) for name, units in data["left"].items()}
-        self._arrange()
+        self._check_left()
+        self._disarrange()
         self._skip_active()
         self._drop_copies()
+
+    def _check_left(self) -> None:
+        """Raise CheckpointError unless active and free units make up every group."""
+        for name, size in self.sizes.items():
+            free, left = size - self.active(name), self.left[name]
+            if not (0 <= left <= free if self.in_task else left == free):
+                raise CheckpointError(
+                    f"left of {name!r}: expected {free} free units or fewer, got {left}"
+                )
 
     def get_extra_state(self) -> Tensor:
         """Return the structure as bytes in a tensor, so that a state dict has tensors only."""

@@ -75,7 +75,7 @@ def units(model: Model, layer: str, group: Group, values: Tensor) -> Tensor:
     ...] of a group, active ones first.
     """
     layout = model.groups.reads[layer]
-    if len(layout) == 1:
+    if len(layout) == 1:  # a single head may lack the active ones
         return values.unflatten(0, (-1, layout[0][1]))
     return values[units_of(layout, model.stages(), group.name)]
 
@@ -129,7 +129,8 @@ def _sources(model: Model) -> dict[str, list[str]]:
     """
     graph = fuse_relu(model.graph)
     sources: dict[str, list[str]] = {}
-    for reader in (name for group in model.groups.prunable for name in group.consumers):
+    readers = (name for group in model.groups.prunable for name in group.consumers)
+    for reader in dict.fromkeys(readers):
         node = graph[graph[reader].inputs[0]]
         while node.op in ("identity", "dropout", "dropout2d"):
             node = graph[node.inputs[0]]
