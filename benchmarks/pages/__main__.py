@@ -34,6 +34,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "results": readme.results,
     "peers": readme.peers,
     "settings": sweeps.every_setting,
+    "recipes": sweeps.recipes,
     "sweeps": sweeps.conditions,
     **{name: partial(sweeps.sweep, name) for name in settings.SWEEPS},
     "operations": conversion.operations,
