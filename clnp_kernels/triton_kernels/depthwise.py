@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _launch
 from ._conv import pixel_of
-from ._images import Geometry, sizes_of, strides_of, weights_of
+from ._images import Geometry, sizes_of, strides_of, weight_strides
 from ._product import offsets_of, store_outputs
 
 # pixels and channels of a block; the most parts that the sum of a weight's gradient is cut into
@@ -195,7 +195,10 @@ def fwd(
         "partial": partial,
         "Ca": active_weight.shape[0],
         "C": channels,
-        **weights_of(active=active_weight, free=free_weight),
+        "active_weight": active_weight,
+        "free_weight": free_weight,
+        **weight_strides("active", active_weight),
+        **weight_strides("free", free_weight),
         **strides_of("x", x),
         **sizes_of(x, y, pixels, geometry),
         **outputs,
@@ -215,7 +218,8 @@ def dgrad(grad: Tensor, free_weight: Tensor, grad_x: Tensor, geometry: Geometry)
         "grad_x": grad_x,
         "Ca": channels - free_weight.shape[0],
         "C": channels,
-        **weights_of(free=free_weight),
+        "free_weight": free_weight,
+        **weight_strides("free", free_weight),
         **strides_of("grad", grad),
         **sizes_of(grad_x, grad, pixels, geometry),
         **BLOCKS,

@@ -16,13 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _launch
-from ._product import offsets_of, product, store_outputs, tile_of
+from ._product import NUMBERS, offsets_of, product, store_outputs, tile_of
 
 # relu_grad: elements of a block, and the most stripes of rows that are summed apart
 BLOCK_ROWS, BLOCK_COLUMNS, STRIPES = 32, 128, 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def fwd_kernel(
     x,  # [B, I]
     active_weight,  # [Oa, Ia]
@@ -42,6 +42,9 @@ def fwd_kernel(
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
     ACTIVITY: tl.constexpr,
+    IN: tl.constexpr,  # unit of I and the strides of x and free_weight
+    ACTIVE: tl.constexpr,  # of Ia and active_stride
+    OUT: tl.constexpr,  # of Oa and Of
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BM: tl.constexpr,
@@ -49,6 +52,8 @@ def fwd_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
+    I, x_stride, free_stride = I * IN, x_stride * IN, free_stride * IN  # noqa: E741
+    Ia, active_stride, Oa, Of = Ia * ACTIVE, active_stride * ACTIVE, Oa * OUT, Of * OUT
     tiles_free = tl.cdiv(Of, BN)
     tiles_n = tiles_free + tl.cdiv(Oa, BN)
     m, n = tile_of(tl.program_id(0), tl.cdiv(B, BM), tiles_n, GROUP)
@@ -75,7 +80,7 @@ def fwd_kernel(
     store_outputs(acc, y, partial, i, i < B, column, inside, m, outputs, RELU, ACTIVITY)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def relu_grad_kernel(
     grad_y,  # [B, O], from the first wanted column on
     y,  # [B, O], from the first wanted column on
@@ -87,9 +92,11 @@ def relu_grad_kernel(
     y_stride,
     blocks,  # of rows, per stripe
     BIAS: tl.constexpr,
+    ALIGN: tl.constexpr,  # unit of columns and strides
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    columns, grad_stride, y_stride = columns * ALIGN, grad_stride * ALIGN, y_stride * ALIGN
     stripe = tl.program_id(1)
     j = offsets_of(tl.program_id(0), COLUMNS)
     sums = tl.zeros((COLUMNS,), tl.float32)
@@ -106,7 +113,7 @@ def relu_grad_kernel(
         tl.store(partial + (stripe.to(tl.int64) * columns + j), sums, mask=j < columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def dgrad_kernel(
     grad_z,  # [B, Of]
     free_weight,  # [Of, I]
@@ -117,6 +124,8 @@ def dgrad_kernel(
     Of,
     grad_stride,
     free_stride,
+    IN: tl.constexpr,  # unit of Ia, I and free_stride
+    OUT: tl.constexpr,  # of Of and grad_stride
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BM: tl.constexpr,
@@ -124,6 +133,8 @@ def dgrad_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
+    Ia, I, free_stride = Ia * IN, I * IN, free_stride * IN  # noqa: E741
+    Of, grad_stride = Of * OUT, grad_stride * OUT
     tiles_free = tl.cdiv(I - Ia, BN)
     tiles_n = tiles_free + tl.cdiv(Ia, BN)
     m, n = tile_of(tl.program_id(0), tl.cdiv(B, BM), tiles_n, GROUP)
@@ -145,7 +156,7 @@ def dgrad_kernel(
     tl.store(grad_x + (i[:, None] * I + column[None, :]), value, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def wgrad_kernel(
     grad_z,  # [B, Of]
     x,  # [B, I]
@@ -157,6 +168,8 @@ def wgrad_kernel(
     grad_stride,
     x_stride,
     BIAS: tl.constexpr,
+    IN: tl.constexpr,  # unit of I and x_stride
+    OUT: tl.constexpr,  # of Of and grad_stride
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BM: tl.constexpr,
@@ -164,6 +177,7 @@ def wgrad_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
+    I, x_stride, Of, grad_stride = I * IN, x_stride * IN, Of * OUT, grad_stride * OUT  # noqa: E741
     tiles_m = tl.cdiv(Of, BM)
     tiles_n = tl.cdiv(I, BN)
     program = tl.program_id(0)
@@ -202,14 +216,14 @@ def masked_linear_fwd(
     if rows == 0 or outputs == 0:
         return y, x.new_zeros(outputs if activity else 0, dtype=torch.float32)
     x, active, free = map(_launch.rows_of, (x, active_weight, free_weight))
-    numbers = {
-        "B": rows,
-        "x_stride": x.stride(0),
-        "active_stride": active.stride(0),
-        "free_stride": free.stride(0),
-        **_launch.output_arguments(active_bias, free_bias, activation, activity),
-    }
-    return y, _launch.launch_fwd(fwd_kernel, rows, (x, active, free), y, numbers)
+    strides = _launch.Strides(
+        {"x_stride": x.stride(0)},
+        {"active_stride": active.stride(0)},
+        {"free_stride": free.stride(0)},
+    )
+    writes = _launch.output_arguments(active_bias, free_bias, activation, activity)
+    operands = (x, active, free)
+    return y, _launch.launch_fwd(fwd_kernel, rows, operands, strides, y, {"B": rows, **writes})
 
 
 def masked_linear_relu_grad(
@@ -227,17 +241,18 @@ def masked_linear_relu_grad(
     blocks = triton.cdiv(rows, BLOCK_ROWS * STRIPES)
     stripes = triton.cdiv(rows, BLOCK_ROWS * blocks)
     partial = grad.new_empty(stripes if bias else 0, columns, dtype=torch.float32)
+    strides = {"grad_stride": grad.stride(0), "y_stride": y.stride(0)}
+    unit = _launch.align_of(columns, *strides.values())
     arguments: dict[str, Any] = {
         "grad_y": grad,
         "y": y,
         "grad_z": grad_z,
         "partial": partial,
         "B": rows,
-        "columns": columns,
-        "grad_stride": grad.stride(0),
-        "y_stride": y.stride(0),
         "blocks": blocks,
+        **_launch.in_units(unit, columns=columns, **strides),
         "BIAS": bias,
+        "ALIGN": unit,
         "ROWS": BLOCK_ROWS,
         "COLUMNS": BLOCK_COLUMNS,
     }
@@ -257,8 +272,9 @@ def masked_linear_dgrad(
     if rows == 0 or inputs == 0:
         return grad_x
     grad, free = _launch.rows_of(grad_z), _launch.rows_of(free_weight)
-    numbers = {"B": rows, "grad_stride": grad.stride(0), "free_stride": free.stride(0)}
-    _launch.launch_dgrad(dgrad_kernel, rows, (grad, free), grad_x, active, numbers)
+    strides = {"grad_stride": grad.stride(0)}, {"free_stride": free.stride(0)}
+    operands = (grad, free)
+    _launch.launch_dgrad(dgrad_kernel, rows, operands, strides, grad_x, active, {"B": rows})
     return grad_x
 
 
@@ -271,22 +287,13 @@ def masked_linear_wgrad(grad_z: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, 
     grad_weight = grad_z.new_empty(free_out, inputs)
     grad_bias = grad_z.new_empty(free_out if bias else 0)
     grad, x = map(_launch.rows_of, (grad_z, x))
-    options = _launch.product_options(free_out, (inputs,), (grad, x), (free_out, inputs))
+    strides = {"grad_stride": grad.stride(0)}, {"x_stride": x.stride(0)}
+    arguments, unit = _launch.wgrad_arguments((grad, x), strides)
+    options = _launch.product_options(free_out, (inputs,), (grad, x), unit)
     tiles_m = triton.cdiv(free_out, options["BM"])
     programs = tiles_m * (triton.cdiv(inputs, options["BN"]) + bias)
     if programs == 0:
         return grad_weight, grad_bias
-    arguments: dict[str, Any] = {
-        "grad_z": grad,
-        "x": x,
-        "grad_weight": grad_weight,
-        "grad_bias": grad_bias,
-        "B": rows,
-        "I": inputs,
-        "Of": free_out,
-        "grad_stride": grad.stride(0),
-        "x_stride": x.stride(0),
-        "BIAS": bias,
-    }
+    arguments |= {"grad_weight": grad_weight, "grad_bias": grad_bias, "B": rows, "BIAS": bias}
     _launch.launch(wgrad_kernel, (programs,), grad, arguments | options)
     return grad_weight, grad_bias
