@@ -13,7 +13,21 @@ NUMBERS = (
     *("B", "I", "Ia", "Oa", "Of", "x_stride", "active_stride", "free_stride", "grad_stride"),
     *("y_stride", "columns", "blocks", "pixels", "H", "W", "out_H", "out_W", "class_H", "class_W"),
     *("x_b", "x_h", "x_w", "grad_b", "grad_h", "grad_w", "active_o", "active_kh", "active_kw"),
-    *("free_o", "free_kh", "free_kw", "parts", "depth"),
+    *(
+        "free_o",
+        "free_kh",
+        "free_kw",
+        "C",
+        "Ca",
+        "Cf",
+        "Q",
+        "count",
+        "stripes",
+        "x_p",
+        "x_c",
+        "x_q",
+    ),
+    *("y_p", "y_c", "y_q", "grad_p", "grad_c", "grad_q", "grad_x_p", "grad_x_c", "grad_x_q"),
 )
 
 

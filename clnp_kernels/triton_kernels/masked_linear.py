@@ -18,8 +18,9 @@ from torch import Tensor
 from . import _launch
 from ._product import NUMBERS, offsets_of, product, store_outputs, tile_of
 
-# relu_grad: elements of a block, and the most stripes of rows that are summed apart
-BLOCK_ROWS, BLOCK_COLUMNS, STRIPES = 32, 128, 256
+# relu_grad: elements of a block (rows by whether at least 8 bytes are loaded at once), and the most
+# stripes of rows that are summed apart
+BLOCK_ROWS, BLOCK_COLUMNS, STRIPES = {True: 32, False: 8}, 128, 256
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -238,11 +239,12 @@ def masked_linear_relu_grad(
     grad_z = grad.new_empty(rows, columns)
     if rows == 0 or columns == 0:
         return grad_z, grad.new_zeros(columns if bias else 0)
-    blocks = triton.cdiv(rows, BLOCK_ROWS * STRIPES)
-    stripes = triton.cdiv(rows, BLOCK_ROWS * blocks)
-    partial = grad.new_empty(stripes if bias else 0, columns, dtype=torch.float32)
     strides = {"grad_stride": grad.stride(0), "y_stride": y.stride(0)}
     unit = _launch.align_of(columns, *strides.values())
+    block_rows = BLOCK_ROWS[unit * grad.itemsize >= 8]
+    blocks = triton.cdiv(rows, block_rows * STRIPES)
+    stripes = triton.cdiv(rows, block_rows * blocks)
+    partial = grad.new_empty(stripes if bias else 0, columns, dtype=torch.float32)
     arguments: dict[str, Any] = {
         "grad_y": grad,
         "y": y,
@@ -253,7 +255,7 @@ def masked_linear_relu_grad(
         **_launch.in_units(unit, columns=columns, **strides),
         "BIAS": bias,
         "ALIGN": unit,
-        "ROWS": BLOCK_ROWS,
+        "ROWS": block_rows,
         "COLUMNS": BLOCK_COLUMNS,
     }
     programs = (triton.cdiv(columns, BLOCK_COLUMNS), stripes)

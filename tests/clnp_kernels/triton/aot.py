@@ -21,7 +21,7 @@ from clnp_kernels.triton_kernels import _launch
 # stays in the first-level cache. Compilers of different versions differ by a register or two.
 LOCAL = 64
 REPORT: list["Binary"] = []  # everything that was compiled; conftest.py writes it
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
 # architecture -> multiprocessors and bytes of shared memory of A100, H200 and B200
 DEVICES = {80: (108, 166912), 90: (132, 232448), 100: (148, 232448)}
 
@@ -71,7 +71,7 @@ def _compile(architecture: int, kernel: Any, arguments: dict[str, Any]) -> Binar
     options = {name: arguments[name] for name in ("num_warps", "num_stages") if name in arguments}
     options |= _launch.OPTIONS
     constants: dict[str, Any] = {}
-    signature: dict[str, str] = {}
+    signature: dict[str, Any] = {}
     aligned: dict[tuple[int, ...], list[list[Any]]] = {}
     for place, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
@@ -79,6 +79,8 @@ def _compile(architecture: int, kernel: Any, arguments: dict[str, Any]) -> Binar
             signature[parameter.name] = "*" + TYPES[value.dtype]
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
+        elif isinstance(value, tuple) and not parameter.is_constexpr:
+            signature[parameter.name] = _types(value)
         elif value is None or parameter.is_constexpr or (value == 1 and _special(parameter)):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         else:
@@ -92,7 +94,7 @@ def _compile(architecture: int, kernel: Any, arguments: dict[str, Any]) -> Binar
     cubin = compiled.asm["cubin"]
     registers, local = _resources(cubin)
     tile = "x".join(str(arguments[name]) for name in ("BM", "BN", "BK") if name in arguments)
-    pointers = [kind[1:] for kind in signature.values() if kind.startswith("*")]
+    pointers = [kind[1:] for kind in signature.values() if kind[0] == "*"]
     return Binary(
         architecture,
         kernel.fn.__name__,
@@ -105,6 +107,12 @@ def _compile(architecture: int, kernel: Any, arguments: dict[str, Any]) -> Binar
         local,
         compiled.metadata.shared,
     )
+
+
+def _types(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Types of a tuple of floats, of integers that `_optimizers.coded` made, or of such tuples."""
+    kinds = {float: "fp32", int: "i64"}
+    return tuple(_types(v) if isinstance(v, tuple) else kinds[type(v)] for v in values)
 
 
 def _special(parameter: Any) -> bool:
