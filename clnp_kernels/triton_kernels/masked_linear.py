@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import _launch
 from ._product import NUMBERS, offsets_of, product, store_outputs, tile_of
+from .tiles import parts_of
 
 # relu_grad: elements of a block (rows by whether at least 8 bytes are loaded at once), and the most
 # stripes of rows that are summed apart
@@ -161,13 +162,14 @@ def dgrad_kernel(
 def wgrad_kernel(
     grad_z,  # [B, Of]
     x,  # [B, I]
-    grad_weight,  # [Of, I], contiguous
-    grad_bias,  # [Of]
+    grad_weight,  # [parts, Of, I], contiguous
+    grad_bias,  # [parts, Of]
     B,
     I,  # noqa: E741
     Of,
     grad_stride,
     x_stride,
+    blocks,  # of BK rows, per part
     BIAS: tl.constexpr,
     IN: tl.constexpr,  # unit of I and x_stride
     OUT: tl.constexpr,  # of Of and grad_stride
@@ -181,25 +183,29 @@ def wgrad_kernel(
     I, x_stride, Of, grad_stride = I * IN, x_stride * IN, Of * OUT, grad_stride * OUT  # noqa: E741
     tiles_m = tl.cdiv(Of, BM)
     tiles_n = tl.cdiv(I, BN)
-    program = tl.program_id(0)
+    program, part = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    first = part * blocks * BK
+    rows = tl.minimum(B - first, blocks * BK).to(tl.int32)
+    grad_z += first * grad_stride
+    x += first * x_stride
     if program < tiles_m * tiles_n:
         m, n = tile_of(program, tiles_m, tiles_n, GROUP)
         i, j = offsets_of(m, BM), offsets_of(n, BN)
         acc = tl.zeros((BM, BN), tl.float32)
-        acc = product(acc, grad_z, 1, grad_stride, x, x_stride, 1, i, j, Of, I, B,
+        acc = product(acc, grad_z, 1, grad_stride, x, x_stride, 1, i, j, Of, I, rows,
                       PRECISION, WIDEN, BK)  # fmt: skip
         mask = (i < Of)[:, None] & (j < I)[None, :]
         value = acc.to(grad_weight.dtype.element_ty)
-        tl.store(grad_weight + (i[:, None] * I + j[None, :]), value, mask=mask)
+        tl.store(grad_weight + ((part * Of + i)[:, None] * I + j[None, :]), value, mask=mask)
     elif BIAS:  # programs of their own: a sum within the product's loop would slow the product
         i = offsets_of(program - tiles_m * tiles_n, BM)
         sums = tl.zeros((BM,), tl.float32)
-        for start in range(0, B, BK):
+        for start in range(0, rows, BK):
             k = start + tl.arange(0, BK).to(tl.int64)
-            mask = (k < B)[:, None] & (i < Of)[None, :]
+            mask = (k < rows)[:, None] & (i < Of)[None, :]
             grad = tl.load(grad_z + (k[:, None] * grad_stride + i[None, :]), mask=mask, other=0.0)
             sums += tl.sum(grad.to(tl.float32), 0)
-        tl.store(grad_bias + i, sums.to(grad_bias.dtype.element_ty), mask=i < Of)
+        tl.store(grad_bias + (part * Of + i), sums.to(grad_bias.dtype.element_ty), mask=i < Of)
 
 
 def masked_linear_fwd(
@@ -286,16 +292,23 @@ def masked_linear_wgrad(grad_z: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, 
     `grad_z` is [B, Of] and `x` [B, I].
     """
     (rows, free_out), inputs = grad_z.shape, x.shape[1]
-    grad_weight = grad_z.new_empty(free_out, inputs)
-    grad_bias = grad_z.new_empty(free_out if bias else 0)
     grad, x = map(_launch.rows_of, (grad_z, x))
     strides = {"grad_stride": grad.stride(0)}, {"x_stride": x.stride(0)}
     arguments, unit = _launch.wgrad_arguments((grad, x), strides)
     options = _launch.product_options(free_out, (inputs,), (grad, x), unit)
     tiles_m = triton.cdiv(free_out, options["BM"])
-    programs = tiles_m * (triton.cdiv(inputs, options["BN"]) + bias)
-    if programs == 0:
-        return grad_weight, grad_bias
-    arguments |= {"grad_weight": grad_weight, "grad_bias": grad_bias, "B": rows, "BIAS": bias}
-    _launch.launch(wgrad_kernel, (programs,), grad, arguments | options)
-    return grad_weight, grad_bias
+    tiles_n, processors = triton.cdiv(inputs, options["BN"]), _launch.describe(x.device).processors
+    blocks = triton.cdiv(rows, parts_of(tiles_m * tiles_n, rows, processors) * options["BK"])
+    parts = max(1, triton.cdiv(rows, blocks * options["BK"])) if blocks else 1
+    dtype = grad.dtype if parts == 1 else torch.float32
+    grad_weight = grad.new_empty(parts, free_out, inputs, dtype=dtype)
+    grad_bias = grad.new_empty(parts, free_out if bias else 0, dtype=dtype)
+    programs = tiles_m * (tiles_n + bias), parts
+    if programs[0]:
+        arguments |= {"grad_weight": grad_weight, "grad_bias": grad_bias, "B": rows, "BIAS": bias}
+        arguments["blocks"] = blocks
+        _launch.launch(wgrad_kernel, programs, grad, arguments | options)
+    weight, sums = (
+        _launch.sum_parts(partial).to(grad.dtype) for partial in (grad_weight, grad_bias)
+    )
+    return weight, sums

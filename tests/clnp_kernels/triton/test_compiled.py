@@ -138,8 +138,24 @@ def test_choice_wastes_little() -> None:
     assert choose(100_000, 10).columns == 32
     assert choose(100_000, 256).columns == 256
     assert choose(100_000, 128, 128).columns == 128
-    assert choose(256, 10).columns == 32
     assert choose(256, 2000) == tiles.TILES[90]["half"][-1]
+
+
+def test_choice_counts_waves() -> None:
+    """128 tiles of 128 x 128 are one wave of 132 multiprocessors, and stay whole."""
+    processors, shared = aot.DEVICES[90]
+    tile = tiles.choose(90, "half", 1024, (2048,), True, processors, shared)
+    assert (tile.rows, tile.columns) == (128, 128)
+    tile = tiles.choose(90, "half", 1024 + 128, (2048,), True, processors, shared)
+    assert tile.cover(1152, (2048,)) <= processors or tile.rows * tile.columns < 128 * 128
+
+
+def test_long_sums_of_few_tiles_are_cut() -> None:
+    assert tiles.parts_of(100, 1 << 20, 132) == 1
+    assert tiles.parts_of(4, 256, 132) == 1
+    assert tiles.parts_of(4, 4096, 132) == 8
+    assert tiles.parts_of(0, 0, 132) == 1
+    assert tiles.parts_of(66, 1 << 20, 132) == 2
 
 
 def test_rows_of_the_table() -> None:
