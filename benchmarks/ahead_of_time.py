@@ -80,7 +80,9 @@ def compile_launches(architecture: int, call: Callable[[], Any]) -> list[Binary]
 
 def _compile(architecture: int, kernel: Any, arguments: dict[str, Any]) -> Binary:
     """Types, constants and alignment are those that triton derives from the arguments."""
-    options = {name: arguments[name] for name in ("num_warps", "num_stages") if name in arguments}
+    options: dict[str, Any] = {
+        name: arguments[name] for name in ("num_warps", "num_stages") if name in arguments
+    }
     options |= _launch.OPTIONS
     constants: dict[str, Any] = {}
     signature: dict[str, Any] = {}

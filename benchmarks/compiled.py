@@ -90,9 +90,10 @@ def text() -> str:
     present = sorted({int(row["architecture"]) for row in read()})
     head = ["operator", "kernel", *(f"sm_{a}" for a in present)]
     lines = []
-    for (operator, images, kernel), cells in found.items():
-        name = f"`{operator}`" + (f", {images}" if images else "")
-        lines.append([name, kernel, *(" / ".join(cells.get(str(a), [])) for a in present)])
+    for (operator, images, kernel), by_architecture in found.items():
+        title = f"`{operator}`" + (f", {images}" if images else "")
+        shown = (" / ".join(by_architecture.get(str(a), [])) for a in present)
+        lines.append([title, kernel, *shown])
     versions = ", ".join(dict.fromkeys(row["triton"] for row in read()))
     return (
         f"By triton {versions}: registers of a thread and the widest load, at boundaries that are "

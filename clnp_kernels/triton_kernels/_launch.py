@@ -138,8 +138,9 @@ def launch_fwd(
     sides, (active_in, inputs) = (free.shape[0], active.shape[0]), (active.shape[1], free.shape[1])
     whole = align_of(inputs, *strides.x.values(), *strides.free.values())
     part, out = align_of(active_in, *strides.active.values()), align_of(*sides)
-    reads = (operands, min(whole, part)) if sides[1] else ((x, free), whole)
-    options = product_options(rows, sides, *reads, table)
+    read: tuple[Tensor, ...] = operands if sides[1] else (x, free)
+    unit = min(whole, part) if sides[1] else whole
+    options = product_options(rows, sides, read, unit, table)
     tiles_m = triton.cdiv(rows, options["BM"])
     tiles_n = sum(triton.cdiv(side, options["BN"]) for side in sides)
     activity = arguments["ACTIVITY"]

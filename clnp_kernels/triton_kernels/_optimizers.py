@@ -17,6 +17,7 @@ from . import _launch
 
 TENSORS = 32  # that one launch writes into a table: its arguments have to stay below 4 KB
 CHUNK = 2048  # elements of a tensor for one program
+READ = {"HOST": False, "DOUBLE": False}  # rates are float32 on the device
 # Rows of a table: the first program of each tensor, its elements, and the addresses from STATE on.
 COUNT, STATE = tl.constexpr(1), tl.constexpr(2)
 BASE = tl.constexpr(1 << 32)
@@ -228,8 +229,8 @@ def rates_of(rates: Sequence[Tensor], like: Tensor) -> tuple[list[Tensor], dict[
     if any(rate.device != like.device for rate in rates) or not dtypes <= {torch.float32}:
         if dtypes == {torch.float64}:
             return [rate.to(like.device) for rate in rates], {"HOST": False, "DOUBLE": True}
-        rates = [rate.to(like.device, torch.float32) for rate in rates]
-    return list(rates), {"HOST": False, "DOUBLE": False}
+        return [rate.to(like.device, torch.float32) for rate in rates], READ
+    return list(rates), READ
 
 
 def rate_arguments(rates: Sequence[Tensor], host: bool) -> tuple[Any, ...]:
