@@ -46,6 +46,7 @@ def run_epoch(
     check_loss: Callable[[float], None],
     shape: tuple[int, ...] = (),
     read_early: bool = True,
+    sums: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """Run the training steps of an epoch and add up their losses.
 
@@ -59,21 +60,23 @@ def run_epoch(
         shape: of a step's loss: () or [P], one for each of P networks.
         read_early: let a GPU check the loss a few times a second, which waits for the device; False
             checks at the end only.
+        sums: of losses and of the metric, which the steps add up by themselves; None: they are
+            added up here.
 
     Returns:
         sum of the losses and of the metric, float64 of `shape`, and the number of examples.
     """
-    losses = torch.zeros(shape, dtype=torch.float64, device=device)
-    sums = torch.zeros(shape, dtype=torch.float64, device=device)
+    losses, metrics = sums or zero_sums(shape, device)
     seen, last = 0, time.monotonic()
 
     def report(count: int) -> None:
         examples = max(seen, 1)
-        on_batch(float(losses.mean()) / examples, float(sums.mean()) / examples, count, total)
+        on_batch(float(losses.mean()) / examples, float(metrics.mean()) / examples, count, total)
 
     for size, loss, metric in steps:
-        losses += loss * size
-        sums += metric
+        if sums is None:
+            losses += loss * size
+            metrics += metric
         seen += size
         now = time.monotonic()
         due = now - last > REPORT_SECONDS
@@ -84,7 +87,15 @@ def run_epoch(
             last = now
     check_loss(float(losses.sum()))
     report(total)
-    return losses, sums, seen
+    return losses, metrics, seen
+
+
+def zero_sums(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sums of losses and of the metric of no steps yet, float64."""
+    return (
+        torch.zeros(shape, dtype=torch.float64, device=device),
+        torch.zeros(shape, dtype=torch.float64, device=device),
+    )
 
 
 def record(epoch: int, loss: float, train: float, validation: float, lr: float) -> dict[str, float]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +23,8 @@ from ..parallel.ranks import current
 from .epoch import SCHEDULES, OnBatch, check_labels, record, run_epoch
 from .frozen_cache import CACHE_BYTES, FrozenActivations
 from .optimizer_state import load_optimizer_tensors, numbered, optimizer_tensors
-from .step_graph import StepGraph, set_rate
+from .resident import Resident
+from .step_graph import Backend, StepGraph, set_rate, share_rate
 from .validation import Validation
 
 
@@ -97,10 +99,11 @@ class Fit:
         on_batch: OnBatch | None = None,
         objective: Objective | None = None,
     ) -> None:
-        self.model, self.validation = model, validation
+        self.model = model
         self.objective = objective or Objective()
-        self.measured = Validation(validation, self.objective, model.device)
         self.train = resident(train, model.device)
+        self.validation = resident(validation, model.device)
+        self.measured = Validation(self.validation, self.objective, model.device)
         self.settings, self.seed = settings, seed
         self.on_batch = on_batch or (lambda *_: None)
         self.ranks = current()
@@ -115,12 +118,14 @@ class Fit:
         self.cache = FrozenActivations(model, self.train if pays else None, settings.dtype)
         self.evaluated = FrozenActivations(
             model,
-            validation if pays else None,
+            self.validation if pays else None,
             torch.float32,
             CACHE_BYTES - self.cache.bytes,
             training=False,
         )
+        self.backend: Backend | None = None  # what captures steps; None: CUDA graphs, on a GPU
         self._graph: StepGraph | None = None
+        self._resident: Resident | None = None
 
     def resume(self, state: FitState) -> None:
         """Go on from a saved state. Raises CheckpointError for the state of another network."""
@@ -154,8 +159,16 @@ class Fit:
                 if after_epoch is not None:
                     after_epoch(self.state, self.snapshot)
         finally:
-            self._graph = None  # it refers to this fit, and holds its memory on the device
+            self.release()
         return self.state
+
+    def release(self) -> None:
+        """Free what training keeps on the device besides the model, after the last epoch."""
+        if self._graph is not None:
+            self._graph.close()
+            for parameter in self.parameters:
+                parameter.grad = None
+        self._graph = self._resident = None  # the graph refers to this fit
 
     def snapshot(self) -> FitState:
         """A copy of everything that `resume` needs, on the CPU."""
@@ -186,6 +199,7 @@ class Fit:
         self.model.train()
         with self.cache.looked_up(), self.ranks.synchronised(self.model):
             generator = torch.Generator().manual_seed(self._epoch_seed(epoch))
+            resident = self._on_device()
             losses, sums, seen = run_epoch(
                 self._steps(generator),
                 count(self.train),
@@ -194,15 +208,28 @@ class Fit:
                 check_loss=lambda total: self._check(total, epoch),
                 shape=self.shape,
                 read_early=self.ranks.size == 1,  # ranks have to check at the same step
+                sums=None if resident is None else resident.sums,
             )
         self._check_weights(epoch)
         return losses / seen, sums / seen
 
+    def _on_device(self) -> Resident | None:
+        """The training split, if a process that trains alone has it on the device."""
+        split = self.train
+        if self._resident is None and isinstance(split, tuple) and self.ranks.size == 1:
+            size, rows = self.settings.batch_size, bool(self.cache)
+            if len(split[1]) and {tensor.device for tensor in split} == {self.device}:
+                self._resident = Resident(split, size, self.shape, rows=rows)
+        return self._resident
+
     def _steps(self, generator: torch.Generator) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Take the steps of an epoch -> (examples over all ranks, loss, sum of the metric)."""
-        # Messages between processes are not captured.
-        captured = self.capturable and self.ranks.size == 1 and self.device.type == "cuda"
-        step = self._captured() if captured else self._step
+        resident = self._on_device()
+        if resident is not None:
+            graph = self._captured(partial(resident.take, self._step), resident.together)
+            yield from resident.epoch(generator, self._step, graph)
+            return
+        step = self._captured(self._step) or self._step
         sizes = batch_sizes(count(self.train), self.settings.batch_size)
         for size, (x, y, *rows) in zip(sizes, self._batches(generator), strict=True):
             if not isinstance(self.train, tuple):
@@ -210,11 +237,23 @@ class Fit:
             loss, metric = step(x, y, *rows)
             yield size, loss, metric
 
-    def _captured(self) -> Callable[..., tuple[Tensor, ...]]:
-        """The step as a CUDA graph, or as it is, with one warning, where capture fails."""
-        if self._graph is None:
-            self._graph = StepGraph(self._step, self.optimizer, self.device)
+    def _captured(
+        self, step: Callable[..., tuple[Tensor, ...]], together: int = 1
+    ) -> StepGraph | None:
+        """The step as a CUDA graph, or as it is, with one warning, where capture fails; None where
+        there are no graphs.
+        """
+        # Messages between processes are not captured.
+        graphs = self.backend is not None or self.device.type == "cuda"
+        if self._graph is None and self.capturable and self.ranks.size == 1 and graphs:
+            self._share_rates()
+            device, backend = self.device, self.backend
+            self._graph = StepGraph(step, self.optimizer, device, backend, together=together)
         return self._graph
+
+    def _share_rates(self) -> None:
+        """Give groups of the optimizer that always have the same rate one tensor for it."""
+        share_rate(self.optimizer.param_groups, self.device)
 
     def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         """Batches (x, y) of the training split; with a cache also the rows [B] that they hold."""

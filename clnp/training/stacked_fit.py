@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clnp_kernels.casts import frozen
 from clnp_kernels.nn import Dropout
 from clnp_kernels.optim import AdamL1
 from clnp_kernels.stacked import stacked_linear
@@ -28,7 +29,7 @@ from ..objectives.objective import Objective
 from .evaluation import evaluating
 from .fit import SCHEDULES, Fit, FitSettings, FitState, parameter_groups, record, trainable
 from .optimizer_state import load_optimizer_tensors, numbered, optimizer_tensors
-from .step_graph import set_group_rate
+from .step_graph import set_group_rate, share_rate
 
 EXCEPT = ("log_softmax", "stochastic_depth")  # elementwise operations that are not, among points
 
@@ -138,7 +139,11 @@ class StackedNetwork:
         """The frozen outputs of a layer, [B, 0] where nobody reads them."""
         if layer.skip_active:
             return x.new_empty(len(x), 0)
-        return F.linear(x[:, : layer.active_in], layer.active_weight, layer.active_bias)
+        weight, bias = layer.active_weight, layer.active_bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            weight, bias = frozen(weight, dtype), None if bias is None else frozen(bias, dtype)
+        return F.linear(x[:, : layer.active_in], weight, bias)
 
     def _dropout(self, value: Parts, p: float) -> Parts:
         """The mask that a network of this width draws, the same for all points."""
@@ -217,12 +222,21 @@ class StackedFit(Fit):
         Raises:
             TrainingError: the loss or a weight of a point is not finite.
         """
-        while (epoch := self.states[0].epoch) < self.settings.epochs:
-            for state, row in zip(self.states, self._epoch_of_all(epoch), strict=True):
-                state.history.append(row)
-                state.epoch += 1
-            after_epoch(self.states, self._snapshot_of)
+        try:
+            while (epoch := self.states[0].epoch) < self.settings.epochs:
+                for state, row in zip(self.states, self._epoch_of_all(epoch), strict=True):
+                    state.history.append(row)
+                    state.epoch += 1
+                after_epoch(self.states, self._snapshot_of)
+        finally:
+            self.release()
         return self.states
+
+    def _share_rates(self) -> None:
+        each = len(self.optimizer.param_groups) // len(self.points)
+        for p in range(len(self.points)):
+            groups = self.optimizer.param_groups[p * each : (p + 1) * each]
+            share_rate(groups, self.device)
 
     def _epoch_of_all(self, epoch: int) -> list[dict[str, float]]:
         factor = SCHEDULES[self.settings.schedule](epoch, self.settings.epochs)
