@@ -215,10 +215,10 @@ def step(
     if start:
         _launch.launch(kernel, (start,), first, common | options | constants)
     for k, place in enumerate(group.places):
-        for row, tensors in enumerate(lists):
+        for row, given in enumerate(lists):
             run = group.state[k][row]
-            if row != 1 and run.data_ptr() != tensors[place].data_ptr():
-                tensors[place].copy_(run)
+            if row != 1 and run.data_ptr() != given[place].data_ptr():
+                given[place].copy_(run)
 
 
 def rates_of(rates: Sequence[Tensor], like: Tensor) -> tuple[list[Tensor], dict[str, bool]]:
