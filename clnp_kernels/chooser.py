@@ -41,8 +41,10 @@ OFFERS: dict[str, dict[str, str]] = {
         "cuda": "cuda_kernels",
     },
     "dropout": {TORCH: "reference.dropout"},
-    "adam_l1": {TORCH: "slices.adam_l1", "cuda": "cuda_kernels"},
-    "sgd_l1": {TORCH: "slices.sgd_l1", "cuda": "cuda_kernels"},
+    **{
+        name: {TORCH: f"slices.{name}", "triton": f"triton_kernels.{name}", "cuda": "cuda_kernels"}
+        for name in ("adam_l1", "sgd_l1")
+    },
 }
 absent: dict[str, str] = {}  # implementation -> why it is not there, by `_register`
 _preferred: list[str] = []

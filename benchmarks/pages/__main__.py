@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks import settings
+from benchmarks import compiled, settings
 from benchmarks.documented import COMPARED
 from benchmarks.pages import conversion, esacl, readme, reproduced, suites, sweeps
 from benchmarks.pages.markdown import filled
@@ -40,6 +40,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "operations": conversion.operations,
     "coverage": conversion.models,
     "tables": lambda: suites.text(SUITES, DOCS),
+    "compiled": compiled.text,
     "compare": lambda: reproduced.methods(COMPARED),
     **{f"pruning-{data}": partial(esacl.pruning, data) for data in ("digits", "mnist")},
     **{f"ids-{data}": partial(esacl.selection, data) for data in ("digits", "mnist")},
