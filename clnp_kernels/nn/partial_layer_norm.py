@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from .._checks import check_number, check_tensor
 from ..errors import message
+from ..reference.channel_activity import accumulator
 from ._masked import check_added, check_boundary, check_index
 from ._replaced import replacement
 from ._state import Partial, wrong_dimensions
@@ -106,7 +107,7 @@ class _PartialNorm(Partial):
 
     def _call(self, x: Tensor, activity: bool) -> Tensor | tuple[Tensor, Tensor]:
         check_tensor("x", x)
-        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        eps = torch.finfo(accumulator(x.dtype)).eps if self.eps is None else self.eps
         return ops.partial_layer_norm(
             x,
             self.boundaries,
@@ -329,7 +330,7 @@ class PartialRMSNorm(_PartialNorm):
 
     Arguments:
         num_features: C, at least 0.
-        eps: added to the mean square; None: the precision of the dtype of `x`, as in
+        eps: added to the mean square; None: the precision of float32 (float64 for float64), as in
             `torch.nn.RMSNorm`.
         elementwise_affine, active, full_input_grad, device, dtype: as of `PartialLayerNorm`.
 

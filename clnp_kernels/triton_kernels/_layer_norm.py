@@ -11,9 +11,9 @@ from ._product import offsets_of
 
 
 @triton.jit
-def channels_of(first, CHANNELS: tl.constexpr):
-    """The CHANNELS channels from `first` on, int64 as everything that is added to a pointer."""
-    return tl.arange(0, CHANNELS).to(tl.int64) + first
+def run_of(first, LENGTH: tl.constexpr):
+    """The LENGTH indices from `first` on, int64 as everything that is added to a pointer."""
+    return tl.arange(0, LENGTH).to(tl.int64) + first
 
 
 @triton.jit
@@ -53,29 +53,31 @@ def normal_kernel(
     exists = r < rows
     centre, squares = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
     factor = 1.0 / tl.sqrt(squares + eps)
-    start = tl.full([], 0, tl.int64)
+    zero = tl.full([], 0, tl.int64)
+    start = zero
     for b in range(blocks):
-        end = tl.load(ends + b)
+        end = tl.load(ends + (zero + b))
         for first in range(start, end, CHANNELS):
-            c = channels_of(first, CHANNELS)
+            c = run_of(first, CHANNELS)
             mask = exists[:, None] & (c < end)[None, :]
             value = tl.load(x + (r[:, None] * x_row + c[None, :]), mask=mask, other=0.0)
             value = value.to(tl.float32)
             if RMS:
                 squares += tl.sum(value * value, 1)
             else:  # Chan, Golub & LeVeque 1979: squares around the common mean
-                count = tl.minimum(end - first, CHANNELS).to(tl.float32)
-                share = count / (first.to(tl.float32) + count)
+                before = zero + first
+                count = tl.minimum(end - before, CHANNELS).to(tl.float32)
+                share = count / (before.to(tl.float32) + count)
                 near = tl.sum(value, 1) / count
                 distance = tl.where(mask, value - near[:, None], 0.0)
                 apart = near - centre
                 squares += tl.sum(distance * distance, 1)
-                squares += apart * apart * (first.to(tl.float32) * share)
+                squares += apart * apart * (before.to(tl.float32) * share)
                 centre += apart * share
         if end > start:
             factor = 1.0 / tl.sqrt(squares / end.to(tl.float32) + eps)
         for first in range(tl.maximum(start, skipped), end, CHANNELS):
-            c = channels_of(first, CHANNELS)
+            c = run_of(first, CHANNELS)
             mask = exists[:, None] & (c < end)[None, :]
             value = tl.load(x + (r[:, None] * x_row + c[None, :]), mask=mask, other=0.0)
             value = (value.to(tl.float32) - centre[:, None]) * factor[:, None]
@@ -134,7 +136,7 @@ def slope_kernel(
         centre = tl.load(mean + r, mask=exists, other=0.0)
     one, two = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
     for first in range(0, Cf, CHANNELS):
-        c = channels_of(first, CHANNELS)
+        c = run_of(first, CHANNELS)
         mask = exists[:, None] & (c < Cf)[None, :]
         g, d = gradient_of(grad, x, free_weight, r, c, mask, centre, Ca, Cf, grad_row, x_row,
                            RMS, WEIGHT)  # fmt: skip
@@ -144,7 +146,7 @@ def slope_kernel(
     offset = -factor * (one / C)
     out_row = tl.full([], 0, tl.int64) + C
     for first in range(0, Cf, CHANNELS):
-        c = channels_of(first, CHANNELS)
+        c = run_of(first, CHANNELS)
         mask = exists[:, None] & (c < Cf)[None, :]
         g, d = gradient_of(grad, x, free_weight, r, c, mask, centre, Ca, Cf, grad_row, x_row,
                            RMS, WEIGHT)  # fmt: skip
@@ -154,7 +156,7 @@ def slope_kernel(
         at = r[:, None] * out_row + (c + Ca)[None, :]
         tl.store(grad_x + at, value.to(grad_x.dtype.element_ty), mask=mask)
     for first in range(0, Ca, CHANNELS):
-        c = channels_of(first, CHANNELS)
+        c = run_of(first, CHANNELS)
         zero = tl.zeros((ROWS, CHANNELS), grad_x.dtype.element_ty)
         mask = exists[:, None] & (c < Ca)[None, :]
         tl.store(grad_x + (r[:, None] * out_row + c[None, :]), zero, mask=mask)
@@ -183,7 +185,7 @@ def sums_kernel(
     c = offsets_of(tl.program_id(0), CHANNELS)
     one, two = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
     for tile in range(stripe * tiles, stripe * tiles + tiles):
-        r = offsets_of(tile, ROWS)
+        r = run_of(tl.full([], ROWS, tl.int64) * tile, ROWS)
         exists = r < rows
         mask = exists[:, None] & (c < Cf)[None, :]
         factor = tl.load(rstd + r, mask=exists, other=0.0)

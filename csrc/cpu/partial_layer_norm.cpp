@@ -3,7 +3,6 @@
 // behind the block.
 #include <optional>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "columns.h"
@@ -21,12 +20,28 @@ struct Pair {
   W first, second;
 };
 
-// Adds term(i), for i from start to stop and N at a time, to sum; returns where it stopped. The second
-// part counts with kTwo only.
+// The sum of N numbers, by halves.
+template <int64_t N, class W>
+CLNP_INLINE W fold(W* lanes) {
+  if constexpr (N == 1) return lanes[0];
+#pragma GCC ivdep
+  for (int64_t j = 0; j < N / 2; ++j) lanes[j] += lanes[j + N / 2];
+  return fold<std::max<int64_t>(N / 2, 1)>(lanes);
+}
+
+// Adds term(i), for i from start to stop and N at a time, to sum; returns where it stopped. The
+// second part counts with kTwo only.
 template <bool kTwo, int64_t N, class W, class F>
 CLNP_INLINE int64_t add_lanes(int64_t start, int64_t stop, const F& term, Pair<W>& sum) {
-  W first[N] = {}, second[N] = {};
-  int64_t i = start;
+  if (stop - start < N) return start;
+  W first[N], second[N];
+#pragma GCC ivdep
+  for (int64_t j = 0; j < N; ++j) {
+    const Pair<W> t = term(start + j);
+    first[j] = t.first;
+    second[j] = t.second;
+  }
+  int64_t i = start + N;
   for (; i + N <= stop; i += N) {
 #pragma GCC ivdep
     for (int64_t j = 0; j < N; ++j) {
@@ -35,13 +50,8 @@ CLNP_INLINE int64_t add_lanes(int64_t start, int64_t stop, const F& term, Pair<W
       if constexpr (kTwo) second[j] += t.second;
     }
   }
-  for (int64_t half = N / 2; half > 0; half /= 2)
-    for (int64_t j = 0; j < half; ++j) {
-      first[j] += first[j + half];
-      if constexpr (kTwo) second[j] += second[j + half];
-    }
-  sum.first += first[0];
-  if constexpr (kTwo) sum.second += second[0];
+  sum.first += fold<N>(first);
+  if constexpr (kTwo) sum.second += fold<N>(second);
   return i;
 }
 
@@ -53,21 +63,25 @@ CLNP_INLINE Pair<double> sum_pair(int64_t count, const F& term) {
     const int64_t stop = std::min(start + kRun, count);
     Pair<W> sum{0, 0};
     int64_t i = add_lanes<kTwo, 32>(start, stop, term, sum);
-    if (i < stop) i = add_lanes<kTwo, 8>(i, stop, term, sum);
-    if (i < stop) add_lanes<kTwo, 1>(i, stop, term, sum);
+    i = add_lanes<kTwo, 8>(i, stop, term, sum);
+    add_lanes<kTwo, 1>(i, stop, term, sum);
     total.first += static_cast<double>(sum.first);
     total.second += static_cast<double>(sum.second);
   }
   return total;
 }
 
-// Blocks of channels, with what their statistics need, and the vectors of all channels.
+// A block of channels that is not empty.
+struct Block {
+  int64_t start, end;
+  double of_size, of_end, share;  // 1 / size, 1 / end, size / end
+};
+
+// Blocks and the vectors of all channels.
 template <class W>
 struct Norm {
-  const int64_t* ends;
-  const double* share;    // size of a block / its end
-  const double* inverse;  // 1 / end
-  int64_t blocks;
+  const Block* blocks;
+  int64_t count;
   const W *weight, *bias;
   double eps;
   int64_t skipped;  // channels at the front of which no output is wanted
@@ -75,31 +89,30 @@ struct Norm {
 
 // Mean of a block and sum of squares around it.
 template <class T>
-CLNP_INLINE Pair<double> moments(const T* x, int64_t count) {
+CLNP_INLINE Pair<double> moments(const T* x, const Block& block) {
   using W = wide_t<T>;
-  const double n = static_cast<double>(count);
-  const Pair<double> sums =
-      sum_pair<false, W>(count, [=](int64_t i) __attribute__((always_inline)) -> Pair<W> {
-        return {load(x[i]), 0};
-      });
-  const W near = static_cast<W>(sums.first / n);
+  const int64_t count = block.end - block.start;
+  const Pair<double> sums = sum_pair<false, W>(
+      count, [=](int64_t i) __attribute__((always_inline)) -> Pair<W> { return {load(x[i]), 0}; });
+  const W near = static_cast<W>(sums.first * block.of_size);
   const Pair<double> rest =
       sum_pair<true, W>(count, [=](int64_t i) __attribute__((always_inline)) -> Pair<W> {
         const W d = load(x[i]) - near;
         return {d, d * d};
       });
   // The distance of `near` from the mean is its rounding and that of the sum.
-  const double distance = rest.first / n, squares = rest.second - rest.first * distance;
+  const double distance = rest.first * block.of_size, squares = rest.second - rest.first * distance;
   return {static_cast<double>(near) + distance, squares < 0 ? 0 : squares};
 }
 
 template <class T>
 CLNP_INLINE double square_sum(const T* x, int64_t count) {
   using W = wide_t<T>;
-  return sum_pair<false, W>(count, [=](int64_t i) __attribute__((always_inline)) -> Pair<W> {
-           const W value = load(x[i]);
-           return {value * value, 0};
-         })
+  return sum_pair<false, W>(count,
+                            [=](int64_t i) __attribute__((always_inline)) -> Pair<W> {
+                              const W value = load(x[i]);
+                              return {value * value, 0};
+                            })
       .first;
 }
 
@@ -108,32 +121,30 @@ CLNP_INLINE void normal_row(const T* x, T* y, const Norm<wide_t<T>>& norm, wide_
                             wide_t<T>* rstd) {
   using W = wide_t<T>;
   double centre = 0, squares = 0;
-  W m = 0, s = static_cast<W>(1 / std::sqrt(norm.eps));
-  for (int64_t b = 0, start = 0; b < norm.blocks; ++b) {
-    const int64_t end = norm.ends[b], count = end - start;
-    if (count == 0) continue;
+  W m = 0, s = 1 / std::sqrt(static_cast<W>(norm.eps));
+  for (int64_t b = 0; b < norm.count; ++b) {
+    const Block block = norm.blocks[b];
+    const int64_t start = block.start, count = block.end - start;
     if constexpr (kRms) {
       squares += square_sum(x + start, count);
     } else {
       // Chan, Golub & LeVeque 1979: squares around the common mean
-      const Pair<double> block = moments(x + start, count);
-      const double apart = block.first - centre;
-      squares += block.second + apart * apart * (static_cast<double>(start) * norm.share[b]);
-      centre += apart * norm.share[b];
+      const Pair<double> own = moments(x + start, block);
+      const double apart = own.first - centre;
+      squares += own.second + apart * apart * (static_cast<double>(start) * block.share);
+      centre += apart * block.share;
       m = static_cast<W>(centre);
     }
-    s = static_cast<W>(1 / std::sqrt(squares * norm.inverse[b] + norm.eps));
-    if (end > norm.skipped) {
-      const W *weight = norm.weight + start, *bias = norm.bias + start;
-      const T* in = x + start;
-      T* out = y + (start - norm.skipped);
+    s = 1 / std::sqrt(static_cast<W>(squares * block.of_end + norm.eps));
+    if (block.end <= norm.skipped) continue;
+    const W *weight = norm.weight + start, *bias = norm.bias + start;
+    const T* in = x + start;
+    T* out = y + (start - norm.skipped);
 #pragma GCC ivdep
-      for (int64_t c = 0; c < count; ++c) {
-        const W value = kRms ? load(in[c]) : load(in[c]) - m;
-        store(out + c, value * s * weight[c] + bias[c]);
-      }
+    for (int64_t c = 0; c < count; ++c) {
+      const W value = kRms ? load(in[c]) : load(in[c]) - m;
+      store(out + c, value * s * weight[c] + bias[c]);
     }
-    start = end;
   }
   if (!kRms) *mean = m;
   *rstd = s;
@@ -144,16 +155,12 @@ struct Strides {
   int64_t grad, x, out;
 };
 
-// What the gradient of a row takes beside its elements.
-template <class W>
-struct Row {
-  W mean, rstd, slope, offset;
-};
-
-// grad_x = grad * weight * rstd + (x - mean) * slope + offset
+// grad_x = grad * weight * rstd + (x - mean) * slope + offset of a row, of which the sums over the
+// rows of both vectors' gradients are made too.
 template <bool kRms, class T>
-CLNP_INLINE Row<wide_t<T>> row_of(const T* grad, const T* x, const wide_t<T>* weight, int64_t free,
-                                  wide_t<T> mean, wide_t<T> rstd, double inverse) {
+CLNP_INLINE void slope_row(const T* grad, const T* x, T* out, const wide_t<T>* __restrict__ weight,
+                           int64_t free, wide_t<T> mean, wide_t<T> rstd, double inverse,
+                           wide_t<T>* __restrict__ of_weight, wide_t<T>* __restrict__ of_bias) {
   using W = wide_t<T>;
   const Pair<double> sums =
       sum_pair<!kRms, W>(free, [=](int64_t c) __attribute__((always_inline)) -> Pair<W> {
@@ -161,61 +168,15 @@ CLNP_INLINE Row<wide_t<T>> row_of(const T* grad, const T* x, const wide_t<T>* we
         return {g * (kRms ? load(x[c]) : load(x[c]) - mean), g};
       });
   const double r = static_cast<double>(rstd);
-  return {mean, rstd, static_cast<W>(-r * r * r * sums.first * inverse),
-          static_cast<W>(-r * sums.second * inverse)};
-}
-
-// Gradients of N rows, and their part of the sums of both vectors.
-template <bool kRms, bool kSums, int N, class T>
-CLNP_INLINE void slope_rows(const T* grad, const T* x, T* out, Strides step,
-                            const wide_t<T>* __restrict__ weight, int64_t free,
-                            const Row<wide_t<T>>* rows, wide_t<T>* __restrict__ of_weight,
-                            wide_t<T>* __restrict__ of_bias) {
-  using W = wide_t<T>;
+  const W slope = static_cast<W>(-r * r * r * sums.first * inverse);
+  const W offset = static_cast<W>(-r * sums.second * inverse);
 #pragma GCC ivdep
   for (int64_t c = 0; c < free; ++c) {
-    W first = 0, second = 0;
-#pragma GCC unroll 4
-    for (int k = 0; k < N; ++k) {
-      const Row<W> row = rows[k];
-      const W g = load(grad[k * step.grad + c]);
-      const W d = kRms ? load(x[k * step.x + c]) : load(x[k * step.x + c]) - row.mean;
-      W value = g * weight[c] * row.rstd + d * row.slope;
-      if (!kRms) value += row.offset;
-      store(out + k * step.out + c, value);
-      if (kSums) {
-        first += g * (d * row.rstd);
-        second += g;
-      }
-    }
-    if (kSums) {
-      of_weight[c] += first;
-      of_bias[c] += second;
-    }
-  }
-}
-
-template <bool kRms, bool kSums, class T>
-CLNP_INLINE void slope_piece(const T* grad, const T* x, T* out, Strides step, const wide_t<T>* mean,
-                             const wide_t<T>* rstd, const wide_t<T>* weight, int64_t rows,
-                             int64_t free, double inverse, wide_t<T>* of_weight,
-                             wide_t<T>* of_bias) {
-  constexpr int kAtOnce = 4;
-  Row<wide_t<T>> given[kAtOnce];
-  for (int64_t r = 0; r < rows; r += kAtOnce) {
-    const int64_t count = std::min<int64_t>(rows - r, kAtOnce);
-    for (int64_t k = 0; k < count; ++k)
-      given[k] = row_of<kRms>(grad + (r + k) * step.grad, x + (r + k) * step.x, weight, free,
-                              kRms ? 0 : mean[r + k], rstd[r + k], inverse);
-    if (count == kAtOnce) {
-      slope_rows<kRms, kSums, kAtOnce>(grad + r * step.grad, x + r * step.x, out + r * step.out,
-                                       step, weight, free, given, of_weight, of_bias);
-      continue;
-    }
-    for (int64_t k = 0; k < count; ++k)
-      slope_rows<kRms, kSums, 1>(grad + (r + k) * step.grad, x + (r + k) * step.x,
-                                 out + (r + k) * step.out, step, weight, free, given + k, of_weight,
-                                 of_bias);
+    const W g = load(grad[c]), d = kRms ? load(x[c]) : load(x[c]) - mean;
+    const W value = g * weight[c] * rstd + d * slope;
+    store(out + c, kRms ? value : value + offset);
+    of_weight[c] += g * (d * rstd);
+    of_bias[c] += g;
   }
 }
 
@@ -232,20 +193,18 @@ CLNP_INLINE void slope_piece(const T* grad, const T* x, T* out, Strides step, co
       for (int64_t r = 0; r < rows; ++r)                                                          \
         normal_row<false>(x + r * x_row, y + r * y_row, norm, mean + r, rstd + r);                \
   }                                                                                               \
-  CLNP_CLONES void slope_rows_of(const T* grad, const T* x, T* out, Strides step,                 \
-                                 const wide_t<T>* mean, const wide_t<T>* rstd,                    \
-                                 const wide_t<T>* weight, int64_t rows, int64_t free,             \
-                                 double inverse, bool rms, wide_t<T>* of_weight,                  \
-                                 wide_t<T>* of_bias) {                                            \
-    const bool sums = of_weight != nullptr;                                                       \
-    const auto go = [&](auto is_rms, auto has_sums) __attribute__((always_inline)) {              \
-      slope_piece<is_rms.value, has_sums.value>(grad, x, out, step, mean, rstd, weight, rows,     \
-                                                free, inverse, of_weight, of_bias);               \
-    };                                                                                            \
-    if (rms && sums) return go(std::true_type(), std::true_type());                               \
-    if (rms) return go(std::true_type(), std::false_type());                                      \
-    if (sums) return go(std::false_type(), std::true_type());                                     \
-    go(std::false_type(), std::false_type());                                                     \
+  CLNP_CLONES void slope_rows_of(                                                                 \
+      const T* grad, const T* x, T* out, Strides step, const wide_t<T>* mean,                     \
+      const wide_t<T>* rstd, const wide_t<T>* weight, int64_t rows, int64_t free, double inverse, \
+      bool rms, wide_t<T>* of_weight, wide_t<T>* of_bias) {                                       \
+    for (int64_t r = 0; r < rows; ++r) {                                                          \
+      const T *g = grad + r * step.grad, *in = x + r * step.x;                                    \
+      T* to = out + r * step.out;                                                                 \
+      if (rms)                                                                                    \
+        slope_row<true>(g, in, to, weight, free, 0, rstd[r], inverse, of_weight, of_bias);        \
+      else                                                                                        \
+        slope_row<false>(g, in, to, weight, free, mean[r], rstd[r], inverse, of_weight, of_bias); \
+    }                                                                                             \
   }
 CLNP_ELEMENT_TYPES(CLNP_FOR)
 #undef CLNP_FOR
@@ -293,13 +252,12 @@ Results partial_layer_norm_fwd(const Tensor& x, const std::vector<int64_t>& boun
   check_vector("free_bias", free_bias, channels - split);
   const std::vector<double> weight = joined(active_weight, free_weight, split, channels, 1);
   const std::vector<double> bias = joined(active_bias, free_bias, split, channels, 0);
-  std::vector<double> share, inverse;
-  double before = 0;
+  std::vector<Block> blocks;
+  int64_t start = 0;
   for (const int64_t end : boundaries) {
-    const double n = static_cast<double>(std::max<int64_t>(end, 1));
-    share.push_back((static_cast<double>(end) - before) / n);
-    inverse.push_back(1 / n);
-    before = static_cast<double>(end);
+    const double size = static_cast<double>(end - start), n = static_cast<double>(end);
+    if (start < end) blocks.push_back({start, end, 1 / size, 1 / n, size / n});
+    start = end;
   }
   const int64_t skipped = skip_active ? split : 0;
   const ScalarType wide = sum_type(x.scalar_type());
@@ -311,9 +269,9 @@ Results partial_layer_norm_fwd(const Tensor& x, const std::vector<int64_t>& boun
     using T = std::remove_pointer_t<decltype(null)>;
     using W = wide_t<T>;
     const std::vector<W> scale = narrowed<W>(weight), shift = narrowed<W>(bias);
-    const Norm<W> norm{boundaries.data(), share.data(), inverse.data(),
-                       static_cast<int64_t>(boundaries.size()), scale.data(), shift.data(), eps,
-                       skipped};
+    const Norm<W> norm{blocks.data(), static_cast<int64_t>(blocks.size()),
+                       scale.data(),  shift.data(),
+                       eps,           skipped};
     const T* in = const_pointer<T>(from);
     T* out = pointer<T>(y);
     W *means = pointer<W>(mean), *factors = pointer<W>(rstd);
@@ -324,8 +282,8 @@ Results partial_layer_norm_fwd(const Tensor& x, const std::vector<int64_t>& boun
                   rms ? nullptr : means + begin, factors + begin, end - begin);
     });
   });
-  const Tensor sums = activity ? column_sums(y, Term::kAbs, wide)
-                               : torch::stable::new_empty(x, {0}, wide);
+  const Tensor sums =
+      activity ? column_sums(y, Term::kAbs, wide) : torch::stable::new_empty(x, {0}, wide);
   return {y, sums, mean, rstd};
 }
 
@@ -379,7 +337,7 @@ std::tuple<Tensor, Tensor, Tensor> partial_layer_norm_bwd(const Tensor& grad_y, 
   const Tensor grad_x = torch::stable::new_empty(x, {rows, channels});
   const Tensor from = with_plain_rows(slice_of(x, active, free)), grads = with_plain_rows(grad_y);
   const Tensor means = torch::stable::contiguous(mean), factors = torch::stable::contiguous(rstd);
-  std::vector<double> first(affine ? free : 0), second(affine ? free : 0);
+  std::vector<double> first(free), second(free);
   visit(x.scalar_type(), [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
     using W = wide_t<T>;
@@ -390,17 +348,15 @@ std::tuple<Tensor, Tensor, Tensor> partial_layer_norm_bwd(const Tensor& grad_y, 
     const Strides step{grads.stride(0), from.stride(0), channels};
     const double inverse = 1 / static_cast<double>(std::max<int64_t>(channels, 1));
     const auto piece = [&](int64_t r, int64_t count, W* of_weight, W* of_bias) {
-      for (int64_t k = r; k < r + count; ++k) std::memset(out + k * channels, 0, active * sizeof(T));
+      for (int64_t k = r; k < r + count; ++k)
+        std::memset(out + k * channels, 0, active * sizeof(T));
       slope_rows_of(grad + r * step.grad, in + r * step.x, out + r * step.out + active, step,
                     rms ? nullptr : m + r, s + r, weight.data(), count, free, inverse, rms,
                     of_weight, of_bias);
     };
-    if (affine) return sum_rows<W>(rows, free, first, second, piece);
-    const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(channels, 1), 1);
-    torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-      piece(begin, end - begin, nullptr, nullptr);
-    });
+    sum_rows<W>(rows, free, first, second, piece);
   });
+  if (!affine) first.clear(), second.clear();
   return {grad_x, sums_tensor(x, first, wide), sums_tensor(x, second, wide)};
 }
 

@@ -21,7 +21,7 @@ from clnp_kernels.triton_kernels import _launch
 # stays in the first-level cache. Compilers of different versions differ by a register or two.
 LOCAL = 64
 REPORT: list["Binary"] = []  # everything that was compiled; conftest.py writes it
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
 # architecture -> multiprocessors and bytes of shared memory of A100, H200 and B200
 DEVICES = {80: (108, 166912), 90: (132, 232448), 100: (148, 232448)}
 
