@@ -8,11 +8,21 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Dictionaries of hooks that an `nn.Module` and a tensor carry.
 MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def pre_hooks(module: nn.Module) -> list[Any]:
+    """Return the hooks that run before a module's forward."""
+    return list(module._forward_pre_hooks.values())
+
+
+def is_aten(function: object) -> bool:
+    """Return whether a function is an operator of `torch.ops`, or one of its overloads."""
+    return isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket)
 
 
 def below_autograd() -> AbstractContextManager[None]:
@@ -29,6 +39,16 @@ def within_transform() -> bool:
 def any_requires_grad(*args: Any) -> bool:
     """Return whether a tensor among the arguments, or in a list among them, requires grad."""
     return torch._C._any_requires_grad(*args)
+
+
+def version(tensor: Tensor) -> int:
+    """Return the number of changes in place of a tensor (not of an inference tensor)."""
+    return tensor._version
+
+
+def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """relu(x @ weight.T + bias) in one launch on a GPU, where cuBLAS has it; without gradient."""
+    return torch._addmm_activation(bias, x, weight.t())
 
 
 def has_kernel(operator: str, key: str) -> bool:

@@ -39,7 +39,7 @@ def extract(model: Model, task: int, *, fold_batch_norm: bool = False) -> fx.Gra
     Raises:
         ConfigError: no such task.
     """
-    narrow, graph = copy.deepcopy(model.subnetwork(task, fresh=True)), model.narrow_graph
+    narrow, graph = copy.deepcopy(model.subnetwork(task, fresh=True)), model.graph_of_task(task)
     if fold_batch_norm:
         graph, layers = _folded(graph, dict(narrow.named_modules()))
         narrow = build(graph, layers).eval()
@@ -56,7 +56,7 @@ def _folded(graph: Graph, modules: Mapping[str, nn.Module]) -> tuple[Graph, dict
         if not node.op.startswith("batch_norm") or source not in layers:
             continue
         layer, norm = layers[source], layers[node.name]
-        if len(graph.readers(source)) > 1 or isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+        if len(graph.readers(source)) > 1 or not isinstance(layer, nn.Linear | nn.Conv2d):
             continue
         fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
         layers[source] = fuse(layer, norm)  # type: ignore[type-var, arg-type]

@@ -1,16 +1,23 @@
-"""Groups of channels that are pruned together.
+"""Groups of channels that are pruned together, and the order of channels in every value.
 
-A pruned channel disappears from the layer that makes it and from every layer that reads it. Tensors
-that are added share their channels. `find_groups` walks the graph once and collects the producers
-and consumers of each such group. Activity, thresholds and boundaries of CLNP are per group.
+A pruned channel disappears from the layer that makes it and from every layer that reads it. Joined
+channels (of a sum, of a group of a convolution or norm) are one *unit*. Units that occur in the
+same values form a *group*. Activity, thresholds and boundaries of CLNP are per group.
+
+A value consists of groups, in their order, whatever the order in the dense network is; all entries
+of a unit are adjacent. So a concatenation is a gather of groups, and a shuffle does nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from ..errors import ConvertError
-from .graph import WITH_WEIGHTS, Graph, Node
+from .channels import RAW, Value, Walk, inputs_of
+from .graph import Graph, Node
+
+Layout = tuple[tuple[str, int], ...]  # (group, entries per unit), in order
 
 
 @dataclass(frozen=True)
@@ -18,11 +25,12 @@ class Group:
     """A group of channels.
 
     Attributes:
-        name: the first layer that makes them; "input" for the network's own inputs.
-        size: number of channels.
+        name: the first layer that makes them, with a number from its second group on; "input" for
+            the network's own inputs.
+        size: number of units; a unit is a channel, or several that can't be separated.
         producers: layers that output them.
         consumers: layers that read them.
-        carriers: depthwise layers and batch norms with weights per channel.
+        carriers: grouped convolutions, batch norms and the like with weights per channel.
         prunable: False for the network's inputs and everything added to them; these channels are
             active from the first task on.
     """
@@ -36,24 +44,49 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Gather:
+    """Origin of the channels of a concatenation or slice.
+
+    Attributes:
+        axis: axis of the channels.
+        result: layout of the result.
+        inputs: layout of each input.
+        parts: group -> (input, place among the unit's channels there) of each of a unit's channels.
+        positions: entries per channel.
+    """
+
+    axis: int
+    result: Layout
+    inputs: tuple[Layout, ...]
+    parts: dict[str, tuple[tuple[int, int], ...]]
+    positions: int
+
+
+@dataclass(frozen=True)
 class Groups:
-    """The groups of a network, and the groups of each layer.
+    """The groups of a network, and the layout of what each layer reads and makes.
 
     Attributes:
         all: every group but the outputs of the head, in execution order.
-        reads: layer name -> name of the group it reads.
-        makes: layer name -> name of the group it makes (the head makes none).
-        carries: depthwise layer or batch norm -> name of its group.
-        positions: layer name -> inputs per channel; above 1 after a flatten.
+        reads: layer -> layout of its inputs.
+        makes: layer -> layout of its outputs (the head has none).
+        carries: grouped convolution, batch norm and the like -> layout of its outputs.
+        gathers: concatenation, slice or shuffle of channels -> its parts.
+        rows, columns: layer -> indices of its outputs and inputs in the dense network, in the order
+            of the layout; left out where that is the dense order.
         head: name of the output layer.
+        logits: name of the node whose value is the logits, before a log-softmax.
     """
 
     all: tuple[Group, ...]
-    reads: dict[str, str]
-    makes: dict[str, str]
-    carries: dict[str, str]
-    positions: dict[str, int]
+    reads: dict[str, Layout]
+    makes: dict[str, Layout]
+    carries: dict[str, Layout]
+    gathers: dict[str, Gather]
     head: str
+    logits: str
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    columns: dict[str, list[int]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Group:
         for group in self.all:
@@ -66,172 +99,40 @@ class Groups:
         return [group for group in self.all if group.prunable]
 
     @property
-    def last(self) -> Group:
-        """The group that the head reads."""
-        return self[self.reads[self.head]]
+    def read_by_head(self) -> list[Group]:
+        """The groups that the head reads."""
+        return [self[name] for name, _ in self.reads[self.head]]
 
-    def of(self, name: str) -> Group:
-        """Return the group of the outputs of a layer, depthwise layer or batch norm."""
-        return self[self.makes.get(name) or self.carries[name]]
+    @property
+    def last(self) -> Group:
+        """The last group that the head reads."""
+        return self.read_by_head[-1]
+
+    def of(self, name: str) -> Layout:
+        """Return the layout of the outputs of a layer, grouped convolution or batch norm."""
+        return self.makes[name] if name in self.makes else self.carries[name]
 
     def only_feeds_head(self) -> bool:
-        """Return whether the head is the only reader of the last group.
+        """Return whether the head reads one group, is its only reader, and nothing divides it.
 
         A single-head network then skips the last group's channels of earlier tasks (paper, Fig. 2,
         right).
         """
-        return self.last.prunable and self.last.consumers == (self.head,)
+        last = self.last
+        layouts = [self.of(name) for name in (*last.producers, *last.carriers)]
+        layouts += [self.reads[self.head]]
+        gathered = {name for gather in self.gathers.values() for name, _ in gather.result}
+        alone = all(len(layout) == 1 for layout in layouts) and last.name not in gathered
+        return last.prunable and last.consumers == (self.head,) and alone
 
 
 def find_head(graph: Graph) -> Node:
-    """Return the output layer: the last layer, followed by a log-softmax or identity at most.
+    """Return the output layer: the only one whose channels are those of the result.
 
     Raises:
-        ConvertError: the network ends otherwise, or other layers read its outputs.
+        ConvertError: there is none, or it isn't a Linear.
     """
-    node = graph[graph.output]
-    while node.op in ("log_softmax", "identity"):
-        node = graph[node.inputs[0]]
-    if node.op != "linear":
-        raise ConvertError(
-            f"the network: expected a Linear layer that gives the logits at its end (a LogSoftmax "
-            f"may follow), got {node.name!r} ({node.op})"
-        )
-    inside = [
-        reader.name
-        for reader in graph.readers(node.name)
-        if reader.role in (*WITH_WEIGHTS, "merge")
-    ]
-    if inside:
-        raise ConvertError(
-            f"the output layer {node.name!r}: expected no readers, got {inside}; it must be the "
-            "last layer"
-        )
-    return node
-
-
-@dataclass(frozen=True)
-class _Value:
-    """Properties of a node's tensor.
-
-    Attributes:
-        key: a node that represents its channels, see `_Walk.root`.
-        axis: axis of the channels: 1 in images [B, C, H, W], else -1; None for the raw input, which
-            may be either.
-        dims: number of axes.
-        positions: entries per channel on that axis.
-    """
-
-    key: str
-    axis: int | None
-    dims: int
-    positions: int = 1
-
-
-class _Walk:
-    """Walk over the nodes of a graph that joins channels into groups (union-find)."""
-
-    def __init__(self, graph: Graph, head: str) -> None:
-        self.graph, self.head = graph, head
-        self.parent: dict[str, str] = {}
-        self.values: dict[str, _Value] = {}
-        for node in graph.nodes:
-            self.values[node.name] = self._visit(node)
-
-    def root(self, name: str) -> str:
-        """Return the first producer of the channels that `name` represents."""
-        while self.parent[name] != name:
-            name = self.parent[name]
-        return name
-
-    def read_by(self, node: Node) -> _Value:
-        """Return the first input of a node."""
-        return self.values[node.inputs[0]]
-
-    def _visit(self, node: Node) -> _Value:
-        if node.role == "input":
-            self.parent[node.name] = node.name
-            return _Value(node.name, None, len(node.attrs["shape"]))
-        source = self.read_by(node)
-        if node.role == "layer":
-            self.parent[node.name] = node.name
-            return self._layer(node, source)
-        if node.role == "channelwise":
-            return self._channelwise(node, source)
-        if node.role == "flatten":
-            return self._flatten(node, source)
-        if node.role == "merge":
-            return self._merge(node, source)
-        if node.role == "unsqueeze":
-            if source.positions > 1:
-                raise ConvertError(
-                    f"{node.name!r} turns flattened images into images; this is not supported"
-                )
-            return _Value(source.key, 1, 4)
-        if node.op == "log_softmax" and self.root(source.key) != self.head:
-            raise ConvertError(
-                f"{node.name!r} mixes hidden channels; use LogSoftmax at the end of the network "
-                "only"
-            )
-        if node.role == "spatial" and (source.axis == -1 or source.dims != 4):
-            raise ConvertError(
-                f"{node.name!r} ({node.op}): expected images [B, C, H, W], got a value with "
-                f"{source.dims} axes, whose channels it would mix"
-            )
-        return source
-
-    def _layer(self, node: Node, source: _Value) -> _Value:
-        if node.op == "linear":
-            if source.axis == 1 and source.dims == 4:
-                raise ConvertError(
-                    f"{node.name!r} (Linear): expected flattened images, got [B, C, H, W], whose "
-                    "last axis isn't the channels; flatten them first"
-                )
-            return _Value(node.name, -1, source.dims)
-        if source.axis == -1:
-            raise ConvertError(
-                f"{node.name!r} ({node.op}): expected images [B, C, H, W] made by convolutions, "
-                "got channels on the last axis"
-            )
-        return _Value(node.name, 1, 4)
-
-    def _channelwise(self, node: Node, source: _Value) -> _Value:
-        axis = -1 if node.op == "batch_norm1d" else 1
-        if source.positions > 1 or source.axis not in (axis, None):
-            raise ConvertError(
-                f"{node.name!r} ({node.op}): expected channels, got flattened images or another "
-                "axis; apply it to the images"
-            )
-        return _Value(source.key, axis, source.dims)
-
-    def _flatten(self, node: Node, source: _Value) -> _Value:
-        """Refuse hidden values [B, T, C]: flattening would interleave their channels."""
-        if source.axis == -1 and source.dims > 2:
-            raise ConvertError(
-                f"{node.name!r} flattens a hidden value with {source.dims} axes, which would "
-                "interleave its channels; apply the layers to [B, C] values, or flatten the input "
-                "first"
-            )
-        positions = node.attrs.get("positions", 1)
-        # A raw input that is flattened stays raw: its pixels are never pruned.
-        return _Value(source.key, source.axis and -1, 2, positions if source.axis else 1)
-
-    def _merge(self, node: Node, source: _Value) -> _Value:
-        for name in node.inputs[1:]:
-            other = self.values[name]
-            axes = {source.axis, other.axis} - {None}
-            if len(axes) > 1 or (axes and source.positions != other.positions):
-                raise ConvertError(
-                    f"{node.name!r} joins {node.inputs[0]!r} and {name!r}, whose channels are on "
-                    "different axes; bring them to one layout first"
-                )
-            # The later group joins the earlier one, so a group's name is its first producer.
-            pair = self.root(source.key), self.root(other.key)
-            first, second = sorted(pair, key=list(self.parent).index)
-            self.parent[second] = first
-            if source.axis is None:
-                source = other
-        return source
+    return Walk.of(graph).head
 
 
 def find_groups(graph: Graph) -> Groups:
@@ -240,61 +141,151 @@ def find_groups(graph: Graph) -> Groups:
     Raises:
         ConvertError: naming a node that mixes channels in a way that pruning can't follow.
     """
-    head = find_head(graph).name
-    walk = _Walk(graph, head)
-    raw = graph.nodes[0].name
-    reads = {n.name: walk.root(walk.read_by(n).key) for n in graph.layers}
-    makes = {n.name: walk.root(n.name) for n in graph.layers if n.name != head}
-    carries = {
-        n.name: walk.root(walk.values[n.name].key) for n in graph.nodes if n.role == "channelwise"
-    }
-    for name, group in carries.items():
-        if group == head:
-            raise ConvertError(
-                f"{name!r} follows the output layer {head!r}; only a LogSoftmax may follow it"
-            )
-    if walk.root(head) != head or head in reads.values():
-        raise ConvertError(f"the output layer {head!r} shares its channels with hidden layers")
-    found = []
-    for name in dict.fromkeys([walk.root(raw), *makes.values()]):
-        members = [
-            tuple(n for n, g in table.items() if g == name) for table in (makes, reads, carries)
+    return _Finder(graph).groups()
+
+
+class _Finder:
+    """Division of the units of a graph into groups."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.walk = walk = Walk.of(graph)
+        self.head = walk.head.name
+        self.raw = graph.nodes[0].name
+        self.units = [walk.root(channel) for channel in range(len(walk.parent))]
+        self.parts: dict[str, dict[int, list[tuple[int, int]]]] = {}  # gather -> unit -> origins
+        signatures = self._signatures()
+        groups: dict[tuple[object, ...], list[int]] = {(): [RAW]}
+        for unit in sorted(signatures):
+            if unit != RAW:
+                groups.setdefault(tuple(signatures[unit]), []).append(unit)
+        self.members = list(groups.values())
+        self.index = {unit: i for i, units in enumerate(self.members) for unit in units}
+        self.names = self._names()
+
+    def groups(self) -> Groups:
+        walk, graph = self.walk, self.graph
+        reads = {n.name: walk.read_by(n) for n in graph.layers}
+        makes = {n.name: walk.values[n.name] for n in graph.layers if n.name != self.head}
+        carries = {n.name: walk.values[n.name] for n in graph.weighted if n.name not in reads}
+        columns = {name: self._order(value) for name, value in reads.items()}
+        rows = {name: self._order(value) for name, value in (makes | carries).items()}
+        layouts = [
+            {name: self._layout(value, name) for name, value in table.items()}
+            for table in (makes, reads, carries)
         ]
-        producers, consumers, carriers = members
-        size = _inputs(graph, walk, consumers) if name == raw else _outputs(graph[name])
-        _check_sizes(graph, producers, size)
-        if not consumers:
-            raise ConvertError(f"nothing reads the outputs of {producers}; remove the unused layer")
-        found.append(Group(name, size, producers, consumers, carriers, prunable=name != raw))
-    positions = {n.name: walk.read_by(n).positions for n in graph.layers}
-    return Groups(tuple(found), reads, makes, carries, positions, head)
+        members = [_by_group(table) for table in layouts]
+        found = []
+        for i, name in enumerate(self.names):
+            producers, consumers, carriers = (tuple(table.get(name, ())) for table in members)
+            if producers and not consumers:
+                raise ConvertError(
+                    f"nothing reads the outputs of {producers}, or some of them; remove the unused "
+                    "layer or channels"
+                )
+            size, prunable = len(self.members[i]), i > 0
+            if prunable:
+                self._check_several(name, producers, layouts[0])
+            found.append(Group(name, size, producers, consumers, carriers, prunable))
+        return Groups(
+            tuple(found),
+            layouts[1],
+            layouts[0],
+            layouts[2],
+            {name: self._gather(name) for name in walk.gathers},
+            self.head,
+            walk.logits,
+            {name: order for name, order in rows.items() if order},
+            {name: order for name, order in columns.items() if order},
+        )
+
+    def _signatures(self) -> dict[int, list[object]]:
+        """Return unit -> where it occurs and how often, for all values of layers and gathers."""
+        walk, graph = self.walk, self.graph
+        values = [walk.values[n.name] for n in graph.weighted if n.name != self.head]
+        values += [walk.read_by(n) for n in graph.weighted]
+        for name, gather in walk.gathers.items():
+            values += [*gather.inputs, walk.values[name]]
+        signatures: dict[int, list[object]] = {}
+        for channels in {id(v.channels): v.channels for v in values}.values():
+            for unit, count in Counter(map(self.units.__getitem__, channels)).items():
+                signatures.setdefault(unit, []).append((id(channels), count))
+        for name, gather in walk.gathers.items():
+            origins: list[tuple[int, int]] = []
+            for i, value in enumerate(gather.inputs):
+                seen: Counter[int] = Counter()
+                for channel in value.channels:
+                    unit = self.units[channel]
+                    origins.append((i, seen[unit]))
+                    seen[unit] += 1
+            parts: dict[int, list[tuple[int, int]]] = {}
+            for channel, at in zip(walk.values[name].channels, gather.order, strict=True):
+                parts.setdefault(self.units[channel], []).append(origins[at])
+            for unit, places in parts.items():
+                signatures[unit].append((name, tuple(places)))
+            self.parts[name] = parts
+        return signatures
+
+    def _names(self) -> list[str]:
+        """Name every group after the first layer that makes it."""
+        makers: dict[int, str] = {}
+        for node in self.graph.weighted:
+            for channel in self.walk.values[node.name].channels:
+                makers.setdefault(self.index.get(self.units[channel], -1), node.name)
+        names: list[str] = []
+        for i in range(len(self.members)):
+            base = makers[i] if i else self.raw
+            count = 1 + sum(name.split(":")[0] == base for name in names)
+            names.append(base if count == 1 else f"{base}:{count}")
+        return names
+
+    def _layout(self, value: Value, reader: str = "") -> Layout:
+        if not value.channels:
+            return ((self.raw, inputs_of(self.graph[reader])),)
+        counts = Counter(map(self.units.__getitem__, value.channels))
+        firsts: dict[int, int] = {}
+        for unit, count in counts.items():
+            firsts[self.index[unit]] = count * value.positions
+        return tuple((self.names[i], firsts[i]) for i in sorted(firsts))
+
+    def _order(self, value: Value) -> list[int]:
+        """Return the dense indices of a value's entries in layout order; empty if all in order."""
+        units = [self.units[channel] for channel in value.channels]
+        keys = [(self.index[unit], unit) for unit in units]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        if order == list(range(len(order))):
+            return []
+        each = value.positions
+        return [i * each + p for i in order for p in range(each)]
+
+    def _gather(self, name: str) -> Gather:
+        walk = self.walk
+        value, gather = walk.values[name], walk.gathers[name]
+        parts = {
+            self.names[self.index[unit]]: tuple(places) for unit, places in self.parts[name].items()
+        }
+        inputs = tuple(self._layout(v) for v in gather.inputs)
+        assert value.axis is not None
+        return Gather(value.axis, self._layout(value), inputs, parts, value.positions)
+
+    def _check_several(
+        self, name: str, producers: tuple[str, ...], makes: dict[str, Layout]
+    ) -> None:
+        """Refuse a group of one unit that is several channels of a layer."""
+        size = len(self.members[self.names.index(name)])
+        for producer in producers:
+            if size == 1 and dict(makes[producer])[name] > 1:
+                raise ConvertError(
+                    f"{producer!r}: its {dict(makes[producer])[name]} channels depend on one "
+                    "another in a later layer (one norm for all, groups that are shuffled), so a "
+                    "first task would take them all; use norms and convolutions of more groups"
+                )
 
 
-def _outputs(node: Node) -> int:
-    size = node.attrs["out_features" if node.op == "linear" else "out_channels"]
-    assert isinstance(size, int)
-    return size
-
-
-def inputs_of(node: Node) -> int:
-    """Return the number of inputs I of a layer in the dense network."""
-    size = node.attrs["in_features" if node.op == "linear" else "in_channels"]
-    assert isinstance(size, int)
-    return size
-
-
-def _inputs(graph: Graph, walk: _Walk, consumers: tuple[str, ...]) -> int:
-    """Return the number of channels of the raw input's group."""
-    if not consumers:
-        return 0
-    first = graph[consumers[0]]
-    return inputs_of(first) // walk.read_by(first).positions
-
-
-def _check_sizes(graph: Graph, producers: tuple[str, ...], size: int) -> None:
-    for name in producers:
-        if _outputs(graph[name]) != size:
-            raise ConvertError(
-                f"{name!r}: expected {size} channels, as in the values it is joined with, got "
-                f"{_outputs(graph[name])}; broadcasting over channels can't be pruned"
-            )
+def _by_group(layouts: dict[str, Layout]) -> dict[str, list[str]]:
+    """Return group -> layers whose layout contains it."""
+    found: dict[str, list[str]] = {}
+    for name, layout in layouts.items():
+        for group, _ in layout:
+            found.setdefault(group, []).append(name)
+    return found

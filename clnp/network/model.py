@@ -16,10 +16,10 @@ from clnp_kernels.nn import PartialBatchNorm2d
 
 from ..errors import ConfigError
 from ..parallel.ranks import refuse_sharded
-from .boundaries import LearnedTask, MaskedLayer
+from .boundaries import Carrier, LearnedTask, MaskedLayer
 from .guards import check_begin, check_name, check_parameters, refuse_backward, retiring
 from .heads import HEADS
-from .keep import Keep, check_keep, free_inputs, head_columns, keep_first, rows
+from .keep import Keep, check_keep, free_inputs, head_columns, keep_first, kept_units, rows
 from .narrow import pruned_layers
 from .shapes import Structured
 
@@ -55,7 +55,7 @@ class Model(Structured):
                 f"head: expected {self.head.kind!r}, with which this network has already learned "
                 f"{len(self.tasks)} task(s), got {kind!r}; convert a new network"
             )
-        if kind == "single" and not self.groups.last.prunable:
+        if kind == "single" and not any(g.prunable for g in self.groups.read_by_head):
             raise ConfigError(
                 "head: expected 'multi' for a network without a hidden layer before the output "
                 "layer, got 'single', which divides that layer among the tasks"
@@ -122,8 +122,8 @@ class Model(Structured):
         if self.tasks:
             for layer in self.masked_layers.values():
                 layer.reset_free_parameters(generator)
-            for norm in self.norms.values():
-                norm.reset_free_parameters()
+            for carrier in self.carriers.values():
+                carrier.reset_free_parameters()
         if new_head:
             head.reset_free_parameters(generator)
         self._skip_active()
@@ -145,13 +145,15 @@ class Model(Structured):
         outputs = {name: rows(self, name, keep, device) for name in self.masked}
         for name, module in self.masked.items():
             kept = outputs[name]
-            if isinstance(module, PartialBatchNorm2d):
+            if isinstance(module, Carrier):
                 module.keep_free(kept)
             elif name in self.groups.carries:
                 module.keep_free(kept, kept)
             else:
                 module.keep_free(kept, free_inputs(self, name, keep, device))
         self.head.select(read_by_head)
+        self.left = kept_units(self, keep)
+        self._arrange()
 
     def pruned_network(self, keep: Keep) -> fx.GraphModule:
         """Return the network in training without the free channels outside `keep`.
@@ -160,7 +162,9 @@ class Model(Structured):
         `consolidate` gives them, so its logits equal those of the learned task bit for bit.
         """
         self._require_task("pruned_network")
-        return self._build(pruned_layers(self, keep))
+        kept = kept_units(self, keep)
+        units = {name: self.active(name) + n for name, n in kept.items()}
+        return self._build(pruned_layers(self, keep), units)
 
     @retiring
     def consolidate(self, keep: Keep | None = None, *, name: str | None = None) -> LearnedTask:
@@ -177,12 +181,7 @@ class Model(Structured):
         check_name(name)
         if keep is not None:
             self.compact(keep)
-        active = {}
-        for group in self.groups.all:
-            if group.prunable:
-                active[group.name] = self.active(group) + self.free(group)
-            else:
-                active[group.name] = self.sizes[group.name]
+        active = {name: self.active(name) + free for name, free in self.left.items()}
         classes = self.head.classes
         self.head.freeze()
         for part, module in self.masked.items():
@@ -194,13 +193,13 @@ class Model(Structured):
         self._close()
         return record
 
-    def _restore_size(self, name: str, module: MaskedLayer | PartialBatchNorm2d) -> None:
+    def _restore_size(self, name: str, module: MaskedLayer | Carrier) -> None:
         """Return the pruned channels of a module as free ones."""
-        group = self.groups.of(name)
-        if isinstance(module, PartialBatchNorm2d):
-            module.expand(self.sizes[group.name] - module.num_features)
+        total = self.outputs(name, self.sizes)
+        if isinstance(module, Carrier):
+            module.expand(total - _channels(module))
             return
-        outputs = self.sizes[group.name] - module.outputs
+        outputs = total - module.outputs
         if name in self.groups.carries:
             module.expand(outputs, outputs)
         else:
@@ -209,6 +208,8 @@ class Model(Structured):
     def _close(self) -> None:
         """Enter the state between tasks, in which the free weights are zero."""
         self.in_task = False
+        self._set_left()
+        self._arrange()
         if self.tasks:
             self._place_head(self.tasks[-1].classes)
 
@@ -241,8 +242,8 @@ class Model(Structured):
                 for module in self.masked.values():
                     for parameter in module.parameters():
                         parameter.zero_()
-        for norm in self.norms.values():
-            norm.reset_free_parameters()
+        for carrier in self.carriers.values():
+            carrier.reset_free_parameters()
 
     @retiring
     def expand(self, layer: str, channels: int) -> None:
@@ -265,13 +266,20 @@ class Model(Structured):
                 "expand(): channels can be added between tasks only; before the first, convert a "
                 "wider network"
             )
-        group = self.groups[self.groups.makes[layer]]
+        layout = self.groups.makes[layer]
+        (name, each), group = layout[0], self.groups[layout[0][0]]
+        if len(layout) > 1 or channels % each:
+            wanted = f"a multiple of {each}" if len(layout) == 1 else "another layer"
+            raise ConfigError(
+                f"channels: expected {wanted}, since channels of {layer!r} are divided among "
+                f"several readers or tied in groups, got {channels} for {layer!r}"
+            )
         if not group.prunable:
             raise ConfigError(
                 f"layer: expected one with prunable channels, got {layer!r}, which is added to the "
                 "network's input"
             )
-        self.sizes[group.name] += channels
+        self.sizes[name] += channels // each
         for name, module in self.masked.items():
             self._restore_size(name, module)
         self._close()
@@ -294,18 +302,25 @@ class Model(Structured):
         lines = [f"Model: {learned} task{'s' * (learned != 1)} learned{state}"]
         width = max(map(len, self.layer_names))
         for name in self.masked_layers:
-            group = self.groups.of(name)
-            counts = f"{self.active(group)} active, {self.free(group)} free"
-            lines.append(f"  {name:{width}}  {counts} of {self.sizes[group.name]} channels")
+            frozen = self.outputs(name, self.tasks[-1].active) if learned else 0
+            counts = f"{frozen} active, {self.outputs(name, self.left)} free"
+            lines.append(f"  {name:{width}}  {counts} of {self.outputs(name, self.sizes)} channels")
         lines.append(f"  {self.groups.head:{width}}  {self.head.kind} head")
         return "\n".join(lines)
 
 
-def _freeze_all(module: MaskedLayer | PartialBatchNorm2d) -> None:
+def _freeze_all(module: MaskedLayer | Carrier) -> None:
     """Make every free channel of a module active."""
-    if isinstance(module, PartialBatchNorm2d):
-        module.freeze(torch.arange(module.free_mean.shape[0]))
+    if isinstance(module, Carrier):
+        module.freeze(torch.arange(_channels(module, free=True)))
         return
     outputs = torch.arange(module.outputs - module.active_out)
     inputs = torch.arange(module.inputs - module.active_in)
     module.freeze(outputs, inputs)
+
+
+def _channels(module: Carrier, free: bool = False) -> int:
+    """Return the number of channels of a carrier, or of its free ones."""
+    parts = ("free",) if free else ("active", "free")
+    kind = "mean" if isinstance(module, PartialBatchNorm2d) else "weight"
+    return sum(getattr(module, f"{part}_{kind}").shape[0] for part in parts)
