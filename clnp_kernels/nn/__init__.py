@@ -17,7 +17,7 @@ __all__ = [
     "PartialBatchNorm1d",
     "PartialBatchNorm2d",
     "PartialLayerNorm",
-    "PartialRMSNorm",
     "PartialPerChannel",
+    "PartialRMSNorm",
     "retire",
 ]
