@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks import settings
 from benchmarks.documented import COMPARED
-from benchmarks.pages import esacl, readme, reproduced, suites, sweeps
+from benchmarks.pages import esacl, gpu, readme, reproduced, suites, sweeps
 from benchmarks.pages.markdown import filled
 from clnp.cli.once import OnceParser
 
@@ -37,6 +37,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sweeps": sweeps.conditions,
     **{name: partial(sweeps.sweep, name) for name in settings.SWEEPS},
     "tables": lambda: suites.text(SUITES, DOCS),
+    "launches": lambda: gpu.launches(RESULTS / "launches.csv"),
+    "gpus": lambda: gpu.measured(RESULTS),
     "compare": lambda: reproduced.methods(COMPARED),
     **{f"pruning-{data}": partial(esacl.pruning, data) for data in ("digits", "mnist")},
     **{f"ids-{data}": partial(esacl.selection, data) for data in ("digits", "mnist")},

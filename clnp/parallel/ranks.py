@@ -108,7 +108,7 @@ class Ranks:
         gradients = [p.grad for p in parameters if p.grad is not None]
         # Counts need at least float32, also under float16 losses.
         wide = torch.promote_types(loss.dtype, torch.float32)
-        count = torch.tensor(examples, dtype=wide, device=loss.device)
+        count = torch.full((), examples, dtype=wide, device=loss.device)  # no copy from the host
         numbers = torch.stack([loss.to(wide), correct.to(wide), count])
         flat = torch.cat([*(g.reshape(-1) for g in gradients), numbers])
         with self.connected():
