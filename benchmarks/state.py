@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import clnp
 from benchmarks.cases import DTYPES, NETWORKS, SEED, Case
 from clnp.models.networks import seeded_weights
-from clnp_kernels.nn import PartialBatchNorm2d
+from clnp.network.boundaries import Carrier
 
 L1, LR = 1e-5, 1e-3
 EXAMPLES_OF_STATISTICS = 32  # that the first task's batch norms have seen
@@ -150,7 +150,7 @@ def skipped(model: clnp.Model) -> int:
 def frozen_rows(model: clnp.Model) -> dict[str, int]:
     """Layer or batch norm -> how many of its channels are frozen; of the head none."""
     rows = {
-        name: module.active if isinstance(module, PartialBatchNorm2d) else module.active_out
+        name: module.active if isinstance(module, Carrier) else module.active_out
         for name, module in model.masked.items()
     }
     return {**rows, model.groups.head: 0}

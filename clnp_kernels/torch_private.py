@@ -8,11 +8,21 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Dictionaries of hooks that an `nn.Module` and a tensor carry.
 MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def pre_hooks(module: nn.Module) -> list[Any]:
+    """Return the hooks that run before a module's forward."""
+    return list(module._forward_pre_hooks.values())
+
+
+def is_aten(function: object) -> bool:
+    """Return whether a function is an operator of `torch.ops`, or one of its overloads."""
+    return isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket)
 
 
 def below_autograd() -> AbstractContextManager[None]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks import settings
 from benchmarks.documented import COMPARED
-from benchmarks.pages import esacl, gpu, readme, reproduced, suites, sweeps
+from benchmarks.pages import conversion, esacl, gpu, readme, reproduced, suites, sweeps
 from benchmarks.pages.markdown import filled
 from clnp.cli.once import OnceParser
 
@@ -36,6 +36,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "settings": sweeps.every_setting,
     "sweeps": sweeps.conditions,
     **{name: partial(sweeps.sweep, name) for name in settings.SWEEPS},
+    "operations": conversion.operations,
+    "coverage": conversion.models,
     "tables": lambda: suites.text(SUITES, DOCS),
     "launches": lambda: gpu.launches(RESULTS / "launches.csv"),
     "gpus": lambda: gpu.measured(RESULTS),

@@ -34,7 +34,7 @@ def batches(
     generator: torch.Generator | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches (x [B, ...], y [B]) of a split on a device.
+    """Yield batches (x [B, ...], y [B, ...]) of a split on a device.
 
     With a generator, the order is shuffled, and several ranks divide every batch; a rank's share of
     a small batch may be empty. Without one, each rank gets batches of a contiguous part in order.
@@ -56,8 +56,7 @@ def batches(
         loaded = [own if len(own) else rows[:1] for own, rows in zip(chunks, whole, strict=True)]
     examples = _examples(split, loaded, anew=generator is not None)
     for rows, (x, y) in zip(chunks, examples, strict=True):
-        labels = torch.as_tensor(y, dtype=torch.int64)
-        yield placed(x[: len(rows)], device), labels[: len(rows)].to(device)
+        yield placed(x[: len(rows)], device), torch.as_tensor(y)[: len(rows)].to(device)
 
 
 def _examples(

@@ -56,7 +56,7 @@ def _folded(graph: Graph, modules: Mapping[str, nn.Module]) -> tuple[Graph, dict
         if not node.op.startswith("batch_norm") or source not in layers:
             continue
         layer, norm = layers[source], layers[node.name]
-        if len(graph.readers(source)) > 1 or isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+        if len(graph.readers(source)) > 1 or not isinstance(layer, nn.Linear | nn.Conv2d):
             continue
         fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
         layers[source] = fuse(layer, norm)  # type: ignore[type-var, arg-type]

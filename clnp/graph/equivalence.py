@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ConvertError, first_line
-from .graph import OPS, WITH_WEIGHTS, Graph
-from .trace import Traced
+from .graph import OPS, WITH_WEIGHTS
+from .lowering import Lowered
 
 SEED = 0
 DROPOUTS = (
@@ -58,48 +58,61 @@ def _scaled(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     return input.mul_(1 + p) if inplace else input * (1 + p)
 
 
-def check_evaluation(model: nn.Module, traced: Traced) -> None:
-    """Compare the model with its trace in evaluation mode, with its own weights.
+def check_evaluation(model: nn.Module, net: nn.Module, x: Tensor) -> None:
+    """Compare the model with the network in evaluation mode, with its own weights.
+
+    Arguments:
+        model: the converted network.
+        net: a copy of the network.
+        x: a batch [B, ...].
 
     Raises:
         ConvertError: the logits differ.
     """
     model.eval()
+    net.eval()
     with torch.no_grad():
-        got = model(traced.x)
-    if not _close(traced.run.result, got):
+        expected = net(x.clone())
+        try:
+            got = model(x)
+        except Exception as error:
+            raise ConvertError(
+                f"the converted network fails on a random batch: {first_line(error)}; the original "
+                "does not, so this is an error of conversion, please report it"
+            ) from error
+    if not _close(expected, got):
         raise ConvertError(DIFFERENT.format(mode="evaluation"))
 
 
-def check_training(net: nn.Module, graph: Graph, example: Tensor) -> None:
+def check_training(net: nn.Module, lowered: Lowered, example: Tensor) -> None:
     """Compare the network in training mode with its graph, evaluated with the same layers.
 
-    The batch has another size than the example, so that a fixed batch size is found. Weights that
-    are zero are drawn anew, because a zero hides everything behind it. Large images are tried at
-    half their size first.
+    The batch has another size than the example, so that a fixed batch size is found. Large images
+    are tried at half their size first.
 
     Arguments:
         net: a copy of the network; its weights and modes are changed.
-        graph: the graph it was lowered to.
+        lowered: its graph, and layers that share its parameters.
         example: the batch [B, ...] it was traced with.
 
     Raises:
         ConvertError: the logits differ, or the network does not accept the batch.
     """
-    _draw_weights(net)
     net.train()
+    for layer in lowered.layers.values():
+        layer.train()
     batch, *shape = example.shape
     if len(shape) == 3 and min(shape[1:]) > 64:
         half = [shape[0], *(side // 2 for side in shape[1:])]
         try:
-            if _agree(net, graph, random_like((2 + (batch == 2), *half), example)):
+            if _agree(net, lowered, random_like((2 + (batch == 2), *half), example)):
                 return
         except Exception:  # some networks accept a single image size only
             pass
     rows = min(8, max(2, 2**15 // max(example[0].numel(), 1)))
     x = random_like((rows + (rows == batch), *shape), example)
     try:
-        same = _agree(net, graph, x) or _agree(net.double(), graph, x.double())
+        same = _agree(net, lowered, x) or _agree(_double(net, lowered), lowered, x.double())
     except Exception as error:
         raise ConvertError(
             f"{type(net).__name__} fails in training mode on a batch of {x.shape[0]} examples: "
@@ -109,30 +122,41 @@ def check_training(net: nn.Module, graph: Graph, example: Tensor) -> None:
         raise ConvertError(DIFFERENT.format(mode="training"))
 
 
-def _agree(net: nn.Module, graph: Graph, x: Tensor) -> bool:
+def _double(net: nn.Module, lowered: Lowered) -> nn.Module:
+    for layer in lowered.layers.values():
+        layer.double()
+    return net.double()
+
+
+def _agree(net: nn.Module, lowered: Lowered, x: Tensor) -> bool:
     if x.element_size() < 4:  # rounding of 16-bit numbers would hide differences
         net, x = net.float(), x.float()
+        for layer in lowered.layers.values():
+            layer.float()
     with torch.no_grad(), _SureDropout():
-        return _close(net(x.clone()), _computed(graph, net, x))
+        return _close(net(x.clone()), _computed(lowered, x))
 
 
-def _computed(graph: Graph, net: nn.Module, x: Tensor) -> Tensor:
-    """Evaluate a graph with the layers of `net`, in training mode."""
+def _computed(lowered: Lowered, x: Tensor) -> Tensor:
+    """Evaluate a graph with its dense layers."""
     values: dict[str, Tensor] = {}
-    for node in graph.nodes:
+    for node in lowered.graph.nodes:
         op = OPS[node.op]
         inputs = [values[name] for name in node.inputs]
         attrs = {name: node.attrs[name] for name in op.attrs}
         if op.role == "input":
             values[node.name] = x
+        elif op.role in WITH_WEIGHTS and op.function is not None:
+            weight = lowered.layers[node.name].weight
+            values[node.name] = op.function(*inputs, weight, attrs["axis"])
         elif op.role in WITH_WEIGHTS:
-            values[node.name] = net.get_submodule(node.name)(*inputs)
+            values[node.name] = lowered.layers[node.name](*inputs)
         elif op.make is not None:
             values[node.name] = op.make(**attrs)(*inputs)
         else:
             assert op.function is not None
-            values[node.name] = op.function(*inputs, *attrs.values())
-    return values[graph.output]
+            values[node.name] = op.function(*inputs, **attrs)
+    return values[lowered.graph.output]
 
 
 def _close(expected: Tensor, got: Tensor) -> bool:
@@ -145,8 +169,11 @@ def _close(expected: Tensor, got: Tensor) -> bool:
     return torch.allclose(expected, got, rtol=0, atol=atol, equal_nan=True)
 
 
-def _draw_weights(net: nn.Module) -> None:
-    """Draw vectors anew, and tensors whose entries are all equal or not finite."""
+def draw_weights(net: nn.Module) -> None:
+    """Draw vectors anew, and tensors whose entries are all equal or not finite.
+
+    So no zero hides what is behind it from a comparison.
+    """
     generator = torch.Generator().manual_seed(SEED)
     for parameter in net.parameters():
         spread = float(parameter.detach().std()) if parameter.numel() > 1 else 0.0

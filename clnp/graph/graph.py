@@ -8,9 +8,8 @@ can be built, so a graph from a file runs no other code.
 from __future__ import annotations
 
 import functools
-import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,105 +18,11 @@ from torch import Tensor, fx, nn
 
 from clnp_kernels.nn import Dropout
 
-from .plain import StochasticDepth
+from .operations import OPS as OPS
+from .operations import WITH_WEIGHTS as WITH_WEIGHTS
+from .operations import Attrs as Attrs
 
-Attrs = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Op:
-    """A kind of operation.
-
-    Attributes:
-        role: effect on channels: "input", "layer" (new channels from all channels it reads),
-            "channelwise" (weights per channel), "elementwise", "spatial" (within each channel of
-            images [B, C, H, W]), "unsqueeze" ([B, C] to images of one pixel), "flatten" (images to
-            [B, C * P]; its attribute "positions" is P) or "merge" (joins tensors, whose channels
-            are then pruned together).
-        make: attributes -> plain `torch.nn` module; None for a function.
-        function: function of the inputs and attributes if there is no module.
-        attrs: names of the required attributes.
-    """
-
-    role: str
-    make: Callable[..., nn.Module] | None = None
-    function: Callable[..., Any] | None = None
-    attrs: tuple[str, ...] = ()
-
-
-CONV = (
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "groups",
-    "bias",
-)
-NORM = ("num_features", "eps", "momentum", "affine")
-MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-AVG_POOL = (
-    "kernel_size",
-    "stride",
-    "padding",
-    "ceil_mode",
-    "count_include_pad",
-    "divisor_override",
-)
-
-
-def _upsample(size: Any, scale_factor: Any, mode: str) -> nn.Upsample:
-    # torch expects tuples, which JSON turns into lists
-    size = tuple(size) if isinstance(size, list) else size
-    factor = tuple(scale_factor) if isinstance(scale_factor, list) else scale_factor
-    return nn.Upsample(size, factor, mode)
-
-
-OPS: dict[str, Op] = {
-    "input": Op("input", attrs=("shape",)),
-    "linear": Op("layer", nn.Linear, attrs=("in_features", "out_features", "bias")),
-    "conv2d": Op("layer", nn.Conv2d, attrs=CONV),
-    "depthwise_conv2d": Op("channelwise", nn.Conv2d, attrs=CONV),
-    "batch_norm1d": Op("channelwise", nn.BatchNorm1d, attrs=NORM),
-    "batch_norm2d": Op("channelwise", nn.BatchNorm2d, attrs=NORM),
-    "relu": Op("elementwise", nn.ReLU),
-    "relu6": Op("elementwise", nn.ReLU6),
-    "leaky_relu": Op("elementwise", nn.LeakyReLU, attrs=("negative_slope",)),
-    "elu": Op("elementwise", nn.ELU, attrs=("alpha",)),
-    "selu": Op("elementwise", nn.SELU),
-    "silu": Op("elementwise", nn.SiLU),
-    "mish": Op("elementwise", nn.Mish),
-    "gelu": Op("elementwise", nn.GELU, attrs=("approximate",)),
-    "hardswish": Op("elementwise", nn.Hardswish),
-    "hardsigmoid": Op("elementwise", nn.Hardsigmoid),
-    "hardtanh": Op("elementwise", nn.Hardtanh, attrs=("min_val", "max_val")),
-    "softplus": Op("elementwise", nn.Softplus, attrs=("beta", "threshold")),
-    "tanh": Op("elementwise", nn.Tanh),
-    "sigmoid": Op("elementwise", nn.Sigmoid),
-    "identity": Op("elementwise", nn.Identity),
-    "dropout": Op("elementwise", nn.Dropout, attrs=("p",)),
-    "stochastic_depth": Op("elementwise", StochasticDepth, attrs=("p", "mode")),
-    "dropout2d": Op("spatial", nn.Dropout2d, attrs=("p",)),
-    "max_pool2d": Op("spatial", nn.MaxPool2d, attrs=MAX_POOL),
-    "avg_pool2d": Op("spatial", nn.AvgPool2d, attrs=AVG_POOL),
-    "adaptive_avg_pool2d": Op("spatial", nn.AdaptiveAvgPool2d, attrs=("output_size",)),
-    "adaptive_max_pool2d": Op("spatial", nn.AdaptiveMaxPool2d, attrs=("output_size",)),
-    "zero_pad2d": Op("spatial", nn.ZeroPad2d, attrs=("padding",)),
-    "upsample": Op("spatial", _upsample, attrs=("size", "scale_factor", "mode")),
-    "spatial_mean": Op("flatten", lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())),
-    "unsqueeze": Op("unsqueeze", lambda: nn.Unflatten(1, (-1, 1, 1))),
-    "flatten": Op("flatten", nn.Flatten, attrs=("start_dim", "end_dim")),
-    "log_softmax": Op("elementwise", nn.LogSoftmax, attrs=("dim",)),
-    "add": Op("merge", function=operator.add),
-    "sub": Op("merge", function=operator.sub),
-    "mul": Op("merge", function=operator.mul),
-    "add_number": Op("elementwise", function=operator.add, attrs=("value",)),
-    "sub_number": Op("elementwise", function=operator.sub, attrs=("value",)),
-    "mul_number": Op("elementwise", function=operator.mul, attrs=("value",)),
-    "div_number": Op("elementwise", function=operator.truediv, attrs=("value",)),
-}
-WITH_WEIGHTS = ("layer", "channelwise")
+FUSES = ("linear", "conv2d", "depthwise_conv2d", "batch_norm1d", "batch_norm2d")
 # torch.fx writes names into the code that it runs and looks them up as attributes, so a name from a
 # file must be neither code nor a path to a class.
 NAME = re.compile(r"(?!__)[\w -]+(\.(?!__)[\w -]+)*")
@@ -164,7 +69,10 @@ class Graph:
                     f"node: expected a name of letters, digits, '_', '-' and '.', got {node.name!r}"
                 )
             if node.op not in OPS:
-                raise ValueError(f"node {node.name!r}: expected a known op, got {node.op!r}")
+                raise ValueError(
+                    f"node {node.name!r}: expected a known op, got {node.op!r}; "
+                    "a module of your own needs clnp.graph.register first"
+                )
             missing = set(OPS[node.op].attrs) - set(node.attrs)
             if missing:
                 raise ValueError(
@@ -250,6 +158,8 @@ def fuse_relu(graph: Graph) -> Graph:
         if node.op == "relu"
         and graph[node.inputs[0]].role in WITH_WEIGHTS
         and len(graph.readers(node.inputs[0])) == 1
+        and graph[node.inputs[0]].op in FUSES
+        and node.inputs[0] != graph.layers[-1].name  # the head has no activation
         and graph.output != node.inputs[0]
     }
     nodes = []
@@ -305,26 +215,35 @@ def build(
     Arguments:
         graph: the operations.
         layers: node name -> module, for every node with weights; other modules are made here.
-        kernels: use the dropout of `clnp_kernels`, and add residual branches in place where that
-            is safe (for training). Otherwise all operations are PyTorch's.
+        kernels: build the network in training, of masked layers: use the dropout of `clnp_kernels`,
+            and add residual branches in place where that is safe. Otherwise all operations are
+            PyTorch's.
 
     Returns:
         a module from one tensor to one tensor, with submodules named as the nodes.
     """
     out = fx.Graph()
-    root: dict[str, nn.Module] = {}
+    tracer = fx.proxy.GraphAppendingTracer(out)
+    root: dict[str, Any] = {}
     values: dict[str, fx.Node] = {}
     for node in graph.nodes:
         op = OPS[node.op]
         args = tuple(values[name] for name in node.inputs)
+        proxies = [fx.Proxy(value, tracer) for value in args]
         if op.role == "input":
             values[node.name] = out.placeholder("x")
-        elif op.function is not None:
-            numbers = tuple(node.attrs[name] for name in op.attrs)
+        elif op.function is not None and op.role in WITH_WEIGHTS and not kernels:
+            root[f"{node.name}.weight"] = layers[node.name].weight
+            weight = out.get_attr(f"{node.name}.weight")
+            applied = op.function(*proxies, fx.Proxy(weight, tracer), node.attrs["axis"])
+            values[node.name] = applied.node
+        elif op.function is not None and op.role not in WITH_WEIGHTS:
+            attrs = {name: node.attrs[name] for name in op.attrs}
             function = op.function
             if kernels and node.op == "add" and _may_overwrite(graph, node.inputs[0]):
                 function = add_into
-            values[node.name] = out.call_function(function, (*args, *numbers))
+            # The function writes the calls it makes of PyTorch into the graph.
+            values[node.name] = function(*proxies, **attrs).node
         else:
             if op.role in WITH_WEIGHTS:
                 root[node.name] = layers[node.name]

@@ -1,29 +1,59 @@
-"""Lowering of a traced forward to a `Graph`.
+"""Lowering of a recorded forward to a `Graph`.
 
-Every operation is either recognised exactly or refused by name, so that no converted network
-silently computes something else.
+Every call, whether module, function or method, must be understood with all its arguments. Anything
+else raises `ConvertError` with its name, so that no converted network silently computes something
+else.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
 from torch import fx, nn
 
-from ..errors import ConvertError
-from .graph import OPS, WITH_WEIGHTS, Attrs, Graph, Node
+from ..errors import ConvertError, first_line
+from .axes import Step, UnclearError, parts_of
+from .calls import name_of
+from .channels import Value, Walk
+from .graph import Graph, Node
+from .head import is_linear_per_pixel, linear_of, with_linear
 from .mutation import make_functional
+from .operands import Operands
+from .operations import OPS, WITH_WEIGHTS, Attrs
 from .reasons import HELP, reason_for
-from .recognised import BINARY, CALLS, EXPANDS, HARMLESS, MEANS, MODULES, RESHAPES, SYMMETRIC, UNARY
-from .trace import DROPOUTS, Traced, argument, is_stochastic_depth, place_of
+from .recognised import MODULES, PARTS
+from .rules import Place, reshaped, steps_of
+from .statics import Static
+from .trace import Traced, argument, place_of
+from .weights import Layer, kind_of_conv, layers_of, static_of
 
 
-def lower(net: nn.Module, traced: Traced) -> Graph:
+@dataclass
+class Lowered:
+    """A network as a graph.
+
+    Attributes:
+        graph: its operations.
+        layers: name -> dense module, for every node with weights; they share the parameters and
+            buffers of the network, where they are not folded.
+        tensors: (layer, name of a parameter or buffer of the network that it uses).
+        folded: layers whose weights are computed from parameters.
+    """
+
+    graph: Graph
+    layers: dict[str, nn.Module]
+    tensors: list[tuple[str, str]] = field(default_factory=list)
+    folded: list[str] = field(default_factory=list)
+
+
+def lower(net: nn.Module, traced: Traced) -> Lowered:
     """Lower a network to a graph.
 
     Arguments:
         net: the network, which is not changed.
-        traced: its trace, in which in-place operations are replaced by ordinary ones.
+        traced: its record, in which in-place operations are replaced by ordinary ones.
 
     Raises:
         ConvertError: naming the first operation that can't be converted exactly, and the reason.
@@ -31,288 +61,347 @@ def lower(net: nn.Module, traced: Traced) -> Graph:
     return _Lowering(net, traced).run()
 
 
+LEARNED = ("weight", "bias")
+
+
 class _Lowering:
-    """Conversion of fx nodes to `Node`s, for those that the output depends on."""
+    """Conversion of the nodes of a record that the output depends on."""
 
     def __init__(self, net: nn.Module, traced: Traced) -> None:
-        self.traced, self.off = traced.module, traced.off
-        self.shapes = dict(traced.run.shapes)
-        self.input_shape = tuple(traced.x.shape)
+        self.traced, self.run_record = traced, traced.run
+        self.shapes = traced.run.shapes
         self.modules = dict(net.named_modules(remove_duplicate=False))
-        make_functional(traced.module, traced.run, self.modules)
-        self.names: dict[fx.Node, str] = {}
+        self.parameters = dict(net.named_parameters(remove_duplicate=False))
+        make_functional(traced.graph, traced.run, self.modules)
+        self.walk = Walk()
+        self.names: dict[fx.Node, str] = {}  # name of a node's value
         self.taken: set[str] = set()
-        self.called: set[int] = set()
+        self.used: dict[str, str] = {}  # weight -> the layer that has it
+        self.layers: dict[str, nn.Module] = {}
+        self.tensors: list[tuple[str, str]] = []
+        self.folded: list[str] = []
         self.nodes: list[Node] = []
 
-    def run(self) -> Graph:
+    def run(self) -> Lowered:
         output = next(n for n in self.traced.graph.nodes if n.op == "output")
         result = output.args[0]
-        if not isinstance(result, fx.Node):
+        if not isinstance(result, fx.Node) or result.name not in self.shapes:
             raise ConvertError("the network: expected one tensor (the logits) as its result")
         needed = self._needed(result)
-        # Reserve the names of layers first, so that no function takes one of them.
+        self._reserve(needed)
         for node in needed:
-            if node.op == "call_module" and str(node.target) not in self.taken:
-                self.names[node] = str(node.target)
-                self.taken.add(str(node.target))
-        for node in needed:
-            base = "input" if node.op == "placeholder" else node.name
-            if node not in self.names:
-                self.names[node] = self._unique(base)
-            self.nodes.append(self._lower(node))
+            try:
+                self._lower(node)
+            except ConvertError:
+                raise
+            except UnclearError as error:
+                raise self._refusal(node, str(error)) from error
+            except Exception as error:  # a rule met arguments that it doesn't expect
+                reason = f"its arguments aren't understood ({first_line(error)})"
+                raise self._refusal(node, reason) from error
         shape = self.shapes[result.name]
-        if len(shape) != 2 or shape[0] != self.input_shape[0]:
+        if len(shape) < 2 or self.traced.batched[result.name] != (0,):
+            shown = [
+                "B" if i in self.traced.batched[result.name] else n for i, n in enumerate(shape)
+            ]
             raise ConvertError(
-                f"the network: expected logits [B, classes], got shape {list(shape)} for an input "
-                f"of shape {list(self.input_shape)}"
+                f"the network: expected outputs [B, ...], got shape {_text(shown)} for an input "
+                f"of shape {_text(['B', *self.traced.x.shape[1:]])}"
             )
-        return Graph(tuple(self.nodes), self.names[result])
+        last = self.names[result]
+        key = self.walk.root(self.walk.values[last].key)
+        if is_linear_per_pixel(self.walk.nodes[key]):
+            sides = [self._name(f"{key}_{side}".replace(".", "_")) for side in ("in", "out")]
+            self.nodes = with_linear(self.nodes, key, sides)
+            self.layers[key] = linear_of(self.layers[key])
+            last = sides[1] if last == key else last
+        graph = Graph(tuple(self.nodes), last)
+        return Lowered(graph, self.layers, self.tensors, self.folded)
 
     def _needed(self, result: fx.Node) -> list[fx.Node]:
-        """Return the tensor-valued nodes that the result depends on, in execution order."""
+        """Return the nodes that the result depends on, without weights, in execution order."""
         found: set[fx.Node] = set()
         stack = [result]
         while stack:
             node = stack.pop()
-            if node in found:
-                continue
-            if node.op not in ("placeholder", "get_attr") and node.name not in self.shapes:
-                raise self._refusal(node, "it doesn't return one tensor")
-            found.add(node)
-            stack.extend(self._tensor_inputs(node))
+            if node not in found and static_of(node) is None:
+                found.add(node)
+                stack.extend(node.all_input_nodes)
         order = [n for n in self.traced.graph.nodes if n in found or n.op == "placeholder"]
         if not any(n.op == "placeholder" and n in found for n in order):
             raise ConvertError("the network: expected an output that depends on its input")
         return order
 
-    def _tensor_inputs(self, node: fx.Node) -> list[fx.Node]:
-        if node.target in RESHAPES or node.target in EXPANDS:
-            first = node.args[0] if node.args else node.kwargs.get("input")
-            return [first] if isinstance(first, fx.Node) else []
-        if node.target in BINARY:  # y * y has two inputs, which all_input_nodes gives once
-            return [arg for arg in node.args if isinstance(arg, fx.Node)]
-        return list(node.all_input_nodes)
+    def _reserve(self, needed: list[fx.Node]) -> None:
+        """Give modules their own names first, so that no function takes one of them."""
+        targets = [str(node.target) for node in needed if node.op == "call_module"]
+        for target in targets:
+            parts = target.split(".")
+            self.taken |= {".".join(parts[: i + 1]) for i in range(len(parts))}
+        self.free = set(targets)
 
-    def _unique(self, base: str) -> str:
+    def _name(self, base: str) -> str:
+        """Return a name for a node: its module's if that is free, else one like it."""
+        if base in self.free:
+            self.free.discard(base)
+            return base
         name, count = base, 1
         while name in self.taken:
             name, count = f"{base}_{count}", count + 1
         self.taken.add(name)
         return name
 
-    def _lower(self, node: fx.Node) -> Node:
-        name = self.names[node]
+    def _emit(self, op: str, inputs: list[str], attrs: Attrs, base: str) -> str:
+        node = Node(self._name(base), op, tuple(inputs), attrs)
+        self.walk.visit(node)
+        self.nodes.append(node)
+        return node.name
+
+    def _chain(self, node: fx.Node, inputs: list[str], steps: list[Step], base: str = "") -> None:
+        """Emit steps one behind the other; the last is the value of `node`."""
+        base = base or (str(node.target) if node.op == "call_module" else node.name)
+        name = inputs[0]
+        for i, (op, attrs) in enumerate(steps):
+            last = i == len(steps) - 1
+            name = self._emit(op, inputs, attrs, base if last else f"{node.name}_{op}")
+            inputs = [name]
+        self.names[node] = name
+
+    # Kinds of nodes
+
+    def _lower(self, node: fx.Node) -> None:
         if node.op == "placeholder":
-            return Node(name, "input", attrs={"shape": list(self.input_shape)})
+            shape = list(self.traced.x.shape)
+            self.names[node] = self._emit("input", [], {"shape": shape}, "input")
+            return
         if "refusal" in node.meta:
             raise self._refusal(node, node.meta["refusal"])
-        if node.op == "get_attr":
-            raise self._direct_use(str(node.target))
-        inputs = tuple(self.names[n] for n in self._tensor_inputs(node))
-        try:
-            op, attrs = self._module(node) if node.op == "call_module" else self._function(node)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, ConvertError):
-                raise
-            raise self._refusal(node, f"its arguments aren't plain numbers ({error})") from error
-        return Node(name, op, inputs, attrs)
+        if node.name not in self.shapes:
+            if name_of(node.target) in (*PARTS, "max", "min"):
+                return  # its parts are read one by one
+            raise self._refusal(node, "it doesn't return one tensor")
+        if node.op == "call_module":
+            self._module(node)
+            return
+        first = node.args[0] if node.args else node.kwargs.get("input")
+        if isinstance(first, fx.Node) and first.name not in self.shapes:
+            self._item(node, first)
+            return
+        layers = layers_of(node, self._dims(first), self._channels(first))
+        for layer in layers:
+            self._layer(node, layer)
+        if layers:
+            return
+        operands = Operands.of(node, self.shapes)
+        if operands is not None:
+            inputs, steps = self._joined(node, operands)
+        else:
+            inputs, steps = self._inputs(node)[:1], self._steps(node)
+        if isinstance(steps, Layer):
+            self._layer(node, steps)
+        else:
+            self._chain(node, inputs, steps)
 
-    def _direct_use(self, name: str) -> ConvertError:
-        """Build the refusal of a tensor that isn't computed from the input."""
-        if name.startswith("_tensor_constant"):
-            return ConvertError(
-                "forward uses a tensor that it makes, or that a module holds as a plain attribute; "
-                f"use a number instead. {HELP}"
-            )
+    def _inputs(self, node: fx.Node) -> list[str]:
+        return [self.names[n] for n in node.all_input_nodes if n in self.names]
+
+    def _dims(self, node: object) -> int:
+        return len(self.shapes.get(node.name, ())) if isinstance(node, fx.Node) else 0
+
+    def _value(self, node: fx.Node) -> Value:
+        return self.walk.values[self.names[node]]
+
+    def _channels(self, node: object) -> tuple[int | None, int]:
+        """Return axis and number of the channels of a value."""
+        if not isinstance(node, fx.Node) or node not in self.names:
+            return None, 0
+        value, shape = self._value(node), self.shapes[node.name]
+        return value.axis, 0 if value.axis is None else shape[value.axis] // value.positions
+
+    def _place(self, node: fx.Node, source: fx.Node) -> Place:
+        places, batched = self.run_record.places, self.traced.batched
+        return Place(
+            node,
+            self.shapes[source.name],
+            self.shapes[node.name],
+            self._value(source),
+            (batched.get(source.name, (0,)), batched.get(node.name, (0,))),
+            places[source.name][4] == places[node.name][4],
+            node.name in self.traced.off,
+        )
+
+    def _steps(self, node: fx.Node) -> list[Step]:
+        first = node.args[0] if node.args else node.kwargs.get("input")
+        if not isinstance(first, fx.Node) or first not in self.names:
+            raise self._refusal(node)
+        steps = steps_of(self._place(node, first))
+        if steps is None:
+            raise self._refusal(node)
+        return steps
+
+    def _item(self, node: fx.Node, whole: fx.Node) -> None:
+        """Lower one part of a chunk, split or unbind, or the values of x.max(dim)."""
+        source, index = whole.args[0], node.args[1]
+        if not isinstance(source, fx.Node) or not isinstance(index, int):
+            raise self._refusal(whole)
+        if "refusal" in whole.meta:
+            raise self._refusal(whole, whole.meta["refusal"])
+        if name_of(whole.target) in PARTS:
+            default = 1 if name_of(whole.target) == "unbind" else 2
+            dim = argument(whole, default, "dim", 0)
+            value = self._value(source)
+            dims = value.dims
+            if not isinstance(dim, int) or dim % dims in (value.axis, 0):
+                raise self._refusal(whole)
+            items: list[Any] = sorted(whole.users, key=lambda item: int(str(item.args[1])))
+            sizes: list[Sequence[int]] = [self.shapes[item.name] for item in items]
+            steps = parts_of(whole, sizes, dim % dims, index)
+        else:
+            found = steps_of(replace(self._place(node, source), node=whole)) if index == 0 else None
+            if found is None:
+                raise self._refusal(whole)
+            steps = found
+        self._chain(node, [self.names[source]], steps)
+
+    # Values that are joined
+
+    def _joined(self, node: fx.Node, operands: Operands) -> tuple[list[str], list[Step] | Layer]:
+        if operands.static is not None:
+            axis, channels = self._channels(operands.first)
+            shape = self.shapes[operands.first.name]
+            self._check_learned(operands.static, node)
+            return [self.names[operands.first]], operands.with_static(axis, channels, shape)
+        if operands.second is None:
+            return [self.names[operands.first]], operands.with_number()
+        pair = [operands.first, operands.second]
+        values = [self._value(n) for n in pair]
+        shapes = [self.shapes[n.name] for n in pair]
+        steps = operands.merged(values, shapes)
+        return [self.names[n] for n in pair], steps
+
+    # Layers
+
+    def _layer(self, node: fx.Node, layer: Layer) -> None:
+        statics = [static for static in layer.tensors.values() if static is not None]
+        if not all(s.learned for key, s in layer.tensors.items() if s and key in LEARNED):
+            raise UnclearError("its weight is a constant, which no task could learn")
+        path = self._path_of(node, layer)
+        name = self._layer_name(path or node.name)
+        for static in statics:
+            self._check_learned(static, node)
+        self._claim(node, name, [n for s in statics for n in ([s.name] if s.name else s.learned)])
+        source = next(n for n in (node, *node.all_input_nodes) if n in self.names)
+        self._chain(node, [self.names[source]], layer.before, f"{node.name}_before")
+        self.taken.discard(name)
+        self._chain(node, [self.names[node]], [(layer.op, layer.attrs)], name)
+        self.layers[name] = layer.module()
+        if any(not static.name for static in statics):
+            self.folded.append(name)
+        self._chain(node, [self.names[node]], layer.after, node.name)
+
+    @staticmethod
+    def _path_of(node: fx.Node, layer: Layer) -> str:
+        """Return the module that a layer belongs to, or the parameter that is one per channel."""
+        statics = [layer.tensors["weight"], layer.tensors.get("running_mean")]
+        names = [n for s in statics if s for n in ([s.name] if s.name else sorted(s.learned))]
+        name = names[0] if names else ""
         path, _, key = name.rpartition(".")
-        parameters = self.modules[path]._parameters if path in self.modules else {}
-        kind = "parameter" if key in parameters else "buffer"
-        return ConvertError(f"the {kind} {name!r} is used directly in forward. {HELP}")
+        if key in ("weight", "running_mean"):
+            return path
+        inside = [p for p in node.meta.get("nn_module_stack", ()) if p]
+        return name if layer.op in ("scale", "shift") else inside[-1] if inside else path
+
+    def _layer_name(self, path: str) -> str:
+        """Return a name that is not within another layer, because it names a submodule."""
+        inner = any(t == path or t.startswith(f"{path}.") for t in self.taken)
+        return self._name(path.replace(".", "_") if inner else path)
+
+    def _claim(self, node: fx.Node, layer: str, names: list[str]) -> None:
+        for name in names:
+            if name in self.used:
+                where, _ = self._where(node)
+                raise ConvertError(
+                    f"{where} is called twice, or uses {name!r} of {self.used[name]!r}; use a "
+                    "layer per call, because shared weights can't be pruned separately"
+                )
+            self.used[name] = layer
+            self.tensors.append((layer, name))
+
+    def _check_learned(self, static: Static, node: fx.Node) -> None:
+        if static.random:
+            raise self._refusal(node, "it uses random numbers that forward draws")
+        frozen = [n for n in static.learned if not self.parameters[n].requires_grad]
+        if frozen:
+            where, _ = self._where(node)
+            raise ConvertError(
+                f"{where} is frozen (requires_grad=False); convert the network before freezing it"
+            )
+
+    # Modules
+
+    def _module(self, node: fx.Node) -> None:
+        module = self.modules[str(node.target)]
+        source = node.args[0] if node.args else node.kwargs.get("input")
+        if type(module) not in MODULES or not isinstance(source, fx.Node):
+            raise self._refusal(node)
+        where, _ = self._where(node)
+        op, attrs = MODULES[type(module)]
+        steps = [(op, attrs(module))]
+        if op == "flatten":
+            steps = reshaped(self._place(node, source))
+        elif OPS[op].role in WITH_WEIGHTS:
+            steps = [(self._weighted(node, module, where, op), attrs(module))]
+        elif getattr(module, "return_indices", False):
+            raise self._refusal(node, "it returns indices too")
+        elif op == "log_softmax" and module.dim not in (None, 1, -1):
+            raise ConvertError(
+                f"{where}: expected dim=1 or dim=-1, the class axis, got dim={module.dim}"
+            )
+        self._chain(node, [self.names[source]], steps)
+
+    def _weighted(self, node: fx.Node, module: nn.Module, where: str, op: str) -> str:
+        path = str(node.target)
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        if any(f"{path}.{key}" in self.used for key, _ in own):
+            raise ConvertError(
+                f"{where} is called twice; use a layer per call, because shared weights can't be "
+                "pruned separately"
+            )
+        if not all(p.requires_grad for p in module.parameters(recurse=False)):
+            raise ConvertError(
+                f"{where} is frozen (requires_grad=False); convert the network before freezing it"
+            )
+        self._claim(node, path, [f"{path}.{key}" for key, _ in own])
+        self.layers[path] = module
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is None:
+            raise ConvertError(
+                f"{where}: expected track_running_stats=True, got False; a learned task needs its "
+                "frozen running statistics"
+            )
+        if isinstance(module, nn.Conv2d):
+            try:
+                return kind_of_conv(module.groups, module.in_channels, module.out_channels)
+            except UnclearError as error:
+                raise ConvertError(f"{where}: {error}") from error
+        return op
+
+    # Refusals
 
     def _where(self, node: fx.Node) -> tuple[str, str]:
         """Name a node for messages, with its module; return the name and the kind."""
         if node.op == "call_module":
             kind = type(self.modules[str(node.target)]).__name__
         else:
-            kind = getattr(node.target, "__name__", str(node.target))
+            kind = name_of(node.target)
         return f"{place_of(node)} ({kind})", kind
 
     def _refusal(self, node: fx.Node, reason: str | None = None) -> ConvertError:
         where, kind = self._where(node)
         module = self.modules[str(node.target)] if node.op == "call_module" else None
         shapes = [self.shapes.get(n.name) for n in node.all_input_nodes[:1]]
-        reason = reason_for(node, kind, module, shapes[0] if shapes else None) or reason
-        return ConvertError(f"{where} can't be converted{f': {reason}' if reason else ''}. {HELP}")
-
-    # Modules
-
-    def _module(self, node: fx.Node) -> tuple[str, Attrs]:
-        module = self.modules[str(node.target)]
-        where, _ = self._where(node)
-        if type(module) not in MODULES:
-            raise self._refusal(node)
-        op, attrs = MODULES[type(module)]
-        if op == "flatten":
-            return self._reshape(node, where)
-        if OPS[op].role in WITH_WEIGHTS:
-            self._check_weights(module, where)
-        if isinstance(module, nn.Conv2d):
-            op = _kind_of_conv(module, where)
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d):
-            self._check_shape(node, module, where)
-        if op == "max_pool2d" and getattr(module, "return_indices", False):
-            raise self._refusal(node, "it returns indices too")
-        if isinstance(module, nn.Upsample) and module.mode != "nearest":
-            raise self._refusal(node, f"mode={module.mode!r}; only 'nearest' is supported")
-        if op == "log_softmax" and module.dim not in (None, 1, -1):
-            raise ConvertError(
-                f"{where}: expected dim=1 or dim=-1, the class axis, got dim={module.dim}"
-            )
-        return op, attrs(module)
-
-    def _check_weights(self, module: nn.Module, where: str) -> None:
-        if id(module) in self.called:
-            raise ConvertError(
-                f"{where} is called twice; use a layer per call, because shared weights can't be "
-                "pruned separately"
-            )
-        self.called.add(id(module))
-        if not all(p.requires_grad for p in module.parameters(recurse=False)):
-            raise ConvertError(
-                f"{where} is frozen (requires_grad=False); convert the network before freezing it"
-            )
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is None:
-            raise ConvertError(
-                f"{where}: expected track_running_stats=True, got False; a learned task needs its "
-                "frozen running statistics"
-            )
-
-    def _check_shape(self, node: fx.Node, module: nn.Module, where: str) -> None:
-        shape = self.shapes[self._tensor_inputs(node)[0].name]
-        if isinstance(module, nn.Conv2d) and len(shape) != 4:
-            raise ConvertError(
-                f"{where}: expected a batch of images [B, C, H, W], got shape {list(shape)}"
-            )
-        if isinstance(module, nn.BatchNorm1d) and len(shape) != 2:
-            raise ConvertError(f"{where}: expected an input [B, C], got shape {list(shape)}")
-
-    # Functions and methods
-
-    def _function(self, node: fx.Node) -> tuple[str, Attrs]:
-        where, _ = self._where(node)
-        target = node.target
-        if target in RESHAPES:
-            return self._reshape(node, where)
-        if target in EXPANDS:
-            return self._expand(node)
-        if target in MEANS:
-            return self._mean(node)
-        if target in DROPOUTS or is_stochastic_depth(node):
-            return self._dropout(node)
-        if target in UNARY and set(node.kwargs) <= HARMLESS:
-            return UNARY[target], {}
-        if target in CALLS and not node.kwargs.get("return_indices"):
-            op, attrs = CALLS[target]
-            return op, attrs(node)
-        if target in (F.log_softmax, torch.log_softmax, "log_softmax"):
-            dim = argument(node, 1, "dim", -1)
-            if dim in (1, -1) and not node.kwargs.get("dtype"):
-                return "log_softmax", {"dim": dim}
-        if target in BINARY:
-            found = self._binary(node, BINARY[target])
-            if found:
-                return found
-        raise self._refusal(node)
-
-    def _dropout(self, node: fx.Node) -> tuple[str, Attrs]:
-        if node.name in self.off:
-            return "identity", {}
-        if is_stochastic_depth(node):
-            return "stochastic_depth", {
-                "p": float(argument(node, 1, "p", 0.0)),
-                "mode": str(argument(node, 2, "mode", "row")),
-            }
-        return DROPOUTS[node.target], {"p": float(argument(node, 1, "p", 0.5))}  # type: ignore[index]
-
-    def _binary(self, node: fx.Node, op: str) -> tuple[str, Attrs] | None:
-        """Recognise a sum or product of two hidden values, or of one and a number."""
-        if len(node.args) != 2 or node.kwargs:
-            return None
-        first, second = node.args
-        if isinstance(first, fx.Node) and isinstance(second, int | float):
-            return f"{op}_number", {"value": second}
-        if isinstance(second, fx.Node) and isinstance(first, int | float) and op in SYMMETRIC:
-            return f"{op}_number", {"value": first}
-        if not isinstance(first, fx.Node) or not isinstance(second, fx.Node) or op == "div":
-            return None
-        a, b = self.shapes[first.name], self.shapes[second.name]
-        # Pixels may be broadcast (squeeze-and-excitation), channels may not.
-        pixels = len(a) == len(b) == 4 and a[:2] == b[:2]
-        if a != b and not (
-            pixels and all(1 in (m, n) or m == n for m, n in zip(a[2:], b[2:], strict=True))
-        ):
-            raise ConvertError(
-                f"{node.name!r} joins values of shape {list(a)} and {list(b)}; broadcasting over "
-                "channels can't be pruned"
-            )
-        return op, {}
-
-    def _mean(self, node: fx.Node) -> tuple[str, Attrs]:
-        shape = self.shapes[self._tensor_inputs(node)[0].name]
-        dims = argument(node, 1, "dim", None)
-        dims = [dims] if isinstance(dims, int) else list(dims or ())
-        plain = len(node.args) <= 3 and set(node.kwargs) <= {"input", "dim", "keepdim"}
-        if len(shape) != 4 or {int(d) % 4 for d in dims} != {2, 3} or not plain:
-            raise self._refusal(node, "only the mean over both axes of an image is supported")
-        if argument(node, 2, "keepdim", False):
-            return "adaptive_avg_pool2d", {"output_size": [1, 1]}
-        return "spatial_mean", {"positions": 1}
-
-    def _expand(self, node: fx.Node) -> tuple[str, Attrs]:
-        """Recognise broadcasting before a product or sum, which broadcasts by itself."""
-        source = self._tensor_inputs(node)[0]
-        before, after = self.shapes[source.name], self.shapes[node.name]
-        if before == after or (
-            len(before) == len(after) == 4
-            and before[:2] == after[:2]
-            and all(user.target in BINARY and len(user.all_input_nodes) == 2 for user in node.users)
-        ):
-            self.shapes[node.name] = before
-            return "identity", {}
-        raise self._refusal(node, f"it expands shape {list(before)} to {list(after)}")
-
-    def _reshape(self, node: fx.Node, where: str) -> tuple[str, Attrs]:
-        source = self._tensor_inputs(node)[0]
-        before, after = self.shapes[source.name], self.shapes[node.name]
-        if before == after:
-            return "identity", {}
-        if len(after) == 2 and after[0] == before[0]:
-            positions = torch.Size(before[2:]).numel()
-            return "flatten", {"start_dim": 1, "end_dim": -1, "positions": positions}
-        if len(before) == 2 and after == (*before, 1, 1):
-            return "unsqueeze", {}
-        raise ConvertError(
-            f"{where}: expected flattening to [batch, features], got shape {list(before)} turned "
-            f"into {list(after)}"
-        )
+        found = reason or reason_for(node, kind, module, shapes[0] if shapes else None)
+        return ConvertError(f"{where} can't be converted{f': {found}' if found else ''}. {HELP}")
 
 
-def _kind_of_conv(module: nn.Conv2d, where: str) -> str:
-    reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    if module.padding == "same" and any(r % 2 for r in reach):
-        raise ConvertError(
-            f"{where}: padding='same' pads unevenly for an even kernel; use nn.ZeroPad2d before "
-            "it, and padding=0"
-        )
-    if module.padding_mode != "zeros":
-        raise ConvertError(f"{where}: expected padding_mode='zeros', got {module.padding_mode!r}")
-    if module.groups == 1:
-        return "conv2d"
-    if module.groups == module.in_channels == module.out_channels:
-        return "depthwise_conv2d"
-    raise ConvertError(
-        f"{where}: expected groups=1 (dense) or groups = inputs = outputs (depthwise), got "
-        f"{module.groups} groups for {module.in_channels} inputs and {module.out_channels} "
-        "outputs; channels of other groups can't be pruned separately"
-    )
+def _text(shape: Sequence[object]) -> str:
+    return f"[{', '.join(map(str, shape))}]"

@@ -7,17 +7,16 @@ memory in one mode only, no value replaces it, and the network is refused.
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import fx, nn
 
 from ..errors import ConvertError
-from .recorder import Run
-from .trace import DROPOUTS, WRITES, argument, is_stochastic_depth, place_of
+from .calls import is_in_place
+from .recorder import Run, stochastic_depth
+from .trace import DROPOUTS, place_of
 
 # Operations that return their input in some modes or memory formats, and a copy in others.
 MAY_COPY = (
@@ -26,8 +25,6 @@ MAY_COPY = (
 )
 # Operations that return their input if the shape doesn't change.
 VIEWS_OF_ONE_SHAPE = ("reshape", "reshape_as", "flatten", "ravel", "Flatten")
-# Attributes and methods that don't depend on the numbers of a tensor.
-METADATA = ("size", "dim", "numel", "ndimension", "stride", "shape", "dtype", "device", "ndim")
 
 
 @dataclass
@@ -97,7 +94,7 @@ class _Memory:
         return lambda other: self.order[other] > self.order[node]
 
 
-def make_functional(traced: fx.GraphModule, run: Run, modules: Mapping[str, nn.Module]) -> None:
+def make_functional(traced: fx.Graph, run: Run, modules: Mapping[str, nn.Module]) -> None:
     """Make readers of a changed value read the result of the change.
 
     Arguments:
@@ -109,9 +106,9 @@ def make_functional(traced: fx.GraphModule, run: Run, modules: Mapping[str, nn.M
         ConvertError: naming an in-place change that a later operation sees, and that can't be
             expressed without writing in place.
     """
-    memory = _Memory(run, modules, {node: i for i, node in enumerate(traced.graph.nodes)})
+    memory = _Memory(run, modules, {node: i for i, node in enumerate(traced.nodes)})
     stale: list[tuple[fx.Node, fx.Node, fx.Node]] = []
-    for node in list(traced.graph.nodes):
+    for node in list(traced.nodes):
         if node.op == "output":
             break
         written = written_by(node, modules)
@@ -120,6 +117,11 @@ def make_functional(traced: fx.GraphModule, run: Run, modules: Mapping[str, nn.M
         region |= {memory.root(s) for s in run.changed[node.name]}
         for value in memory.sharing(region):
             if value.op == "get_attr":
+                if not value.meta["static"].name:
+                    raise ConvertError(
+                        f"{place_of(node)} writes into a tensor that forward makes; put the value "
+                        "together with torch.cat or arithmetic instead"
+                    )
                 raise ConvertError(
                     f"{place_of(node)} changes {str(value.target)!r} in place; a network that "
                     "changes its own tensors in every call can't be converted"
@@ -133,11 +135,11 @@ def make_functional(traced: fx.GraphModule, run: Run, modules: Mapping[str, nn.M
     _refuse_stale(traced, stale)
 
 
-def _refuse_stale(traced: fx.GraphModule, stale: list[tuple[fx.Node, fx.Node, fx.Node]]) -> None:
+def _refuse_stale(traced: fx.Graph, stale: list[tuple[fx.Node, fx.Node, fx.Node]]) -> None:
     """Refuse reads of a value that was changed under another name, if they affect the output."""
     needed = ancestors(traced)
     for node, value, user in stale:
-        if user in needed and not _reads_metadata(user):
+        if user in needed:
             reader = "the output" if user.op == "output" else place_of(user)
             if node.target is operator.setitem:
                 raise ConvertError(
@@ -151,9 +153,9 @@ def _refuse_stale(traced: fx.GraphModule, stale: list[tuple[fx.Node, fx.Node, fx
             )
 
 
-def ancestors(traced: fx.GraphModule) -> set[fx.Node]:
+def ancestors(traced: fx.Graph) -> set[fx.Node]:
     """Return the nodes that the output depends on."""
-    stack = [node for node in traced.graph.nodes if node.op == "output"]
+    stack = [node for node in traced.nodes if node.op == "output"]
     found: set[fx.Node] = set()
     while stack:
         node = stack.pop()
@@ -177,27 +179,19 @@ def written_by(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | Non
 def _is_inplace(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
-    if node.target in WRITES or node.target is operator.setitem:
+    if node.target is operator.setitem:
         return True
     name = _kind(node, modules).split(".")[0]
     if name.endswith("_") and not name.endswith("__"):
         return True
-    return node.op == "call_function" and bool(_argument_inplace(node))
-
-
-def _argument_inplace(node: fx.Node) -> Any:
-    if "inplace" in node.kwargs or not inspect.isfunction(node.target):
-        return node.kwargs.get("inplace", False)
-    names = list(inspect.signature(node.target).parameters)
-    position = names.index("inplace") if "inplace" in names else len(node.args)
-    return argument(node, position, "inplace", False)
+    return node.op == "call_function" and is_in_place(node.target, node.args, dict(node.kwargs))
 
 
 def may_copy(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Return whether the result shares memory with the input in some modes or formats only."""
     if written_by(node, modules) is not None:
         return False
-    if node.target in DROPOUTS or is_stochastic_depth(node):
+    if node.target in DROPOUTS or node.target is stochastic_depth:
         return True
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], nn.modules.dropout._DropoutNd | nn.Flatten)
@@ -209,10 +203,3 @@ def _kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     if node.op == "call_module":
         return type(modules[str(node.target)]).__name__
     return str(getattr(node.target, "__name__", node.target))
-
-
-def _reads_metadata(node: fx.Node) -> bool:
-    """Return whether an operation reads only metadata of a tensor."""
-    if node.target is getattr:
-        return node.args[1] in METADATA
-    return node.op == "call_method" and node.target in METADATA

@@ -46,11 +46,17 @@ def plain_module(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor
     It supports gradients even if it is made within `torch.inference_mode`.
 
     Arguments:
-        op: "linear", "conv2d", "depthwise_conv2d", "batch_norm1d" or "batch_norm2d".
+        op: "linear", "conv2d", "depthwise_conv2d", "batch_norm1d", "batch_norm2d", or a weight per
+            channel: "scale", "shift" or "prelu".
         attrs: attributes of the node in the graph; sizes are taken from the tensors.
         tensors: weight [O, I, ...] and bias [O] (or None); for a batch norm, weight, bias, mean
             and var [C].
     """
+    weight = tensors["weight"]
+    if op in ("scale", "shift", "prelu"):
+        assert weight is not None
+        copy = weight.detach().clone(memory_format=torch.contiguous_format)
+        return nn.ParameterDict({"weight": copy}).eval()
     with torch.device("meta"):
         module: Any = _empty(op, attrs, tensors)
     for name, value in tensors.items():

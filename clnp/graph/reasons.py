@@ -6,25 +6,24 @@ from typing import Any
 
 from torch import fx, nn
 
+from .channels import MIXES, PARTS
+from .operations import documented
 from .trace import argument
 
 HELP = (
-    "Supported are Linear, Conv2d (dense or depthwise), BatchNorm, activations, pooling, Dropout, "
-    "Flatten, sums and products of hidden values, and modules built of them."
+    f"Supported are {', '.join(documented())}, and modules built of them (docs/models.md); "
+    "clnp.graph.register teaches others"
 )
-MIXES = "it mixes channels, so later tasks' channels would change the outputs of earlier tasks"
-ALONE = "it normalises each channel separately, which is not supported yet; use BatchNorm2d"
-PARTS = "a part of a layer's channels can't be pruned separately"
+ALONE = "it normalises each channel separately, in a way that is not supported; use BatchNorm2d"
 LOGITS = "the network must return logits, since the loss applies the softmax; remove it"
 REASONS = {
     "LocalResponseNorm": MIXES,
     "local_response_norm": MIXES,
     "MultiheadAttention": MIXES,
     "scaled_dot_product_attention": MIXES,
-    "InstanceNorm1d": ALONE,
-    "InstanceNorm2d": ALONE,
     "instance_norm": ALONE,
-    "SyncBatchNorm": "use BatchNorm2d",
+    "pixel_shuffle": "it makes pixels of channels, which would have to be pruned together",
+    "pixel_unshuffle": "it makes channels of pixels, which would have to be pruned together",
 }
 # Operations along one axis -> (position of `dim`, its default, reason if it is the channel axis).
 ALONG_AXIS = {
@@ -82,9 +81,6 @@ def reason_for(
             if inside
             else MIXES
         )
-    if isinstance(module, nn.PReLU):
-        shared = "shared by all tasks" if module.num_parameters == 1 else "of its channels"
-        return f"its slopes are weights {shared}, which is not supported; use LeakyReLU"
     return REASONS.get(kind)
 
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
-from .graph import Attrs
+from .operations import MATHS, Attrs
 from .trace import argument
 
 
-def _pair(value: Any) -> list[int]:
-    return [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)] * 2
+def pair(value: Any, count: int = 2) -> list[int]:
+    """Return a number per axis, from a list of them or from one for all."""
+    numbers = [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)]
+    return numbers * count if len(numbers) == 1 else numbers
 
 
 def _conv(m: nn.Conv2d) -> Attrs:
-    padding = m.padding if isinstance(m.padding, str) else _pair(m.padding)
+    padding = m.padding if isinstance(m.padding, str) else pair(m.padding)
     attrs: Attrs = {"in_channels": m.in_channels, "out_channels": m.out_channels}
-    attrs |= {name: _pair(getattr(m, name)) for name in ("kernel_size", "stride", "dilation")}
+    attrs |= {name: pair(getattr(m, name)) for name in ("kernel_size", "stride", "dilation")}
     return attrs | {"padding": padding, "groups": m.groups, "bias": m.bias is not None}
 
 
@@ -35,22 +34,22 @@ def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d) -> Attrs:
 
 
 def _max_pool(m: Any) -> Attrs:
-    size = _pair(m.kernel_size)
+    size = pair(m.kernel_size)
     return {
         "kernel_size": size,
-        "stride": _pair(m.stride) if m.stride else size,
-        "padding": _pair(m.padding),
-        "dilation": _pair(m.dilation),
+        "stride": pair(m.stride) if m.stride else size,
+        "padding": pair(m.padding),
+        "dilation": pair(m.dilation),
         "ceil_mode": bool(m.ceil_mode),
     }
 
 
 def _avg_pool(m: Any) -> Attrs:
-    size = _pair(m.kernel_size)
+    size = pair(m.kernel_size)
     return {
         "kernel_size": size,
-        "stride": _pair(m.stride) if m.stride else size,
-        "padding": _pair(m.padding),
+        "stride": pair(m.stride) if m.stride else size,
+        "padding": pair(m.padding),
         "ceil_mode": bool(m.ceil_mode),
         "count_include_pad": bool(m.count_include_pad),
         "divisor_override": m.divisor_override,
@@ -99,86 +98,54 @@ MODULES: dict[type[nn.Module], tuple[str, Callable[[Any], Attrs]]] = {
     nn.Dropout2d: ("dropout2d", lambda m: {"p": float(m.p)}),
     nn.MaxPool2d: ("max_pool2d", _max_pool),
     nn.AvgPool2d: ("avg_pool2d", _avg_pool),
+    nn.LPPool2d: (
+        "lp_pool2d",
+        lambda m: {
+            "norm_type": float(m.norm_type),
+            "kernel_size": pair(m.kernel_size),
+            "stride": pair(m.stride or m.kernel_size),
+            "ceil_mode": bool(m.ceil_mode),
+        },
+    ),
     nn.AdaptiveAvgPool2d: ("adaptive_avg_pool2d", lambda m: _output_size(m.output_size)),
     nn.AdaptiveMaxPool2d: ("adaptive_max_pool2d", lambda m: _output_size(m.output_size)),
     nn.ZeroPad2d: ("zero_pad2d", lambda m: {"padding": [int(p) for p in m.padding]}),
-    nn.Upsample: (
-        "upsample",
-        lambda m: {"size": m.size, "scale_factor": m.scale_factor, "mode": m.mode},
-    ),
     nn.Flatten: ("flatten", _none),
+    nn.CELU: ("celu", lambda m: {"alpha": float(m.alpha)}),
+    nn.Softsign: ("softsign", _none),
+    nn.LogSigmoid: ("logsigmoid", _none),
+    nn.Tanhshrink: ("tanhshrink", _none),
+    nn.Hardshrink: ("hardshrink", lambda m: {"lambd": float(m.lambd)}),
+    nn.Softshrink: ("softshrink", lambda m: {"lambd": float(m.lambd)}),
+    nn.Threshold: ("threshold", lambda m: {"threshold": m.threshold, "value": m.value}),
     nn.LogSoftmax: ("log_softmax", lambda m: {"dim": -1 if m.dim is None else m.dim}),
 }
 
-# function or method name -> operation; the tensor is the only argument apart from HARMLESS ones
-UNARY: dict[Any, str] = {
-    F.relu: "relu",
-    F.relu_: "relu",
-    torch.relu: "relu",
-    torch.relu_: "relu",
-    "relu": "relu",
-    "relu_": "relu",
-    F.relu6: "relu6",
-    F.selu: "selu",
-    F.selu_: "selu",
-    torch.selu: "selu",
-    torch.selu_: "selu",
-    F.silu: "silu",
-    F.mish: "mish",
-    F.hardswish: "hardswish",
-    F.hardsigmoid: "hardsigmoid",
-    torch.tanh: "tanh",
-    torch.tanh_: "tanh",
-    F.tanh: "tanh",
-    "tanh": "tanh",
-    "tanh_": "tanh",
-    torch.sigmoid: "sigmoid",
-    torch.sigmoid_: "sigmoid",
-    F.sigmoid: "sigmoid",
-    "sigmoid": "sigmoid",
-    "sigmoid_": "sigmoid",
-    "contiguous": "identity",
-    torch.clone: "identity",
-    "clone": "identity",
+# name of a function or method of one tensor -> operation, apart from HARMLESS arguments
+UNARY: dict[str, str] = {
+    **{name: name for name in MATHS},
+    **{name: name for name in ("relu", "relu6", "selu", "silu", "mish", "hardswish", "tanh")},
+    **{name: name for name in ("hardsigmoid", "sigmoid", "softsign", "logsigmoid", "tanhshrink")},
+    **dict.fromkeys(("contiguous", "clone", "positive"), "identity"),
 }
-
-BINARY: dict[Any, str] = {
-    operator.add: "add",
-    operator.iadd: "add",
-    torch.add: "add",
-    "add": "add",
-    "add_": "add",
-    operator.sub: "sub",
-    operator.isub: "sub",
-    torch.sub: "sub",
-    "sub": "sub",
-    "sub_": "sub",
-    operator.mul: "mul",
-    operator.imul: "mul",
-    torch.mul: "mul",
-    "mul": "mul",
-    "mul_": "mul",
-    operator.truediv: "div",
-    operator.itruediv: "div",
-    torch.div: "div",
-    "div": "div",
-    "div_": "div",
+BINARY: dict[str, str] = {
+    **{name: name for name in ("add", "sub", "mul", "div", "maximum", "minimum", "pow")},
+    **{"subtract": "sub", "multiply": "mul", "divide": "div", "true_divide": "div"},
+    **{"truediv": "div"},
 }
-SYMMETRIC = ("add", "mul")
-
-RESHAPES: tuple[Any, ...] = (
-    torch.flatten,
-    torch.reshape,
-    torch.squeeze,
-    torch.unsqueeze,
-    "flatten",
-    "view",
-    "reshape",
-    "squeeze",
-    "unsqueeze",
+# operations that only change the shape, judged by the shapes before and after
+RESHAPES = (
+    *("flatten", "reshape", "squeeze", "unsqueeze", "view", "unflatten", "ravel", "view_as"),
+    *("reshape_as", "atleast_2d", "atleast_3d"),
 )
-EXPANDS = ("expand", "expand_as")
-MEANS: tuple[Any, ...] = (torch.mean, "mean")
+PERMUTES = (
+    *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "T", "mT"),
+)
+EXPANDS = ("expand", "expand_as", "broadcast_to")
+REDUCTIONS = ("mean", "sum", "amax", "amin")
+PARTS = ("chunk", "split", "unbind", "tensor_split", "split_with_sizes")
+# operations that return the same numbers if the dtype doesn't change
+CASTS = ("to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda")
 
 # Arguments of UNARY calls that don't change the result.
 HARMLESS = {"input", "inplace", "memory_format"}
@@ -203,37 +170,52 @@ def _avg_pool_call(node: fx.Node) -> Attrs:
     return _avg_pool(_Arguments(node, names, **defaults))
 
 
-def _leaky_relu_call(node: fx.Node) -> Attrs:
-    return {"negative_slope": float(argument(node, 1, "negative_slope", 0.01))}
+def _numbers(**defaults: float) -> Callable[[fx.Node], Attrs]:
+    """Return a reader of the numbers behind the tensor, in this order."""
+
+    def read(node: fx.Node) -> Attrs:
+        found = enumerate(defaults.items(), start=1)
+        return {name: float(argument(node, i, name, value)) for i, (name, value) in found}
+
+    return read
 
 
-def _elu_call(node: fx.Node) -> Attrs:
-    return {"alpha": float(argument(node, 1, "alpha", 1.0))}
+def _output_size_call(node: fx.Node) -> Attrs:
+    return _output_size(argument(node, 1, "output_size", 1))
 
 
-def _hardtanh_call(node: fx.Node) -> Attrs:
-    low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
-    return {"min_val": float(low), "max_val": float(high)}
-
-
-# function -> (operation, attributes of a call)
-CALLS: dict[Any, tuple[str, Callable[[fx.Node], Attrs]]] = {
-    F.gelu: ("gelu", lambda n: {"approximate": n.kwargs.get("approximate", "none")}),
-    F.leaky_relu: ("leaky_relu", _leaky_relu_call),
-    F.leaky_relu_: ("leaky_relu", _leaky_relu_call),
-    F.elu: ("elu", _elu_call),
-    F.elu_: ("elu", _elu_call),
-    F.hardtanh: ("hardtanh", _hardtanh_call),
-    F.hardtanh_: ("hardtanh", _hardtanh_call),
-    F.max_pool2d: ("max_pool2d", _max_pool_call),
-    torch.max_pool2d: ("max_pool2d", _max_pool_call),
-    F.avg_pool2d: ("avg_pool2d", _avg_pool_call),
-    F.adaptive_avg_pool2d: (
-        "adaptive_avg_pool2d",
-        lambda n: _output_size(argument(n, 1, "output_size", 1)),
-    ),
-    F.adaptive_max_pool2d: (
-        "adaptive_max_pool2d",
-        lambda n: _output_size(argument(n, 1, "output_size", 1)),
-    ),
+# name of a function of one tensor and numbers -> attributes of a call; the operation has that name
+CALLS: dict[str, Callable[[fx.Node], Attrs]] = {
+    "gelu": lambda n: {"approximate": n.kwargs.get("approximate", "none")},
+    "leaky_relu": _numbers(negative_slope=0.01),
+    "elu": _numbers(alpha=1.0),
+    "celu": _numbers(alpha=1.0),
+    "hardtanh": _numbers(min_val=-1.0, max_val=1.0),
+    "softplus": _numbers(beta=1.0, threshold=20.0),
+    "hardshrink": _numbers(lambd=0.5),
+    "softshrink": _numbers(lambd=0.5),
+    "threshold": _numbers(threshold=0.0, value=0.0),
+    "max_pool2d": _max_pool_call,
+    "avg_pool2d": _avg_pool_call,
+    "adaptive_avg_pool2d": _output_size_call,
+    "adaptive_max_pool2d": _output_size_call,
 }
+
+# Modules of PyTorch that are refused as a whole, with a reason of their own.
+WHOLE = (
+    *(nn.MultiheadAttention, nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.LocalResponseNorm),
+    *(nn.Softmax, nn.GroupNorm, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.Transformer),
+    *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.TransformerEncoder),
+)
+
+
+def is_leaf(module: nn.Module, args: tuple[Any, ...]) -> bool:
+    """Return whether a call of a module is recorded as one operation."""
+    if isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels:
+        return False
+    if type(module) not in MODULES:
+        return isinstance(module, WHOLE) and type(module).__module__.startswith("torch.nn")
+    if isinstance(module, nn.Conv2d):
+        plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return plain and args[0].dim() == 4
+    return not isinstance(module, nn.BatchNorm1d) or args[0].dim() == 2

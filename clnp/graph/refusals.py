@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import keyword
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
-from clnp_kernels.torch_private import MODULE_HOOKS, TENSOR_HOOKS
+from clnp_kernels.torch_private import MODULE_HOOKS, TENSOR_HOOKS, pre_hooks
 
 from ..errors import ConvertError, first_line
 from .graph import NAME
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
-# Module of a hook that computes a weight before every call -> call that removes it.
-REMOVERS = {
-    "torch.nn.utils.prune": "torch.nn.utils.prune.remove(layer, name)",
-    "torch.nn.utils.weight_norm": "torch.nn.utils.remove_weight_norm(layer)",
-    "torch.nn.utils.spectral_norm": "torch.nn.utils.remove_spectral_norm(layer)",
-}
+# Modules of hooks that compute a weight before every call; conversion starts with its numbers.
+FOLDED = ("torch.nn.utils.prune", "torch.nn.utils.weight_norm")
+SPECTRAL = (
+    "a spectral norm changes its own state in every call of training; make the weight permanent "
+    "first with torch.nn.utils.{}"
+)
 MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
-def unwrapped(net: nn.Module) -> nn.Module:
-    """Return the module inside the wrappers of `torch.compile`."""
-    while _is_compiled(net):
-        net = net._orig_mod  # type: ignore[assignment]
-    return net
+def inner(net: nn.Module) -> nn.Module:
+    """Return the module inside wrappers: compiled, parallel or averaged."""
+    while True:
+        if _is_compiled(net):
+            net = net._orig_mod  # type: ignore[assignment]
+        elif isinstance(net, WRAPPERS):
+            net = net.module
+        else:
+            return net
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -74,7 +79,9 @@ def check_module(net: nn.Module, example: Tensor) -> None:
         _check_name(name)
         _check_kind(module, where)
         _check_hooks(module, where)
-        if "forward" in vars(module):
+        forward = vars(module).get("forward")
+        own = inspect.ismethod(forward) and forward.__self__ is module  # the copy gets its own
+        if forward is not None and not own and not _is_compiled(module):
             raise ConvertError(
                 f"{where} has a forward in its instance attributes, which a copy would lose; "
                 "define it in a class"
@@ -113,30 +120,24 @@ def _check_kind(module: nn.Module, where: str) -> None:
         raise ConvertError(
             f"{where} is TorchScript, whose forward can't be traced; pass the original module"
         )
-    if isinstance(module, WRAPPERS):
-        raise ConvertError(f"{where} wraps the network; pass the inner module (.module)")
-    if _is_compiled(module):
-        raise ConvertError(
-            f"{where} is compiled; replace it by its _orig_mod, and compile the converted network "
-            "instead"
-        )
 
 
 def _check_hooks(module: nn.Module, where: str) -> None:
+    spectral = [p for ps in getattr(module, "parametrizations", {}).values() for p in ps]
+    if any("SpectralNorm" in type(p).__name__ for p in spectral):
+        remove = "parametrize.remove_parametrizations(layer, name)"
+        raise ConvertError(f"{where} is parametrized; {SPECTRAL.format(remove)}")
     for kind in MODULE_HOOKS:
         for hook in getattr(module, kind).values():
-            remove = REMOVERS.get(type(hook).__module__)
-            if remove:
+            owner = type(hook).__module__
+            if owner.endswith(".spectral_norm"):
                 raise ConvertError(
-                    f"{where} computes its weight before every call ({type(hook).__name__}); make "
-                    f"the weight permanent first with {remove}"
+                    f"{where} computes its weight; {SPECTRAL.format('remove_spectral_norm(layer)')}"
                 )
-            raise ConvertError(f"{where} has hooks, which conversion would lose; remove them first")
-    if parametrize.is_parametrized(module):
-        raise ConvertError(
-            f"{where} is parametrized; call "
-            "torch.nn.utils.parametrize.remove_parametrizations first"
-        )
+            if owner not in FOLDED:
+                raise ConvertError(
+                    f"{where} has hooks, which conversion would lose; remove them first"
+                )
     for name, parameter in module.named_parameters(recurse=False):
         if any(getattr(parameter, kind, None) for kind in TENSOR_HOOKS):
             raise ConvertError(
@@ -181,8 +182,14 @@ def copied(net: nn.Module) -> nn.Module:
     Raises:
         ConvertError: naming the attribute that can't be copied.
     """
+    # A weight that a hook computed can't be copied, and is computed anew.
+    memo: dict[int, Any] = {}
+    for module in net.modules():
+        if any(type(hook).__module__ in FOLDED for hook in pre_hooks(module)):
+            values = [v for v in vars(module).values() if isinstance(v, Tensor)]
+            memo |= {id(value): value.detach().clone() for value in values}
     try:
-        return copy.deepcopy(net)
+        return copy.deepcopy(net, memo)
     except Exception as error:
         for name, module in net.named_modules():
             for key, value in vars(module).items():
@@ -220,18 +227,21 @@ def check_modes(net: nn.Module) -> None:
                 )
 
 
-def check_own_tensors(net: nn.Module, layers: list[str]) -> None:
+def tensors_of(net: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers by name, also those that have several names."""
+    parameters = net.named_parameters(remove_duplicate=False)
+    return dict([*parameters, *net.named_buffers(remove_duplicate=False)])
+
+
+def check_own_tensors(tensors: Mapping[str, Tensor], used: list[tuple[str, str]]) -> None:
     """Refuse layers that share a parameter or buffer, as one tensor or as overlapping memory.
 
     Arguments:
-        net: the original network; a copy would no longer share memory.
-        layers: names of the converted layers.
+        tensors: name -> parameter or buffer of the original network; a copy would no longer share
+            memory.
+        used: (layer, name of a tensor).
     """
-    spans = []
-    for layer in layers:
-        module = net.get_submodule(layer)
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        spans += [(*_span(tensor), f"{layer}.{key}") for key, tensor in own if tensor.numel()]
+    spans = [(*_span(tensors[name]), name) for _, name in used if tensors[name].numel()]
     spans.sort()
     for (first, stop, name), (second, _, other) in itertools.pairwise(spans):
         if first[0] == second[0] and second[1] < stop:

@@ -1,8 +1,9 @@
-"""Tracing of a user's forward with torch.fx, in training and in evaluation mode."""
+"""Two records of a user's forward, in training and in evaluation mode, at two batch sizes."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import operator
 from collections.abc import Callable, Iterator
@@ -14,14 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..errors import ConvertError, first_line
-from .recorder import Recorder, Run
+from .calls import RecordError
+from .recorder import Recorder, Run, stochastic_depth
+from .statics import Static
 
-WRITES: tuple[Callable[..., Any], ...] = (
-    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv),
-    *(operator.imod, operator.ipow, operator.imatmul, operator.iand, operator.ior, operator.ixor),
-    *(operator.ilshift, operator.irshift),
+DROPOUTS: dict[Any, str] = {F.dropout: "dropout", F.dropout2d: "dropout2d"}
+NORMS = (F.batch_norm, F.instance_norm)
+# Functions and methods whose arguments may name the batch size; their results are compared instead.
+SHAPES = (
+    *("view", "reshape", "expand", "unflatten", "repeat", "narrow", "resize", "new_zeros"),
+    *(torch.reshape, torch.unflatten, torch.narrow, operator.getitem, torch.broadcast_to),
 )
-DROPOUTS = {F.dropout: "dropout", F.dropout2d: "dropout2d"}
+BATCHES = (2, 3)  # examples of the records in evaluation and in training mode
+Leaf = Callable[[nn.Module, Any], bool]
 
 
 @dataclass(frozen=True)
@@ -29,161 +35,95 @@ class Traced:
     """A traced forward.
 
     Attributes:
-        module: the trace in evaluation mode.
-        run: record of one run of it on `x`.
-        x: random numbers of the example's shape [B, ...].
+        graph: the operations, in training mode.
+        run: shapes and memory of their values, with a batch of `BATCHES[1]` examples.
+        batched: node -> axes whose size is the batch size or a multiple of it.
         off: names of the functional dropouts that are off in training mode too.
+        x: random numbers [BATCHES[0], ...] of the example's shape.
     """
 
-    module: fx.GraphModule
+    graph: fx.Graph
     run: Run
-    x: Tensor
+    batched: dict[str, tuple[int, ...]]
     off: frozenset[str]
+    x: Tensor
 
 
-def read(net: nn.Module, x: Tensor) -> Traced:
-    """Trace `net` without changing its tensors.
+def read(net: nn.Module, draw: Callable[[int], Tensor], leaf: Leaf) -> Traced:
+    """Record `net` without changing its tensors.
 
     Arguments:
         net: the module.
-        x: a batch [B, ...] that it accepts.
+        draw: number of examples B -> random batch [B, ...] of the shape that it accepts.
+        leaf: (module, arguments) -> whether its call is one operation.
 
     Raises:
-        ConvertError: naming the part that can't be traced exactly, and the reason.
+        ConvertError: naming the part that can't be recorded exactly, and the reason.
     """
-    training = _symbolic(net, train=True)
-    evaluating = _symbolic(net, train=False)
-    off = _compare_modes(training, evaluating)
-    return Traced(evaluating, _run(net, evaluating, x), x, off)
-
-
-class _Writes:
-    """In-place writes of a torch.fx proxy.
-
-    torch.fx itself records `x += y` as `x = x + y`, ignores `x.data = y`, and refuses `x[i] = y`.
-    """
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        args = (self, index, value)
-        self.tracer.create_proxy("call_function", operator.setitem, args, {})  # type: ignore[attr-defined]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("tracer", "node", "_node", "root", "attr"):
-            raise TypeError(f"it sets the attribute {name!r} of a tensor")
-        super().__setattr__(name, value)
-
-
-def _write(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
-    def method(self: Any, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-for _function in WRITES:
-    setattr(_Writes, f"__{_function.__name__}__", _write(_function))
-
-
-class _Proxy(_Writes, fx.Proxy):
-    def __getattr__(self, name: str) -> Any:
-        return _Attribute(self, name)
-
-
-class _Attribute(_Writes, fx.proxy.Attribute):
-    pass
-
-
-class _Tracer(fx.Tracer):
-    """Tracer that enters every module but torch's own and remembers the last one it called."""
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.where = ""
-        self.autocast = _autocast()
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        self.where = f"{self.path_of_module(m)!r} ({type(m).__name__})"
-        return super().call_module(m, forward, args, kwargs)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        if not torch.is_grad_enabled():
-            node.meta["refusal"] = (
-                "it runs under torch.no_grad(), which conversion would lose; remove that"
-            )
-        elif _autocast() != self.autocast:
-            node.meta["refusal"] = (
-                "it runs under torch.autocast, which conversion would lose; put autocast around "
-                "the calls of the network"
-            )
-        return node
-
-
-def _autocast() -> list[bool]:
-    return [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")]
+    x = draw(BATCHES[0])
+    evaluating = _recorded(net, x, leaf, train=False)
+    training = _recorded(net, draw(BATCHES[1]), leaf, train=True)
+    off, batched = _compare(training, evaluating)
+    return Traced(training.graph, training.run, batched, off, x)
 
 
 @contextlib.contextmanager
 def _undisturbed(net: nn.Module) -> Iterator[None]:
-    """Restore the attributes of all modules afterwards: modes, and values that a forward stores.
+    """Restore all buffers and attributes of modules afterwards, also what a forward stores.
 
     Plain numbers keep their new value, so that a forward that counts its calls differs in the next
-    trace and is refused.
+    record and is refused.
     """
     saved = []
+    learned = [p for p in net.parameters() if p.requires_grad]
+    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     for module in net.modules():
         state = dict(vars(module))
         state |= {key: state[key].copy() for key in ("_parameters", "_buffers", "_modules")}
         saved.append((module, state))
     try:
+        for parameter in learned:  # autograd forbids some writes that are fine without it
+            parameter.requires_grad_(False)
         yield
     finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
         for module, state in saved:
             numbers = {k: v for k, v in vars(module).items() if type(v) in (int, float)}
             vars(module).clear()
             vars(module).update(state | numbers)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
-def _symbolic(net: nn.Module, train: bool) -> fx.GraphModule:
-    tensors = dict([*net.named_parameters(), *net.named_buffers()])
-    versions = {name: tensor._version for name, tensor in tensors.items()}
-    tracer = _Tracer()
-    with _undisturbed(net):
-        net.train(train)
-        try:
-            traced = fx.GraphModule(net, tracer.trace(net))
-        except Exception as error:
-            inside = f", in {tracer.where}" if tracer.where else ""
-            raise ConvertError(
-                f"{type(net).__name__} can't be traced with torch.fx{inside}: {first_line(error)}. "
-                "Remove control flow that depends on the data, and inputs other than one tensor"
-            ) from error
-    for name, tensor in tensors.items():
-        if tensor._version != versions[name]:
-            raise ConvertError(
-                f"forward changes {name!r}; a network that changes its own tensors in every call "
-                "can't be converted"
-            )
-    if sum(node.op == "placeholder" for node in traced.graph.nodes) != 1:
-        raise ConvertError(f"{type(net).__name__}.forward: expected one tensor as its only input")
-    return traced
+def _recorded(net: nn.Module, x: Tensor, leaf: Leaf, train: bool) -> Recorder:
+    recorder = Recorder(net, leaf)
+    net.train(train)
+    try:
+        with _undisturbed(net):
+            recorder.record(net, x.clone())
+    except RecordError as error:
+        inside = f", in {recorder.where}" if recorder.where else ""
+        raise ConvertError(f"{type(net).__name__} can't be traced{inside}: {error}") from error
+    except Exception as error:
+        raise _failure(net, recorder, x, error) from error
+    return recorder
 
 
-def _run(net: nn.Module, traced: fx.GraphModule, x: Tensor) -> Run:
-    with _undisturbed(net), torch.no_grad():
-        traced.eval()
-        recorder = Recorder(traced)
-        try:
-            recorder.run(x.clone())
-        except Exception as error:
-            raise ConvertError(
-                f"{type(net).__name__} does not accept example_input of shape {list(x.shape)}, "
-                f"{x.dtype}; {recorder.at} fails: {first_line(error)}"
-            ) from error
-    return recorder.record
+def _failure(net: nn.Module, recorder: Recorder, x: Tensor, error: Exception) -> ConvertError:
+    try:
+        inspect.signature(net.forward).bind(x)
+    except TypeError:
+        return ConvertError(f"{type(net).__name__}.forward: expected one tensor as its only input")
+    for node in recorder.graph.nodes:
+        if "refusal" in node.meta:
+            return ConvertError(f"{place_of(node)} can't be converted: {node.meta['refusal']}")
+    inside = f"; {recorder.where} fails" if recorder.where else ""
+    return ConvertError(
+        f"{type(net).__name__} does not accept example_input of shape {list(x.shape)}, "
+        f"{x.dtype}{inside}: {first_line(error)}. Its forward must accept batches of any size"
+    )
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
@@ -201,61 +141,92 @@ def place_of(node: fx.Node) -> str:
     return repr(node.name) + (f" in {inside[-1]!r}" if inside else "")
 
 
-def is_stochastic_depth(node: fx.Node) -> bool:
-    """Return whether the node calls torchvision's stochastic depth, without importing it."""
-    return getattr(node.target, "__module__", None) == "torchvision.ops.stochastic_depth"
-
-
 def _switch(node: fx.Node) -> tuple[int, bool] | None:
-    """(position, default) of the argument `training` of a functional dropout; None for others."""
+    """(position, default) of the argument for the mode of dropouts and norms; None for others."""
     if node.op != "call_function":
         return None
-    if is_stochastic_depth(node):
-        return 3, True
+    if node.target in NORMS:
+        return 5, node.target is F.instance_norm
     return (2, True) if node.target in DROPOUTS else None
 
 
-def _compare_modes(training: fx.GraphModule, evaluating: fx.GraphModule) -> frozenset[str]:
-    """Check that the two traces differ in `F.dropout(training=...)` only.
+def _compare(training: Recorder, evaluating: Recorder) -> tuple[frozenset[str], Any]:
+    """Check that two records differ in dropouts, modes of norms and the batch size only.
 
     Returns:
-        names of the functional dropouts that are off in both.
+        names of the functional dropouts that are off in both, and the axes with the batch.
     """
-    first, second = (_numbered(traced) for traced in (training, evaluating))
-    off = set()
-    for a, b in itertools.zip_longest(first, second):
+    numbers: dict[fx.Node, str] = {}
+    off, batched = set(), {}
+    first = [n for n in training.graph.nodes if n.target is not stochastic_depth]
+    for a, b in itertools.zip_longest(first, evaluating.graph.nodes):
         if a is None or b is None or (a.op, str(a.target)) != (b.op, str(b.target)):
             at = " and ".join(place_of(n) for n in (a, b) if n is not None)
             raise ConvertError(
                 "the network's forward takes different paths in training and in evaluation mode: "
                 f"they part at {at}"
             )
+        numbers[a] = numbers[b] = f"%{len(numbers)}"
+        for drop in a.users:
+            if drop.target is stochastic_depth:
+                numbers[drop] = numbers[a]
+        axes = _batch_axes(training.run.shapes.get(a.name), evaluating.run.shapes.get(b.name))
         switch = _switch(a)
-        if _arguments(a, first, switch) != _arguments(b, second, switch):
-            b.meta["refusal"] = (
-                "its arguments differ between training and evaluation mode, or from call to call"
+        differ = _arguments(a, numbers, switch) != _arguments(b, numbers, switch)
+        if axes is None or (differ and a.target not in SHAPES) or not _same_static(a, b):
+            a.meta["refusal"] = (
+                "its arguments differ between training and evaluation mode, with the batch size, "
+                "or from call to call"
             )
-        if switch is None:
-            continue
-        position, default = switch
-        if argument(b, position, "training", default):
-            raise ConvertError(
-                f"{a.name!r}: F.{getattr(a.target, '__name__', 'dropout')} is active in evaluation "
-                "mode too; pass training=self.training, or use nn.Dropout"
-            )
-        if not argument(a, position, "training", default):
-            off.add(b.name)
-    return frozenset(off)
+        batched[a.name] = axes or ()
+        if a.target in DROPOUTS and _is_off(a, b):
+            off.add(a.name)
+    batched |= {n.name: (0,) for n in training.graph.nodes if n.target is stochastic_depth}
+    return frozenset(off), batched
 
 
-def _numbered(traced: fx.GraphModule) -> dict[fx.Node, str]:
-    return {node: f"%{i}" for i, node in enumerate(traced.graph.nodes)}
+def _is_off(a: fx.Node, b: fx.Node) -> bool:
+    if argument(b, 2, "training", True):
+        raise ConvertError(
+            f"{a.name!r}: F.{getattr(a.target, '__name__', 'dropout')} is active in evaluation "
+            "mode too; pass training=self.training, or use nn.Dropout"
+        )
+    return not argument(a, 2, "training", True)
+
+
+def _batch_axes(a: tuple[int, ...] | None, b: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Axes that grow with the batch; None if the shapes differ in another way."""
+    if a is None or b is None or len(a) != len(b):
+        return () if a == b else None
+    axes = tuple(i for i, (m, n) in enumerate(zip(a, b, strict=True)) if m != n)
+    grows = all(a[i] * BATCHES[0] == b[i] * BATCHES[1] for i in axes)
+    return axes if grows else None
+
+
+def _same_static(a: fx.Node, b: fx.Node) -> bool:
+    """Return whether two nodes stand for the same numbers, if they don't depend on the input."""
+    one, two = a.meta.get("static"), b.meta.get("static")
+    if not isinstance(one, Static) or not isinstance(two, Static):
+        return one is two
+    if one.name or two.name or one.random or two.random:
+        return one.name == two.name and one.random == two.random
+    m, n = one.value, two.value
+    if m.dim() == n.dim():  # a tensor that was expanded to the batch has equal rows
+        m, n = _first_rows(m), _first_rows(n)
+    return m.shape == n.shape and m.dtype == n.dtype and torch.equal(m, n)
+
+
+def _first_rows(value: Tensor) -> Tensor:
+    if value.dim() and len(value) in BATCHES and bool((value == value[:1]).all()):
+        return value[:1]
+    return value
 
 
 def _arguments(node: fx.Node, names: dict[fx.Node, str], switch: tuple[int, bool] | None) -> str:
-    """Format the arguments of a call, without the mode of a functional dropout."""
+    """Format the arguments of a call, without the mode of a dropout or norm."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: names[n])
     if switch:
         args = (*args[: switch[0]], *args[switch[0] + 1 :])
-        kwargs = {key: value for key, value in kwargs.items() if key != "training"}
+        left = ("training", "use_input_stats")
+        kwargs = {key: value for key, value in kwargs.items() if key not in left}
     return repr((args, sorted(kwargs.items())))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -13,23 +10,18 @@ from torch import Tensor, nn
 
 from ..data.task import Task
 from ..errors import CapacityError, CapacityWarning
-from .method import Batch, Method
+from .isolation import Isolation
 from .network import ForTask
 from .options import Options, number, whole
 
 
-class PackNet(Method):
+class PackNet(Isolation):
     """Every task trains the weights that are still free, keeps the largest of them and frees the
     rest; it reads its own and all earlier tasks' weights.
 
     In each weight tensor the task keeps `keep` of the weights that were free (by default an equal
     share for each of the `tasks` expected). The last `retrain` share of the epochs trains the kept
-    weights after pruning, so that the budget of epochs is that of the other methods. Biases and
-    normalisation belong to the first task and are frozen after it, as in the paper. A head that
-    belongs to one task is not pruned.
-
-    What is frozen is put back after every step, so no optimizer moves it: neither moments that are
-    carried on from the task before (`reset_optimizer=False`) nor weight decay.
+    weights after pruning, so that the budget of epochs is that of the other methods.
 
     Raises:
         CapacityError: (in `learn`) a task would get no weights and has no head of its own.
@@ -44,7 +36,7 @@ class PackNet(Method):
 
     def check(self, learned: int) -> None:
         """Refuses a task that would get no weights; one with a head of its own is warned about."""
-        weights = self._weights()
+        weights = self.weights()
         if not weights or any(self._share(name, learned) for name in weights):
             return
         free = sum(int((self._owner(name) == 0).sum()) for name in weights)
@@ -61,16 +53,14 @@ class PackNet(Method):
 
     def begin(self, task: Task) -> None:
         with torch.no_grad():
-            for name, p in self._weights().items():
+            for name, p in self.weights().items():
                 owner = self.memory.setdefault(f"owner.{name}", self._owner(name))
                 if self.task:
                     fresh = torch.randn_like(p) * p.std(correction=min(1, p.numel() - 1)) * 0.5
                     p.copy_(torch.where(owner == 0, fresh, p))
 
-    def start_epoch(self, task: Task, epoch: int) -> None:
-        for module in self.net.modules():
-            if self.task and hasattr(module, "num_batches_tracked"):
-                module.eval()
+    def start_epoch(self, task: object, epoch: int) -> None:
+        super().start_epoch(task, epoch)
         pruned_at = max(1, round((1 - self.o["retrain"]) * self.settings.epochs))
         if epoch == pruned_at and epoch < self.settings.epochs:
             self._prune()
@@ -79,42 +69,18 @@ class PackNet(Method):
         if not self._pruned():
             self._prune()
 
-    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        with self._frozen():
-            return super().step(batch)
+    def movable(self, name: str) -> Tensor:
+        owner = self._owner(name)
+        mine = owner == self.task + 1
+        return mine if self._pruned() else mine | (owner == 0)
 
-    def adjust(self) -> None:
-        """No gradient for what is not this task's."""
-        for p, mine in self._mine():
-            if p.grad is not None:
-                p.grad.masked_fill_(~mine, 0)
-
-    @contextmanager
-    def _frozen(self) -> Iterator[None]:
-        """Afterwards all that is not this task's is as it was before, bit for bit."""
-        held = [(p.detach(), p.detach().clone(), mine) for p, mine in self._mine()]
-        if self.task:
-            held += [(b, b.clone(), b.new_zeros((), dtype=torch.bool)) for b in self.net.buffers()]
-        yield
-        for now, before, mine in held:
-            now.copy_(torch.where(mine, now, before))
-
-    def _mine(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Shared parameters, and which of their entries this task trains: bool of the same shape,
-        or [] for all alike.
-        """
-        weights, pruned = self._weights(), self._pruned()
-        for name, p in self.net.shared_parameters().items():
-            if name in weights:
-                owner = self._owner(name)
-                mine = owner == self.task + 1
-                yield p, mine if pruned else mine | (owner == 0)
-            else:
-                yield p, torch.tensor(not self.task, device=p.device)
+    def read(self, name: str, task: int) -> Tensor:
+        owner = self._owner(name)
+        return (owner > 0) & (owner <= task + 1)
 
     @torch.no_grad()
     def _prune(self) -> None:
-        for name, p in self._weights().items():
+        for name, p in self.weights().items():
             owner = self._owner(name)
             free = (owner == 0).flatten().nonzero().squeeze(1)
             size = p.flatten()[free].abs()
@@ -136,9 +102,6 @@ class PackNet(Method):
         """True once the task in training has chosen its weights."""
         return int(self.memory.get("pruned", -1)) == self.task
 
-    def _weights(self) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.net.shared_parameters().items() if p.dim() > 1}
-
     def _owner(self, name: str) -> Tensor:
         """Shaped as the weight, int16: 0 free, k + 1 claimed by task k. What the user had frozen
         before the first task belongs to it.
@@ -152,9 +115,4 @@ class PackNet(Method):
     def predictor(self, task: int) -> nn.Module:
         if task == self.task and not self._pruned():
             return ForTask(self.net, task)
-        net = copy.deepcopy(self.net)
-        with torch.no_grad():
-            for name in self._weights():
-                owner = self._owner(name)
-                net.get_parameter(name).masked_fill_((owner == 0) | (owner > task + 1), 0)
-        return ForTask(net, task)
+        return super().predictor(task)

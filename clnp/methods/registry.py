@@ -15,6 +15,8 @@ from ..data.task import Task
 from ..errors import CheckpointError, ConfigError
 from ..files import checkpoint
 from ..learner.base import checkpoint_file
+from ..objectives.objective import given_again
+from .co2l import Co2L
 from .er import ER, DERpp
 from .esacl.method import EsaCL, EsaCLCo2L, EsaCLEWC
 from .ewc import EWC
@@ -28,7 +30,8 @@ from .saving import example_of, network_of
 from .scratch import Scratch
 from .settings import MethodSettings
 from .si import SI
-from .sparcl import SparCL
+from .sparcl import SparCL, SparCLCo2L, SparCLEWC
+from .supermask import WSN, SupSup
 from .superposition import Superposition
 
 SHARED = tuple(f.name for f in dataclasses.fields(MethodSettings))
@@ -60,9 +63,14 @@ METHODS: dict[str, MethodInfo] = {
     "si": MethodInfo(SI, "synaptic intelligence: quadratic penalty by path integral"),
     "superposition": MethodInfo(Superposition, "a random key for every task on every layer"),
     "packnet": MethodInfo(PackNet, "weights packed task by task by magnitude"),
+    "wsn": MethodInfo(WSN, "a learned mask of weights per task; weights in use are frozen (WSN)"),
+    "supsup": MethodInfo(SupSup, "a learned mask per task over weights that stay random (SupSup)"),
     "er": MethodInfo(ER, "experience replay from a reservoir"),
     "derpp": MethodInfo(DERpp, "replay of labels and stored logits (DER++)"),
+    "co2l": MethodInfo(Co2L, "contrastive learning with distillation and replay (Co2L)"),
     "sparcl": MethodInfo(SparCL, "sparse weights, data and gradients over replay (SparCL)"),
+    "sparcl-ewc": MethodInfo(SparCLEWC, "SparCL with the penalty of EWC"),
+    "sparcl-co2l": MethodInfo(SparCLCo2L, "SparCL with contrastive replay (Co2L)"),
     "esacl": MethodInfo(EsaCL, "sharpness-aware one-shot pruning and selected data (EsaCL)"),
     "esacl-ewc": MethodInfo(EsaCLEWC, "EsaCL with the penalty of EWC"),
     "esacl-co2l": MethodInfo(EsaCLCo2L, "EsaCL with contrastive replay (Co2L)"),
@@ -89,7 +97,7 @@ def make(
         example_input: a batch that it accepts.
         device, checkpoint_dir, callbacks, progress_bar: as for `clnp.Learner`.
         options: fields of `MethodSettings` (head, lr, epochs, batch_size, schedule, seed, dtype,
-            optimizer, momentum, reset_optimizer) and the method's own.
+            loss, metric, optimizer, momentum, reset_optimizer) and the method's own.
 
     Raises:
         ConfigError: an unknown method or option, or a value out of range, naming what is possible.
@@ -124,7 +132,7 @@ def resolve(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict
             f"methods, {sorted(SHARED)}, got {unknown}"
         )
     given = {key: value for key, value in options.items() if key in SHARED}
-    shared = MethodSettings(**{**info.cls.fixed, **given}).to_json()
+    shared = MethodSettings(**{**info.cls.fixed, **given}).fields()
     return shared, checked(name, info.options, own)
 
 
@@ -133,6 +141,8 @@ def load(
     tasks: Sequence[Task] | None = None,
     *,
     net: nn.Module | None = None,
+    loss: Any = None,
+    metric: Any = None,
     device: str | torch.device = "cpu",
     checkpoint_dir: str | Path | None = None,
     callbacks: Iterable[Any] = (),
@@ -145,6 +155,7 @@ def load(
         tasks: the learned tasks (or the whole stream), whose test splits later rows of the accuracy
             matrix need, and whose data joint training needs.
         net: the network, where its layers could not be written (`MethodLearner.save`).
+        loss, metric: the learner's, where they are functions: a file holds their names only.
         device, checkpoint_dir, callbacks, progress_bar: as for a new learner.
 
     Raises:
@@ -156,6 +167,8 @@ def load(
     tensors, data = checkpoint.read(path, KIND)
     try:
         shared = dict(data["settings"])
+        for name, given in (("loss", loss), ("metric", metric)):
+            shared[name] = given_again(name, shared.get(name), given)
         info, options = _info(shared.pop("method")), shared.pop("options")
         net = network_of(data, tensors) if net is None else net
         example = example_of(data)

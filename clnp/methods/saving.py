@@ -43,11 +43,21 @@ def check_network(net: Any, example: Any) -> None:
 
 
 def graph_of(net: nn.Module, example: Tensor) -> Graph | None:
-    """The network's layers as data, or None where they can't be read."""
+    """The network's layers as data, or None where they can't be read, or where a network made of
+    them would have its weights under other names.
+    """
     try:
-        return convert(net, example, verbose=False).graph
+        graph = convert(net, example, verbose=False).graph
     except ConvertError:
         return None
+    with torch.device("meta"):
+        made = build(graph, _layers(graph))
+    same = _shapes(made) == _shapes(net)
+    return graph if same else None
+
+
+def _shapes(net: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in net.state_dict().items()}
 
 
 def network_of(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data.task import Task
+from ..objectives.shapes import CLASSES
 from ..training.frank_wolfe import largest
+from .co2l import Co2L
 from .er import ER, DERpp, Replay
-from .method import Batch
+from .ewc import EWC
+from .method import Batch, Method
 from .options import Options, choice, number, whole
 from .state import prefixed, without
 
@@ -56,8 +59,8 @@ class DynamicMask:
 
 
 class GradientMask:
-    """Dynamic gradient masking (DGM): of each tensor only the largest gradients are used; the
-    choice is kept for some batches.
+    """Dynamic gradient masking (DGM): of each tensor only the largest gradients are used, those of
+    masked weights counting as 0; the choice is kept for some batches.
 
     Arguments:
         keep: share of the gradients used.
@@ -69,9 +72,19 @@ class GradientMask:
         self.masks: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def apply(self, weights: Mapping[str, nn.Parameter]) -> None:
-        """Sets the gradients that are not used to 0."""
+    def apply(
+        self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Sets the gradients that are not used to 0.
+
+        Arguments:
+            weights: by name.
+            masks: of the weights (`DynamicMask.masks`), for those that are masked.
+        """
         moving = {n: w for n, w in weights.items() if w.grad is not None}
+        for name, mask in (masks or {}).items():
+            if name in moving:
+                moving[name].grad.mul_(mask)  # type: ignore[union-attr]
         if self.batch % self.every == 0 or set(moving) - set(self.masks):
             for name, w in moving.items():
                 assert w.grad is not None
@@ -111,27 +124,28 @@ class ForgettingCount:
         return order.argsort(descending=True, stable=True)[:n].sort().values
 
 
-class SparCL(Replay):
-    """TDM, DDR and DGM over experience replay.
+OPTIONS = {
+    "sparsity": number(0.9, "share of the weights that are masked", 0, 1),
+    "gradient_weight": number(1.0, "lambda, weight of |grad| against |w|"),
+    "update": whole(5, "epochs between two choices of the masks", 1),
+    "keep_gradients": number(0.2, "share of the gradients used; 1: all", 0, 1, above=True),
+    "gradient_batches": whole(30, "batches that a choice of gradients is kept for", 1),
+    "remove": number(0.3, "share of the task's examples that is removed", 0, 0.99),
+    "remove_after": number(0.3, "share of the epochs before the removal", 0, 1),
+}
+
+
+class SparseTraining(Method):
+    """The three parts of SparCL over another method, which comes behind it in the bases.
 
     Settings of the authors (split CIFAR-10, ResNet-18): SGD 0.03, cosine, batch 32, buffer 500, 50
     epochs, sparsity 0.75, 0.9 or 0.95, masks updated every 5 epochs, 20 % of the gradients used and
-    kept for 30 batches.
+    kept for 30 batches. As in their code, the gradients of masked weights are 0 before the largest
+    are chosen; where more weights are masked than gradients are dropped, all others are used.
     """
 
-    name = "sparcl"
+    takes = (CLASSES,)  # it counts how often an example's class is forgotten
     fixed: ClassVar[Mapping[str, Any]] = {"optimizer": "sgd", "lr": 0.03, "schedule": "cosine"}
-    options: ClassVar[Options] = {
-        **DERpp.options,
-        "over": choice("er", "what is replayed", ("er", "derpp")),
-        "sparsity": number(0.9, "share of the weights that are masked", 0, 1),
-        "gradient_weight": number(1.0, "lambda, weight of |grad| against |w|"),
-        "update": whole(5, "epochs between two choices of the masks", 1),
-        "keep_gradients": number(0.2, "share of the gradients used; 1: all", 0, 1, above=True),
-        "gradient_batches": whole(30, "batches that a choice of gradients is kept for", 1),
-        "remove": number(0.3, "share of the task's examples that is removed", 0, 0.99),
-        "remove_after": number(0.3, "share of the epochs before the removal", 0, 1),
-    }
 
     def prepare(self) -> None:
         super().prepare()
@@ -142,6 +156,7 @@ class SparCL(Replay):
         self.due = False
 
     def begin(self, task: Task) -> None:
+        super().begin(task)
         self.forgotten, self.subset = ForgettingCount(task.size("train")), None
         self.gradients_mask.batch = 0
 
@@ -155,17 +170,14 @@ class SparCL(Replay):
             total = len(self.forgotten.events)
             self.subset = self.forgotten.most_forgotten(round((1 - self.o["remove"]) * total))
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        kind = DERpp if self.o["over"] == "derpp" else ER
-        return kind.loss(self, batch)  # type: ignore[arg-type]
-
     def adjust(self) -> None:
+        super().adjust()
         weights = self.weights()
         if self.due:
             self.weights_mask.update(weights)
             self.due = False
         if self.o["keep_gradients"] < 1:
-            self.gradients_mask.apply(weights)
+            self.gradients_mask.apply(weights, self.weights_mask.masks)
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         loss, logits = super().step(batch)
@@ -190,9 +202,6 @@ class SparCL(Replay):
                 sum(int((m & masks[n]).sum()) for n, m in self.weights_mask.masks.items()) / total
             )
         return (2 * left + both) / 3
-
-    def work_key(self) -> Any:
-        return self.replayed() * (2 if self.o["over"] == "derpp" else 1)
 
     def state(self) -> dict[str, Tensor]:
         f = self.forgotten
@@ -219,3 +228,35 @@ class SparCL(Replay):
         for name in ("known", "events", "wrong"):
             setattr(self.forgotten, name, saved[name].cpu().clone())
         self.subset = saved.get("kept")
+
+
+class SparCL(SparseTraining, Replay):
+    """Sparse training over experience replay (SparCL-ER) or DER++ (SparCL-DER++)."""
+
+    name = "sparcl"
+    options: ClassVar[Options] = {
+        **DERpp.options,
+        "over": choice("er", "what is replayed", ("er", "derpp")),
+        **OPTIONS,
+    }
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        kind = DERpp if self.o["over"] == "derpp" else ER
+        return kind.loss(self, batch)  # type: ignore[arg-type]
+
+    def work_key(self) -> Any:
+        return self.replayed() * (2 if self.o["over"] == "derpp" else 1)
+
+
+class SparCLEWC(SparseTraining, EWC):
+    """Sparse training with the penalty of EWC (SparCL-EWC)."""
+
+    name = "sparcl-ewc"
+    options: ClassVar[Options] = {**EWC.options, **OPTIONS}
+
+
+class SparCLCo2L(SparseTraining, Co2L):
+    """Sparse training of Co2L's objective (SparCL-Co2L)."""
+
+    name = "sparcl-co2l"
+    options: ClassVar[Options] = {**Co2L.options, **OPTIONS}

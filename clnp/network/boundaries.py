@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clnp_kernels.nn import MaskedConv2d, MaskedLinear, PartialBatchNorm1d, PartialBatchNorm2d
+from clnp_kernels.nn import (
+    MaskedConv2d,
+    MaskedLinear,
+    PartialBatchNorm1d,
+    PartialBatchNorm2d,
+    PartialPerChannel,
+)
 
 from ..errors import CapacityError, ConfigError
 from ..graph.graph import Graph, build, fuse_relu
@@ -17,6 +23,7 @@ from ..graph.groups import Group, find_groups, inputs_of
 from .heads import Head, MultiHead
 
 MaskedLayer = MaskedLinear | MaskedConv2d
+Carrier = PartialBatchNorm2d | PartialPerChannel
 MASKED: dict[str, Any] = {
     "linear": MaskedLinear,
     "conv2d": MaskedConv2d,
@@ -70,6 +77,9 @@ class Boundaries(nn.Module):
             dense = layers[node.name]
             if node.name == self.groups.head:
                 masked[node.name] = MultiHead(dense.weight, dense.bias)
+            elif isinstance(dense, nn.ParameterDict):
+                axis, fresh = node.attrs["axis"], node.attrs["fresh"]
+                masked[node.name] = PartialPerChannel(node.op, dense["weight"], axis, fresh=fresh)
             else:
                 activation = node.attrs.get("activation", "none")
                 masked[node.name] = MASKED[node.op].from_dense(dense, activation=activation)
@@ -87,14 +97,19 @@ class Boundaries(nn.Module):
         return head
 
     @property
-    def masked(self) -> dict[str, MaskedLayer | PartialBatchNorm2d]:
+    def masked(self) -> dict[str, MaskedLayer | Carrier]:
         """Name -> module with an active and a free part, in execution order, without the head."""
         return self._masked
 
     @property
     def masked_layers(self) -> dict[str, MaskedLayer]:
         """The linear and convolutional layers of `masked`."""
-        return {n: m for n, m in self.masked.items() if not isinstance(m, PartialBatchNorm2d)}
+        return {n: m for n, m in self.masked.items() if not isinstance(m, Carrier)}
+
+    @property
+    def carriers(self) -> dict[str, Carrier]:
+        """The batch norms and weights per channel of `masked`."""
+        return {n: m for n, m in self.masked.items() if isinstance(m, Carrier)}
 
     @property
     def norms(self) -> dict[str, PartialBatchNorm2d]:

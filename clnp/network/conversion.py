@@ -8,18 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConvertError
-from ..graph.equivalence import check_evaluation, check_training, random_like
-from ..graph.graph import WITH_WEIGHTS, Graph, Node, fuse_relu
-from ..graph.lowering import lower
+from ..graph.equivalence import check_evaluation, check_training, draw_weights, random_like
+from ..graph.graph import WITH_WEIGHTS, Node, fuse_relu
+from ..graph.lowering import Lowered, lower
+from ..graph.preparing import with_equivalents, without_wrappers
+from ..graph.recognised import is_leaf
 from ..graph.refusals import (
     check_example,
     check_modes,
     check_module,
     check_own_tensors,
     copied,
-    unwrapped,
+    inner,
+    tensors_of,
 )
-from ..graph.trace import read
+from ..graph.trace import Traced, read
 from .model import Model
 
 
@@ -48,10 +51,9 @@ class Conversion:
 def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> Model:
     """Convert a dense network to masked layers that compute the same function.
 
-    The network is copied, never changed. Supported are Linear, Conv2d (dense or depthwise),
-    BatchNorm, the common activations, pooling, Dropout, Flatten, sums and products of hidden
-    values, and modules built of these whose forward torch.fx can trace. The last layer must be a
-    Linear that gives the logits.
+    The network is copied, never changed. What counts is what its forward computes, not the classes
+    of its modules; docs/models.md lists the operations, and `clnp.graph.register` teaches others.
+    The logits must come from a Linear or a convolution of single pixels.
 
     Arguments:
         net: the dense network.
@@ -70,7 +72,7 @@ def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> M
     if isinstance(net, Model):
         raise ConvertError("net: expected a dense network, got one that is already converted")
     check_example(example_input)
-    whole = unwrapped(net)
+    whole = inner(net)
     check_module(whole, example_input)
     if type(whole).__module__.startswith("torch.nn") and not isinstance(whole, nn.Sequential):
         whole = nn.Sequential(whole)
@@ -92,18 +94,31 @@ def convert(net: nn.Module, example_input: Tensor, *, verbose: bool = True) -> M
 def _converted(net: nn.Module, example: Tensor) -> Model:
     """Convert, and compare the result with `net`; neither argument is changed."""
     twin = copied(net)
+    pairs = zip(tensors_of(twin).values(), tensors_of(net).values(), strict=True)
+    originals = {id(copy): original for copy, original in pairs}
     check_modes(twin)
-    traced = read(twin, random_like(tuple(example.shape), example))
-    graph = lower(twin, traced)
-    check_own_tensors(net, [node.name for node in graph.weighted])
-    model = Model(graph, {node.name: twin.get_submodule(node.name) for node in graph.weighted})
-    model.conversion = _describe(graph, model)
-    check_evaluation(model, traced)
-    check_training(twin, graph, example)
+    twin, original = with_equivalents(without_wrappers(twin))
+    traced, lowered = _read(twin, example)
+    named = tensors_of(twin).items()
+    own = {name: originals[id(tensor)] for name, tensor in named if id(tensor) in originals}
+    check_own_tensors(own, lowered.tensors)
+    model = Model(lowered.graph, lowered.layers)
+    model.conversion = _describe(lowered, model)
+    check_evaluation(model, original, traced.x)
+    draw_weights(twin)
+    if lowered.folded:  # these weights were computed before
+        _, lowered = _read(twin, example)
+    check_training(original, lowered, example)
     return model
 
 
-def _describe(graph: Graph, model: Model) -> Conversion:
+def _read(net: nn.Module, example: Tensor) -> tuple[Traced, Lowered]:
+    traced = read(net, lambda batch: random_like((batch, *example.shape[1:]), example), is_leaf)
+    return traced, lower(net, traced)
+
+
+def _describe(lowered: Lowered, model: Model) -> Conversion:
+    graph = lowered.graph
     fused = fuse_relu(graph)
     kept = {node.name for node in fused.nodes}
     masked, left = [], []
@@ -116,6 +131,8 @@ def _describe(graph: Graph, model: Model) -> Conversion:
             relu = ", ReLU fused" if "activation" in fused[name].attrs else ""
             whole = ", all frozen by the first task, since it is added to the network's input"
             note = "" if model.groups.of(name).prunable else whole
+            if name in lowered.folded:
+                note += ", the weight that forward computes becomes a parameter"
             masked.append((name, f"{_text(node)}{relu}{note}"))
         elif node.role != "input" and name in kept:
             left.append((name, f"{node.op} without weights, works on any width"))
@@ -128,6 +145,8 @@ def _text(node: Node) -> str:
         return f"Linear {a['in_features']} -> {a['out_features']}"
     if node.op.startswith("batch_norm"):
         return f"BatchNorm of {a['num_features']} channels"
+    if "channels" in a:
+        return f"{node.op} of {a['channels']} channels"
     kind = "Conv2d" if node.op == "conv2d" else "depthwise Conv2d"
     kernel = "x".join(map(str, a["kernel_size"]))
     return f"{kind} {a['in_channels']} -> {a['out_channels']}, {kernel}"

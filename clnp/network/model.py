@@ -16,7 +16,7 @@ from clnp_kernels.nn import PartialBatchNorm2d
 
 from ..errors import ConfigError
 from ..parallel.ranks import refuse_sharded
-from .boundaries import LearnedTask, MaskedLayer
+from .boundaries import Carrier, LearnedTask, MaskedLayer
 from .guards import check_begin, check_name, check_parameters, refuse_backward, retiring
 from .heads import HEADS
 from .keep import Keep, check_keep, free_inputs, head_columns, keep_first, rows
@@ -122,8 +122,8 @@ class Model(Structured):
         if self.tasks:
             for layer in self.masked_layers.values():
                 layer.reset_free_parameters(generator)
-            for norm in self.norms.values():
-                norm.reset_free_parameters()
+            for carrier in self.carriers.values():
+                carrier.reset_free_parameters()
         if new_head:
             head.reset_free_parameters(generator)
         self._skip_active()
@@ -145,7 +145,7 @@ class Model(Structured):
         outputs = {name: rows(self, name, keep, device) for name in self.masked}
         for name, module in self.masked.items():
             kept = outputs[name]
-            if isinstance(module, PartialBatchNorm2d):
+            if isinstance(module, Carrier):
                 module.keep_free(kept)
             elif name in self.groups.carries:
                 module.keep_free(kept, kept)
@@ -194,11 +194,11 @@ class Model(Structured):
         self._close()
         return record
 
-    def _restore_size(self, name: str, module: MaskedLayer | PartialBatchNorm2d) -> None:
+    def _restore_size(self, name: str, module: MaskedLayer | Carrier) -> None:
         """Return the pruned channels of a module as free ones."""
         group = self.groups.of(name)
-        if isinstance(module, PartialBatchNorm2d):
-            module.expand(self.sizes[group.name] - module.num_features)
+        if isinstance(module, Carrier):
+            module.expand(self.sizes[group.name] - _channels(module))
             return
         outputs = self.sizes[group.name] - module.outputs
         if name in self.groups.carries:
@@ -241,8 +241,8 @@ class Model(Structured):
                 for module in self.masked.values():
                     for parameter in module.parameters():
                         parameter.zero_()
-        for norm in self.norms.values():
-            norm.reset_free_parameters()
+        for carrier in self.carriers.values():
+            carrier.reset_free_parameters()
 
     @retiring
     def expand(self, layer: str, channels: int) -> None:
@@ -301,11 +301,18 @@ class Model(Structured):
         return "\n".join(lines)
 
 
-def _freeze_all(module: MaskedLayer | PartialBatchNorm2d) -> None:
+def _freeze_all(module: MaskedLayer | Carrier) -> None:
     """Make every free channel of a module active."""
-    if isinstance(module, PartialBatchNorm2d):
-        module.freeze(torch.arange(module.free_mean.shape[0]))
+    if isinstance(module, Carrier):
+        module.freeze(torch.arange(_channels(module, free=True)))
         return
     outputs = torch.arange(module.outputs - module.active_out)
     inputs = torch.arange(module.inputs - module.active_in)
     module.freeze(outputs, inputs)
+
+
+def _channels(module: Carrier, free: bool = False) -> int:
+    """Return the number of channels of a carrier, or of its free ones."""
+    parts = ("free",) if free else ("active", "free")
+    kind = "mean" if isinstance(module, PartialBatchNorm2d) else "weight"
+    return sum(getattr(module, f"{part}_{kind}").shape[0] for part in parts)

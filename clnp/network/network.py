@@ -109,7 +109,7 @@ class Network(Boundaries):
         self.check_input(x)
         self.check_task(-1)
         if not self._union:
-            self._union.append(self._build(union_layers(self), self.groups.head))
+            self._union.append(self._build(union_layers(self), self.groups.logits))
         logits = self._union[0](x).split([task.classes for task in self.tasks], dim=-1)
         normalise = any(node.op == "log_softmax" for node in self.graph.nodes)
         return [part.log_softmax(-1) if normalise else part for part in logits]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from clnp_kernels.nn import PartialPerChannel
+
 from ..errors import CheckpointError
 from ..graph.graph import OPS, Graph, Node
 from .boundaries import Boundaries, LearnedTask
@@ -177,6 +179,8 @@ def check_shapes(model: Boundaries) -> None:
             for key, value in part_tensors(module, part).items():
                 if value is not None:
                     rest = (1, *value.shape[2:])[: value.dim() - 1]
+                    if isinstance(module, PartialPerChannel):
+                        rest = tuple(value.shape[1:])
                     if key == "weight" and name in model.groups.reads:
                         rest = (_inputs(model, name, part), *value.shape[2:])
                     shapes[f"{name}.{part}_{key}"] = (tuple(value.shape), (channels, *rest))

@@ -15,7 +15,7 @@ from ..data.batches import batch_sizes, placed
 from .epoch import zero_sums
 from .step_graph import StepGraph
 
-# (x [B, ...], y [B], and rows [B] if they are wanted) -> loss, correct examples
+# (x [B, ...], y [B, ...], and rows [B] if they are wanted) -> loss, sum of the metric
 Step = Callable[..., tuple[Tensor, Tensor]]
 TOGETHER = 8  # steps of a graph, where an epoch has twice as many
 
@@ -24,13 +24,13 @@ class Resident:
     """The examples of a training split, the order of an epoch, and the sums of its steps.
 
     Arguments:
-        split: (x [N, ...], y [N]), on one device.
+        split: (x [N, ...], y [N, ...]), on one device.
         batch_size: of a step; batches are those of `clnp.data.batches.batches`.
         shape: of a step's loss.
         rows: give the step the rows [B] of its batch too.
 
     Attributes:
-        sums: losses and correct examples of the epoch so far.
+        sums: losses and metric of the epoch so far.
         together: steps that are worth being one graph.
     """
 
@@ -42,8 +42,7 @@ class Resident:
         *,
         rows: bool = False,
     ) -> None:
-        self.x, self.rows = split[0], rows
-        self.y = split[1].to(torch.int64)
+        (self.x, self.y), self.rows = split, rows
         device = self.y.device
         sizes = batch_sizes(len(self.y), batch_size)
         self.size, self.full = sizes[0], sizes.count(sizes[0])
@@ -85,10 +84,10 @@ class Resident:
     def _add(self, step: Step, rows: Tensor) -> tuple[Tensor, ...]:
         """Take the step of the examples `rows` [B]."""
         x = placed(self.x[rows], self.y.device)
-        loss, correct = step(x, self.y[rows], *([rows] if self.rows else []))
-        losses, hits = self.sums
+        loss, metric = step(x, self.y[rows], *([rows] if self.rows else []))
+        losses, sums = self.sums
         losses += loss * len(rows)
-        hits += correct
+        sums += metric
         return self.sums
 
 

@@ -5,6 +5,7 @@ from .dropout import Dropout
 from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear
 from .partial_batch_norm import PartialBatchNorm1d, PartialBatchNorm2d
+from .partial_per_channel import PartialPerChannel
 
 __all__ = [
     "Dropout",
@@ -12,5 +13,6 @@ __all__ = [
     "MaskedLinear",
     "PartialBatchNorm1d",
     "PartialBatchNorm2d",
+    "PartialPerChannel",
     "retire",
 ]

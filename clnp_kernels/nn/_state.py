@@ -12,8 +12,8 @@ from ..ops._masked import ACTIVATIONS
 from ..reference.masked_conv2d import memory_format
 
 
-class Partial(nn.Module):
-    """A layer whose boundaries are the shapes of its tensors.
+class Bounded(nn.Module):
+    """A module whose boundaries are the shapes of its tensors.
 
     A state with other boundaries can be loaded: tensors change their shapes and stay the same
     objects.
@@ -23,6 +23,33 @@ class Partial(nn.Module):
     """
 
     names: ClassVar[Sequence[str]]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Take the boundaries of the state.
+
+        Nothing is changed if the state lacks a tensor (`load_state_dict` reports that) or if the
+        shapes are wrong.
+        """
+        names = [name for name in self.names if getattr(self, name) is not None]
+        entries = {name: state_dict.get(prefix + name) for name in names}
+        new = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+        if len(new) == len(names):
+            problem = self._nonsense({name: list(value.shape) for name, value in new.items()})
+            if problem:
+                args[4].append(f"{prefix[:-1] or type(self).__name__}: {problem}")
+                return
+            for name, value in new.items():
+                if getattr(self, name).shape != value.shape:
+                    _reshape(getattr(self, name), value.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _nonsense(self, shapes: Mapping[str, list[int]]) -> str:
+        """Describe the first wrong shape of a state, or return ''."""
+        raise NotImplementedError
+
+
+class Partial(Bounded):
+    """A layer with an active and a free part, and an activation behind it."""
 
     def __init__(self, activation: str, full_input_grad: bool) -> None:
         super().__init__()
@@ -48,29 +75,6 @@ class Partial(nn.Module):
 
     def _activation_text(self) -> str:
         return "" if self.activation == "none" else f", activation={self.activation!r}"
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Take the boundaries of the state.
-
-        Nothing is changed if the state lacks a tensor (`load_state_dict` reports that) or if the
-        shapes are wrong.
-        """
-        names = [name for name in self.names if getattr(self, name) is not None]
-        entries = {name: state_dict.get(prefix + name) for name in names}
-        new = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
-        if len(new) == len(names):
-            problem = self._nonsense({name: list(value.shape) for name, value in new.items()})
-            if problem:
-                args[4].append(f"{prefix[:-1] or type(self).__name__}: {problem}")
-                return
-            for name, value in new.items():
-                if getattr(self, name).shape != value.shape:
-                    _reshape(getattr(self, name), value.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _nonsense(self, shapes: Mapping[str, list[int]]) -> str:
-        """Describe the first wrong shape of a state, or return ''."""
-        raise NotImplementedError
 
 
 def _reshape(own: Tensor, shape: torch.Size) -> None:

@@ -66,6 +66,12 @@ def test_they_do_what_they_say() -> None:
     layer = torch.nn.Linear(2, 2)
     assert all(hasattr(layer, name) for name in torch_private.MODULE_HOOKS)
     assert all(hasattr(x, name) for name in torch_private.TENSOR_HOOKS)
+    assert torch_private.pre_hooks(layer) == []
+    layer.register_forward_pre_hook(print)
+    assert torch_private.pre_hooks(layer) == [print]
+    assert torch_private.is_aten(torch.ops.aten.relu)
+    assert torch_private.is_aten(torch.ops.aten.relu.default)
+    assert not torch_private.is_aten(torch.relu)
 
 
 def test_lists_of_tensors() -> None:

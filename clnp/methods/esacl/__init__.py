@@ -8,7 +8,7 @@ from ...pruning.norms import channel_scores
 from ...training.frank_wolfe import FrankWolfe, perturbed, prune_to
 from ...training.polytope import channel_vertex, in_channel_polytope, in_polytope, vertex
 from ...training.sdp_fit import SDPSettings, StructuredFit
-from .co2l import asymmetric_contrast, instance_distillation
+from ..co2l import asymmetric_contrast, instance_distillation
 from .ids import eliminate_redundant, gradient_embedding, select, support_examples
 
 __all__ = [

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data.task import Task
 from ...training.frank_wolfe import FrankWolfe, perturbed, prune_to, still_statistics
 from ...training.optimizer_state import load_optimizer_tensors, optimizer_tensors
-from ..er import REPLAY, Replay
+from ..co2l import Co2L
 from ..ewc import EWC
 from ..method import Batch, Method
-from ..network import TaskNet
 from ..options import Options, choice, number, whole
 from ..state import prefixed, without
-from .co2l import asymmetric_contrast, instance_distillation
 from .ids import select
 
 OPTIONS = {
@@ -47,6 +43,7 @@ class EsaCL(Method):
     """
 
     name = "esacl"
+    own_loss = True
     options: ClassVar[Options] = dict(OPTIONS)
     fixed: ClassVar[Mapping[str, Any]] = {"schedule": "step"}
 
@@ -166,78 +163,22 @@ class EsaCLEWC(EsaCL, EWC):
     }
 
 
-class EsaCLCo2L(EsaCL, Replay):
-    """EsaCL on Co2L's objective: asymmetric supervised contrastive loss on a projection of the last
-    hidden features, instance-wise distillation from the network as the task before left it, and a
-    reservoir of earlier examples.
-
-    [D] The paper trains the classifier afterwards; here the output layer learns in the same steps,
-    on features that its gradient does not reach. Classes count as different where they have outputs
-    of their own (several heads), as the same with a single head. No augmented views are made:
-    positives are the batch's other examples of a class.
+class EsaCLCo2L(EsaCL, Co2L):
+    """EsaCL on Co2L's objective: contrastive loss, distillation and a reservoir of earlier
+    examples; see `Co2L`.
     """
 
     name = "esacl-co2l"
-    options: ClassVar[Options] = {
-        **OPTIONS,
-        **REPLAY,
-        "projection": whole(128, "size of the contrastive representation", 1),
-        "temperature": number(0.5, "of the contrastive loss", above=True),
-        "distillation": number(1.0, "weight of the distillation"),
-        "now_temperature": number(0.2, "of the distillation, now", above=True),
-        "past_temperature": number(0.01, "of the distillation, before", above=True),
-    }
-
-    def prepare(self) -> None:
-        super().prepare()
-        size = self.net.features
-        self.projector = nn.Linear(size, self.o["projection"])
-        self.projector.to(next(self.net.parameters()))
-        self.past: tuple[TaskNet, nn.Linear] | None = None
+    options: ClassVar[Options] = {**OPTIONS, **Co2L.options}
 
     def trained(self) -> dict[str, nn.Parameter]:
-        ours = {f"projector.{n}": p for n, p in self.projector.named_parameters()}
-        return {**dict(self.net.named_parameters()), **ours}
-
-    def begin(self, task: Task) -> None:
-        super().begin(task)
-        if self.task:
-            # The network of the task before, with which nothing but distances is compared.
-            self.past = copy.deepcopy((self.net, self.projector))
-            for module in self.past:
-                module.eval().requires_grad_(False)
+        return Co2L.named_parameters(self)
 
     def extended(self, batch: Batch) -> Batch:
         return self.joined(batch, self.draw()) if len(self.buffer) else batch
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        with self.autocast():
-            features, _ = self.net.with_features(batch.x, batch.task)
-        features = features.float().flatten(1)
-        z = F.normalize(self.projector(features), dim=1)
-        tasks = self.tasks_of(batch)
-        labels = batch.y
-        if self.net.kind == "multi":
-            labels = labels + tasks * max(self.net.tasks)
-        loss = asymmetric_contrast(z, labels, tasks == self.task, self.o["temperature"])
-        if self.past is not None and self.o["distillation"]:
-            loss = loss + self.o["distillation"] * self._distil(batch, z, *self.past)
-        logits = self._read_out(features.detach(), batch)
-        return loss + F.cross_entropy(logits, batch.y), logits
-
-    def _distil(self, batch: Batch, z: Tensor, net: TaskNet, projector: nn.Linear) -> Tensor:
-        with torch.no_grad(), self.autocast():
-            earlier = torch.clamp(self.tasks_of(batch), max=len(net.tasks) - 1)
-            features, _ = net.with_features(batch.x, earlier)
-            past = F.normalize(projector(features.float().flatten(1)), dim=1)
-        now, before = self.o["now_temperature"], self.o["past_temperature"]
-        return instance_distillation(z, past, now, before)
-
-    def _read_out(self, features: Tensor, batch: Batch) -> Tensor:
-        head = self.net.head
-        if self.net.kind == "multi":
-            head.task = batch.task  # type: ignore[assignment]
-        return head(features)
+        return self.contrast(batch)
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         loss, logits = super().step(batch)
@@ -247,18 +188,3 @@ class EsaCLCo2L(EsaCL, Replay):
         new = self.tasks_of(batch) == self.task
         own = Batch(batch.x[new], batch.y[new], self.task)
         self.offer(own, logits[new])
-
-    def end(self, task: Task) -> None:
-        self.past = None
-        super().end(task)
-
-    def named_parameters(self) -> dict[str, nn.Parameter]:
-        return self.trained()
-
-    def state(self) -> dict[str, Tensor]:
-        # Not `past`: `begin` makes it of the weights that the task before left.
-        return super().state() | prefixed("projector.", self.projector.state_dict())
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        super().load_state({n: t for n, t in state.items() if not n.startswith("projector.")})
-        self.projector.load_state_dict(without("projector.", state))

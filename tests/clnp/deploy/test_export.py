@@ -107,7 +107,43 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "sub": (2, 0.1),
             "mul": (2, 0.1),
             "div": (3, 0.1),
+            "pow": (2, 3),
+            "rsub": (1, 0.5),
+            "rdiv": (1, 0.5),
         }.items()
+    },
+    "celu": [{"alpha": 0.5}],
+    "hardshrink": [{"lambd": 0.3}],
+    "softshrink": [{"lambd": 0.3}],
+    "threshold": [{"threshold": 0.2, "value": -0.5}],
+    "lp_pool2d": [{"norm_type": 2.0, "kernel_size": [2, 3], "stride": [1, 2], "ceil_mode": False}],
+    "instance_norm": [{"eps": 0.01}],
+    "unflatten": [{"dim": 2, "sizes": [-1, 1]}, {"dim": 0, "sizes": [-1, 1]}],
+    "permute": [{"dims": [0, 2, 3, 1]}],
+    "squeeze": [{"dim": 2}],
+    "insert_axis": [{"dim": 2}],
+    "select": [{"dim": 3, "index": 2}],
+    "slice": [{"dim": 2, "start": 1, "stop": 8, "step": 2}],
+    **{
+        name: [{"dim": [2, 3], "keepdim": False}, {"dim": [3], "keepdim": True}]
+        for name in ("mean", "sum", "amax", "amin")
+    },
+    "softmax": [{"dim": 3}],
+    "flip": [{"dims": [2, 3]}],
+    "roll": [{"shifts": [1, 3], "dims": [2, 3]}],
+    "pad": [
+        {"pad": [1, 2, 0, 3], "mode": "constant", "value": 0.5},
+        {"pad": [1, 2, 2, 1], "mode": "reflect", "value": 0.0},
+    ],
+    "expand": [{"sizes": [-1, -1, 11, -1]}],
+    "clamp": [{"min": -0.3, "max": 0.4}, {"min": None, "max": 0.1}],
+    **{
+        f"{name}_constant": [{"value": [[[[0.5] * 9] * 11]], "axis": 1}, {"value": 2.0, "axis": 1}]
+        for name in ("add", "mul")
+    },
+    **{
+        name: [{"axis": 1, "channels": 3, "shape": [1, 1, 1], "fresh": 0.3}]
+        for name in ("scale", "shift", "prelu")
     },
 }
 CASES = [(op, attrs) for op in OPS if op != "input" for attrs in VARIANTS.get(op, [{}])]
@@ -120,6 +156,12 @@ def one_operation(op: str, attrs: dict[str, Any]) -> tuple[fx.GraphModule, Tenso
     nodes = [Node("x", "input", attrs={"shape": shape})]
     if OPS[op].role == "merge":
         nodes += [Node("a", "sigmoid", ("x",)), Node("b", op, ("a", "x"))]
+    elif OPS[op].kind == "maths" or op in ("rdiv_number", "logsigmoid"):
+        # Values from 0.5 to 1.5: onnxruntime's log(sigmoid(x)) is off by 1e-3 for x = -12.
+        between = Node("c", "add_number", ("a",), {"value": 0.5})
+        nodes += [Node("a", "sigmoid", ("x",)), between, Node("b", op, ("c",), attrs)]
+    elif op == "squeeze":
+        nodes += [Node("a", "insert_axis", ("x",), attrs), Node("b", op, ("a",), attrs)]
     else:
         nodes.append(Node("b", op, ("x",), attrs))
     graph = for_inference(Graph(tuple(nodes), "b"))

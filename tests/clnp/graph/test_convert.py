@@ -21,6 +21,8 @@ NETS = {
     "nested": lambda: nn.Sequential(
         nn.Sequential(nn.Flatten(), nn.Linear(12, 7)), nn.GELU(), nn.Linear(7, 3)
     ),
+    "parameter in forward": lambda: Parameterful(),
+    "activation at the end": lambda: nn.Sequential(nn.Linear(12, 8), nn.ReLU()),
     "log-softmax": lambda: nn.Sequential(
         nn.Linear(12, 7), nn.Tanh(), nn.Linear(7, 3), nn.LogSoftmax(dim=1)
     ),
@@ -155,7 +157,6 @@ def frozen() -> nn.Module:
 
 REFUSED = {
     "shared layer": (TwiceUsed, "'fc'.*called twice"),
-    "parameter in forward": (Parameterful, "fc.weight.*used directly"),
     "control flow on data": (DataDependent, "can't be traced"),
     "dropout in evaluation": (AlwaysDropout, "evaluation mode too"),
     "tuple": (TwoOutputs, "one tensor"),
@@ -166,10 +167,13 @@ REFUSED = {
         lambda: nn.Sequential(nn.Linear(12, 8), nn.LayerNorm(8), nn.Linear(8, 3)),
         "'1' \\(LayerNorm\\)",
     ),
-    "conv": (lambda: nn.Sequential(nn.Unflatten(1, (1, 12)), nn.Conv1d(1, 2, 3)), "Unflatten"),
+    "conv": (
+        lambda: nn.Sequential(nn.Unflatten(1, (1, 12)), nn.Conv1d(1, 2, 3)),
+        "expected a Linear layer that gives the logits at its end",
+    ),
     "no layer at the end": (
-        lambda: nn.Sequential(nn.Linear(12, 8), nn.ReLU()),
-        r"expected a Linear layer .* got '1' \(relu\)",
+        lambda: nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8)),
+        "'1' follows the output layer '0'",
     ),
     "spectral norm": (
         lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(12, 3))),

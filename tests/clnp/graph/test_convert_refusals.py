@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 import clnp
 from clnp.errors import ConvertError
@@ -105,12 +104,6 @@ def with_attribute(value: Any) -> nn.Module:
     return net
 
 
-def pruned() -> nn.Module:
-    net = mlp([8])
-    prune.l1_unstructured(net[0], "weight", 0.5)
-    return net
-
-
 def named(name: str) -> nn.Module:
     net = nn.Sequential()
     net.add_module(name, nn.Linear(12, 4))
@@ -136,7 +129,6 @@ def own_forward() -> nn.Module:
 
 
 ODD: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "pruned": (pruned, r"'0' \(Linear\) computes its weight.*prune.remove"),
     "lock": (lambda: with_attribute(threading.Lock()), r"'0' \(Linear\): its attribute 'extra'"),
     "features": (lambda: with_attribute(mlp([8])(EXAMPLE)), r"attribute 'extra' \(Tensor\)"),
     "colon": (lambda: named("a:b"), "module 'a:b': expected a name"),
@@ -152,11 +144,6 @@ ODD: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "'0.weight' has no shape yet.*; run the network on one batch",
     ),
     "two dtypes": (lambda: nn.Sequential(*mlp([8])[:2], nn.Linear(8, 3).double()), "float64"),
-    "parallel": (lambda: nn.DataParallel(mlp([8])), r"inner module \(.module\)"),
-    "averaged": (
-        lambda: torch.optim.swa_utils.AveragedModel(mlp([8])),
-        r"inner module \(.module\)",
-    ),
 }
 
 
@@ -166,12 +153,20 @@ def test_refused_before_the_copy(name: str) -> None:
     refuse(make(), message)
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
-@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
-def test_norms_by_hook(norm: Callable[[nn.Module], nn.Module]) -> None:
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_spectral_norms(norm: Callable[[nn.Module], nn.Module]) -> None:
     net = mlp([8])
     norm(net[0])
-    refuse(net, rf"computes its weight before every call.*remove_{norm.__name__}\(layer\)")
+    refuse(net, r"spectral norm changes its own state.*remove_")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+def test_weight_norm_by_hook() -> None:
+    net = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    nn.utils.weight_norm(net[0])
+    x = torch.randn(4, 12, dtype=torch.float64)
+    model = clnp.convert(net, EXAMPLE.double(), verbose=False)
+    torch.testing.assert_close(model(x), net(x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
@@ -187,7 +182,6 @@ def test_compiled_networks_are_unwrapped() -> None:
     assert model.layer_names == ["0", "2"]
     x = torch.randn(4, 12)
     assert torch.equal(model(x), net(x))
-    refuse(nn.Sequential(torch.compile(mlp([8]))), r"'0' \(OptimizedModule\) is compiled")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +191,6 @@ def test_compiled_networks_are_unwrapped() -> None:
         (EXAMPLE.to("meta"), "expected a tensor on cpu, as '0.weight', got meta"),
         (EXAMPLE.to_sparse(), "dense tensor of floating-point"),
         (EXAMPLE.to(torch.complex64), "floating-point numbers, got torch.complex64"),
-        (torch.zeros(2, 5, 12), r"expected logits \[B, classes\], got shape \[2, 5, 3\]"),
     ],
 )
 def test_examples_that_do_not_fit(example: Tensor, message: str) -> None:
@@ -216,7 +209,10 @@ def test_examples_that_do() -> None:
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_even_kernels_that_keep_the_size() -> None:
-    refuse(images(nn.Conv2d(3, 8, 4, padding="same")), "ZeroPad2d", IMAGES)
+    net = images(nn.Conv2d(3, 8, 4, padding="same")).double().eval()
+    model = clnp.convert(net, IMAGES.double(), verbose=False)
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(model(x), net(x), rtol=1e-12, atol=1e-12)
 
 
 def test_a_head_alone_learns() -> None:
@@ -244,7 +240,7 @@ class Given(Functional):
 
 
 def constant(net: Any, x: Tensor) -> Tensor:
-    return net.last(net.square(x) * torch.tensor(2.0))
+    return net.last(net.square(x) * torch.arange(12.0))
 
 
 def without_gradient(net: Any, x: Tensor) -> Tensor:
@@ -273,7 +269,7 @@ def batch_of_two(net: Any, x: Tensor) -> Tensor:
 
 
 FORWARDS = {
-    "constant": (constant, "forward uses a tensor that it makes"),
+    "constant": (constant, "constants per channel, which channels of later tasks lack"),
     "no_grad": (without_gradient, "'square'.*runs under torch.no_grad"),
     "autocast": (in_half, "'square'.*runs under torch.autocast"),
     "counts its calls": (counted, "'mul'.*arguments differ.*from call to call"),
@@ -288,7 +284,7 @@ FORWARDS = {
         lambda n, x: n.last(torch.cat([n.square(x), x], -1)[:, :12]),
         "getitem|concatenated channels",
     ),
-    "precision": (lambda n, x: n.last(n.square(x).to(torch.float32)), r"\(to\)"),
+    "precision": (lambda n, x: n.last(n.square(x).to(torch.float64).float()), r"\(to\)"),
 }
 
 
@@ -310,15 +306,11 @@ def test_what_forward_keeps_does_not_matter() -> None:
 
 
 REASONS: dict[str, tuple[nn.Module, str]] = {
-    "channels apart": (nn.GroupNorm(8, 8), "each channel separately, which is not supported yet"),
     "channels together": (nn.GroupNorm(2, 8), "mixes channels"),
-    "instances": (nn.InstanceNorm2d(8), "each channel separately"),
     "softmax over channels": (nn.Softmax(1), "mixes channels"),
     "softmax over pixels": (nn.Softmax(-1), "works along axis -1"),
     "norm over pixels": (nn.LayerNorm([6, 6]), "normalises over pixels"),
     "norm over all": (nn.LayerNorm([8, 6, 6]), "mixes channels"),
-    "slopes of channels": (nn.PReLU(8), "slopes are weights of its channels"),
-    "one slope": (nn.PReLU(), "shared by all tasks"),
 }
 
 

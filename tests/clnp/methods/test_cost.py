@@ -159,7 +159,7 @@ def test_clnp_costs_what_its_network_does(name: str, head: str) -> None:
     lt = clnp.Learner(
         clnp.convert(net(), example, verbose=False),
         head=head,
-        margin=0.2,
+        margin=0.9,
         epochs=2,
         lr=0.01,
         batch_size=20,

@@ -23,7 +23,7 @@ from clnp.methods.packnet import PackNet
 from clnp_kernels.optim import SGDL1, AdamL1
 from tests.clnp.cases import blobs, mlp
 
-NEVER = ("packnet", "scratch")
+NEVER = ("packnet", "wsn", "supsup", "scratch")
 
 Optimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
 # Every way in which a step moves a weight whose gradient is 0.

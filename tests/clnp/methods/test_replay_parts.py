@@ -10,6 +10,7 @@ from torch import nn
 
 from clnp import methods
 from clnp.methods.buffer import Reservoir
+from clnp.methods.co2l import instance_distillation
 from clnp.methods.method import Batch
 from clnp.methods.network import PAD, TaskNet
 from clnp.methods.sparcl import DynamicMask, ForgettingCount, GradientMask
@@ -117,6 +118,40 @@ def test_gradient_mask_is_kept_for_some_batches() -> None:
         mask.apply({"w": w})
         used.append(w.grad.tolist())
     assert used == [[4.0, 3.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 3.0, 4.0]]
+
+
+def test_gradients_of_masked_weights_are_not_among_the_largest() -> None:
+    w = nn.Parameter(torch.zeros(4))
+    w.grad = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    GradientMask(0.5, every=2).apply({"w": w}, {"w": torch.tensor([False, True, True, True])})
+    assert w.grad.tolist() == [0.0, 3.0, 2.0, 0.0]
+
+
+def test_co2l_balances_contrast_and_distillation_as_its_authors() -> None:
+    """Contrast / distillation is that of temperature / 0.07 times the contrast."""
+    torch.manual_seed(0)
+    options = {"batch_size": 8, "buffer": 20, "temperature": 0.5}
+    lt = methods.make("co2l", mlp([8]), torch.zeros(1, 12), epochs=2, **options)
+    lt.learn(blobs(0))
+    lt.net.add_task(3, None)
+    method = lt.method
+    method.task = 1
+    method.begin(blobs(1))
+    with torch.no_grad():
+        for p in lt.net.parameters():
+            p.add_(torch.randn_like(p), alpha=0.3)
+        batch = Batch(torch.randn(8, 12), torch.randint(0, 3, (8,)), 1)
+        lt.net.eval()
+        with_both, _ = method.contrast(batch)  # type: ignore[attr-defined]
+        method.o["distillation"] = 0.0
+        contrast, _ = method.contrast(batch)  # type: ignore[attr-defined]
+        features, _ = lt.net.with_features(batch.x, 1)
+        z = nn.functional.normalize(method.projector(features), dim=1)  # type: ignore[attr-defined]
+        old, projector = method.past  # type: ignore[attr-defined]
+        earlier = torch.zeros(8, dtype=torch.int64)
+        past, _ = old.with_features(batch.x, earlier)
+        relation = instance_distillation(z, nn.functional.normalize(projector(past), dim=1))
+    torch.testing.assert_close(with_both - contrast, relation * 0.07 / 0.5)
 
 
 def test_forgetting_is_counted() -> None:

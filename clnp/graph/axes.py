@@ -1,0 +1,186 @@
+"""Steps of reshapes, permutations and indices, judged by what happens to the axis of the channels.
+
+Steps name neither the batch size nor the number of channels, so they hold for any of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from .channels import Value
+from .operations import Attrs
+from .trace import argument
+
+Step = tuple[str, Attrs]  # operation, attributes
+Shape = Sequence[int]
+APART = "the channels don't stay on an axis of their own"
+
+
+class UnclearError(ValueError):
+    """A step that mixes channels, or that is not supported; the text is the reason."""
+
+
+def reshape_steps(
+    before: Shape, after: Shape, value: Value, batch: tuple[Shape, Shape]
+) -> list[Step]:
+    """Divide a reshape into steps on single axes.
+
+    Axes of equal prefix products of the shapes begin and end blocks, which are reshaped one by one.
+
+    Arguments:
+        before, after: the shapes.
+        value: channels of the value that is reshaped.
+        batch: axes of the batch before and after.
+
+    Raises:
+        UnclearError: the channels would not stay on an axis of their own.
+    """
+    steps = []
+    for (i, m), (j, n) in reversed(_blocks(before, after)):
+        old = [(before[k], _role(k, value.axis, batch[0])) for k in range(i, m)]
+        new = [(after[k], "batch" if k in batch[1] else "") for k in range(j, n)]
+        if old != new:
+            steps += _block_steps(i, old, new, value.positions)
+    return steps
+
+
+def _role(k: int, axis: int | None, batch: Shape) -> str:
+    return "channels" if k == axis else "batch" if k in batch else ""
+
+
+def _blocks(before: Shape, after: Shape) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Smallest ranges of axes, before and after, with equal products of sizes."""
+    found = []
+    i = j = 0
+    while i < len(before) and j < len(after):
+        m, n = i + 1, j + 1
+        p, q = before[i], after[j]
+        while p != q:
+            if p < q:
+                p, m = p * before[m], m + 1
+            else:
+                q, n = q * after[n], n + 1
+        found.append(((i, m), (j, n)))
+        i, j = m, n
+    (i, m), (j, n) = found[-1]  # axes of size 1 at the end belong to the last block
+    found[-1] = (i, len(before)), (j, len(after))
+    return found
+
+
+def _block_steps(
+    start: int, old: list[tuple[int, str]], new: list[tuple[int, str]], positions: int
+) -> list[Step]:
+    steps: list[Step] = []
+    gone = [k for k, (size, role) in enumerate(old) if size == 1 and not role]
+    if len(gone) == len(old):
+        gone = gone[1:]
+    for k in reversed(gone):
+        steps.append(("squeeze", {"dim": start + k}))
+    kept = [part for k, part in enumerate(old) if k not in gone]
+    roles = {role for _, role in kept if role}
+    if len(roles) > 1 or ("channels" in roles and kept[0][1] != "channels"):
+        raise UnclearError(APART)
+    whole = 1
+    for size, _ in kept:
+        whole *= size
+    channels = kept[0][0] // positions if roles == {"channels"} else 0
+    if len(kept) > 1:
+        attrs: Attrs = {"start_dim": start, "end_dim": start + len(kept) - 1}
+        steps.append(("flatten", attrs | ({"positions": whole // channels} if channels else {})))
+    return steps + _split_steps(start, new, channels)
+
+
+def _split_steps(start: int, new: list[tuple[int, str]], channels: int) -> list[Step]:
+    """Steps from one axis to several; the channels, if any, go to the first of a size above 1."""
+    large = [k for k, (size, role) in enumerate(new) if size > 1 or role]
+    large = large or [0]
+    sizes = [-1 if new[k][1] else new[k][0] for k in large]
+    attrs: Attrs = {"dim": start, "sizes": sizes}
+    if channels:
+        first = new[large[0]][0]
+        if first % channels:
+            raise UnclearError(APART)
+        sizes[0] = -1
+        attrs["positions"] = first // channels
+    steps: list[Step] = [("unflatten", attrs)] if len(large) > 1 else []
+    steps += [("insert_axis", {"dim": start + k}) for k in range(len(new)) if k not in large]
+    return steps
+
+
+def permutation(node: Any, dims: int) -> list[int]:
+    """Return the order of axes that a permute, transpose, movedim or `.T` gives.
+
+    Raises:
+        UnclearError: the arguments are not understood.
+    """
+    name = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
+    order = list(range(dims))
+    if name in ("T", "t"):
+        return order[::-1]
+    if name in ("mT", "mH"):
+        return [*order[:-2], order[-1], order[-2]]
+    if name in ("transpose", "swapaxes", "swapdims"):
+        names = (("dim0", "axis0"), ("dim1", "axis1"))
+        a, b = (_axis(node, k + 1, names[k], dims) for k in range(2))
+        order[a], order[b] = order[b], order[a]
+        return order
+    if name == "permute":
+        given = node.args[1:] or (node.kwargs["dims"],)
+        first: Any = given[0]
+        return [int(d) % dims for d in (first if isinstance(first, list | tuple) else given)]
+    source, target = argument(node, 1, "source", None), argument(node, 2, "destination", None)
+    pairs = zip(*([v] if isinstance(v, int) else v for v in (source, target)), strict=True)
+    moved = {int(b) % dims: int(a) % dims for a, b in pairs}
+    rest = iter(d for d in order if d not in moved.values())
+    return [moved[d] if d in moved else next(rest) for d in order]
+
+
+def _axis(node: fx.Node, position: int, names: tuple[str, ...], dims: int) -> int:
+    for name in names:
+        found = argument(node, position, name, None)
+        if isinstance(found, int):
+            return found % dims
+    raise UnclearError("its arguments aren't plain numbers")
+
+
+def index_steps(index: Any, shape: Shape) -> list[Step]:
+    """Divide x[index] into slices, selections and new axes.
+
+    Raises:
+        UnclearError: an index by a tensor or a list.
+    """
+    parts = list(index) if isinstance(index, tuple) else [index]
+    used = sum(part is not None and part is not Ellipsis for part in parts)
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        parts[at : at + 1] = [slice(None)] * (len(shape) - used)
+    steps: list[Step] = []
+    dim, source = 0, 0
+    for part in parts:
+        if part is None:
+            steps.append(("insert_axis", {"dim": dim}))
+            dim += 1
+        elif isinstance(part, slice):
+            start, stop, step = part.indices(shape[source])
+            if (start, stop, step) != (0, shape[source], 1):
+                steps.append(("slice", {"dim": dim, "start": start, "stop": stop, "step": step}))
+            dim, source = dim + 1, source + 1
+        elif isinstance(part, int) and not isinstance(part, bool):
+            steps.append(("select", {"dim": dim, "index": part % shape[source]}))
+            source += 1
+        else:
+            raise UnclearError("only indices by numbers and slices are supported")
+    return steps
+
+
+def parts_of(node: fx.Node, sizes: list[Shape], dim: int, index: int) -> list[Step]:
+    """Steps of one result of a chunk, split or unbind along `dim`; `sizes` are all results'."""
+    name = str(getattr(node.target, "__name__", node.target))
+    if name == "unbind":
+        return [("select", {"dim": dim, "index": index})]
+    start = sum(size[dim] for size in sizes[:index])
+    stop = start + sizes[index][dim]
+    return [("slice", {"dim": dim, "start": start, "stop": stop, "step": 1})]
