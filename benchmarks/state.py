@@ -188,7 +188,7 @@ def work_of(state: State) -> Work:
         outputs, inputs = active.shape[0] + free.shape[0], free.shape[1]
         depthwise = bool(getattr(layer, "depthwise", False))
         free_inputs = inputs if depthwise else inputs - active.shape[1]
-        first = model.groups.reads.get(name) == "input"
+        first = [group for group, _ in model.groups.reads.get(name, ())] == ["input"]
         forward = active[:, :, :1, :1].numel() if active.dim() == 4 else active.numel()
         if getattr(layer, "skip_active", False):
             forward = 0

@@ -28,6 +28,6 @@ def models() -> str:
     for name in sorted(rows, key=lambda n: (rows[n]["kind"], n)):
         row = rows[name]
         reason = row["reason"].split(". Supported are")[0].replace("|", "\\|")
-        text = "converted" if row["verdict"] == "converted" else f"{row['verdict']}: {reason}"
+        text = f"{row['verdict']}: {reason}" if reason else row["verdict"]
         lines.append(f"| `{name}` | {text} |")
     return "\n".join(lines)

@@ -39,7 +39,7 @@ def extract(model: Model, task: int, *, fold_batch_norm: bool = False) -> fx.Gra
     Raises:
         ConfigError: no such task.
     """
-    narrow, graph = copy.deepcopy(model.subnetwork(task, fresh=True)), model.narrow_graph
+    narrow, graph = copy.deepcopy(model.subnetwork(task, fresh=True)), model.graph_of_task(task)
     if fold_batch_norm:
         graph, layers = _folded(graph, dict(narrow.named_modules()))
         narrow = build(graph, layers).eval()

@@ -184,3 +184,37 @@ def parts_of(node: fx.Node, sizes: list[Shape], dim: int, index: int) -> list[St
     start = sum(size[dim] for size in sizes[:index])
     stop = start + sizes[index][dim]
     return [("slice", {"dim": dim, "start": start, "stop": stop, "step": 1})]
+
+
+def shuffle_before(
+    last: fx.Node, shapes: dict[str, Any]
+) -> tuple[fx.Node, int, list[fx.Node]] | None:
+    """Recognise the end of view(B, G, C / G, ...), transpose(1, 2), view(B, C, ...).
+
+    Returns:
+        the value whose channels are shuffled, G, and the operations between; None for another call.
+    """
+    between: list[fx.Node] = []
+    node = last
+    for names in (RESHAPING, ("contiguous",), ("transpose", "swapaxes", "permute"), RESHAPING):
+        name = getattr(node.target, "__name__", node.target)
+        if name not in names:
+            if names == ("contiguous",):
+                continue
+            return None
+        between.append(node)
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or source.name not in shapes:
+            return None
+        node = source
+    inner = [n for n in between if n is not last]
+    before, wide, turned = (shapes[n.name] for n in (node, inner[-1], inner[-2]))
+    split = len(wide) == len(before) + 1 and wide[3:] == before[2:] and len(before) > 1
+    swapped = split and turned == (wide[0], wide[2], wide[1], *wide[3:])
+    order = swapped and permutation(inner[-2], len(wide)) == [0, 2, 1, *range(3, len(wide))]
+    if not order or shapes[last.name] != before or any(len(n.users) > 1 for n in inner):
+        return None
+    return node, int(wide[1]), inner
+
+
+RESHAPING = ("view", "reshape", "flatten", "unflatten")

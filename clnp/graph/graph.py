@@ -22,7 +22,7 @@ from .operations import OPS as OPS
 from .operations import WITH_WEIGHTS as WITH_WEIGHTS
 from .operations import Attrs as Attrs
 
-FUSES = ("linear", "conv2d", "depthwise_conv2d", "batch_norm1d", "batch_norm2d")
+FUSES = ("linear", "conv2d", "depthwise_conv2d", "grouped_conv2d", "batch_norm1d", "batch_norm2d")
 # torch.fx writes names into the code that it runs and looks them up as attributes, so a name from a
 # file must be neither code nor a path to a class.
 NAME = re.compile(r"(?!__)[\w -]+(\.(?!__)[\w -]+)*")
@@ -152,6 +152,7 @@ def fuse_relu(graph: Graph) -> Graph:
 
     Only if the ReLU is the sole reader of that operation.
     """
+    head = graph.layers[-1].name
     fused = {
         node.name: node.inputs[0]
         for node in graph.nodes
@@ -159,7 +160,7 @@ def fuse_relu(graph: Graph) -> Graph:
         and graph[node.inputs[0]].role in WITH_WEIGHTS
         and len(graph.readers(node.inputs[0])) == 1
         and graph[node.inputs[0]].op in FUSES
-        and node.inputs[0] != graph.layers[-1].name  # the head has no activation
+        and node.inputs[0] != head  # the head has no activation
         and graph.output != node.inputs[0]
     }
     nodes = []
@@ -214,7 +215,8 @@ def build(
 
     Arguments:
         graph: the operations.
-        layers: node name -> module, for every node with weights; other modules are made here.
+        layers: node name -> module, for every node with weights, and for others that are not to be
+            made here.
         kernels: build the network in training, of masked layers: use the dropout of `clnp_kernels`,
             and add residual branches in place where that is safe. Otherwise all operations are
             PyTorch's.
@@ -237,6 +239,9 @@ def build(
             weight = out.get_attr(f"{node.name}.weight")
             applied = op.function(*proxies, fx.Proxy(weight, tracer), node.attrs["axis"])
             values[node.name] = applied.node
+        elif node.name in layers and op.role not in WITH_WEIGHTS:
+            root[node.name] = layers[node.name]
+            values[node.name] = out.call_module(node.name, args)
         elif op.function is not None and op.role not in WITH_WEIGHTS:
             attrs = {name: node.attrs[name] for name in op.attrs}
             function = op.function

@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..errors import ConvertError, first_line
-from .axes import Step, UnclearError, parts_of
+from .axes import Step, UnclearError, parts_of, shuffle_before
 from .calls import name_of
 from .channels import Value, Walk
 from .graph import Graph, Node
@@ -62,6 +62,12 @@ def lower(net: nn.Module, traced: Traced) -> Lowered:
 
 
 LEARNED = ("weight", "bias")
+# Operations of several steps or inputs -> the method that reads them
+SPECIAL = {
+    **dict.fromkeys(("cat", "concat", "concatenate"), "_concat"),
+    **dict.fromkeys(("view", "reshape", "flatten"), "_shuffled"),
+    "glu": "_glu",
+}
 
 
 class _Lowering:
@@ -81,6 +87,8 @@ class _Lowering:
         self.tensors: list[tuple[str, str]] = []
         self.folded: list[str] = []
         self.nodes: list[Node] = []
+        self.shuffles: dict[fx.Node, tuple[fx.Node, int]] = {}
+        self.inside: set[fx.Node] = set()  # nodes within a shuffle
 
     def run(self) -> Lowered:
         output = next(n for n in self.traced.graph.nodes if n.op == "output")
@@ -89,6 +97,7 @@ class _Lowering:
             raise ConvertError("the network: expected one tensor (the logits) as its result")
         needed = self._needed(result)
         self._reserve(needed)
+        self._find_shuffles(needed)
         for node in needed:
             try:
                 self._lower(node)
@@ -109,7 +118,7 @@ class _Lowering:
                 f"of shape {_text(['B', *self.traced.x.shape[1:]])}"
             )
         last = self.names[result]
-        key = self.walk.root(self.walk.values[last].key)
+        key = self.walk.values[last].key
         if is_linear_per_pixel(self.walk.nodes[key]):
             sides = [self._name(f"{key}_{side}".replace(".", "_")) for side in ("in", "out")]
             self.nodes = with_linear(self.nodes, key, sides)
@@ -170,6 +179,8 @@ class _Lowering:
     # Kinds of nodes
 
     def _lower(self, node: fx.Node) -> None:
+        if node in self.inside:
+            return
         if node.op == "placeholder":
             shape = list(self.traced.x.shape)
             self.names[node] = self._emit("input", [], {"shape": shape}, "input")
@@ -186,6 +197,9 @@ class _Lowering:
         first = node.args[0] if node.args else node.kwargs.get("input")
         if isinstance(first, fx.Node) and first.name not in self.shapes:
             self._item(node, first)
+            return
+        special = SPECIAL.get(name_of(node.target))
+        if special is not None and getattr(self, special)(node):
             return
         layers = layers_of(node, self._dims(first), self._channels(first))
         for layer in layers:
@@ -251,7 +265,7 @@ class _Lowering:
             dim = argument(whole, default, "dim", 0)
             value = self._value(source)
             dims = value.dims
-            if not isinstance(dim, int) or dim % dims in (value.axis, 0):
+            if not isinstance(dim, int) or dim % dims in self.traced.batched[source.name]:
                 raise self._refusal(whole)
             items: list[Any] = sorted(whole.users, key=lambda item: int(str(item.args[1])))
             sizes: list[Sequence[int]] = [self.shapes[item.name] for item in items]
@@ -262,6 +276,55 @@ class _Lowering:
                 raise self._refusal(whole)
             steps = found
         self._chain(node, [self.names[source]], steps)
+
+    # Channels that are put together anew
+
+    def _concat(self, node: fx.Node) -> bool:
+        given = argument(node, 0, "tensors", ())
+        dim = argument(node, 1, "dim", node.kwargs.get("axis", 0))
+        if not isinstance(given, list | tuple) or not isinstance(dim, int):
+            return False
+        if any(not isinstance(n, fx.Node) or n not in self.names for n in given):
+            raise UnclearError("it joins a value with tensors that don't depend on the input")
+        shape = self.shapes[node.name]
+        dim %= len(shape)
+        if dim in self.traced.batched[node.name]:
+            raise UnclearError("it makes a larger batch")
+        sizes = [self.shapes[n.name][dim] for n in given]
+        inputs = [self.names[n] for n in given]
+        self._chain(node, inputs, [("concat", {"dim": dim, "sizes": sizes})])
+        return True
+
+    def _glu(self, node: fx.Node) -> bool:
+        """The first half of the channels times the sigmoid of the second."""
+        source, dim = node.args[0], argument(node, 1, "dim", -1)
+        if not isinstance(source, fx.Node) or source not in self.names:
+            return False
+        shape = self.shapes[source.name]
+        dim %= len(shape)
+        half, inputs = shape[dim] // 2, [self.names[source]]
+        parts = [{"dim": dim, "start": s, "stop": s + half, "step": 1} for s in (0, half)]
+        first, second = (self._emit("slice", inputs, a, f"{node.name}_part") for a in parts)
+        gate = self._emit("sigmoid", [second], {}, f"{node.name}_gate")
+        self._chain(node, [first, gate], [("mul", {})])
+        return True
+
+    def _shuffled(self, node: fx.Node) -> bool:
+        """The end of view(B, G, C / G, ...), transpose(1, 2), view(B, C, ...)."""
+        if node not in self.shuffles:
+            return False
+        source, groups = self.shuffles[node]
+        self._chain(node, [self.names[source]], [("channel_shuffle", {"groups": groups})])
+        return True
+
+    def _find_shuffles(self, needed: list[fx.Node]) -> None:
+        """Recognise shuffles of channels that are written as reshapes."""
+        for last in needed:
+            found = shuffle_before(last, self.shapes)
+            if found is not None:
+                source, groups, between = found
+                self.shuffles[last] = source, groups
+                self.inside.update(between)
 
     # Values that are joined
 
@@ -379,10 +442,7 @@ class _Lowering:
                 "frozen running statistics"
             )
         if isinstance(module, nn.Conv2d):
-            try:
-                return kind_of_conv(module.groups, module.in_channels, module.out_channels)
-            except UnclearError as error:
-                raise ConvertError(f"{where}: {error}") from error
+            return kind_of_conv(module.groups, module.in_channels, module.out_channels)
         return op
 
     # Refusals

@@ -19,7 +19,7 @@ from .plain import StochasticDepth
 
 Attrs = dict[str, Any]
 Moved = tuple[int | None, int]  # axis of the channels (None for a raw input), number of axes
-WITH_WEIGHTS = ("layer", "channelwise")
+WITH_WEIGHTS = ("layer", "channelwise", "grouped")
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,11 @@ class Op:
         role: effect on channels: "input", "layer" (new channels from all channels it reads),
             "channelwise" (weights per channel), "elementwise", "spatial" (within each channel of
             images [B, C, H, W]), "axes" (along axes other than that of the channels), "unsqueeze"
-            ([B, C] to images of one pixel), "flatten" (its attribute "positions" is the number of
-            entries per channel afterwards), "unflatten", or "merge" (joins tensors, whose channels
-            are then pruned together).
+            ([B, C] to images of one pixel), "grouped" (weights per group of channels), "units"
+            (mixes groups of channels), "pixels" (channels become pixels), "concat", "shuffle" and
+            "parts" (channels are put together anew), "flatten" (its attribute "positions" is the
+            number of entries per channel afterwards), "unflatten", or "merge" (joins tensors, whose
+            channels are then pruned together).
         make: attributes -> plain `torch.nn` module; None for a function.
         function: (inputs, attributes) -> result, if there is no module.
         attrs: names of the required attributes.
@@ -71,6 +73,25 @@ def _upsample(
     size = tuple(size) if isinstance(size, list) else size
     factor = tuple(scale_factor) if isinstance(scale_factor, list) else scale_factor
     return nn.Upsample(size, factor, mode, align_corners)
+
+
+def _concat(*inputs: Any, dim: int, sizes: list[int]) -> Any:
+    return torch.cat(inputs, dim)
+
+
+def _parts(*inputs: Any, dim: int, parts: list[list[int]]) -> Any:
+    slices = [_part(inputs[i], dim, start, stop, 1) for i, start, stop in parts]
+    return slices[0] if len(slices) == 1 else torch.cat(slices, dim)
+
+
+def _picked(*inputs: Any, dim: int, index: list[int]) -> Any:
+    x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim)
+    place: Any = (*[slice(None)] * dim, index)
+    return x[place]
+
+
+def _group_norm(x: Any, each: int, eps: float) -> Any:
+    return F.group_norm(x, x.shape[1] // each, eps=eps)
 
 
 def _part(x: Any, dim: int, start: int, stop: int, step: int) -> Any:
@@ -178,6 +199,7 @@ OPS: dict[str, Op] = {
     "linear": _layer(nn.Linear, "layer", ("in_features", "out_features", "bias"), "Linear"),
     "conv2d": _layer(nn.Conv2d, "layer", CONV, "Conv2d, Conv1d, ConvTranspose2d, ConvTranspose1d"),
     "depthwise_conv2d": _layer(nn.Conv2d, "channelwise", CONV, "depthwise convolutions"),
+    "grouped_conv2d": _layer(nn.Conv2d, "grouped", CONV, "grouped convolutions"),
     "batch_norm1d": _layer(nn.BatchNorm1d, "channelwise", NORM, "BatchNorm1d", "norms"),
     "batch_norm2d": _layer(
         nn.BatchNorm2d, "channelwise", NORM, "BatchNorm2d, SyncBatchNorm", "norms"
@@ -229,6 +251,22 @@ OPS: dict[str, Op] = {
         kind="norms",
         label="InstanceNorm2d, GroupNorm with a group per channel",
     ),
+    "group_norm": Op(
+        *("units", None, _group_norm, ("each", "eps")), kind="norms", label="GroupNorm"
+    ),
+    "pixel_shuffle": Op(
+        *("pixels", None, lambda x, factor: F.pixel_shuffle(x, factor), ("factor",)),
+        kind="images",
+        label="PixelShuffle",
+    ),
+    "concat": Op("concat", None, _concat, ("dim", "sizes"), kind="sums", label="cat"),
+    "channel_shuffle": Op(
+        *("shuffle", None, lambda x, groups: torch.channel_shuffle(x, groups), ("groups",)),
+        kind="shapes",
+        label="channel shuffle",
+    ),
+    "parts": Op("parts", None, _parts, ("dim", "parts")),
+    "picked": Op("parts", None, _picked, ("dim", "index")),
     "spatial_mean": Op("flatten", lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())),
     "unsqueeze": Op("unsqueeze", lambda: nn.Unflatten(1, (-1, 1, 1))),
     "flatten": Op(

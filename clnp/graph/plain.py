@@ -46,8 +46,8 @@ def plain_module(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor
     It supports gradients even if it is made within `torch.inference_mode`.
 
     Arguments:
-        op: "linear", "conv2d", "depthwise_conv2d", "batch_norm1d", "batch_norm2d", or a weight per
-            channel: "scale", "shift" or "prelu".
+        op: "linear", "conv2d", "depthwise_conv2d", "grouped_conv2d", "batch_norm1d",
+            "batch_norm2d", or a weight per channel: "scale", "shift" or "prelu".
         attrs: attributes of the node in the graph; sizes are taken from the tensors.
         tensors: weight [O, I, ...] and bias [O] (or None); for a batch norm, weight, bias, mean
             and var [C].
@@ -86,14 +86,16 @@ def _empty(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor | Non
     kernel: Any = tuple(weight.shape[2:])
     if op == "linear":
         return nn.Linear(inputs, outputs, bias is not None)
-    depthwise = op == "depthwise_conv2d"
+    groups = 1
+    if op in ("depthwise_conv2d", "grouped_conv2d"):
+        groups = outputs * attrs["groups"] // attrs["out_channels"]
     return nn.Conv2d(
-        outputs if depthwise else inputs,
+        inputs * groups,
         outputs,
         kernel,
         attrs["stride"],
         attrs["padding"],
         attrs["dilation"],
-        outputs if depthwise else 1,
+        groups,
         bias is not None,
     )

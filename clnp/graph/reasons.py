@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from .channels import MIXES, PARTS
+from .channels import MIXES
 from .operations import documented
 from .trace import argument
 
@@ -22,26 +22,10 @@ REASONS = {
     "MultiheadAttention": MIXES,
     "scaled_dot_product_attention": MIXES,
     "instance_norm": ALONE,
-    "pixel_shuffle": "it makes pixels of channels, which would have to be pruned together",
     "pixel_unshuffle": "it makes channels of pixels, which would have to be pruned together",
 }
 # Operations along one axis -> (position of `dim`, its default, reason if it is the channel axis).
-ALONG_AXIS = {
-    "softmax": (1, None, MIXES),
-    "Softmax": (0, None, MIXES),
-    "cat": (
-        1,
-        0,
-        "concatenated channels belong to several layers at once, which pruning can't follow",
-    ),
-    "concat": (
-        1,
-        0,
-        "concatenated channels belong to several layers at once, which pruning can't follow",
-    ),
-    "chunk": (2, 0, PARTS),
-    "split": (2, 0, PARTS),
-}
+ALONG_AXIS = {"softmax": (1, None, MIXES), "Softmax": (0, None, MIXES)}
 
 
 def reason_for(

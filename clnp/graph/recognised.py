@@ -204,15 +204,13 @@ CALLS: dict[str, Callable[[fx.Node], Attrs]] = {
 # Modules of PyTorch that are refused as a whole, with a reason of their own.
 WHOLE = (
     *(nn.MultiheadAttention, nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.LocalResponseNorm),
-    *(nn.Softmax, nn.GroupNorm, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.Transformer),
+    *(nn.Softmax, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.Transformer),
     *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.TransformerEncoder),
 )
 
 
 def is_leaf(module: nn.Module, args: tuple[Any, ...]) -> bool:
     """Return whether a call of a module is recorded as one operation."""
-    if isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels:
-        return False
     if type(module) not in MODULES:
         return isinstance(module, WHOLE) and type(module).__module__.startswith("torch.nn")
     if isinstance(module, nn.Conv2d):

@@ -277,6 +277,14 @@ def _pool1d(place: Place) -> Steps | None:
     return [("insert_axis", {"dim": 2}), (name, attrs), ("squeeze", {"dim": 2})]
 
 
+def _factor(place: Place) -> int:
+    return int(argument(place.node, 1, "upscale_factor", 1))
+
+
+def _groups(place: Place) -> Attrs:
+    return {"groups": int(argument(place.node, 1, "groups", 1))}
+
+
 RULES: tuple[tuple[Any, Callable[[Place], Steps | None]], ...] = (
     (UNARY, _unary),
     (CALLS, _call),
@@ -296,6 +304,8 @@ RULES: tuple[tuple[Any, Callable[[Place], Steps | None]], ...] = (
     (CASTS, _cast),
     (("clamp", "clamp_min", "clamp_max", "clip"), _clamp),
     (("roll", "flip"), _rolled),
+    (("pixel_shuffle",), lambda p: [("pixel_shuffle", {"factor": _factor(p)})]),
+    (("channel_shuffle", "native_channel_shuffle"), lambda p: [("channel_shuffle", _groups(p))]),
     (("max", "min"), _max_over_axis),
     (("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d"), _pool1d),
 )

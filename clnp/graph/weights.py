@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .axes import Step, UnclearError
+from .channels import MIXES
 from .operations import OPS, Attrs
 from .recognised import pair
 from .statics import Static
@@ -124,7 +125,7 @@ def conv_layer(weight: Static, bias: Static | None, numbers: Attrs, dims: int) -
     """Build a convolution from its weight [O, I, ...] and numbers per axis.
 
     Raises:
-        UnclearError: grouped convolutions that are neither dense nor depthwise.
+        UnclearError: more than two axes.
     """
     outputs, per_group, *kernel = weight.value.shape
     if len(kernel) != dims or dims > 2:
@@ -148,20 +149,10 @@ def conv_layer(weight: Static, bias: Static | None, numbers: Attrs, dims: int) -
 
 
 def kind_of_conv(groups: int, inputs: int, outputs: int) -> str:
-    """Return the operation of a dense or depthwise convolution.
-
-    Raises:
-        UnclearError: it is neither.
-    """
+    """Return the operation of a dense, depthwise or grouped convolution."""
     if groups == 1:
         return "conv2d"
-    if groups == inputs == outputs:
-        return "depthwise_conv2d"
-    raise UnclearError(
-        f"expected groups=1 (dense) or groups = inputs = outputs (depthwise), got {groups} groups "
-        f"for {inputs} inputs and {outputs} outputs; channels of other groups can't be pruned "
-        "separately"
-    )
+    return "depthwise_conv2d" if groups == inputs == outputs else "grouped_conv2d"
 
 
 def _padding(padding: Any, kernel: list[int], dilation: list[int]) -> tuple[list[Step], list[int]]:
@@ -191,10 +182,8 @@ def transposed(node: fx.Node, dims: int) -> Layer:
     groups = int(argument(node, 6, "groups", 1))
     value = weight.value.detach().flip(list(range(2, 2 + dims)))
     kernel = list(value.shape[2:])
-    if groups == 1:
-        value = value.transpose(0, 1)
-    elif not groups == value.shape[0] == value.shape[1] * groups:
-        raise UnclearError(f"it is a transposed convolution of {groups} groups")
+    parts = [part.transpose(0, 1) for part in value.chunk(groups)]
+    value = parts[0] if groups == 1 else torch.cat(parts)
     reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     margins = [(r - p, r - p + e) for r, p, e in zip(reach, padding, extra, strict=True)]
     numbers: Attrs = {"stride": [1] * dims, "padding": [0] * dims, "dilation": dilation}
@@ -298,9 +287,17 @@ def layers_of(node: fx.Node, dims: int, channels: tuple[int | None, int]) -> lis
         if mean is not None:
             raise UnclearError("its running statistics are not supported; use BatchNorm2d")
         return _apart(affine, argument(node, 7, "eps", 1e-5), dims, channels)
-    if target is F.group_norm and argument(node, 1, "num_groups", 1) == channels[1]:
+    if target in (F.group_norm, torch.group_norm):
         affine = [argument(node, i, name, None) for i, name in ((2, "weight"), (3, "bias"))]
-        return _apart(affine, argument(node, 4, "eps", 1e-5), dims, channels)
+        eps, groups = argument(node, 4, "eps", 1e-5), int(argument(node, 1, "num_groups", 1))
+        if groups == channels[1] and dims == 4:
+            return _apart(affine, eps, dims, channels)
+        if channels[0] != 1 or dims < 3:
+            raise UnclearError(f"expected channels on axis 1 of images, got {dims} axes")
+        if groups == 1:
+            raise UnclearError(f"{MIXES}; use a norm of several groups, or BatchNorm2d")
+        step: Step = ("group_norm", {"each": channels[1] // groups, "eps": float(eps)})
+        return _with_affine(step, affine, dims, channels)
     return []
 
 
@@ -308,12 +305,21 @@ def _apart(affine: list[Any], eps: Any, dims: int, channels: tuple[int | None, i
     """Layers of a norm of each channel of an image: the norm, a factor and an offset."""
     if channels[0] != 1 or dims != 4:
         raise UnclearError(f"expected images [B, C, H, W], got {dims} axes")
+    step: Step = ("instance_norm", {"eps": float(eps)})
+    return _with_affine(step, affine, dims, channels)
+
+
+def _with_affine(
+    step: Step, affine: list[Any], dims: int, channels: tuple[int | None, int]
+) -> list[Layer]:
+    """Layers of a norm with a factor and an offset per channel."""
     weight, bias = (_optional(value) for value in affine)
     if weight is None or bias is None:
         raise UnclearError(ALONE)
-    shaped = [changed(s, s.value.detach().view(-1, 1, 1)) for s in (weight, bias)]
+    rest = [1] * (dims - 2)
+    shaped = [changed(s, s.value.detach().view(-1, *rest)) for s in (weight, bias)]
     scale = per_channel("scale", shaped[0], 1, dims, channels[1])
-    scale.before = [("instance_norm", {"eps": float(eps)})]
+    scale.before = [step]
     return [scale, per_channel("shift", shaped[1], 1, dims, channels[1])]
 
 

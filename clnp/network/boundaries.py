@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from clnp_kernels.nn import (
     MaskedConv2d,
+    MaskedGroupedConv2d,
     MaskedLinear,
     PartialBatchNorm1d,
     PartialBatchNorm2d,
@@ -19,15 +21,17 @@ from clnp_kernels.nn import (
 
 from ..errors import CapacityError, ConfigError
 from ..graph.graph import Graph, build, fuse_relu
-from ..graph.groups import Group, find_groups, inputs_of
+from ..graph.groups import Group, find_groups
 from .heads import Head, MultiHead
+from .layout import Counts, Gathering, entries, gathered
 
-MaskedLayer = MaskedLinear | MaskedConv2d
+MaskedLayer = MaskedLinear | MaskedConv2d | MaskedGroupedConv2d
 Carrier = PartialBatchNorm2d | PartialPerChannel
 MASKED: dict[str, Any] = {
     "linear": MaskedLinear,
     "conv2d": MaskedConv2d,
     "depthwise_conv2d": MaskedConv2d,
+    "grouped_conv2d": MaskedGroupedConv2d,
     "batch_norm1d": PartialBatchNorm1d,
     "batch_norm2d": PartialBatchNorm2d,
 }
@@ -40,7 +44,7 @@ class LearnedTask:
     Attributes:
         name: name of the task.
         classes: number of outputs C of its head.
-        active: group -> number of active channels after the task (its boundary).
+        active: group -> number of active units after the task (its boundary).
     """
 
     name: str
@@ -57,6 +61,10 @@ class LearnedTask:
 class Boundaries(nn.Module):
     """Masked layers, and the number of active channels of each group.
 
+    Attributes:
+        sizes: group -> units, active and free.
+        left: group -> free units; during a task those that it still has.
+
     Arguments:
         graph: the network's operations.
         layers: name -> dense `torch.nn` module with the initial weights, for every node with
@@ -70,11 +78,13 @@ class Boundaries(nn.Module):
         self.tasks: list[LearnedTask] = []
         self.in_task = False
         self.sizes = {group.name: group.size for group in self.groups.all}
+        self.left = dict(self.sizes)
         self.conversion: Any = None
         fused = fuse_relu(graph)
         masked: dict[str, Any] = {}
+        gathers = {name: Gathering() for name in self.groups.gathers}
         for node in fused.weighted:
-            dense = layers[node.name]
+            dense = self._in_order(node.name, layers[node.name])
             if node.name == self.groups.head:
                 masked[node.name] = MultiHead(dense.weight, dense.bias)
             elif isinstance(dense, nn.ParameterDict):
@@ -83,9 +93,36 @@ class Boundaries(nn.Module):
             else:
                 activation = node.attrs.get("activation", "none")
                 masked[node.name] = MASKED[node.op].from_dense(dense, activation=activation)
-        self.net = build(fused, masked, kernels=True)
+        self.net = build(fused, masked | gathers, kernels=True)
+        self._gathers = gathers
+        if not self.head.free_weight.is_meta:  # else a file is read, whose sizes may be anything
+            self._arrange()
         self._masked = {name: m for name, m in masked.items() if name != self.groups.head}
         self.train(any(layer.training for layer in layers.values()))
+
+    def _in_order(self, name: str, dense: Any) -> Any:
+        """Return a layer with its outputs and inputs in the order of the layouts."""
+        rows, columns = self.groups.rows.get(name), self.groups.columns.get(name)
+        if not rows and not columns:
+            return dense
+        dense = copy.deepcopy(dense)
+        with torch.no_grad():
+            for key, value in [*dense.named_parameters(), *dense.named_buffers()]:
+                if value.dim() and rows:
+                    value.data = value[rows]
+                if key == "weight" and columns:
+                    value.data = value[:, columns]
+        return dense
+
+    def _arrange(self) -> None:
+        """Let concatenations and slices follow the present boundaries."""
+        stages = self.stages()
+        for name, module in self._gathers.items():
+            module.operation = gathered(self.groups.gathers[name], stages)
+
+    def _disarrange(self) -> None:
+        for module in self._gathers.values():
+            module.operation = ("", {})
 
     # Layers and boundaries
 
@@ -151,25 +188,39 @@ class Boundaries(nn.Module):
         return weight
 
     def active(self, group: Group | str) -> int:
-        """Return the number of active channels of a group."""
+        """Return the number of active units of a group."""
         name = group if isinstance(group, str) else group.name
         return self.tasks[-1].active[name] if self.tasks else 0
 
     def free(self, group: Group | str) -> int:
-        """Return the number of free channels of a group.
+        """Return the number of free units of a group.
 
-        During a task these are the channels that it trains.
+        During a task these are the units that it trains.
         """
-        name = group if isinstance(group, str) else group.name
-        if not self.groups[name].prunable:
-            return 0 if self.tasks else self.sizes[name]
-        producer = self.masked_layers[self.groups[name].producers[0]]
-        return producer.free_weight.shape[0]
+        return self.left[group if isinstance(group, str) else group.name]
+
+    def _set_left(self) -> None:
+        """Count what is not active as free."""
+        self.left = {name: size - self.active(name) for name, size in self.sizes.items()}
+
+    def frozen_stages(self, task: int | None = None) -> list[Counts]:
+        """Return the units that each task added, up to the given one; default: the last."""
+        tasks = self.tasks if task is None else self.tasks[: task + 1]
+        none = dict.fromkeys(self.sizes, 0)
+        before = [none, *(t.active for t in tasks)]
+        return [
+            {name: after.active[name] - b[name] for name in none}
+            for b, after in zip(before, tasks, strict=False)
+        ]
+
+    def stages(self) -> list[Counts]:
+        """Return the units that each task added, and the free ones."""
+        return [*self.frozen_stages(), self.left]
 
     @property
     def is_full(self) -> bool:
-        """True if the last hidden group has no free channel left."""
-        return bool(self.tasks) and self.free(self.groups.last) == 0
+        """True if the groups that the head reads have no free channel left."""
+        return bool(self.tasks) and not any(map(self.free, self.groups.read_by_head))
 
     def check_capacity(self) -> None:
         """Raise CapacityError if no further task can be learned.
@@ -196,12 +247,13 @@ class Boundaries(nn.Module):
             raise ConfigError(f"task: expected the index of a learned task ({known}), got {task!r}")
         return task % learned
 
-    def width(self, layer: str, active: Mapping[str, int]) -> int:
-        """Return the inputs of a layer if only the given active channels exist."""
-        group = self.groups[self.groups.reads[layer]]
-        if not group.prunable:
-            return inputs_of(self.graph[layer])
-        return active[group.name] * self.groups.positions[layer]
+    def width(self, layer: str, active: Counts) -> int:
+        """Return the inputs of a layer if only the given active units exist."""
+        return entries(self.groups.reads[layer], active)
+
+    def outputs(self, name: str, units: Counts) -> int:
+        """Return the outputs of a layer or carrier if only the given units exist."""
+        return entries(self.groups.of(name), units)
 
     def inputs(self, layer: str) -> int:
         """Return the inputs of a layer if nothing is pruned; 1 for a depthwise layer."""

@@ -130,7 +130,8 @@ def _describe(lowered: Lowered, model: Model) -> Conversion:
         elif node.role in WITH_WEIGHTS:
             relu = ", ReLU fused" if "activation" in fused[name].attrs else ""
             whole = ", all frozen by the first task, since it is added to the network's input"
-            note = "" if model.groups.of(name).prunable else whole
+            groups = [model.groups[group] for group, _ in model.groups.of(name)]
+            note = "" if any(group.prunable for group in groups) else whole
             if name in lowered.folded:
                 note += ", the weight that forward computes becomes a parameter"
             masked.append((name, f"{_text(node)}{relu}{note}"))
@@ -147,6 +148,7 @@ def _text(node: Node) -> str:
         return f"BatchNorm of {a['num_features']} channels"
     if "channels" in a:
         return f"{node.op} of {a['channels']} channels"
-    kind = "Conv2d" if node.op == "conv2d" else "depthwise Conv2d"
+    kinds = {"depthwise_conv2d": "depthwise ", "grouped_conv2d": f"{a['groups']} groups of "}
+    kind = f"{kinds.get(node.op, '')}Conv2d"
     kernel = "x".join(map(str, a["kernel_size"]))
     return f"{kind} {a['in_channels']} -> {a['out_channels']}, {kernel}"

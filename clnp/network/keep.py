@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from clnp_kernels.nn import PartialBatchNorm2d
 
 from ..errors import ConfigError
+from ..graph.groups import Layout
 from .boundaries import Boundaries
+from .layout import spans
 
 Keep = Mapping[str, Tensor]  # group name -> indices (int64, ascending) into its free channels
 
@@ -43,14 +45,20 @@ def part_tensors(module: nn.Module, part: str) -> dict[str, Tensor | None]:
     return {name: None if value is None else value.detach() for name, value in found.items()}
 
 
+def _free_entries(model: Boundaries, layout: Layout, keep: Keep, device: torch.device) -> Tensor:
+    """Return the indices, among a value's free entries, of those that stay."""
+    parts = []
+    for span in spans(layout, [model.left]):
+        kept = keep.get(span.group)
+        if kept is None:  # a group that is never pruned
+            kept = torch.arange(span.units)
+        parts.append(span.start + _columns_of(kept.to(device), span.each))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def free_inputs(model: Boundaries, name: str, keep: Keep, device: torch.device) -> Tensor:
     """Return the indices of a layer's free inputs that stay."""
-    group = model.groups[model.groups.reads[name]]
-    positions = model.groups.positions[name]
-    if not group.prunable:
-        free = 0 if model.tasks else group.size
-        return torch.arange(free * positions, device=device)
-    return _columns_of(keep[group.name].to(device), positions)
+    return _free_entries(model, model.groups.reads[name], keep, device)
 
 
 def columns(model: Boundaries, name: str, keep: Keep) -> Tensor:
@@ -58,20 +66,20 @@ def columns(model: Boundaries, name: str, keep: Keep) -> Tensor:
     weight = model.layer_weight(name)
     device, total = weight.device, weight.shape[1]
     if name in model.groups.carries:
-        return torch.arange(total, device=device)  # the one column of a depthwise filter
-    if not model.groups[model.groups.reads[name]].prunable:
-        return torch.arange(total, device=device)
+        return torch.arange(total, device=device)  # the columns of a filter of one group
     frozen = model.frozen_inputs(name)
     kept = free_inputs(model, name, keep, device)
     return torch.cat([torch.arange(frozen, device=device), frozen + kept])
 
 
 def rows(model: Boundaries, name: str, keep: Keep, device: torch.device) -> Tensor:
-    """Return the indices of the free outputs of a hidden layer or batch norm that stay."""
-    group = model.groups.of(name)
-    if not group.prunable:
-        return torch.arange(model.free(group), device=device)
-    return keep[group.name].to(device)
+    """Return the indices of the free outputs of a hidden layer or carrier that stay."""
+    return _free_entries(model, model.groups.of(name), keep, device)
+
+
+def kept_units(model: Boundaries, keep: Keep) -> dict[str, int]:
+    """Return the number of free units of every group that stay."""
+    return {name: len(keep[name]) if name in keep else n for name, n in model.left.items()}
 
 
 def check_keep(model: Boundaries, keep: Keep) -> None:
@@ -92,11 +100,13 @@ def check_keep(model: Boundaries, keep: Keep) -> None:
                 f"keep[{group.name!r}]: expected at least one channel, since none is active, got "
                 "none"
             )
-        if model.head.kind == "single" and group == model.groups.last and kept.numel() == 0:
-            raise ConfigError(
-                f"keep[{group.name!r}]: expected at least one new channel for a single head, got "
-                "none"
-            )
+    if model.head.kind == "single" and not any(
+        keep[group.name].numel() for group in model.groups.read_by_head if group.prunable
+    ):
+        raise ConfigError(
+            f"keep[{model.groups.last.name!r}]: expected at least one new channel for a single "
+            "head, got none"
+        )
 
 
 def head_columns(model: Boundaries, keep: Keep) -> Tensor:

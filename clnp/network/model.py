@@ -19,7 +19,7 @@ from ..parallel.ranks import refuse_sharded
 from .boundaries import Carrier, LearnedTask, MaskedLayer
 from .guards import check_begin, check_name, check_parameters, refuse_backward, retiring
 from .heads import HEADS
-from .keep import Keep, check_keep, free_inputs, head_columns, keep_first, rows
+from .keep import Keep, check_keep, free_inputs, head_columns, keep_first, kept_units, rows
 from .narrow import pruned_layers
 from .shapes import Structured
 
@@ -55,7 +55,7 @@ class Model(Structured):
                 f"head: expected {self.head.kind!r}, with which this network has already learned "
                 f"{len(self.tasks)} task(s), got {kind!r}; convert a new network"
             )
-        if kind == "single" and not self.groups.last.prunable:
+        if kind == "single" and not any(g.prunable for g in self.groups.read_by_head):
             raise ConfigError(
                 "head: expected 'multi' for a network without a hidden layer before the output "
                 "layer, got 'single', which divides that layer among the tasks"
@@ -152,6 +152,8 @@ class Model(Structured):
             else:
                 module.keep_free(kept, free_inputs(self, name, keep, device))
         self.head.select(read_by_head)
+        self.left = kept_units(self, keep)
+        self._arrange()
 
     def pruned_network(self, keep: Keep) -> fx.GraphModule:
         """Return the network in training without the free channels outside `keep`.
@@ -160,7 +162,9 @@ class Model(Structured):
         `consolidate` gives them, so its logits equal those of the learned task bit for bit.
         """
         self._require_task("pruned_network")
-        return self._build(pruned_layers(self, keep))
+        kept = kept_units(self, keep)
+        units = {name: self.active(name) + n for name, n in kept.items()}
+        return self._build(pruned_layers(self, keep), units)
 
     @retiring
     def consolidate(self, keep: Keep | None = None, *, name: str | None = None) -> LearnedTask:
@@ -177,12 +181,7 @@ class Model(Structured):
         check_name(name)
         if keep is not None:
             self.compact(keep)
-        active = {}
-        for group in self.groups.all:
-            if group.prunable:
-                active[group.name] = self.active(group) + self.free(group)
-            else:
-                active[group.name] = self.sizes[group.name]
+        active = {name: self.active(name) + free for name, free in self.left.items()}
         classes = self.head.classes
         self.head.freeze()
         for part, module in self.masked.items():
@@ -196,11 +195,11 @@ class Model(Structured):
 
     def _restore_size(self, name: str, module: MaskedLayer | Carrier) -> None:
         """Return the pruned channels of a module as free ones."""
-        group = self.groups.of(name)
+        total = self.outputs(name, self.sizes)
         if isinstance(module, Carrier):
-            module.expand(self.sizes[group.name] - _channels(module))
+            module.expand(total - _channels(module))
             return
-        outputs = self.sizes[group.name] - module.outputs
+        outputs = total - module.outputs
         if name in self.groups.carries:
             module.expand(outputs, outputs)
         else:
@@ -209,6 +208,8 @@ class Model(Structured):
     def _close(self) -> None:
         """Enter the state between tasks, in which the free weights are zero."""
         self.in_task = False
+        self._set_left()
+        self._arrange()
         if self.tasks:
             self._place_head(self.tasks[-1].classes)
 
@@ -265,13 +266,20 @@ class Model(Structured):
                 "expand(): channels can be added between tasks only; before the first, convert a "
                 "wider network"
             )
-        group = self.groups[self.groups.makes[layer]]
+        layout = self.groups.makes[layer]
+        (name, each), group = layout[0], self.groups[layout[0][0]]
+        if len(layout) > 1 or channels % each:
+            wanted = f"a multiple of {each}" if len(layout) == 1 else "another layer"
+            raise ConfigError(
+                f"channels: expected {wanted}, since channels of {layer!r} are divided among "
+                f"several readers or tied in groups, got {channels} for {layer!r}"
+            )
         if not group.prunable:
             raise ConfigError(
                 f"layer: expected one with prunable channels, got {layer!r}, which is added to the "
                 "network's input"
             )
-        self.sizes[group.name] += channels
+        self.sizes[name] += channels // each
         for name, module in self.masked.items():
             self._restore_size(name, module)
         self._close()
@@ -294,9 +302,9 @@ class Model(Structured):
         lines = [f"Model: {learned} task{'s' * (learned != 1)} learned{state}"]
         width = max(map(len, self.layer_names))
         for name in self.masked_layers:
-            group = self.groups.of(name)
-            counts = f"{self.active(group)} active, {self.free(group)} free"
-            lines.append(f"  {name:{width}}  {counts} of {self.sizes[group.name]} channels")
+            frozen = self.outputs(name, self.tasks[-1].active) if learned else 0
+            counts = f"{frozen} active, {self.outputs(name, self.left)} free"
+            lines.append(f"  {name:{width}}  {counts} of {self.outputs(name, self.sizes)} channels")
         lines.append(f"  {self.groups.head:{width}}  {self.head.kind} head")
         return "\n".join(lines)
 

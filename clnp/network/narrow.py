@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ..graph.plain import plain_module
 from .boundaries import Boundaries
-from .keep import Keep, columns, head_columns, part_tensors, rows
+from .keep import Keep, columns, head_columns, kept_units, part_tensors, rows
+from .layout import Counts, by_group, reordered
 
 
 def task_layers(model: Boundaries, task: int) -> dict[str, nn.Module]:
@@ -16,12 +17,14 @@ def task_layers(model: Boundaries, task: int) -> dict[str, nn.Module]:
     before = model.tasks[task - 1].active if task else dict.fromkeys(bounds, 0)
     last, head = model.groups.last.name, model.head
     own_only = head.kind == "single" and model.groups.only_feeds_head()
-    starts = {last: before[last]} if own_only else {}
-    layers = _corner(model, bounds, starts)
+    layers = _corner(model, task, {last: before[last]} if own_only else {})
     own = _own_columns(model, task)
     weight, bias = head.task_weights(task, *own)
-    if head.kind == "single" and not own_only:
-        weight = _padded(weight, own[0])
+    if not own_only:
+        if head.kind == "single":
+            weight = _padded(weight, own[0])
+        order = by_group(model.groups.reads[model.groups.head], model.frozen_stages(task))
+        weight = reordered(weight, 1, order)
     layers[model.groups.head] = plain_module("linear", {}, {"weight": weight, "bias": bias})
     return layers
 
@@ -44,7 +47,7 @@ def frozen_tensors(model: Boundaries, task: int) -> dict[str, list[Tensor]]:
         for name in model.groups.last.producers:
             added = slice(model.width(name, before), model.width(name, bounds))
             weight = model.masked_layers[name].active_weight
-            found[f"{name}.weight"].append(weight[: before[model.groups.last.name], added])
+            found[f"{name}.weight"].append(weight[: model.outputs(name, before), added])
     return found
 
 
@@ -54,7 +57,7 @@ def union_layers(model: Boundaries) -> dict[str, nn.Module]:
     Weights from channels of later tasks to those of earlier ones are zero.
     """
     bounds = model.tasks[-1].active
-    layers = _corner(model, bounds, {})
+    layers = _corner(model, len(model.tasks) - 1, {})
     inputs = model.width(model.groups.head, bounds)
     weights, biases = [], []
     for task in range(len(model.tasks)):
@@ -65,40 +68,56 @@ def union_layers(model: Boundaries) -> dict[str, nn.Module]:
         wide[:, start : start + weight.shape[1]] = weight
         weights.append(wide)
         biases.append(weight.new_zeros(weight.shape[0]) if bias is None else bias)
-    tensors = {"weight": torch.cat(weights), "bias": torch.cat(biases)}
+    order = by_group(model.groups.reads[model.groups.head], model.frozen_stages())
+    tensors = {"weight": reordered(torch.cat(weights), 1, order), "bias": torch.cat(biases)}
     layers[model.groups.head] = plain_module("linear", {}, tensors)
     return layers
 
 
 def _own_columns(model: Boundaries, task: int) -> tuple[int, int]:
-    """Return start and stop of the columns of a task's new channels in the last hidden group."""
-    last, positions = model.groups.last.name, model.groups.positions[model.groups.head]
-    start = model.tasks[task - 1].active[last] if task else 0
-    return start * positions, model.tasks[task].active[last] * positions
+    """Return start and stop of the columns of a task's new channels, of those the head reads."""
+    head = model.groups.head
+    start = model.width(head, model.tasks[task - 1].active) if task else 0
+    return start, model.width(head, model.tasks[task].active)
 
 
-def _corner(
-    model: Boundaries, bounds: dict[str, int], starts: dict[str, int]
-) -> dict[str, nn.Module]:
-    """Return all hidden modules with the active channels from `starts` (default 0) to `bounds`."""
+def _corner(model: Boundaries, task: int, starts: dict[str, int]) -> dict[str, nn.Module]:
+    """Return all hidden modules with the units of a task, of some groups from `starts` on."""
     layers = {}
+    bounds, stages = model.tasks[task].active, model.frozen_stages(task)
     for name, module in model.masked.items():
-        group = model.groups.of(name).name
-        kept = slice(starts.get(group, 0), bounds[group])
+        layout = model.groups.of(name)
+        first, each = layout[0]
+        kept = slice(starts.get(first, 0) * each, model.outputs(name, bounds))
         active = part_tensors(module, "active")
         tensors = {key: None if value is None else value[kept] for key, value in active.items()}
         weight = tensors["weight"]
         if name in model.groups.reads and weight is not None:
             tensors["weight"] = weight[:, : model.width(name, bounds)]
-        node = model.graph[name]
-        layers[name] = plain_module(node.op, node.attrs, tensors)
+        layers[name] = _plain(model, name, tensors, stages)
     return layers
+
+
+def _plain(
+    model: Boundaries, name: str, tensors: dict[str, Tensor | None], stages: list[Counts]
+) -> nn.Module:
+    """Build a module of a narrow network from tensors whose entries stand stage by stage."""
+    order = by_group(model.groups.of(name), stages)
+    if order is not None:
+        tensors = {k: None if t is None else reordered(t, 0, order) for k, t in tensors.items()}
+    if name in model.groups.reads:
+        weight = tensors["weight"]
+        assert weight is not None
+        tensors["weight"] = reordered(weight, 1, by_group(model.groups.reads[name], stages))
+    node = model.graph[name]
+    return plain_module(node.op, node.attrs, tensors)
 
 
 def pruned_layers(model: Boundaries, keep: Keep) -> dict[str, nn.Module]:
     """Return the modules of `pruned_network`; `keep` may be in any order."""
-    last, head = model.groups.last, model.head
+    last, head = model.groups.last.name, model.head
     own_only = head.kind == "single" and model.groups.only_feeds_head()
+    stages = [*model.frozen_stages(), kept_units(model, keep)]
     layers: dict[str, nn.Module] = {}
     for name, module in model.masked.items():
         free = part_tensors(module, "free")
@@ -108,14 +127,15 @@ def pruned_layers(model: Boundaries, keep: Keep) -> dict[str, nn.Module]:
             weight = tensors["weight"]
             assert weight is not None
             tensors["weight"] = weight[:, columns(model, name, keep)]
-        if not (own_only and model.groups.of(name) == last):
+        if not (own_only and model.groups.of(name)[0][0] == last):
             frozen = part_tensors(module, "active")
             tensors = {key: _joined(frozen[key], value) for key, value in tensors.items()}
-        node = model.graph[name]
-        layers[name] = plain_module(node.op, node.attrs, tensors)
+        layers[name] = _plain(model, name, tensors, stages)
     weight = head.free_weight.detach()[:, head_columns(model, keep)]
-    if head.kind == "single" and not own_only:
-        weight = _padded(weight, model.frozen_inputs(model.groups.head))
+    if not own_only:
+        if head.kind == "single":
+            weight = _padded(weight, model.frozen_inputs(model.groups.head))
+        weight = reordered(weight, 1, by_group(model.groups.reads[model.groups.head], stages))
     layers[model.groups.head] = plain_module(
         "linear", {}, {"weight": weight, "bias": head.current_bias()}
     )

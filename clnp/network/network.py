@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ..errors import DataError
 from ..graph.graph import Graph, build, for_inference
 from .boundaries import Boundaries
 from .inference import check_rule, choose
+from .layout import Counts, gathered
 from .narrow import task_layers, union_layers
 
 
@@ -26,7 +28,7 @@ class Network(Boundaries):
 
     def __init__(self, graph: Graph, layers: Mapping[str, Any]) -> None:
         super().__init__(graph, layers)
-        self.narrow_graph = for_inference(graph)  # operations of a learned task's network
+        self.narrow_graph = for_inference(graph)  # of learned tasks, with whole concatenations
         self._narrow: dict[int, fx.GraphModule] = {}
         self._union: list[fx.GraphModule] = []  # in a list, so that it is not a submodule
 
@@ -68,7 +70,7 @@ class Network(Boundaries):
         """
         task = self.check_task(task)
         if fresh or task not in self._narrow:
-            narrow = self._build(task_layers(self, task))
+            narrow = self._build(task_layers(self, task), self.tasks[task].active)
             if fresh:
                 return narrow
             self._narrow[task] = narrow
@@ -109,10 +111,31 @@ class Network(Boundaries):
         self.check_input(x)
         self.check_task(-1)
         if not self._union:
-            self._union.append(self._build(union_layers(self), self.groups.logits))
+            self._union.append(
+                self._build(union_layers(self), self.tasks[-1].active, self.groups.logits)
+            )
         logits = self._union[0](x).split([task.classes for task in self.tasks], dim=-1)
         normalise = any(node.op == "log_softmax" for node in self.graph.nodes)
         return [part.log_softmax(-1) if normalise else part for part in logits]
 
-    def _build(self, layers: Mapping[str, nn.Module], output: str = "") -> fx.GraphModule:
-        return build(self.narrow_graph.up_to(output), layers).eval().requires_grad_(False)
+    def narrowed_graph(self, units: Counts) -> Graph:
+        """Return the operations of a network with so many units of each group."""
+        if not self.groups.gathers:
+            return self.narrow_graph
+        nodes = []
+        for node in self.narrow_graph.nodes:
+            if node.name in self.groups.gathers:
+                op, attrs = gathered(self.groups.gathers[node.name], [units])
+                node = replace(node, op=op, attrs=attrs)
+            nodes.append(node)
+        return Graph(tuple(nodes), self.narrow_graph.output)
+
+    def graph_of_task(self, task: int) -> Graph:
+        """Return the operations of a learned task's network."""
+        return self.narrowed_graph(self.tasks[self.check_task(task)].active)
+
+    def _build(
+        self, layers: Mapping[str, nn.Module], units: Counts, output: str = ""
+    ) -> fx.GraphModule:
+        graph = self.narrowed_graph(units).up_to(output)
+        return build(graph, layers).eval().requires_grad_(False)

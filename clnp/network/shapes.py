@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clnp_kernels.nn import PartialPerChannel
-
 from ..errors import CheckpointError
 from ..graph.graph import OPS, Graph, Node
 from .boundaries import Boundaries, LearnedTask
@@ -55,6 +53,8 @@ class Structured(Network):
                 self._refuse_unlearning(_tasks_of(data))
         result = super().load_state_dict(state_dict, strict, assign)
         check_shapes(self)
+        if self.device.type != "meta":
+            self._arrange()
         return result
 
     def _refuse_unlearning(self, tasks: list[LearnedTask]) -> None:
@@ -77,6 +77,7 @@ class Structured(Network):
             "sizes": dict(self.sizes),
             "head": self.head.kind,
             "in_task": self.in_task,
+            "left": dict(self.left),
             "tasks": [asdict(task) for task in self.tasks],
         }
 
@@ -91,6 +92,8 @@ class Structured(Network):
             graph = Graph.from_json(data["graph"])
             model = cls(graph, {node.name: _dense(node) for node in graph.weighted})
             model._set_structure(data)
+            if model.device.type != "meta":
+                model._arrange()
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"structure: expected that of a network: {error}") from error
         return model
@@ -109,8 +112,20 @@ class Structured(Network):
             self._swap_head(data["head"])
         self.in_task = bool(data["in_task"])
         self.tasks = _tasks_of(data)
+        self.left = {str(name): int(units) for name, units in data["left"].items()}
+        self._check_left()
+        self._disarrange()
         self._skip_active()
         self._drop_copies()
+
+    def _check_left(self) -> None:
+        """Raise CheckpointError unless active and free units make up every group."""
+        for name, size in self.sizes.items():
+            free, left = size - self.active(name), self.left[name]
+            if not (0 <= left <= free if self.in_task else left == free):
+                raise CheckpointError(
+                    f"left of {name!r}: expected {free} free units or fewer, got {left}"
+                )
 
     def get_extra_state(self) -> Tensor:
         """Return the structure as bytes in a tensor, so that a state dict has tensors only."""
@@ -172,28 +187,22 @@ def check_shapes(model: Boundaries) -> None:
     """Raise CheckpointError unless the shapes of all tensors match the boundaries."""
     shapes = _head_shapes(model)
     for name, module in model.masked.items():
-        group = model.groups.of(name)
-        active = model.active(group)
-        free = model.free(group) if model.in_task else model.sizes[group.name] - active
+        active = model.outputs(name, model.tasks[-1].active) if model.tasks else 0
+        free = model.outputs(name, model.left)
         for part, channels in (("active", active), ("free", free)):
             for key, value in part_tensors(module, part).items():
                 if value is not None:
-                    rest = (1, *value.shape[2:])[: value.dim() - 1]
-                    if isinstance(module, PartialPerChannel):
-                        rest = tuple(value.shape[1:])
+                    rest = tuple(value.shape[1:])
+                    if model.graph[name].op == "depthwise_conv2d" and value.dim() == 4:
+                        rest = (1, *value.shape[2:])
                     if key == "weight" and name in model.groups.reads:
                         rest = (_inputs(model, name, part), *value.shape[2:])
                     shapes[f"{name}.{part}_{key}"] = (tuple(value.shape), (channels, *rest))
     for k, task in enumerate(model.tasks):
-        positions = model.groups.positions[model.groups.head]
-        start = model.tasks[k - 1].active[model.groups.last.name] if k else 0
-        stop = task.active[model.groups.last.name]
-        weight, _ = model.head.task_weights(k, start * positions, stop * positions)
-        columns = (
-            (stop - start) * positions
-            if model.head.kind == "single"
-            else model.width(model.groups.head, task.active)
-        )
+        start = model.width(model.groups.head, model.tasks[k - 1].active) if k else 0
+        stop = model.width(model.groups.head, task.active)
+        weight, _ = model.head.task_weights(k, start, stop)
+        columns = stop - start if model.head.kind == "single" else stop
         shapes[f"{model.groups.head}, task {k}"] = (tuple(weight.shape), (task.classes, columns))
     for what, (got, expected) in shapes.items():
         if got != expected:
@@ -220,10 +229,5 @@ def _head_shapes(model: Boundaries) -> dict[str, Shapes]:
 
 def _inputs(model: Boundaries, name: str, part: str) -> int:
     """Return the expected number of columns of a layer's active or free weight."""
-    if part == "active":
-        return model.frozen_inputs(name)
-    group = model.groups[model.groups.reads[name]]
-    if not group.prunable or not model.in_task:
-        return model.inputs(name)
-    channels = model.active(group) + model.free(group)
-    return channels * model.groups.positions[name]
+    frozen = model.frozen_inputs(name)
+    return frozen if part == "active" else frozen + model.width(name, model.left)

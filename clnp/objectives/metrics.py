@@ -125,6 +125,9 @@ class Accuracy(Metric):
     def shares(self, sizes: Tensor) -> Tensor:
         return sizes.double() / sizes.sum()
 
+    def chance(self, sizes: Tensor) -> float:
+        return float(self.shares(sizes).max())
+
     def noise(self, value: float, sizes: Tensor | None, total: int, spread: float) -> float:
         return _binomial(value, total)
 

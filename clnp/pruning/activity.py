@@ -20,6 +20,7 @@ from ..data.inputs import Split
 from ..errors import TrainingError
 from ..graph.graph import fuse_relu
 from ..graph.groups import Group
+from ..network.layout import units_of
 from ..network.model import Model
 from ..parallel.ranks import current
 from ..training.evaluation import evaluating
@@ -40,7 +41,8 @@ def measure_activity(model: Model, split: Split, device: torch.device) -> dict[s
     seen = read_activity(model, split, device)
     activity = {}
     for group in model.groups.prunable:
-        mean = torch.stack([seen[name] for name in group.consumers]).amax(dim=0)
+        parts = [units(model, name, group, seen[name]) for name in group.consumers]
+        mean = torch.stack([part.mean(dim=1) for part in parts]).amax(dim=0)
         activity[group.name] = _all_channels(model, group, mean)
     return activity
 
@@ -59,20 +61,33 @@ def measure_contribution(model: Model, split: Split, device: torch.device) -> di
     seen = read_activity(model, split, device)
     contribution = {}
     for group in model.groups.prunable:
-        parts = [seen[name] * _reading(model, name, seen[name].numel()) for name in group.consumers]
+        parts = []
+        for name in group.consumers:
+            reading = units(model, name, group, _reading(model, name, seen[name].numel()))
+            mean = units(model, name, group, seen[name]).mean(dim=1)
+            parts.append(mean * reading.sum(dim=1))
         contribution[group.name] = _all_channels(model, group, torch.stack(parts).sum(dim=0))
     return contribution
 
 
-def _reading(model: Model, layer: str, channels: int) -> Tensor:
-    """Sum of the absolute trainable weights by which a layer reads each of its input channels,
-    [channels] float64 on the CPU; 0 for those in front that it has no weights for.
+def units(model: Model, layer: str, group: Group, values: Tensor) -> Tensor:
+    """Values [I, ...] of the inputs of a layer, or of its free ones -> [units, entries per unit,
+    ...] of a group, active ones first.
+    """
+    layout = model.groups.reads[layer]
+    if len(layout) == 1:  # a single head may lack the active ones
+        return values.unflatten(0, (-1, layout[0][1]))
+    return values[units_of(layout, model.stages(), group.name)]
+
+
+def _reading(model: Model, layer: str, inputs: int) -> Tensor:
+    """Sum of the absolute trainable weights by which a layer reads each of its inputs, [I] float64
+    on the CPU; 0 for those in front that it has no weights for.
     """
     weight = model.layer_weight(layer).detach().abs().double()
-    positions = model.groups.positions[layer]
     sums = weight.flatten(2).sum(dim=2) if weight.dim() > 2 else weight
-    read = sums.sum(dim=0).unflatten(0, (-1, positions)).sum(dim=1).cpu()
-    return F.pad(read, (channels - read.numel(), 0))
+    read = sums.sum(dim=0).cpu()
+    return F.pad(read, (inputs - read.numel(), 0))
 
 
 def _all_channels(model: Model, group: Group, values: Tensor) -> Tensor:
@@ -82,7 +97,7 @@ def _all_channels(model: Model, group: Group, values: Tensor) -> Tensor:
 
 
 def read_activity(model: Model, split: Split, device: torch.device) -> dict[str, Tensor]:
-    """E|a| of the channels that a layer reads: layer -> [channels] float64 on the CPU.
+    """E|a| of the inputs of a layer: layer -> [I] float64 on the CPU.
 
     A layer whose output is read unchanged adds up its activity itself; other activations (behind
     pooling, sums and the like) are reduced apart. Ranks that share their work read a piece of the
@@ -114,7 +129,8 @@ def _sources(model: Model) -> dict[str, list[str]]:
     """
     graph = fuse_relu(model.graph)
     sources: dict[str, list[str]] = {}
-    for reader in (name for group in model.groups.prunable for name in group.consumers):
+    readers = (name for group in model.groups.prunable for name in group.consumers)
+    for reader in dict.fromkeys(readers):
         node = graph[graph[reader].inputs[0]]
         while node.op in ("identity", "dropout", "dropout2d"):
             node = graph[node.inputs[0]]
@@ -169,13 +185,8 @@ def _divided(sums: dict[str, Tensor], counts: dict[str, int]) -> dict[str, Tenso
 
 
 def channels_of(model: Model, layer: str, x: Tensor) -> tuple[Tensor, int]:
-    """The value that a layer reads with its channels on an axis of their own, and that axis."""
-    if model.graph[layer].op == "conv2d":
-        return x, 1
-    positions = model.groups.positions[layer]
-    if positions > 1:
-        return x.unflatten(-1, (-1, positions)), x.dim() - 1
-    return x, -1
+    """The value that a layer reads, and the axis of its channels."""
+    return x, 1 if model.graph[layer].op == "conv2d" else -1
 
 
 def check_scores(model: Model, scores: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..graph.groups import Group
+from ..network.layout import units_of
 from ..network.model import Model
 
 
@@ -25,28 +26,30 @@ def channel_scores(model: Model) -> dict[str, Tensor]:
     """
     scores = {}
     for group in model.groups.prunable:
-        made = _norms([_rows(model.layer_weight(name)) for name in group.producers])
+        made = _norms([_rows(model, group, name) for name in group.producers])
         read = _norms([_active_columns(model, group, name) for name in group.consumers])
         missing = model.active(group) - len(read)
         scores[group.name] = torch.cat([made.new_full((missing,), math.nan), read, made])
     return scores
 
 
-def _rows(weight: Tensor) -> Tensor:
-    """The norm of every row, [O] float64 on the CPU."""
-    return weight.detach().flatten(1).double().norm(dim=1).cpu()
+def _rows(model: Model, group: Group, layer: str) -> Tensor:
+    """The norm of the free rows of every unit, [units] float64 on the CPU."""
+    rows = model.layer_weight(layer).detach().flatten(1).double().norm(dim=1).cpu()
+    own = units_of(model.groups.of(layer), [model.left], group.name)
+    return rows[own].norm(dim=1)
 
 
 def _active_columns(model: Model, group: Group, layer: str) -> Tensor:
-    """The norm of the weights by which a layer reads each active channel, [Ia] float64; empty where
+    """The norm of the weights by which a layer reads each active unit, [units] float64; empty where
     it does not read them.
     """
     weight = model.layer_weight(layer).detach().double()
-    single = layer == model.groups.head and model.head.kind == "single"
-    channels = model.free(group) + (0 if single else model.active(group))
-    # Several columns belong to one channel where a convolution's outputs were flattened.
-    columns = weight.flatten(1).reshape(weight.shape[0], max(channels, 1), -1)
-    return columns.norm(dim=2).norm(dim=0)[: 0 if single else model.active(group)].cpu()
+    if layer == model.groups.head and model.head.kind == "single":
+        return weight.new_zeros(0, device="cpu")
+    columns = weight.flatten(2).norm(dim=2) if weight.dim() > 2 else weight
+    own = units_of(model.groups.reads[layer], model.frozen_stages(), group.name)
+    return columns.norm(dim=0).cpu()[own].norm(dim=1)
 
 
 def _norms(parts: list[Tensor]) -> Tensor:

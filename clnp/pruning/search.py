@@ -359,7 +359,12 @@ class ThresholdSearch:
         return self.lines[key]
 
     def _new_line(self, group: Group, counts: dict[str, int]) -> Callable[[int, Value], Value]:
-        parts = cut(self.model.narrow_graph, group)
+        reader = group.consumers[0]
+        layout = self.model.groups.reads[reader]
+        if self.model.groups.gathers or len(layout) > 1:
+            parts = None
+        else:
+            parts = cut(self.model.narrow_graph, group)
         if parts is None:
             return lambda n, floor: self.value({**counts, group.name: n})
         front, back = parts
@@ -378,11 +383,10 @@ class ThresholdSearch:
             easy -= len(self._hard[1])
             split, ranks = self._hard, ALONE
         values, labels = features(first, split, device, ranks)
-        reader = group.consumers[0]
-        layers[reader] = Sliced(layers[reader])
+        sliced = Sliced(layers[reader])
+        layers[reader] = sliced
         net = build(back, layers)
-        positions = self.model.groups.positions[reader]
-        axis = layers[reader].axis
+        positions, axis = layout[0][1], sliced.axis
         frozen = values.shape[axis] - counts[group.name] * positions
 
         def evaluate(n: int, floor: Value) -> Value:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from clnp_kernels.nn import MaskedConv2d, MaskedLinear
 
 from ..network.heads import Head
+from ..network.layout import entries
 from ..network.model import Model
 from .evaluation import evaluating
 
@@ -230,11 +231,11 @@ class _Shapes:
     def of(self, name: str) -> tuple[int, int, int, int]:
         """(O, I, Oa, Ia) of a layer that is not depthwise."""
         groups, head = self.model.groups, self.model.head
-        reads, each = groups.reads[name], groups.positions[name]
-        inputs, frozen_inputs = each * self.sizes[reads], each * self.active[reads]
+        reads = groups.reads[name]
+        inputs, frozen_inputs = entries(reads, self.sizes), entries(reads, self.active)
         if name != groups.head:
             made = groups.makes[name]
-            return self.sizes[made], inputs, self.active[made], frozen_inputs
+            return entries(made, self.sizes), inputs, entries(made, self.active), frozen_inputs
         if head.kind == "single":
             # It reads the task's own channels only.
             return self.classes, inputs - frozen_inputs, 0, 0
@@ -247,14 +248,16 @@ class _Shapes:
         work = {}
         for name in self.model.layer_names:
             where, kernel = places[name]
-            skipped = skip and name != groups.head and groups.of(name) == groups.last
+            skipped = skip and name != groups.head and groups.of(name)[0][0] == groups.last.name
             if name in groups.carries:
-                group = groups.carries[name]
-                frozen, free = self.active[group], self.sizes[group] - self.active[group]
+                made = groups.carries[name]
+                frozen = entries(made, self.active)
+                free = entries(made, self.sizes) - frozen
                 work[name] = _depthwise(free, 0 if skipped else frozen, where * kernel, True)
                 continue
-            reads = groups[groups.reads[name]]
-            first = not reads.prunable and not reads.producers
+            first = not any(
+                groups[group].prunable or groups[group].producers for group, _ in groups.reads[name]
+            )
             work[name] = products(
                 *self.of(name),
                 places=where,
@@ -271,9 +274,9 @@ class _Shapes:
         for name in self.model.layer_names:
             kernel = places[name][1]
             if name in groups.carries:
-                group = groups.carries[name]
-                stored = kernel * self.sizes[group]
-                found[name] = (stored, stored - kernel * self.active[group])
+                made = groups.carries[name]
+                stored = kernel * entries(made, self.sizes)
+                found[name] = (stored, stored - kernel * entries(made, self.active))
                 continue
             outputs, inputs, frozen_outputs, frozen_inputs = self.of(name)
             free = (outputs - frozen_outputs) * inputs * kernel
@@ -298,7 +301,8 @@ def _places(model: Model) -> dict[str, tuple[int, int]]:
         def hook(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
             weight = module.weight
             assert isinstance(weight, Tensor)
-            found[name] = (y.numel() // max(weight.shape[0], 1), weight[:1, :1].numel())
+            one = weight[:1] if getattr(module, "groups", 1) > 1 else weight[:1, :1]
+            found[name] = (y.numel() // max(weight.shape[0], 1), one.numel())
 
         return hook
 

@@ -46,7 +46,7 @@ def run_epoch(
     check_loss: Callable[[float], None],
     shape: tuple[int, ...] = (),
     read_early: bool = True,
-    running: tuple[Tensor, Tensor] | None = None,
+    sums: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """Run the training steps of an epoch and add up their losses.
 
@@ -60,23 +60,23 @@ def run_epoch(
         shape: of a step's loss: () or [P], one for each of P networks.
         read_early: let a GPU check the loss a few times a second, which waits for the device; False
             checks at the end only.
-        running: sums of losses and metric that the steps add up by themselves; None: they are added
-            up here.
+        sums: of losses and of the metric, which the steps add up by themselves; None: they are
+            added up here.
 
     Returns:
         sum of the losses and of the metric, float64 of `shape`, and the number of examples.
     """
-    losses, sums = running or zero_sums(shape, device)
+    losses, metrics = sums or zero_sums(shape, device)
     seen, last = 0, time.monotonic()
 
     def report(count: int) -> None:
         examples = max(seen, 1)
-        on_batch(float(losses.mean()) / examples, float(sums.mean()) / examples, count, total)
+        on_batch(float(losses.mean()) / examples, float(metrics.mean()) / examples, count, total)
 
     for size, loss, metric in steps:
-        if running is None:
+        if sums is None:
             losses += loss * size
-            sums += metric
+            metrics += metric
         seen += size
         now = time.monotonic()
         due = now - last > REPORT_SECONDS
@@ -87,13 +87,15 @@ def run_epoch(
             last = now
     check_loss(float(losses.sum()))
     report(total)
-    return losses, sums, seen
+    return losses, metrics, seen
 
 
 def zero_sums(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sums of losses and of the metric, float64 of `shape`, of no steps yet."""
-    losses = torch.zeros(shape, dtype=torch.float64, device=device)
-    return losses, torch.zeros_like(losses)
+    """Sums of losses and of the metric of no steps yet, float64."""
+    return (
+        torch.zeros(shape, dtype=torch.float64, device=device),
+        torch.zeros(shape, dtype=torch.float64, device=device),
+    )
 
 
 def record(epoch: int, loss: float, train: float, validation: float, lr: float) -> dict[str, float]:

@@ -99,10 +99,11 @@ class Fit:
         on_batch: OnBatch | None = None,
         objective: Objective | None = None,
     ) -> None:
-        self.model, self.validation = model, validation
+        self.model = model
         self.objective = objective or Objective()
-        self.measured = Validation(validation, self.objective, model.device)
         self.train = resident(train, model.device)
+        self.validation = resident(validation, model.device)
+        self.measured = Validation(self.validation, self.objective, model.device)
         self.settings, self.seed = settings, seed
         self.on_batch = on_batch or (lambda *_: None)
         self.ranks = current()
@@ -117,7 +118,7 @@ class Fit:
         self.cache = FrozenActivations(model, self.train if pays else None, settings.dtype)
         self.evaluated = FrozenActivations(
             model,
-            validation if pays else None,
+            self.validation if pays else None,
             torch.float32,
             CACHE_BYTES - self.cache.bytes,
             training=False,
@@ -207,7 +208,7 @@ class Fit:
                 check_loss=lambda total: self._check(total, epoch),
                 shape=self.shape,
                 read_early=self.ranks.size == 1,  # ranks have to check at the same step
-                running=None if resident is None else resident.sums,
+                sums=None if resident is None else resident.sums,
             )
         self._check_weights(epoch)
         return losses / seen, sums / seen

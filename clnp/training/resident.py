@@ -30,7 +30,7 @@ class Resident:
         rows: give the step the rows [B] of its batch too.
 
     Attributes:
-        sums: losses and metric of the epoch so far.
+        sums: of the losses and of the metric of the epoch so far.
         together: steps that are worth being one graph.
     """
 
@@ -42,7 +42,8 @@ class Resident:
         *,
         rows: bool = False,
     ) -> None:
-        (self.x, self.y), self.rows = split, rows
+        self.x, self.y = split
+        self.rows = rows
         device = self.y.device
         sizes = batch_sizes(len(self.y), batch_size)
         self.size, self.full = sizes[0], sizes.count(sizes[0])
@@ -85,9 +86,9 @@ class Resident:
         """Take the step of the examples `rows` [B]."""
         x = placed(self.x[rows], self.y.device)
         loss, metric = step(x, self.y[rows], *([rows] if self.rows else []))
-        losses, sums = self.sums
+        losses, metrics = self.sums
         losses += loss * len(rows)
-        sums += metric
+        metrics += metric
         return self.sums
 
 

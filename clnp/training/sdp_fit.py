@@ -126,5 +126,6 @@ def hidden_weights(model: Model) -> list[nn.Parameter]:
     return [
         model.layer_weight(name)
         for name in groups.makes
-        if groups[groups.makes[name]].prunable and model.layer_weight(name).numel()
+        if any(groups[group].prunable for group, _ in groups.makes[name])
+        and model.layer_weight(name).numel()
     ]

@@ -12,7 +12,8 @@ from benchmarks import coverage
 
 def test_no_model_is_converted_wrong() -> None:
     rows = coverage.read_results().values()
-    assert {row["verdict"] for row in rows} <= {"converted", "refused", "too slow", "error"}
+    verdicts = {"converted", "refused", "too slow", "error", coverage.TO_DO}
+    assert {row["verdict"] for row in rows} <= verdicts
 
 
 def test_distance_sees_another_function() -> None:

@@ -72,6 +72,61 @@ class Inverted(nn.Module):
         return x + self.body(x)
 
 
+class Grown(nn.Module):
+    """Adds its outputs to the channels, with a norm over both (Huang et al. 2017)."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.conv(F.relu(self.norm(x)))], 1)
+
+
+class Cardinal(nn.Module):
+    """A residual block with a grouped convolution and a group norm (Xie et al. 2017)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce, self.norm = nn.Conv2d(channels, 8, 1), nn.GroupNorm(4, 8)
+        self.conv = nn.Conv2d(8, 12, 3, padding=1, groups=4)
+        self.expand = nn.Conv2d(12, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm(self.reduce(x)))
+        return F.relu(x + self.expand(F.relu(self.conv(y))))
+
+
+class Shuffled(nn.Module):
+    """Half of the channels goes through a branch; then both are mixed (Ma et al. 2018)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.branch = nn.Sequential(nn.Conv2d(half, half, 1), nn.BatchNorm2d(half), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=1)
+        y = torch.cat([a, self.branch(b)], dim=1)
+        n, c, h, w = y.shape
+        return y.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
+class Gated(nn.Module):
+    """Gates channels by others, doubles them, and makes pixels of them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gate, self.slope = nn.Conv2d(channels, 8, 1), nn.PReLU(4)
+        self.pixels, self.conv = nn.Conv2d(8, 12, 3, 2, padding=1), nn.Conv2d(3, channels, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.slope(F.glu(self.gate(x), 1))
+        y = F.pixel_shuffle(self.pixels(torch.cat([y, -y], 1)), 2)
+        return self.conv(y[:, :, : x.shape[2], : x.shape[3]]) + x
+
+
 @dataclass(frozen=True)
 class Plan:
     """Parts of a random network.
@@ -110,6 +165,16 @@ class Plan:
                 layers += [Inverted(width, excite=self.norm)]
             elif kind == "pool":
                 layers += [nn.MaxPool2d(2, ceil_mode=True)]
+            elif kind == "grown":
+                layers += [Grown(width, 3), Grown(width + 3, 2)]
+                width += 5
+            elif kind == "cardinal":
+                layers += [Cardinal(width)]
+            elif kind == "shuffled":
+                layers += [nn.Conv2d(width, 8, 1), Shuffled(8), Shuffled(8)]
+                width = 8
+            elif kind == "gated":
+                layers += [Gated(width)]
             layers += [nn.Dropout2d(0.2)] if self.dropout else []
         return nn.Sequential(*layers, *self._end(width))
 
@@ -123,7 +188,10 @@ class Plan:
         return [*flat, nn.Linear(4 * width, 11), *norm, nn.GELU(), nn.Linear(11, 3)]
 
 
-KINDS = ("plain", "depthwise", "residual", "project", "inverted", "pool")
+KINDS = (
+    *("plain", "depthwise", "residual", "project", "inverted", "pool"),
+    *("grown", "cardinal", "shuffled", "gated"),
+)
 plans = st.builds(
     Plan,
     st.integers(2, 9),

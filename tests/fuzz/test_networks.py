@@ -38,6 +38,11 @@ WIDTH = 4
 
 Step = tuple[str, int, int, int]  # kind of step, form of it, indices of the values that it takes
 
+
+def shuffled(a: Tensor) -> Tensor:
+    return a.view(len(a), 2, WIDTH // 2, *a.shape[2:]).transpose(1, 2).reshape(a.shape)
+
+
 # What makes a new value out of one (and a second).
 NEW: list[Callable[[Tensor, Tensor], Tensor]] = [
     lambda a, b: torch.relu(a),
@@ -48,6 +53,10 @@ NEW: list[Callable[[Tensor, Tensor], Tensor]] = [
     lambda a, b: a - b,
     lambda a, b: 0.5 * a + 1,
     lambda a, b: a.clone(),
+    lambda a, b: torch.cat([a[:, 3:], a[:, :3]], 1),
+    lambda a, b: torch.cat([a.chunk(2, 1)[0], b.chunk(2, 1)[1]], 1),
+    lambda a, b: F.glu(torch.cat([a, b], 1), 1),
+    lambda a, b: shuffled(a),
 ]
 # Another name of the same numbers, always or in some cases.
 ALIAS: list[Callable[[Tensor], Tensor]] = [

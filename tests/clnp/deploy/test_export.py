@@ -63,6 +63,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         conv(out_channels=3, groups=3, padding="same", dilation=[2, 2]),
         conv(out_channels=3, groups=3, padding=[1, 2], stride=[2, 1]),
     ],
+    "grouped_conv2d": [conv(out_channels=6, groups=3, stride=[2, 1])],
+    "group_norm": [{"each": 3, "eps": 0.01}],
+    "concat": [{"dim": 1, "sizes": [3, 3]}],
+    "parts": [{"dim": 1, "parts": [[0, 1, 3], [1, 0, 2]]}],
+    "picked": [{"dim": 1, "index": [5, 0, 3]}],
+    "channel_shuffle": [{"groups": 3}],
+    "pixel_shuffle": [{"factor": 2}],
     "batch_norm1d": NORMS,
     "batch_norm2d": NORMS,
     "leaky_relu": [{"negative_slope": slope} for slope in (0.3, -0.5, 0.0)],
@@ -160,6 +167,11 @@ def one_operation(op: str, attrs: dict[str, Any]) -> tuple[fx.GraphModule, Tenso
         # Values from 0.5 to 1.5: onnxruntime's log(sigmoid(x)) is off by 1e-3 for x = -12.
         between = Node("c", "add_number", ("a",), {"value": 0.5})
         nodes += [Node("a", "sigmoid", ("x",)), between, Node("b", op, ("c",), attrs)]
+    elif op in ("concat", "parts", "picked"):
+        nodes += [Node("a", "sigmoid", ("x",)), Node("b", op, ("a", "x"), attrs)]
+    elif op in ("pixel_shuffle", "channel_shuffle"):
+        four = Node("a", "concat", ("x",) * 4, {"dim": 1, "sizes": [3] * 4})
+        nodes += [four, Node("b", op, ("a",), attrs)]
     elif op == "squeeze":
         nodes += [Node("a", "insert_axis", ("x",), attrs), Node("b", op, ("a",), attrs)]
     else:

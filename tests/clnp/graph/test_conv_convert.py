@@ -75,7 +75,7 @@ def test_groups_of_residual_and_mobile_blocks() -> None:
     assert wide.producers == ("4.body.0", "4.body.6.up")
     assert wide.consumers == ("4.body.6.down", "4.body.7")
     assert wide.carriers == ("4.body.1", "4.body.3", "4.body.4")
-    assert groups.positions["7"] == 4
+    assert groups.reads["7"] == (("0", 4),)
     assert [group.name for group in groups.prunable] == [
         "0",
         "3.first.0",
@@ -160,24 +160,24 @@ def ended(*layers: nn.Module, width: int = 8) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
 
 
+def halves() -> nn.Conv2d:
+    return nn.Conv2d(8, 8, 1, groups=2)
+
+
 REFUSED = {
-    "grouped": (
-        lambda: ended(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2)),
-        r"'1' \(Conv2d\): expected groups=1.*, got 2 groups",
+    "one norm for all": (
+        lambda: ended(nn.Conv2d(3, 8, 1), nn.GroupNorm(1, 8)),
+        "'group_norm'.*mixes channels.*use a norm of several groups",
     ),
-    "multiplier": (
-        lambda: ended(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=4)),
-        r"'1' \(Conv2d\): expected groups=1.*, got 4 groups",
-    ),
-    "group norm": (
-        lambda: ended(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8)),
-        r"'1' \(GroupNorm\).*mixes channels",
+    "one unit": (
+        lambda: ended(nn.Conv2d(3, 8, 1), halves(), nn.ChannelShuffle(2), halves()),
+        "'0': its 8 channels depend on one another",
     ),
     "local response": (
         lambda: ended(nn.Conv2d(3, 8, 1), nn.LocalResponseNorm(2)),
         r"'1' \(LocalResponseNorm\).*mixes channels",
     ),
-    "concatenation": (Concatenated, "cat.*several layers"),
+    "unread channels": (Concatenated, r"nothing reads the outputs of \('a',\), or some of them"),
     "no statistics": (
         lambda: ended(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, track_running_stats=False)),
         "'1'.*expected track_running_stats=True, got False",

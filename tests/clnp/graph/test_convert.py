@@ -162,7 +162,7 @@ REFUSED = {
     "tuple": (TwoOutputs, "one tensor"),
     "depends on the mode": (ModeDependent, "different paths in training"),
     "softmax inside": (Softmaxed, "mixes hidden channels"),
-    "concatenation": (Joined, "can't be converted"),
+    "unread channels": (Joined, "nothing reads the outputs"),
     "layer norm": (
         lambda: nn.Sequential(nn.Linear(12, 8), nn.LayerNorm(8), nn.Linear(8, 3)),
         "'1' \\(LayerNorm\\)",

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import clnp
 from clnp.network.keep import keep_everything
+from clnp.network.layout import spans, units_of
 from clnp.network.model import Model
 from clnp.pruning.activity import channels_of
 from tests.clnp import cases, conv_cases
@@ -157,12 +158,15 @@ def test_cutting_channels_equals_zeroing_them(net: torch.nn.Module, head: str, s
     def zeroing(group: str, reader: str) -> object:
         def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
             value = args[0].clone()
-            free = model.free(group)
-            mask = torch.zeros(free, dtype=value.dtype)
+            layout = model.groups.reads[reader]
+            entries = units_of(layout, model.stages(), group)[model.active(group) :]
+            mask = torch.zeros(len(entries), 1, dtype=value.dtype)
             mask[keep[group]] = 1
             apart, axis = channels_of(model, reader, value)
             apart = apart.movedim(axis, -1)
-            apart[..., apart.shape[-1] - free :] *= mask
+            missing = sum(span.units * span.each for span in spans(layout, model.stages()))
+            missing -= apart.shape[-1]  # of a single head
+            apart[..., entries.flatten() - missing] *= mask.expand_as(entries).flatten()
             return (value,)
 
         return hook

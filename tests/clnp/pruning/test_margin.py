@@ -231,12 +231,12 @@ def test_fine_tuning_of_a_head_alone_can_be_taken_back() -> None:
 @pytest.mark.parametrize(
     ("sizes", "metric", "best", "chance"),
     [
-        ((500, 500), "accuracy", 0.51, "50.0%"),
+        ((500, 500), "accuracy", 0.51, "50.0 %"),
         ((500, 500), "accuracy", 0.60, None),
-        ((970, 30), "accuracy", 0.97, "97.0%"),
+        ((970, 30), "accuracy", 0.97, "97.0 %"),
         ((970, 30), "balanced accuracy", 0.97, None),
-        ((970, 30), "balanced accuracy", 0.5, "50.0%"),
-        ((100,) * 10, "accuracy", 0.1, "10.0%"),
+        ((970, 30), "balanced accuracy", 0.5, "50.0 %"),
+        ((100,) * 10, "accuracy", 0.1, "10.0 %"),
         ((100,) * 10, "accuracy", 0.2, None),
         ((100,), "accuracy", 1.0, None),
         ((500, 500), own_metrics.log_likelihood, -1.0, None),
