@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from . import chooser, torch_private
-from ._checks import REMEMBERED, look_of
+from ._checks import ORDINARY, REMEMBERED
 from .errors import MissingImplementationError, ReferenceWarning
 from .triton_kernels import tiles
 
@@ -243,13 +243,16 @@ def _cuda_server(name: str) -> Callable[..., Any]:
 def _look_of(args: tuple[Any, ...]) -> Hashable:
     """Everything that the choice for a call depends on; None where it is chosen every time."""
     first = args[0]
-    if not isinstance(first, Tensor):
-        return None  # of an optimizer, once in a step
-    look = look_of([tuple(arg) if type(arg) is list else arg for arg in args])
-    if look is None:
-        return None
-    strides = [arg.stride() for arg in args if isinstance(arg, Tensor) and arg.ndim == 4]
-    return (look, first.stride(), *strides, *chooser.conditions(first.device.index))
+    if type(first) not in ORDINARY:
+        return None  # lists of an optimizer, once in a step; tensors of a compiler
+    device = first.device
+    look = [first.dtype, first.stride(), device, *chooser.conditions(device.index)]
+    for arg in args:
+        if isinstance(arg, Tensor):
+            look += (arg.shape, arg.stride()) if arg.ndim == 4 else (arg.shape,)
+        else:
+            look.append(tuple(arg) if type(arg) is list else arg)
+    return tuple(look)
 
 
 def _choose(name: str, args: tuple[Any, ...]) -> tuple[ModuleType, tuple[int, ...], str]:

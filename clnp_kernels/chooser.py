@@ -166,9 +166,8 @@ def choose(name: str, args: tuple[Any, ...]) -> Choice:
 
 def conditions(device: int | None) -> tuple[Hashable, ...]:
     """What choices depend on besides the call; a choice holds while they are the same."""
-    environment = os.environ.get("CLNP_GPU"), os.environ.get("CLNP_TUNE")
-    preferred = _preferred[-1] if _preferred else ""
-    return *environment, preferred, bool(_captured), _tables.get(device), *absent.items()
+    preferred = _preferred[-1] if _preferred else os.environ.get("CLNP_GPU")
+    return preferred, bool(_captured), _tables.get(device), *absent.items()
 
 
 def explain(name: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks import compiled, settings
 from benchmarks.documented import COMPARED
-from benchmarks.pages import conversion, esacl, readme, reproduced, suites, sweeps
+from benchmarks.pages import conversion, esacl, gpu, readme, reproduced, suites, sweeps
 from benchmarks.pages.markdown import filled
 from clnp.cli.once import OnceParser
 
@@ -41,6 +41,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "coverage": conversion.models,
     "tables": lambda: suites.text(SUITES, DOCS),
     "compiled": compiled.text,
+    "launches": lambda: gpu.launches(RESULTS / "launches.csv"),
+    "gpus": lambda: gpu.measured(RESULTS),
     "compare": lambda: reproduced.methods(COMPARED),
     **{f"pruning-{data}": partial(esacl.pruning, data) for data in ("digits", "mnist")},
     **{f"ids-{data}": partial(esacl.selection, data) for data in ("digits", "mnist")},
