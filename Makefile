@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/clnp run permuted-digits --tasks 5 --out runs/demo --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff check .

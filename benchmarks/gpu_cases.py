@@ -153,7 +153,8 @@ def optimizer_calls(count: int, elements: int, device: str) -> Iterator[Call]:
     """One step of tensors of these sizes, float32."""
     state = [[torch.randn(elements, device=device).abs_() for _ in range(count)] for _ in range(4)]
     steps = [torch.ones((), device=device) for _ in range(count)]
-    lr, l1, op = torch.tensor(1e-9, device=device), [1e-5] * count, torch.ops.clnp_kernels
+    lr, l1 = [torch.tensor(1e-9, device=device)] * count, [1e-5] * count
+    op = torch.ops.clnp_kernels
     case, total = f"{count} x {elements}", 4.0 * count * elements
     leaves = [t.clone().requires_grad_() for t in state[0]]
     for leaf, grad in zip(leaves, state[1], strict=True):

@@ -29,11 +29,12 @@ from clnp.cli.run_folder import write_json
 from clnp.data import Stream, Task
 from clnp.data.batches import count
 from clnp.methods.esacl import SDPSettings, StructuredFit, channel_scores, prune_to
+from clnp.objectives import Objective
 from clnp.pruning.activity import measure_activity
 from clnp.pruning.search import ThresholdSearch
 from clnp.training.evaluation import accuracy
 from clnp.training.fit import Fit, FitSettings
-from clnp.training.score import Validation
+from clnp.training.validation import Validation
 
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).parent / "results" / "methods"
@@ -177,8 +178,8 @@ def _channels(
     fit = StructuredFit(*parts, sdp=SDPSettings(**sdp)) if sdp else Fit(*parts)
     fit.run()
     model.eval()
-    validation = Validation(task.validation, "accuracy", CPU)
-    floor = validation.floor(fit.state.history[-1]["validation_accuracy"], margin)
+    validation = Validation(task.validation, Objective(), CPU)
+    floor = validation.floor(fit.state.history[-1]["validation_metric"], margin)
     row: Row = {"before": accuracy(model.net, task.test, CPU)}
     scores: dict[str, Callable[[], Any]] = {
         "activity": lambda: measure_activity(model, task.train, CPU),

@@ -1,8 +1,9 @@
-"""Metrics of a continual-learning run, computed from accuracies and channel counts.
+"""Metrics of a continual-learning run, computed from the tasks' metrics and channel counts.
 
-R [T, T] holds the test accuracies of T tasks: R[i, j] in [0, 1] is the accuracy on task j after
-task i was learned. Above the diagonal, NaN marks accuracies that were not measured. Every function
-accepts anything that numpy converts to such a matrix.
+R [T, T] holds the test metrics of T tasks: R[i, j] is the metric of task j (accuracy, unless it
+names another) after task i was learned. Above the diagonal, NaN marks numbers that were not
+measured. Every function accepts anything that numpy converts to such a matrix. `sign` is -1 for a
+metric that is lower where it is better, so that positive BWT and negative forgetting are gains.
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ Matrix: TypeAlias = "npt.NDArray[np.float64]"
 Capacity: TypeAlias = Mapping[str, Mapping[str, int]]
 
 
-def accuracy_matrix(R: npt.ArrayLike) -> Matrix:
+def accuracy_matrix(R: npt.ArrayLike, *, fractions: bool = True) -> Matrix:
     """Check R and return it as a float64 matrix [T, T].
 
+    Arguments:
+        R: the matrix.
+        fractions: its numbers are accuracies; False for any other metric.
+
     Raises:
-        DataError: not square, empty, NaN on or below the diagonal, or a number outside [0, 1].
+        DataError: not square, empty, NaN on or below the diagonal, or, of fractions, a number
+            outside [0, 1].
     """
     try:
         matrix = np.asarray(R, dtype=np.float64)
@@ -35,49 +41,58 @@ def accuracy_matrix(R: npt.ArrayLike) -> Matrix:
         raise DataError(f"R: expected shape [T, T] with T >= 1, got {list(matrix.shape)}")
     learned = matrix[np.tril_indices(len(matrix))]
     known = matrix[~np.isnan(matrix)]
-    if np.isnan(learned).any() or (known < 0).any() or (known > 1).any():
+    if (fractions and ((known < 0).any() or (known > 1).any())) or np.isnan(learned).any():
         raise DataError(
             "R: expected accuracies in [0, 1] on and below the diagonal, and NaN only above it"
         )
     return matrix
 
 
-def average_accuracy(R: npt.ArrayLike) -> float:
-    """ACC = mean_j R[T, j], over all tasks after the last one (Lopez-Paz & Ranzato 2017, Eq. 2)."""
-    return float(accuracy_matrix(R)[-1].mean())
+def average_accuracy(R: npt.ArrayLike, tasks: Sequence[int] | None = None) -> float:
+    """ACC = mean_j R[T, j], over all tasks (or some) after the last one (Lopez-Paz & Ranzato 2017,
+    Eq. 2).
+    """
+    last = accuracy_matrix(R, fractions=False)[-1]
+    return float(last[_chosen(len(last), tasks)].mean())
 
 
-def backward_transfer(R: npt.ArrayLike) -> float:
+def backward_transfer(R: npt.ArrayLike, sign: int = 1, tasks: Sequence[int] | None = None) -> float:
     """BWT = mean_{j<T} (R[T, j] - R[j, j]) (Lopez-Paz & Ranzato 2017, Eq. 3); NaN for one task.
 
-    Exactly zero when no accuracy on an earlier task changed.
+    Exactly zero when no number of an earlier task changed.
     """
-    matrix = accuracy_matrix(R)
-    changes = matrix[-1, :-1] - matrix.diagonal()[:-1]
+    matrix = accuracy_matrix(R, fractions=False)
+    changes = sign * (matrix[-1, :-1] - matrix.diagonal()[:-1])
+    changes = changes[_chosen(len(changes), tasks)]
     return float(changes.mean()) if len(changes) else math.nan
 
 
-def forgetting(R: npt.ArrayLike) -> Matrix:
+def forgetting(R: npt.ArrayLike, sign: int = 1) -> Matrix:
     """f_j = max_{j<=l<T} R[l, j] - R[T, j] for j < T, [T - 1] (Chaudhry et al. 2018, Eq. 3).
 
-    Accuracies on a task before it was learned don't enter the maximum.
+    Numbers of a task before it was learned don't enter the maximum.
     """
-    matrix = accuracy_matrix(R)
+    matrix = sign * accuracy_matrix(R, fractions=False)
     last = len(matrix) - 1
     best = np.array([matrix[j:last, j].max() for j in range(last)], dtype=np.float64)
     return best - matrix[-1, :-1]
 
 
-def mean_forgetting(R: npt.ArrayLike) -> float:
-    """F = mean_j f_j (Chaudhry et al. 2018); NaN for one task."""
-    values = forgetting(R)
+def mean_forgetting(R: npt.ArrayLike, sign: int = 1, tasks: Sequence[int] | None = None) -> float:
+    """F = mean_j f_j (Chaudhry et al. 2018), over all tasks or some; NaN for one task."""
+    values = forgetting(R, sign)
+    values = values[_chosen(len(values), tasks)]
     return float(values.mean()) if len(values) else math.nan
 
 
 def mean_accuracies(R: npt.ArrayLike) -> Matrix:
     """Mean of R[i, 0..i] after each task i, [T]."""
-    matrix = accuracy_matrix(R)
+    matrix = accuracy_matrix(R, fractions=False)
     return np.array([row[: i + 1].mean() for i, row in enumerate(matrix)])
+
+
+def _chosen(count: int, tasks: Sequence[int] | None) -> list[int]:
+    return [k for k in range(count) if tasks is None or k in tasks]
 
 
 def known_mean(values: Sequence[float]) -> float:
@@ -86,12 +101,16 @@ def known_mean(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def summary(R: npt.ArrayLike) -> dict[str, float | None]:
-    """{"acc", "bwt", "forgetting"} of a run; None where a single task leaves one undefined."""
+def summary(
+    R: npt.ArrayLike, sign: int = 1, tasks: Sequence[int] | None = None
+) -> dict[str, float | None]:
+    """{"acc", "bwt", "forgetting"} of a run, over all tasks or some of one metric; None where a
+    single task leaves one undefined.
+    """
     numbers = {
-        "acc": average_accuracy(R),
-        "bwt": backward_transfer(R),
-        "forgetting": mean_forgetting(R),
+        "acc": average_accuracy(R, tasks),
+        "bwt": backward_transfer(R, sign, tasks),
+        "forgetting": mean_forgetting(R, sign, tasks),
     }
     return {name: None if math.isnan(value) else value for name, value in numbers.items()}
 

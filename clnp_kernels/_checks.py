@@ -1,13 +1,54 @@
 """Checks of arguments, shared by the public functions. They look at metadata, never at values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import message
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ORDINARY = (Tensor, nn.Parameter)
+REMEMBERED = 4096  # looks of arguments that one operator remembers: boundaries move, batches differ
+Arguments = ParamSpec("Arguments")
+
+
+def look_of(args: Sequence[Any]) -> Hashable:
+    """The metadata of arguments that checks and choices look at; None where they have to look
+    again: tensors of a compiler, which have symbols as sizes, and values that can't be a key.
+    """
+    look = tuple(
+        [
+            (arg.shape, arg.dtype, arg.device, arg.layout) if type(arg) in ORDINARY else arg
+            for arg in args
+        ]
+    )
+    if torch.compiler.is_compiling() or any(isinstance(arg, Tensor) for arg in look):
+        return None
+    try:
+        hash(look)
+    except TypeError:
+        return None
+    return look
+
+
+def once(check: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Let a check of positional arguments pass over those that look like some that have passed."""
+    passed: set[Hashable] = set()
+
+    @wraps(check)
+    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        look = look_of(args)
+        if look is None or look not in passed:
+            check(*args, **kwargs)
+            if len(passed) >= REMEMBERED:
+                passed.clear()
+            if look is not None and not kwargs:
+                passed.add(look)
+
+    return checked
 
 
 def check_tensor(name: str, value: object, ndim: int | None = None) -> None:

@@ -14,16 +14,18 @@ than the chosen one, has to serve. `chooser` has the variables for CUDA.
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import chooser, torch_private
+from ._checks import REMEMBERED, look_of
 from .errors import MissingImplementationError, ReferenceWarning
 from .triton_kernels import tiles
 
@@ -210,14 +212,26 @@ def _installed_library() -> bool:
 def _cuda_server(name: str) -> Callable[..., Any]:
     """Return a function that serves an operator on CUDA by the implementation chosen for the call,
     or by PyTorch's operators where that one can't take the arguments.
+
+    A choice is remembered for calls that look alike. Boundaries are shapes, so calls look different
+    once one has moved.
     """
+    plans: dict[Hashable, tuple[ModuleType, tuple[int, ...]]] = {}
 
     def serve(*args: Any) -> Any:
-        implementation, _, reason, tile = chooser.choose(name, args)
-        function, problem = _function(name, implementation, args)
-        if reason or problem:
-            _note_fallback(name, "cuda", reason or problem)
-            function, tile = _function(name, chooser.TORCH, args)[0], ()
+        look = _look_of(args)
+        plan = None if look is None else plans.get(look)
+        if plan is None:
+            module, tile, reason = _choose(name, args)
+            # What falls back says so at every call, or raises in strict mode.
+            if look is not None and not reason:
+                if len(plans) >= REMEMBERED:
+                    plans.clear()
+                # Afresh, as the first choice reads the table of the device.
+                plans[_look_of(args)] = module, tile
+        else:
+            module, tile = plan
+        function = getattr(module, name)
         if not tile:
             return function(*args)
         with tiles.forced(tile):
@@ -226,16 +240,38 @@ def _cuda_server(name: str) -> Callable[..., Any]:
     return serve
 
 
-def _function(name: str, implementation: str, args: tuple[Any, ...]) -> tuple[Any, str]:
-    """The Python function of an implementation, and the reason why it can't serve, or ''."""
+def _look_of(args: tuple[Any, ...]) -> Hashable:
+    """Everything that the choice for a call depends on; None where it is chosen every time."""
+    first = args[0]
+    if not isinstance(first, Tensor):
+        return None  # of an optimizer, once in a step
+    look = look_of([tuple(arg) if type(arg) is list else arg for arg in args])
+    if look is None:
+        return None
+    strides = [arg.stride() for arg in args if isinstance(arg, Tensor) and arg.ndim == 4]
+    return (look, first.stride(), *strides, *chooser.conditions(first.device.index))
+
+
+def _choose(name: str, args: tuple[Any, ...]) -> tuple[ModuleType, tuple[int, ...], str]:
+    """The module that serves a call, its tile, and why the chosen one can't serve, or ''."""
+    implementation, _, reason, tile = chooser.choose(name, args)
+    module, problem = _module(name, implementation, args)
+    if module is None or reason or problem:
+        _note_fallback(name, "cuda", reason or problem)
+        module = import_module(f"{__package__}.{chooser.OFFERS[name][chooser.TORCH]}")
+        return module, (), reason or problem
+    return module, tile, ""
+
+
+def _module(name: str, implementation: str, args: tuple[Any, ...]) -> tuple[ModuleType | None, str]:
+    """The module of an implementation, and the reason why it can't serve, or ''."""
     problem = _unsupported(implementation, args) or chooser.absent.get(implementation, "")
     if problem:
         return None, problem
     try:
-        module = import_module(f"{__package__}.{chooser.OFFERS[name][implementation]}")
+        return import_module(f"{__package__}.{chooser.OFFERS[name][implementation]}"), ""
     except ImportError as error:  # a triton that does not fit this torch
         return None, f"{type(error).__name__}: {error}"
-    return getattr(module, name), ""
 
 
 def _unsupported(implementation: str, args: tuple[Any, ...]) -> str:
@@ -243,8 +279,10 @@ def _unsupported(implementation: str, args: tuple[Any, ...]) -> str:
     if implementation == "torch":
         return ""
     folder = "triton_kernels" if implementation == "triton" else "cuda_kernels"
-    first = args[0] if isinstance(args[0], Tensor) else args[0][0]
-    return str(import_module(f"{__package__}.{folder}").unsupported(first))
+    unsupported = import_module(f"{__package__}.{folder}").unsupported
+    given = args[:1] if isinstance(args[0], Tensor) else args[0]
+    kinds = {tensor.dtype: tensor for tensor in given}  # a list is on one device
+    return next((reason for reason in map(unsupported, kinds.values()) if reason), "")
 
 
 def owner(name: str, device: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ block. `CLNP_TUNE=off` leaves tables out, `CLNP_TUNE=require` makes a GPU withou
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ TUNE = ("auto", "off", "require")
 UNCHECKED = "the kernels are not checked on this GPU yet: `clnp tune`, or a Learner's first task"
 # operator -> implementation -> the module of this package that has it, under the operator's name
 _LINEAR = {TORCH: "slices.masked_linear", "triton": "triton_kernels.masked_linear"}
-_CONV = {TORCH: "reference.masked_conv2d", "triton": "triton_kernels.masked_conv2d"}
+_CONV = {TORCH: "slices.masked_conv2d", "triton": "triton_kernels.masked_conv2d"}
 _NORM = {TORCH: "slices.partial_batch_norm", "triton": "triton_kernels.partial_batch_norm"}
 OFFERS: dict[str, dict[str, str]] = {
     **{f"masked_linear_{part}": _LINEAR for part in ("fwd", "relu_grad", "dgrad", "wgrad")},
@@ -41,8 +41,10 @@ OFFERS: dict[str, dict[str, str]] = {
         "cuda": "cuda_kernels",
     },
     "dropout": {TORCH: "reference.dropout"},
-    "adam_l1": {TORCH: "slices.adam_l1", "cuda": "cuda_kernels"},
-    "sgd_l1": {TORCH: "slices.sgd_l1", "cuda": "cuda_kernels"},
+    **{
+        name: {TORCH: f"slices.{name}", "triton": f"triton_kernels.{name}", "cuda": "cuda_kernels"}
+        for name in ("adam_l1", "sgd_l1")
+    },
 }
 absent: dict[str, str] = {}  # implementation -> why it is not there, by `_register`
 _preferred: list[str] = []
@@ -158,6 +160,13 @@ def choose(name: str, args: tuple[Any, ...]) -> Choice:
     if problem and (tuning() == "require" or table.failed(call, preferred)):
         return Choice(TORCH, problem, problem)
     return Choice(preferred, "preferred (CLNP_GPU)")
+
+
+def conditions(device: int | None) -> tuple[Hashable, ...]:
+    """What choices depend on besides the call; a choice holds while they are the same."""
+    environment = os.environ.get("CLNP_GPU"), os.environ.get("CLNP_TUNE")
+    preferred = _preferred[-1] if _preferred else ""
+    return *environment, preferred, bool(_captured), _tables.get(device), *absent.items()
 
 
 def explain(name: str) -> tuple[str, str]:

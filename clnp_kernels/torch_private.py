@@ -41,6 +41,16 @@ def any_requires_grad(*args: Any) -> bool:
     return torch._C._any_requires_grad(*args)
 
 
+def version(tensor: Tensor) -> int:
+    """Return the number of changes in place of a tensor (not of an inference tensor)."""
+    return tensor._version
+
+
+def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """relu(x @ weight.T + bias) in one launch on a GPU, where cuBLAS has it; without gradient."""
+    return torch._addmm_activation(bias, x, weight.t())
+
+
 def has_kernel(operator: str, key: str) -> bool:
     """Return whether `"namespace::operator"` has a kernel of its own for a dispatch key."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)

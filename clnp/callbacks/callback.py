@@ -32,13 +32,12 @@ class Callback:
             total_epochs: number of epochs of all grid points and of fine-tuning.
         """
 
-    def on_batch_end(
-        self, learner: Any, loss: float, correct: float, seen: int, total: int
-    ) -> None:
+    def on_batch_end(self, learner: Any, loss: float, metric: float, seen: int, total: int) -> None:
         """Some batches are done; called a few times a second, and at the end of an epoch.
 
         Arguments:
-            loss, correct: mean loss and fraction of correct examples, over the epoch so far.
+            loss, metric: mean loss and metric over the epoch so far; the metric is NaN where it is
+                no mean over examples.
             seen, total: number of examples so far, and in the epoch.
         """
 
@@ -46,11 +45,12 @@ class Callback:
         """An epoch is done.
 
         Arguments:
-            record: "epoch" (from 0), "loss", "train_accuracy", "validation_accuracy", "lr". In
-                training also "point" (index of the grid point), "points" (their number) and "done"
-                (epochs done by all of them). In fine-tuning also "fine_tune" (True) and "round"
-                (from 0). If workers train several points at a time, their epochs come in the order
-                in which they end, without `on_batch_end`.
+            record: "epoch" (from 0), "loss", "train_metric" (NaN where it is no mean over
+                examples), "validation_metric", "lr". In training also "point" (index of the grid
+                point), "points" (their number) and "done" (epochs done by all of them). In
+                fine-tuning also "fine_tune" (True) and "round" (from 0). If workers train several
+                points at a time, their epochs come in the order in which they end, without
+                `on_batch_end`.
         """
 
     def on_resume(self, learner: Any, records: Sequence[Mapping[str, Any]]) -> None:
@@ -123,6 +123,11 @@ def settings_of(learner: Any) -> dict[str, Any]:
     """Return a learner's settings as plain data, which those of a method already are."""
     settings = learner.settings
     return dict(settings) if isinstance(settings, Mapping) else settings.to_json()
+
+
+def alike(reports: Sequence[Any], task: int) -> list[bool]:
+    """Whether each of the tasks 0..task has the metric of that task."""
+    return [reports[j].metric == reports[task].metric for j in range(task + 1)]
 
 
 def tuning_epochs(learner: Any, rounds: int | None = None) -> int:

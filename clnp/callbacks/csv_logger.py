@@ -12,9 +12,9 @@ from ..errors import ConfigError
 from ..files.atomic import write_text
 from ..files.csv_text import csv_text
 from ..metrics import inferred_means, known_mean
-from .callback import Callback, epoch_of
+from .callback import Callback, alike, epoch_of
 
-NUMBERS = ("loss", "train_accuracy", "validation_accuracy", "lr")
+NUMBERS = ("loss", "train_metric", "validation_metric", "lr")
 FIELDS = ("task", "name", "phase", "point", "epoch", *NUMBERS)
 PHASES = ("fit", "fine_tune")
 Row = dict[str, Any]
@@ -29,8 +29,8 @@ class CSVLogger(Callback):
     a task begins.
 
     Columns of `epochs.csv`: task, name, phase ("fit" or "fine_tune"), point (of the grid), epoch
-    (counting on over rounds of fine-tuning), loss, train_accuracy, validation_accuracy, lr. Columns
-    of `tasks.csv`: see `task_row`.
+    (counting on over rounds of fine-tuning), loss, train_metric, validation_metric, lr. Columns of
+    `tasks.csv`: see `task_row`.
 
     Arguments:
         folder: folder of the files, created if missing; may be the learner's `checkpoint_dir`.
@@ -101,7 +101,7 @@ class CSVLogger(Callback):
                 rows[_key(row)] = row
         self._rows = dict(sorted(rows.items()))
         self._write_epochs()
-        tasks = [task_row(report) for report in reports]
+        tasks = [task_row(report, alike(reports, k)) for k, report in enumerate(reports)]
         fields = dict.fromkeys(name for row in reversed(tasks) for name in row)
         _replace(self.folder / "tasks.csv", csv_text(list(fields), tasks))
 
@@ -109,19 +109,22 @@ class CSVLogger(Callback):
         _replace(self.folder / "epochs.csv", csv_text(FIELDS, self._rows.values()))
 
 
-def task_row(report: Any) -> Row:
-    """Flatten a `clnp.TaskReport` to one row.
+def task_row(report: Any, metrics: Sequence[bool] | None = None) -> Row:
+    """Flatten a `clnp.TaskReport` to one row; `metrics` are the tasks so far of its metric, by
+    default all.
 
-    Columns: task, name, transfer_only, epochs, lr; accuracies best_validation, validation_before,
-    validation, test, and mean_accuracy over the tasks so far; MEASURE_by_RULE, accuracies with
+    Columns: task, name, metric, unit, transfer_only, epochs, lr; the metric as best_validation,
+    validation_before, validation, test, and mean over the tasks of this metric so far;
+    MEASURE_by_RULE, accuracies with
     inferred tasks (`TaskReport.inferred`); used_GROUP, new_GROUP and reused_GROUP in channels;
-    seconds_PHASE; accuracy_J on every task J so far.
+    seconds_PHASE; metric_J on every task J so far.
     """
-    fields = ("task", "name", "transfer_only", "epochs", "lr")
-    accuracies = ("best_validation", "validation_before", "validation", "test")
+    fields = ("task", "name", "metric", "unit", "transfer_only", "epochs", "lr")
+    metrics = [True] * len(report.row) if metrics is None else metrics
+    values = ("best_validation", "validation_before", "validation", "test")
     return {
-        **{name: getattr(report, name) for name in (*fields, *accuracies)},
-        "mean_accuracy": known_mean(report.row),
+        **{name: getattr(report, name) for name in (*fields, *values)},
+        "mean": known_mean([v for v, own in zip(report.row, metrics, strict=True) if own]),
         **{
             f"{measure}_by_{rule}": mean
             for rule, means in inferred_means(report.inferred).items()
@@ -133,7 +136,7 @@ def task_row(report: Any) -> Row:
             for part in ("used", "new", "reused")
         },
         **{f"seconds_{phase}": value for phase, value in report.seconds.items()},
-        **{f"accuracy_{j}": value for j, value in enumerate(report.row)},
+        **{f"metric_{j}": value for j, value in enumerate(report.row)},
     }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..data.names import counted
+from ..objectives.shown import Shown
 from .callback import Callback, epoch_of, tuning_epochs
 
 if TYPE_CHECKING:
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ProgressBar(Callback):
-    """Shows task, epoch, loss, accuracy and time left on one line while a task is learned.
+    """Shows task, epoch, loss, metric and time left on one line while a task is learned.
 
     Learners use it by default where standard error is a terminal or a notebook shows it
     (`progress_bar=None`). It is a context manager: the bar is gone where the block ends, whatever
@@ -63,11 +65,11 @@ class ProgressBar(Callback):
         """Count the epochs of an earlier process."""
         self._done += len(records)
 
-    def on_batch_end(
-        self, learner: Any, loss: float, correct: float, seen: int, total: int
-    ) -> None:
+    def on_batch_end(self, learner: Any, loss: float, metric: float, seen: int, total: int) -> None:
         """Move within the epoch."""
-        self._show(f"loss {loss:.3f}, accuracy {correct:.1%}", seen / max(total, 1))
+        shown = shown_of(learner)
+        text = "" if math.isnan(metric) else f", {shown.name} {shown.text(metric, 1)}"
+        self._show(f"loss {loss:.3f}{text}", seen / max(total, 1))
 
     def on_epoch_end(self, learner: Any, record: Mapping[str, Any]) -> None:
         """Move to the next epoch."""
@@ -76,7 +78,7 @@ class ProgressBar(Callback):
             self._done = before + epoch_of(learner, record) + 1
         else:
             self._done = record.get("done", record["epoch"] + 1)
-        self._show(numbers_of(record))
+        self._show(numbers_of(record, shown_of(learner)))
 
     def on_search(self, learner: Any, done: int, total: int) -> None:
         """Show how many networks the threshold search has evaluated."""
@@ -98,6 +100,12 @@ def networks(done: int, total: int) -> str:
     return f"{done}/{total} networks" if total else counted(done, "network")
 
 
-def numbers_of(record: Mapping[str, Any]) -> str:
-    """Loss and validation accuracy of an epoch."""
-    return f"loss {record['loss']:.3f}, validation {record['validation_accuracy']:.1%}"
+def numbers_of(record: Mapping[str, Any], shown: Shown) -> str:
+    """Loss and validation metric of an epoch."""
+    return f"loss {record['loss']:.3f}, validation {shown.text(record['validation_metric'], 1)}"
+
+
+def shown_of(learner: Any) -> Shown:
+    """Name and unit of the metric of the task in training."""
+    found = getattr(learner, "shown", None)
+    return found if isinstance(found, Shown) else Shown()

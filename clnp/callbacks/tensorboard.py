@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from ..metrics import inferred_means, known_mean
-from .callback import Callback, epoch_of, settings_of, tuning_epochs
+from .callback import Callback, alike, epoch_of, settings_of, tuning_epochs
 
-EPOCH = ("loss", "train_accuracy", "validation_accuracy", "lr")
+EPOCH = ("loss", "train_metric", "validation_metric", "lr")
 TASK = ("test", "validation", "validation_before")
-MEAN = "accuracy/mean"
+MEAN = "metric/mean"
 
 
 class TensorBoardLogger(Callback):
     """Write event files for `tensorboard --logdir LOG_DIR`.
 
-    Run "epochs" has epoch/loss, epoch/train_accuracy, epoch/validation_accuracy and epoch/lr, with
+    Run "epochs" has epoch/loss, epoch/train_metric, epoch/validation_metric and epoch/lr, with
     the epochs of all tasks as steps; a grid has one run per point, "epochs/point-K". Run "tasks"
-    has the tasks as steps, from 0: accuracy/mean over the tasks so far; accuracy/J on every task J,
-    a level line if nothing is forgotten; inferred/MEASURE_by_RULE, accuracies with inferred tasks;
-    task/test, task/validation and task/validation_before of the new task; fractions
+    has the tasks as steps, from 0: metric/mean over the tasks so far of its metric; metric/J on
+    every task J, a level line if nothing is forgotten; inferred/MEASURE_by_RULE, accuracies with
+    inferred tasks; task/test, task/validation and task/validation_before of the new task; fractions
     capacity/used_GROUP and capacity/reused_GROUP per group of channels; seconds/PHASE; and the
     settings as hyper-parameters.
 
@@ -51,7 +51,8 @@ class TensorBoardLogger(Callback):
         step = _epochs_before(learner, record) + epoch_of(learner, record)
         writer = self._writer(run, step)
         for name in EPOCH:
-            writer.add_scalar(f"epoch/{name}", record[name], step)
+            if record[name] == record[name]:  # a metric that is no mean over examples is NaN
+                writer.add_scalar(f"epoch/{name}", record[name], step)
         writer.flush()
 
     def on_task_end(self, learner: Any, report: Any) -> None:
@@ -61,8 +62,8 @@ class TensorBoardLogger(Callback):
         writer = self._writer("tasks", step)
         if not known:
             _add_settings(writer, settings_of(learner))
-        for name, value in _scalars(report).items():
-            if value == value:  # accuracies on tasks without data are NaN
+        for name, value in _scalars(report, alike(learner.reports, step)).items():
+            if value == value:  # metrics of tasks without data are NaN
                 writer.add_scalar(name, value, step)
         writer.flush()
 
@@ -100,9 +101,10 @@ def _epochs_before(learner: Any, record: Mapping[str, Any]) -> int:
     return len(learner.reports) * task + (fit if record.get("fine_tune") else 0)
 
 
-def _scalars(report: Any) -> dict[str, float]:
-    values = {MEAN: known_mean(report.row)}
-    values |= {f"accuracy/{j}": accuracy for j, accuracy in enumerate(report.row)}
+def _scalars(report: Any, alike: Sequence[bool]) -> dict[str, float]:
+    """Numbers of a task; `alike` are the tasks so far of its metric."""
+    values = {MEAN: known_mean([v for v, own in zip(report.row, alike, strict=True) if own])}
+    values |= {f"metric/{j}": value for j, value in enumerate(report.row)}
     values |= {f"task/{name}": getattr(report, name) for name in TASK}
     for rule, means in inferred_means(report.inferred).items():
         for measure, mean in means.items():

@@ -17,21 +17,23 @@ from ..errors import ClnpError, ConfigError, TrialError, out_of_memory
 from ..html.tables import Table
 from ..methods import METHODS
 from ..metrics import mean_std
+from ..objectives.shown import Shown, common
 from . import build_config, configurations, experiment, report, results, seeds_in_workers
 from .config import differences
 from .prepare import try_out
 from .run_folder import Run, RunFolder, write_csv
 
-# Column of the tables, key of a row, how a mean is written.
-COLUMNS = (
-    ("ACC (%)", "acc", lambda v: f"{100 * v:.2f}"),
-    ("forgetting (%)", "forgetting", lambda v: f"{100 * v:.2f}"),
+# Column of the tables, key of a row, how a mean is written; None: as the metric is.
+COLUMNS: tuple[tuple[str, str, Any], ...] = (
+    ("ACC", "acc", None),
+    ("forgetting", "forgetting", None),
     ("channels used (%)", "used", lambda v: f"{100 * v:.1f}"),
     ("training FLOP", "flops", lambda v: f"{v:.3g}"),
     ("examples", "examples", lambda v: f"{v:.3g}"),
     ("memory (MiB)", "peak_memory", lambda v: f"{v / (1 << 20):.1f}"),
     ("time (s)", "seconds", lambda v: f"{v:.1f}"),
 )
+ACCURACY = Shown()
 Plan = Mapping[str, Run]
 
 
@@ -267,10 +269,17 @@ def learned_runs(folder: str | os.PathLike[str]) -> list[tuple[RunFolder, dict[s
 def draw(folder: RunFolder) -> None:
     """Draws the plots of a comparison anew. Raises OSError."""
     rows = rows_of(folder)
-    matrices = matrices_of(folder)
-    if matrices:
-        plots.save(plots.mean_accuracies(matrices), folder.plots / "mean_accuracy.png")
-        plots.save(plots.accuracy_against_cost(rows), folder.plots / "cost.png")
+    matrices, metric = matrices_of(folder), metric_of(folder)
+    if matrices and metric:
+        means = plots.mean_accuracies(matrices, metric)
+        plots.save(means, folder.plots / "mean_accuracy.png")
+        plots.save(plots.accuracy_against_cost(rows, metric), folder.plots / "cost.png")
+
+
+def metric_of(folder: RunFolder) -> Shown | None:
+    """The metric of all tasks of all finished runs; None where they differ."""
+    runs = [run.read_metrics() for run, learned in seeds_of(folder).values() if learned]
+    return common([report for metrics in runs for report in metrics["reports"]])
 
 
 def matrices_of(folder: RunFolder) -> dict[str, list[Any]]:
@@ -293,14 +302,20 @@ def show(folder: RunFolder, console: Console) -> None:
         return
     lines = summarise(rows)
     title = f"Methods, the task given, {spread_of([line['seeds'] for line in lines])}"
-    report.show_table(console, title, table_of(lines))
+    report.show_table(console, title, table_of(lines, metric_of(folder)))
     report.show_line(console, f"results: {folder}")
 
 
-def table_of(lines: Sequence[Mapping[str, Any]]) -> Table:
-    """The lines of `summarise` as a table."""
-    rows = [[line["method"], str(line["seeds"]), *cells(line)] for line in lines]
-    return Table(("method", "seeds", *(title for title, _, _ in COLUMNS)), rows)
+def table_of(lines: Sequence[Mapping[str, Any]], metric: Shown | None = ACCURACY) -> Table:
+    """The lines of `summarise` as a table; `metric` is that of all tasks, if there is one."""
+    rows = [[line["method"], str(line["seeds"]), *cells(line, metric)] for line in lines]
+    return Table(("method", "seeds", *titles(metric)), rows)
+
+
+def titles(metric: Shown | None = ACCURACY) -> list[str]:
+    """The titles of the columns under which `cells` are."""
+    unit = f" ({metric.unit})" if metric and metric.unit else ""
+    return [title if text else f"{title}{unit}" for title, _, text in COLUMNS]
 
 
 def spread_of(seeds: Sequence[float]) -> str:
@@ -312,9 +327,10 @@ def spread_of(seeds: Sequence[float]) -> str:
     return f"mean +- standard deviation (n - 1) over n = {text} seeds"
 
 
-def cells(line: Mapping[str, Any]) -> list[str]:
+def cells(line: Mapping[str, Any], metric: Shown | None = ACCURACY) -> list[str]:
     """A method's cells under `COLUMNS`, from its line of `summarise`."""
-    return [_cell(line, key, text) for _, key, text in COLUMNS]
+    number = (metric or ACCURACY).number
+    return [_cell(line, key, text or number) for _, key, text in COLUMNS]
 
 
 def _cell(line: Mapping[str, Any], key: str, text: Any) -> str:

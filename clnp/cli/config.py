@@ -17,7 +17,7 @@ from .options import L1, SETTINGS, Option, is_text
 
 Numbers = tuple[float, ...]
 # What `clnp.Learner` and `clnp.methods.make` take alike.
-SHARED = ("head", "lr", "epochs", "batch_size", "schedule", "dtype", "device")
+SHARED = ("head", "lr", "epochs", "batch_size", "schedule", "dtype", "device", "loss", "metric")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class Config:
     examples: int | None = None
     init: str | None = None
     image_range: Numbers = ()
-    score: str = "accuracy"
+    loss: str | None = None
+    metric: str | None = None
     tasks_expected: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -128,7 +129,7 @@ class Config:
             "rounds": self.fine_tune_rounds,
             "l1": _one_or_list(self.fine_tune_l1) if self.fine_tune_l1 else None,
         }
-        own = ["margin", "score", "search", "granularity", "grid_first_only"]
+        own = ["margin", "search", "granularity", "grid_first_only"]
         # Settings without a sparsifier know none but activity.
         if self.sparsifier != "activity":
             own.append("sparsifier")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,9 +12,10 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from .. import metrics
-from ..callbacks.progress_bar import ProgressBar, networks, numbers_of
+from ..callbacks.progress_bar import ProgressBar, networks, numbers_of, shown_of
 from ..data.names import counted
 from ..html.text import MOST_LAYERS
+from ..objectives.shown import Shown
 
 # Seconds between two lines about epochs where the output is no terminal.
 QUIET = 10.0
@@ -61,38 +63,37 @@ class Reporter(ProgressBar):
         self.say(f"{self._name} {name}: {counted(total_epochs, 'epoch')}")
         self._show("")
 
-    def on_batch_end(
-        self, learner: Any, loss: float, correct: float, seen: int, total: int
-    ) -> None:
+    def on_batch_end(self, learner: Any, loss: float, metric: float, seen: int, total: int) -> None:
         """Moves the bar: `seen` of `total` samples of the epoch."""
         self._start_clock(seen / max(1, total))
-        super().on_batch_end(learner, loss, correct, seen, total)
+        super().on_batch_end(learner, loss, metric, seen, total)
 
     def on_epoch_end(self, learner: Any, record: Mapping[str, Any]) -> None:
         """Logs an epoch; on a console that is no terminal at most every ten seconds."""
         super().on_epoch_end(learner, record)
         self._start_clock(0.0)  # workers report no batches
-        point = ""
+        point, shown = "", shown_of(learner)
         if record.get("points", 1) > 1:
             point = f" (grid point {record['point'] + 1}/{record['points']})"
-            self._show_point(record, learner.settings.epochs)
+            self._show_point(record, learner.settings.epochs, shown)
         text = (
             f"{self._name} epoch {int(self._done)}/{self._epochs}{point}: loss "
-            f"{record['loss']:.4f}, "
-            f"train {100 * record['train_accuracy']:.2f} %, validation "
-            f"{100 * record['validation_accuracy']:.2f} %"
+            f"{record['loss']:.4f}, {_train(record, shown)}validation "
+            f"{shown.text(record['validation_metric'])}"
         )
         speak = self._may_speak()
         self.say(f"{text}, {self._left()} left" if speak else text, quiet=not speak)
 
     def on_task_end(self, learner: Any, report: Any) -> None:
-        """Shows the accuracy of a task and the channels that it claimed."""
-        before, after = 100 * report.validation_before, 100 * report.validation
-        pruned = f" -> {after:.2f} % by pruning; {claimed(report.capacity)}"
+        """Shows the metric of a task and the channels that it claimed."""
+        shown = report.shown
+        pruned = f" -> {shown.text(report.validation)} by pruning; {claimed(report.capacity)}"
+        name = "" if shown.name == Shown().name else f"{shown.name} "
         self.say(
-            f"task {self.task + 1}/{self.tasks} {report.name}: test {100 * report.test:.2f} %, "
-            f"{not_given(report.inferred)}"
-            f"validation {before:.2f} %{pruned if report.capacity else ''}; "
+            f"task {self.task + 1}/{self.tasks} {report.name}: {name}test "
+            f"{shown.text(report.test)}, {not_given(report.inferred)}"
+            f"validation {shown.text(report.validation_before)}"
+            f"{pruned if report.capacity else ''}; "
             f"{report.seconds['total']:.1f} s"
         )
         self._at(self.task + 1, 0)
@@ -119,13 +120,13 @@ class Reporter(ProgressBar):
         self.spoke = now if speak else self.spoke
         return speak
 
-    def _show_point(self, record: Mapping[str, Any], epochs: int) -> None:
+    def _show_point(self, record: Mapping[str, Any], epochs: int, shown: Shown) -> None:
         """Shows a row for each grid point in training; workers train several at a time."""
         number, done = record["point"], record["epoch"] + 1
         if number not in self.points:
             name = f"  grid point {number + 1}/{record['points']}"
             self.points[number] = self._bar.add_task(name, total=epochs, numbers="")
-        self._bar.update(self.points[number], completed=done, numbers=numbers_of(record))
+        self._bar.update(self.points[number], completed=done, numbers=numbers_of(record, shown))
         if done == epochs:
             self._bar.remove_task(self.points.pop(number))
 
@@ -143,6 +144,12 @@ class Reporter(ProgressBar):
         seconds = (time.monotonic() - self.begun) * (self.tasks - self._completed(0.0)) / done
         minutes, seconds = divmod(round(seconds), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def _train(record: Mapping[str, Any], shown: Shown) -> str:
+    """ "train 91.20 %, ", or nothing where the metric is no mean over examples."""
+    value = record["train_metric"]
+    return "" if math.isnan(value) else f"train {shown.text(value)}, "
 
 
 def not_given(inferred: Mapping[str, Mapping[str, Sequence[float]]]) -> str:

@@ -14,9 +14,11 @@ from typing import Any
 from ..learner.budget import AUTO
 from ..learner.settings import FineTune, Row, Settings, rows
 from ..models.networks import INITS
+from ..objectives.losses import LOSSES
+from ..objectives.metrics import METRICS
+from ..objectives.names import canonical
 from ..parallel import EXECUTORS
 from ..ranges import Range, choice, flag, number, whole
-from ..training.score import SCORES
 from .defaults import SPLITS
 
 
@@ -100,6 +102,12 @@ def _of(
 ) -> Option:
     """The option of a learner's setting; `values` where a command line can give fewer."""
     return Option(row.meaning, values or row.values, many, unset, words)
+
+
+def _metric_name(text: str) -> str:
+    """ "mean-iou" -> "mean IoU"."""
+    names = {canonical(name): name for name in METRICS}
+    return names.get(canonical(text), text)
 
 
 LEARNER, TUNING = rows(Settings), rows(FineTune)
@@ -198,6 +206,18 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "lr": _of(LEARNER["lr"]),
         "l1": _of(LEARNER["l1"], L1, 1),
         "schedule": _of(LEARNER["schedule"]),
+        "loss": Option(
+            "loss, which says what the labels of arrays are: classes, 0 and 1 (bce), or numbers",
+            choice(LOSSES),
+            unset="cross_entropy",
+            words={"type": lambda text: text.replace("-", "_")},
+        ),
+        "metric": Option(
+            "metric in reports and of the margin",
+            choice(METRICS),
+            unset="that of the loss",
+            words={"type": _metric_name},
+        ),
         "dtype": _of(LEARNER["dtype"]),
         "device": Option("cpu (default), cuda or cuda:N", words={"metavar": "D"}),
         "threads": Option(
@@ -235,8 +255,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "adopt": Option("the --pretrained network is the first task, untrained", flag()),
     },
     "pruning": {
-        "margin": _of(LEARNER["margin"], number(0, 1, below=True), metavar="M"),
-        "score": _of(LEARNER["score"], choice(SCORES), type=lambda text: text.replace("-", " ")),
+        "margin": _of(LEARNER["margin"], number(), metavar="M"),
         "search": _of(LEARNER["search"]),
         "sparsifier": _of(LEARNER["sparsifier"]),
         "tasks-expected": _of(LEARNER["tasks_expected"], whole(1), unset="those of the run"),
@@ -263,7 +282,7 @@ SETTINGS: dict[str, Option] = {
     for name, option in group.items()
     if option.values is not None
 }
-# What is refused for other methods than CLNP, and what means nothing to them.
+# What is refused for other methods than CLNP.
 PRUNING = tuple(name.replace("-", "_") for name in OPTIONS["pruning"])
 NO_METHOD = ("l1", "adopt", "grid_l1", "grid_lr", *PRUNING)
-CLNP_ONLY = tuple(name for name in NO_METHOD if name != "score")
+CLNP_ONLY = NO_METHOD

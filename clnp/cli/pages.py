@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,9 +11,10 @@ from .. import plots
 from ..data.names import counted
 from ..files.atomic import write_text
 from ..html import tables
-from ..html.page import percent, render
+from ..html.page import render
 from ..html.run import certificate_facts, fact, learner_page, percent_spread, pictures_of
 from ..html.text import number
+from ..objectives.shown import Shown, common
 from ..plots.svg import Picture, picture
 from . import compare, results
 from .config import Config, option
@@ -65,12 +66,16 @@ def seeds_page(folder: RunFolder, *, linked: bool) -> str:
     seeds = [*folder.seeds(config).values()]
     numbers = [seed.read_metrics() for seed in seeds]
     summary = results.summarise(numbers)
-    facts = [
-        fact("mean accuracy, task given", percent_spread(summary["acc"])),
-        fact("mean forgetting", number(summary["forgetting"]["mean"])),
-        fact("seeds", str(len(numbers))),
-        *certificate_facts(summary["certificate"]),
-    ]
+    metric = common([report for metrics in numbers for report in metrics["reports"]])
+    means = (
+        [
+            fact(f"mean {metric.name}, task given", _spread(metric, summary["acc"])),
+            fact("mean forgetting", number(summary["forgetting"]["mean"])),
+        ]
+        if metric
+        else []
+    )
+    facts = [*means, fact("seeds", str(len(numbers))), *certificate_facts(summary["certificate"])]
     pictures: list[Picture] = []
     if len({metrics["tasks_learned"] for metrics in numbers}) == 1:
         drawn = pictures_of(numbers)
@@ -96,24 +101,24 @@ def comparison_page(folder: RunFolder, *, linked: bool) -> str:
     names = [line["method"] for line in lines]
     configs = {name: folder.below(name).read_config()[0] for name in names}
     pictures = []
-    if rows:
-        matrices = compare.matrices_of(folder)
+    metric = compare.metric_of(folder)
+    if rows and metric:
+        matrices, name = compare.matrices_of(folder), metric.name
         pictures = [
             picture(
-                lambda: plots.mean_accuracies(matrices),
-                "Mean test accuracy after each task, a line per method",
+                lambda: plots.mean_accuracies(matrices, metric or Shown()),
+                f"Mean test {name} after each task, a line per method",
             ),
             picture(
-                lambda: plots.accuracy_against_cost(rows),
-                "Accuracy at the end against training operations and against time",
+                lambda: plots.accuracy_against_cost(rows, metric or Shown()),
+                f"Mean {name} at the end against training operations and against time",
             ),
         ]
     facts = [fact("methods", str(len(names)))]
-    if lines:
-        best = max(lines, key=lambda line: line["acc_mean"])
-        facts += [
-            fact(f"highest mean accuracy, {best['method']}", f"{percent(best['acc_mean'])} %")
-        ]
+    if lines and metric:
+        best = max(lines, key=lambda line: metric.sign * line["acc_mean"])
+        value = metric.text(best["acc_mean"])
+        facts += [fact(f"best mean {metric.name}, {best['method']}", value)]
     stream = next(iter(configs.values())).stream if configs else "no method has finished"
     return render(
         "overview.html",
@@ -121,12 +126,20 @@ def comparison_page(folder: RunFolder, *, linked: bool) -> str:
         subtitle=folder.path.resolve().name,
         facts=facts,
         heading="Methods, the task given, mean ± standard deviation over seeds",
-        table=compare.table_of(lines),
+        table=compare.table_of(lines, metric),
         links=_links([folder.below(name) for name in names], linked),
         pictures=pictures,
         settings={name: _settings(config) for name, config in configs.items()},
         machine={},
     )
+
+
+def _spread(metric: Shown, value: Mapping[str, Any]) -> str:
+    """ "98.43 ± 0.04 %" of {"mean", "std"}."""
+    if metric.percent:
+        return percent_spread(value)
+    deviation = "" if value["std"] is None else f" ± {metric.number(value['std'])}"
+    return f"{metric.number(value['mean'])}{deviation} {metric.unit}".strip()
 
 
 def _links(runs: Sequence[RunFolder], linked: bool) -> list[str]:

@@ -97,8 +97,8 @@ def folders_of(stream: Sequence[Task]) -> Folders | None:
 def _make_net(config: Config, places: Places, stream: Stream) -> tuple[nn.Module, torch.Tensor]:
     """(dense network for the stream's first task, an example batch). Raises ConfigError."""
     first = stream[0]
-    shape, classes = first.sample_shape, first.num_classes
-    net = models.make(config.net, classes, shape, seed=config.seeds[0], **config.net_arguments())
+    shape, outputs = first.sample_shape, first.num_outputs
+    net = models.make(config.net, outputs, shape, seed=config.seeds[0], **config.net_arguments())
     if places.pretrained is not None:
         models.load_weights(net, places.pretrained, head=config.adopt)
     return net, torch.zeros(2, *shape)
@@ -169,7 +169,7 @@ def _found_out(config: Config, stream: Stream) -> Config:
 
 def _check_shapes(config: Config, stream: Stream) -> None:
     """Makes the tasks; where they share the outputs, compares their numbers of classes."""
-    tasks = [(task.name, task.num_classes) for task in _one_of_each(config, stream)]
+    tasks = [(task.name, task.num_outputs) for task in _one_of_each(config, stream)]
     if config.head == "single" and len({classes for _, classes in tasks}) > 1:
         counts = ", ".join(f"{name} {classes}" for name, classes in tasks[:12])
         raise ConfigError(

@@ -15,6 +15,7 @@ from ..html import tables
 from ..html.tables import Table
 from ..html.text import INFERRED, MOST_LAYERS, number, spread
 from ..metrics import mean_std
+from ..objectives.shown import Shown
 
 # Above this many tasks a table of all accuracies doesn't fit a screen; the files and plots have
 # them.
@@ -33,7 +34,8 @@ def show(
     config = metrics["config"]
     name = f"{config.get('method', 'clnp')}, seed {config['seeds'][0]}: "
     accuracies = accuracy_table(metrics)
-    show_table(console, f"{name}Test accuracy (%) on each task, with its task id", accuracies)
+    title = f"{name}Test {tables.title(metrics)} on each task, with its task id"
+    show_table(console, title, accuracies)
     layers = metrics["reports"][0]["capacity"]
     if layers:
         several = len(layers) > MOST_LAYERS
@@ -102,19 +104,45 @@ def show_line(console: Console, text: str) -> None:
 
 
 def accuracy_table(metrics: Mapping[str, Any]) -> Table:
-    """R in per cent; only the last row where there are too many tasks for a screen."""
+    """R, fractions in per cent; only the last row where there are too many tasks for a screen. Of
+    different metrics there is no mean.
+    """
     R, names = metrics["accuracy_matrix"], tables.task_names(metrics["reports"])
+    each = [Shown.of_report(report) for report in metrics["reports"]]
     if len(R) > MOST_COLUMNS:
-        ends = [[name, _percent(R[j][j]), _percent(R[-1][j])] for j, name in enumerate(names)]
+        ends = [
+            [name, _number(own, R[j][j]), _number(own, R[-1][j])]
+            for j, (name, own) in enumerate(zip(names, each, strict=True))
+        ]
         return Table(("task", "when learned", "at the end"), ends)
-    means = map(_percent, metrics["mean_accuracies"])
-    rows = [[name, *map(_percent, row), m] for name, row, m in zip(names, R, means, strict=True)]
-    return Table(("after task", *(str(j + 1) for j in range(len(R))), "mean"), rows)
+    rows = [
+        [name, *(_number(own, value) for own, value in zip(each, row, strict=True))]
+        for name, row in zip(names, R, strict=True)
+    ]
+    columns = ("after task", *(str(j + 1) for j in range(len(R))))
+    if len(set(each)) > 1:
+        return Table(columns, rows)
+    means = [_number(each[0], value) for value in metrics["mean_accuracies"]]
+    with_means = [[*row, mean] for row, mean in zip(rows, means, strict=True)]
+    return Table((*columns, "mean"), with_means)
 
 
 def numbers_line(metrics: Mapping[str, Any]) -> str:
-    """ "ACC 0.9842, BWT 0, forgetting 0": zero is printed as 0 only where it is exactly zero."""
-    return ", ".join(f"{name} {number(metrics[key])}" for name, key in NUMBERS.items())
+    """ "ACC 0.9842, BWT 0, forgetting 0": zero is printed as 0 only where it is exactly zero. Of
+    other metrics than accuracy, those of each: "accuracy: ACC 0.98, ...; R2: ACC ...".
+    """
+    groups = metrics.get("by_metric") or {Shown().name: metrics}
+    if list(groups) == [Shown().name]:
+        return _numbers(metrics)
+    return "; ".join(f"{name}: {_numbers(group)}" for name, group in groups.items())
+
+
+def _numbers(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {number(found[key])}" for name, key in NUMBERS.items())
+
+
+def _number(shown: Shown, value: float) -> str:
+    return "" if math.isnan(value) else shown.number(value)
 
 
 def inferred_line(rule: str, means: Mapping[str, float | None]) -> str:

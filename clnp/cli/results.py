@@ -17,6 +17,7 @@ from .. import metrics as diagnostics
 from .. import plots
 from ..html.text import COST, PHASES, SUMMARIES
 from ..learner.numbers import costs_of, metrics_of, seconds_of
+from ..objectives.shown import Shown, common
 from . import configurations
 from .run_folder import METRICS, Run, RunFolder, write_csv, write_json
 
@@ -55,10 +56,13 @@ def write(
     write_csv(folder.path / "timing.csv", ("task", "name", *PHASES), seconds)
     names = [f"task_{j}" for j in range(len(reports))]
     rows = [
-        {"after_task": i, "name": report["name"], **dict(zip(names, row[: i + 1], strict=False))}
+        {
+            **{"after_task": i, "name": report["name"], "metric": Shown.of_report(report).title},
+            **dict(zip(names, row[: i + 1], strict=False)),
+        }
         for i, (report, row) in enumerate(zip(reports, metrics["accuracy_matrix"], strict=True))
     ]
-    write_csv(folder.path / "accuracy.csv", ("after_task", "name", *names), rows)
+    write_csv(folder.path / "accuracy.csv", ("after_task", "name", "metric", *names), rows)
     write_csv(folder.path / "capacity.csv", CAPACITY, capacity_rows(reports))
     history = [
         {"task": i, **record} for i, report in enumerate(reports) for record in report["history"]
@@ -68,7 +72,7 @@ def write(
     write_json(folder.path / METRICS, _plain(metrics))
 
 
-HISTORY = ("task", "epoch", "loss", "train_accuracy", "validation_accuracy", "lr")
+HISTORY = ("task", "epoch", "loss", "train_metric", "validation_metric", "lr")
 CAPACITY = ("task", "name", "layer", *diagnostics.CAPACITY_FIELDS, "threshold")
 
 
@@ -94,11 +98,12 @@ def draw(folder: RunFolder, metrics: Mapping[str, Any]) -> list[Path]:
     capacities = [report["capacity"] for report in reports]
     groups = list(capacities[0])
     reuses = [report["reuse"] for report in reports]
-    figures = {
-        "accuracy_matrix": plots.accuracy_heatmap(metrics["accuracy_matrix"]),
-        "mean_accuracy": plots.mean_accuracy([metrics["accuracy_matrix"]]),
-        "training": plots.training_curves([report["history"] for report in reports]),
-    }
+    metric = common(reports)
+    curves = plots.training_curves([report["history"] for report in reports], metric)
+    figures = {"training": curves}
+    if metric:
+        figures["accuracy_matrix"] = plots.accuracy_heatmap(metrics["accuracy_matrix"], metric)
+        figures["mean_accuracy"] = plots.mean_accuracy([metrics["accuracy_matrix"]], metric)
     if groups:
         matrices = {g: diagnostics.reuse_matrix(capacities, reuses, g) for g in groups}
         figures["capacity"] = plots.capacity([capacities])
@@ -156,9 +161,11 @@ def write_summary(folder: RunFolder, all_metrics: Sequence[Mapping[str, Any]]) -
     below = (folder.below(f"seed-{m['config']['seeds'][0]}") for m in all_metrics)
     configurations.write(folder, zip(below, all_metrics, strict=True))
     if len({m["tasks_learned"] for m in all_metrics}) == 1:
-        figures = {
-            "mean_accuracy": plots.mean_accuracy([m["accuracy_matrix"] for m in all_metrics])
-        }
+        metric = common([report for m in all_metrics for report in m["reports"]])
+        figures = {}
+        if metric:
+            matrices = [m["accuracy_matrix"] for m in all_metrics]
+            figures["mean_accuracy"] = plots.mean_accuracy(matrices, metric)
         if layers:
             capacities = [[r["capacity"] for r in m["reports"]] for m in all_metrics]
             figures["capacity"] = plots.capacity(capacities)

@@ -63,7 +63,7 @@ def folder(config: Config, places: Places) -> Stream:
 
 def arrays(config: Config, places: Places) -> Stream:
     """Array files, one per task."""
-    options = {**_images(config), "validation": config.validation or 0.1}
+    options = {**_images(config), "validation": config.validation or 0.1, "loss": config.loss}
     return ArrayFiles(_named(places, ".npz files or folders of .npy files"), **options)
 
 

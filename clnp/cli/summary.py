@@ -12,8 +12,10 @@ from torch.utils.data import Subset
 from ..data import ImageSet, Task
 from ..data.inputs import SPLITS, Split
 from ..data.names import counted
+from ..data.split import target_shape
 from ..html.text import MOST_LAYERS
 from ..learner.learner import Learner
+from ..objectives.shapes import CLASSES
 from .build_config import experiment_defaults
 from .config import Config, option, shown
 from .defaults import NAMED
@@ -63,7 +65,14 @@ def _task(task: Task) -> str:
     named = f" ({', '.join(name[:WIDEST] for name in names)})" if names else ""
     sizes = ", ".join(f"{task.size(split)} {split}" for split in SPLITS)
     shape = " x ".join(map(str, task.sample_shape))
-    return f"{counted(task.num_classes, 'class', 'classes')}{named}, {sizes} examples of {shape}"
+    return f"{_outputs(task)}{named}, {sizes} examples of {shape}"
+
+
+def _outputs(task: Task) -> str:
+    """ "2 classes", "3 labels", "1 number" of each example."""
+    if task.kind == CLASSES:
+        return counted(task.num_classes, "class", "classes")
+    return counted(task.num_outputs, task.kind.removesuffix("s"))
 
 
 def network_line(config: Config, learner: Any) -> str:
@@ -100,6 +109,10 @@ def task_table(task: Task, number: str) -> list[str]:
     """The table of one task: examples of each class in each split; many classes in the middle
     become one line.
     """
+    shape = " x ".join(map(str, task.sample_shape))
+    if task.kind != CLASSES or target_shape(task.train):
+        sizes = ", ".join(f"{task.size(split)} {split}" for split in SPLITS)
+        return [f"{number} {task.name}: {_outputs(task)}, {sizes} examples of {shape}"]
     classes = task.num_classes
     names = task.class_names or [""] * classes
     columns = []
@@ -114,7 +127,6 @@ def task_table(task: Task, number: str) -> list[str]:
         dots = (f"... {between} more", *[""] * len(SPLITS))
         table = [*table[: 1 + SHOWN], dots, *table[-1 - SHOWN :]]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    shape = " x ".join(map(str, task.sample_shape))
     count = counted(classes, "class", "classes")
     heading = f"{number} {task.name}: {count}, examples of {shape}"
     rows = (

@@ -34,7 +34,7 @@ def batches(
     generator: torch.Generator | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches (x [B, ...], y [B]) of a split on a device.
+    """Yield batches (x [B, ...], y [B, ...]) of a split on a device.
 
     With a generator, the order is shuffled, and several ranks divide every batch; a rank's share of
     a small batch may be empty. Without one, each rank gets batches of a contiguous part in order.
@@ -56,8 +56,7 @@ def batches(
         loaded = [own if len(own) else rows[:1] for own, rows in zip(chunks, whole, strict=True)]
     examples = _examples(split, loaded, anew=generator is not None)
     for rows, (x, y) in zip(chunks, examples, strict=True):
-        labels = torch.as_tensor(y, dtype=torch.int64)
-        yield placed(x[: len(rows)], device), labels[: len(rows)].to(device)
+        yield placed(x[: len(rows)], device), torch.as_tensor(y)[: len(rows)].to(device)
 
 
 def _examples(
@@ -89,10 +88,14 @@ def placed(x: Tensor, device: torch.device) -> Tensor:
 
 
 def resident(split: Split, device: torch.device) -> Split:
-    """Move the tensors of a split to a GPU if they fit into half of its free memory."""
-    if device.type != "cuda" or not isinstance(split, tuple) or not fits(device, *split):
+    """Move the tensors of a split to a GPU if they fit into half of its free memory; images, which
+    are copied into channels_last there, into a third.
+    """
+    if device.type != "cuda" or not isinstance(split, tuple):
         return split
-    return split[0].to(device), split[1].to(device)
+    if not fits(device, *split, share=1 / 3 if split[0].dim() == 4 else 0.5):
+        return split
+    return placed(split[0], device), split[1].to(device)
 
 
 def _chunks(order: Tensor, size: int) -> list[Tensor]:

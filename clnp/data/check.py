@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import DataError, DataWarning
+from ..objectives.shapes import CLASSES
 from .images import ImageSet
 from .inputs import SPLITS
 from .items import Items
@@ -71,7 +72,8 @@ def ready(task: Task) -> Task:
         object.__setattr__(made, split, value)
     if data.class_names is not None:
         object.__setattr__(made, "class_names", data.class_names)
-        object.__setattr__(made, "classes", data.classes)
+        which = "classes" if task.kind == CLASSES else "outputs"
+        object.__setattr__(made, which, data.classes)
     return made
 
 

@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..objectives.losses import Loss
+from ..objectives.objective import loss_of
+from ..objectives.shapes import CLASSES
 from .images import Constants, Images, channel_constants, constants_for, held_out
 from .inputs import Split, check_finite
-from .labels import as_labels, check_numbering
+from .labels import check_numbering
 from .layout import SPLITS
 from .names import listed, shown, task_names
 from .streams import Stream
+from .targets import as_targets, labels_of
 from .task import Task
 
 # Common names of the inputs and labels of a split, in any case; the words for splits are those of
@@ -41,6 +45,8 @@ class ArrayFiles(Stream):
         paths: one per task. The task is named after it, preceded by its folder if two are equal.
         seed: draws the validation split.
         validation: fraction set aside.
+        loss: says what the labels are, as in `clnp.data.Task`: with "bce" y is [N, K] of 0 and 1,
+            with "mse", "l1" or "huber" [N] or [N, K] numbers. None: classes.
         normalise, augment: for images, see `clnp.data.SplitCIFAR`; "constants" are those of all
             training images of the first task, the same for every task.
 
@@ -57,6 +63,7 @@ class ArrayFiles(Stream):
         validation: float = 0.1,
         normalise: Any = "constants",
         augment: bool = False,
+        loss: Any = None,
     ) -> None:
         self.paths = [Path(path) for path in paths]
         if not self.paths:
@@ -67,6 +74,7 @@ class ArrayFiles(Stream):
         self.names = task_names(self.paths, stems=True)
         self.seed, self.validation = seed, validation
         self.normalise, self.augment = normalise, augment
+        self.loss = None if loss is None else loss_of(loss)
         self._constants: Constants | None = None
 
     def __len__(self) -> int:
@@ -75,34 +83,43 @@ class ArrayFiles(Stream):
     def task(self, index: int) -> Task:
         """Make task `index`; raises DataError if its arrays are missing or invalid."""
         name = self.names[index]
-        splits, class_names = _read(self.paths[index])
-        train = splits["train"][0]
+        splits, class_names = _read(self.paths[index], self.loss)
+        train, kind = splits["train"][0], CLASSES if self.loss is None else self.loss.targets
         if train.dtype == torch.uint8:
             constants = self._image_constants(train)
         if "validation" not in splits:
             x, y = splits["train"]
-            kept, aside = held_out(y, self.validation, (self.seed, index))
+            alike = (
+                y if kind == CLASSES and y.dim() == 1 else torch.zeros(len(y), dtype=torch.int64)
+            )
+            kept, aside = held_out(alike, self.validation, (self.seed, index))
             splits["train"], splits["validation"] = (x[kept], y[kept]), (x[aside], y[aside])
-        labels = {split: y for split, (_, y) in splits.items()}
-        classes = (
-            check_numbering(labels, shown(self.paths[index]), "numpy", keep=False)
-            if class_names is None
-            else len(class_names)
-        )
+        classes = None
+        if class_names is None and kind == CLASSES:
+            labels = {split: labels_of(y, self.loss) for split, (_, y) in splits.items()}
+            classes = check_numbering(labels, shown(self.paths[index]), "numpy", keep=False)
         if train.dtype != torch.uint8:
             return self._task(name, splits, classes, class_names)
+        if splits["train"][1].dim() > 1 or kind != CLASSES:
+            raise DataError(
+                f"{shown(self.paths[index])}: expected one class for each image of uint8, got y "
+                f"{list(splits['train'][1].shape)} for loss {self.loss!r}; use float32 images"
+            )
         images = {
             split: Images(x, y, constants, augment=self.augment and split == "train")
             for split, (x, y) in splits.items()
         }
         return self._task(name, images, classes, class_names)
 
-    @staticmethod
     def _task(
-        name: str, splits: Mapping[str, Split], classes: int, names: tuple[str, ...] | None
+        self,
+        name: str,
+        splits: Mapping[str, Split],
+        classes: int | None,
+        names: tuple[str, ...] | None,
     ) -> Task:
         train, validation, test = (splits[split] for split in ("train", "validation", "test"))
-        return Task(name, train, validation, test, classes, names)
+        return Task(name, train, validation, test, classes, names, loss=self.loss)
 
     def _image_constants(self, images: Tensor) -> Constants:
         if self.normalise != "constants":
@@ -134,7 +151,7 @@ def read_splits(path: Path) -> Splits:
     return _read(path)[0]
 
 
-def _read(path: Path) -> tuple[Splits, tuple[str, ...] | None]:
+def _read(path: Path, loss: Loss | None = None) -> tuple[Splits, tuple[str, ...] | None]:
     arrays = _Arrays(path)
     splits: Splits = {}
     for split, words in SPLITS.items():
@@ -147,17 +164,20 @@ def _read(path: Path) -> tuple[Splits, tuple[str, ...] | None]:
             )
         for pair in present:
             x, y = (arrays.read(name, f"the {split} split") for name in pair)
-            splits[split] = _checked(x, y, f"{shown(path)}, {split}")
+            splits[split] = _checked(x, y, loss, f"{shown(path)}, {split}")
     for split in ("train", "test"):
         if split not in splits:
             known = ", ".join(f"{x} and {y}".format(split, split) for x, y in NAMES)
             raise DataError(
                 f"{shown(path)}: expected a {split} split ({known}), got {arrays.found()}"
             )
-    _check_unseen(splits, path)
+    if loss is None:
+        _check_unseen(splits, path)
     names = _class_names(arrays, path) if arrays.has("class_names") else None
+    if names is None or loss is not None:
+        return splits, names
     most = max(int(y.max()) for _, y in splits.values())
-    if names is not None and most >= len(names):
+    if most >= len(names):
         raise DataError(
             f"{shown(path)}: expected labels below {len(names)}, the number of class_names, got "
             f"{most}"
@@ -249,12 +269,14 @@ def _reading(file: Path, name: str = "") -> Iterator[None]:
         raise DataError(f"{what}: can't be read as arrays ({text})") from error
 
 
-def _checked(x: np.ndarray, y: np.ndarray, where: str) -> tuple[Tensor, Tensor]:
+def _checked(x: np.ndarray, y: np.ndarray, loss: Loss | None, where: str) -> tuple[Tensor, Tensor]:
     if x.ndim < 2 or y.shape[:1] != (len(x),) or not len(x):
         raise DataError(
             f"{where}: expected x [N, ...] and y [N], got {list(x.shape)} and {list(y.shape)}"
         )
-    labels = as_labels(y, f"{where} y")
+    if y.dtype == np.float64 and loss is not None:
+        y = y.astype(np.float32)
+    labels = as_targets(y, loss, f"{where} y")
     if x.dtype != np.uint8:
         if x.dtype.kind not in "fiu":
             raise DataError(f"{where} x: expected numbers, got {x.dtype}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
 from ..files.checkpoint import dtype_name
+from ..objectives.losses import Loss
 from .inputs import as_input, first_bad
-from .labels import as_label
+from .targets import as_target
 
 Sample = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of one x
 
@@ -23,7 +25,8 @@ Sample = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of one x
 class Items(Dataset[Any]):
     """A data set that checks every item it reads.
 
-    An item is a tensor or array of finite floats, of one shape and dtype, and an integer label.
+    An item is a tensor or array of finite floats, of one shape and dtype, and a target: an integer
+    label, or what the task's loss takes.
     Random numbers that items draw from the global generators of torch, numpy and Python depend on
     a seed and on the rows read together, not on the process that reads them.
 
@@ -33,6 +36,7 @@ class Items(Dataset[Any]):
         num_workers: processes that read ahead; 0 reads in this process.
         sample: shape and dtype of every x; None uses those of the first item.
         numbered: yield labels [2] int64: the label and the item's index.
+        loss: what the targets are for; None: class labels.
     """
 
     def __init__(
@@ -43,11 +47,15 @@ class Items(Dataset[Any]):
         sample: Sample | None = None,
         *,
         numbered: bool = False,
+        loss: Loss | None = None,
     ) -> None:
         self.data, self.where, self.num_workers = data, where, num_workers
-        self.numbered = numbered
-        self.labels: Tensor | None = None  # [N] int64, once all items have been read
+        self.numbered, self.loss = numbered, loss
+        # Once all items have been read: targets with one or two axes, and class -> its places.
+        self.labels: Tensor | None = None
+        self.counts: Counter[int] | None = None
         self._sample = sample
+        self._target: tuple[tuple[int, ...], torch.dtype] | None = None
 
     @classmethod
     def of(cls, data: Dataset[Any]) -> Items:
@@ -56,7 +64,9 @@ class Items(Dataset[Any]):
 
     def with_numbers(self) -> Items:
         """Return the same items with labels [2]: the label and the item's index."""
-        return Items(self.data, self.where, self.num_workers, self._sample, numbered=True)
+        return Items(
+            self.data, self.where, self.num_workers, self._sample, numbered=True, loss=self.loss
+        )
 
     @property
     def sample(self) -> Sample:
@@ -66,6 +76,15 @@ class Items(Dataset[Any]):
                 x = self._input(self._read([0])[0], 0)
             self._sample = tuple(x.shape), x.dtype
         return self._sample
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Shape of every y."""
+        if self._target is None:
+            with isolated(0):
+                self.batch([0])
+        assert self._target is not None
+        return self._target[0]
 
     def __len__(self) -> int:
         return len(self.data)  # type: ignore[arg-type]
@@ -77,7 +96,7 @@ class Items(Dataset[Any]):
         return x[0], y[0]
 
     def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Read rows as (x [B, ...], y [B] int64).
+        """Read rows as (x [B, ...], y [B, ...]).
 
         Raises:
             DataError: an item is invalid or can't be read; its index is named.
@@ -85,11 +104,12 @@ class Items(Dataset[Any]):
         items = self._read(rows)
         xs = [self._input(item, i) for item, i in zip(items, rows, strict=True)]
         ys = [
-            as_label(item[1], f"{self.where}: y of item {i}")
+            as_target(item[1], self.loss, f"{self.where}: y of item {i}")
             for item, i in zip(items, rows, strict=True)
         ]
-        for x, i in zip(xs, rows, strict=True):
+        for x, y, i in zip(xs, ys, rows, strict=True):
             self._check_sample(x, i)
+            self._check_target(y, i)
         x = torch.stack(xs)
         bad = first_bad(x) if x.numel() else None
         if bad is not None:
@@ -97,7 +117,7 @@ class Items(Dataset[Any]):
                 f"{self.where}: x of item {rows[bad[0]]}: expected finite numbers, got "
                 f"{float(x[tuple(bad)])} at index {bad[1:]}"
             )
-        y = torch.tensor(ys)
+        y = torch.stack(ys)
         return x, torch.stack([y, torch.tensor(rows)], dim=1) if self.numbered else y
 
     def batches(
@@ -172,6 +192,16 @@ class Items(Dataset[Any]):
             raise DataError(
                 f"{self.where}: x of item {i}: expected {list(shape)} {dtype_name(dtype)} as in "
                 f"the first item, got {list(x.shape)} {dtype_name(x.dtype)}"
+            )
+
+    def _check_target(self, y: Tensor, i: int) -> None:
+        if self._target is None:
+            self._target = tuple(y.shape), y.dtype
+        shape, dtype = self._target
+        if tuple(y.shape) != shape or y.dtype != dtype:
+            raise DataError(
+                f"{self.where}: y of item {i}: expected {list(shape)} {dtype_name(dtype)} as in "
+                f"the first item, got {list(y.shape)} {dtype_name(y.dtype)}"
             )
 
 

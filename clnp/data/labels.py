@@ -15,6 +15,7 @@ from ..files.checkpoint import dtype_name
 from .inputs import as_tensor
 
 SHOWN = 12  # labels in a message
+OTHER = "; name the loss of other targets: Task(..., loss=...)"
 # Code that numbers the labels of all splits alike; `y_train`, ... are arrays [N].
 RENUMBER = {
     "torch": "classes = torch.unique(torch.cat([y_train, y_validation, y_test])); "
@@ -46,7 +47,8 @@ def as_labels(y: Any, where: str) -> Tensor:
             + (
                 f"convert with {way_out}"
                 if way_out
-                else "several labels per example, and labels that aren't classes, are not supported"
+                else 'name the loss of other targets: Task(..., loss="bce") for several labels per '
+                'example, "mse" for numbers, "cross_entropy" for a class per pixel'
             )
         )
     if not _is_integer(tensor):
@@ -55,7 +57,8 @@ def as_labels(y: Any, where: str) -> Tensor:
             + (
                 f"convert with {way_out}"
                 if way_out
-                else "these aren't whole numbers, and regression is not supported"
+                else "these aren't whole numbers; name the loss of a regression: "
+                'Task(..., loss="mse")'
             )
         )
     labels = tensor.long()
@@ -108,10 +111,14 @@ def as_label(y: Any, where: str) -> int:
 def _item_way_out(y: Any) -> str:
     if isinstance(y, (Tensor, np.ndarray)) and y.ndim == 1 and len(y) > 1:
         one_hot = _one_hot(y[None])
-        return "; return int(y.argmax())" if one_hot else "; several labels are not supported"
+        return "; return int(y.argmax())" if one_hot else OTHER
     with contextlib.suppress(TypeError, ValueError, RuntimeError):
         value = y.item() if hasattr(y, "item") else y
-        if not isinstance(value, str) and int(value) == float(value) >= 0:
+        if isinstance(value, str):
+            return ""
+        if int(value) != float(value):
+            return OTHER
+        if value >= 0:
             return "; return int(y.item())" if hasattr(y, "item") else "; return int(y)"
     return ""
 

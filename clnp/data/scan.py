@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DataError
+from ..objectives.losses import Loss
+from ..objectives.shapes import KNOWN_AXES
 from .fingerprint import Digest, Fingerprint
 from .images import ImageSet
 from .items import Items
@@ -31,20 +34,23 @@ class Scan:
 
     Attributes:
         fingerprint: fingerprint of the split.
-        labels: [N] int64.
-        kept: (x [N, ...], y [N]) if items are the same in every pass and fit into memory.
+        labels: targets [N] or [N, K]; None for those with more axes.
+        counts: class -> number of its places; empty for targets without classes.
+        kept: (x [N, ...], y [N, ...]) if items are the same in every pass and fit into memory.
     """
 
     fingerprint: Fingerprint
-    labels: Tensor
+    labels: Tensor | None
+    counts: Counter[int]
     kept: Pair | None = None
 
 
-def scan_tensors(x: Tensor, y: Tensor) -> Scan:
+def scan_tensors(x: Tensor, y: Tensor, loss: Loss | None = None) -> Scan:
     """Fingerprint a split of tensors, which `Task` has already checked."""
-    digest = Digest()
+    digest = Digest(loss)
     digest.add(x, y)
-    return Scan(digest.result(tuple(x.shape[1:]), x.dtype, random=False), digest.labels)
+    found = digest.result(tuple(x.shape[1:]), x.dtype, random=False)
+    return Scan(found, digest.labels, digest.counts)
 
 
 def scan_items(items: Items, keep_bytes: int, *, fixed: bool | None) -> Scan:
@@ -63,13 +69,19 @@ def scan_items(items: Items, keep_bytes: int, *, fixed: bool | None) -> Scan:
     shape, dtype = items.sample
     chunks, probe = _chunks(items)
     kept = _store(len(items), shape, dtype, keep_bytes) if fixed is not False else None
-    digest, last = Digest(), None
+    targets: list[Tensor] = []
+    digest, last = Digest(items.loss), None
     for rows, (x, y) in zip(
         chunks, _with_progress(items, items.batches(chunks), chunks), strict=True
     ):
         digest.add(x, y)
         if kept is not None:
             kept[rows[0] : rows[0] + len(rows)] = x
+            if y.dim() > KNOWN_AXES:  # others are kept anyway
+                targets.append(y)
+                keep_bytes -= y.nbytes
+                if kept.nbytes > keep_bytes:
+                    kept = None
         last = x
     assert last is not None
     other = next(items.batches([probe], seed=-1))[0]
@@ -82,7 +94,9 @@ def scan_items(items: Items, keep_bytes: int, *, fixed: bool | None) -> Scan:
         if random:
             kept = None
     found = digest.result(shape, dtype, random=random, repeats=repeats)
-    return Scan(found, digest.labels, None if kept is None else (kept, digest.labels))
+    labels = digest.labels
+    pair = None if kept is None else (kept, torch.cat(targets) if labels is None else labels)
+    return Scan(found, labels, digest.counts, pair)
 
 
 def _scan_images(images: ImageSet, items: Items) -> Scan:
@@ -94,7 +108,8 @@ def _scan_images(images: ImageSet, items: Items) -> Scan:
     pairs = (plain.batch(torch.tensor(rows)) for rows in chunks)
     for x, y in _with_progress(items, pairs, chunks):
         digest.add(x, y)
-    return Scan(digest.result(*sample, random=images.augment), digest.labels)
+    found = digest.result(*sample, random=images.augment)
+    return Scan(found, digest.labels, digest.counts)
 
 
 def _chunks(items: Items) -> tuple[list[list[int]], list[int]]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ..errors import DataError
+from ..objectives.shapes import CLASSES
 from .idx import read_mnist
 from .inputs import Split, check_int
 from .task import Task
@@ -89,6 +90,8 @@ class Limited(Stream):
             train = (x[chosen], y[chosen])
         else:
             train = Subset(task.train, chosen.tolist())
+        if task.kind != CLASSES:
+            return dataclasses.replace(task, train=train, outputs=task.num_outputs)
         return dataclasses.replace(task, train=train, classes=task.num_classes)
 
 

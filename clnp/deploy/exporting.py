@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, DataError, ExportError, SaveError, out_of_memory
 from ..files.atomic import replacing
 from ..network.conditions import fixed
+from ..objectives.shapes import channel_axis
 from .export_check import check_same, first_wrong
 from .network_file import CLASS_NAMES, GRAPH, write_network
 
@@ -164,7 +165,7 @@ def _example(network: nn.Module, example: Any) -> tuple[Tensor, int]:
         ) from error
     if not isinstance(logits, Tensor):
         raise DataError(f"network: expected one tensor of logits, got {type(logits).__name__}")
-    return example, logits.shape[-1]
+    return example, logits.shape[channel_axis(logits.shape)]
 
 
 def _names(names: Sequence[str] | None, classes: int) -> list[str] | None:

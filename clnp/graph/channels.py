@@ -346,8 +346,11 @@ class Walk:
                 f"the network: expected a Linear layer that gives the logits at its end (a "
                 f"LogSoftmax may follow), got {last.name!r} ({last.op})"
             )
-        if value.dims != 2 or value.positions > 1:
-            raise ConvertError(f"{last.name!r}: expected logits [B, classes] as the result")
+        if value.positions > 1:
+            raise ConvertError(
+                f"{last.name!r}: expected the outputs of the last layer on an axis of their own, "
+                "got them flattened with others; leave [B, C, H, W] or [B, T, C] as it is"
+            )
         self.head, self.logits = node, last.name
         self._check_end(key)
 

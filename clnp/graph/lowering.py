@@ -109,20 +109,22 @@ class _Lowering:
                 reason = f"its arguments aren't understood ({first_line(error)})"
                 raise self._refusal(node, reason) from error
         shape = self.shapes[result.name]
-        if len(shape) != 2 or self.traced.batched[result.name] != (0,):
+        if len(shape) < 2 or self.traced.batched[result.name] != (0,):
             shown = [
                 "B" if i in self.traced.batched[result.name] else n for i, n in enumerate(shape)
             ]
             raise ConvertError(
-                f"the network: expected logits [B, classes], got shape {_text(shown)} for an input "
+                f"the network: expected outputs [B, ...], got shape {_text(shown)} for an input "
                 f"of shape {_text(['B', *self.traced.x.shape[1:]])}"
             )
-        key = self.walk.values[self.names[result]].key
+        last = self.names[result]
+        key = self.walk.values[last].key
         if is_linear_per_pixel(self.walk.nodes[key]):
             sides = [self._name(f"{key}_{side}".replace(".", "_")) for side in ("in", "out")]
             self.nodes = with_linear(self.nodes, key, sides)
             self.layers[key] = linear_of(self.layers[key])
-        graph = Graph(tuple(self.nodes), self.names[result])
+            last = sides[1] if last == key else last
+        graph = Graph(tuple(self.nodes), last)
         return Lowered(graph, self.layers, self.tensors, self.folded)
 
     def _needed(self, result: fx.Node) -> list[fx.Node]:

@@ -10,11 +10,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ..objectives.shown import MISSING
 from .text import number, spread
 
 PAGE = "report.html"
 STEPS = 20  # of the colours of a heat map, .h0 to .h20 in style.css
-MISSING = "\N{EN DASH}"
 
 
 def render(template: str, **context: Any) -> str:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from .. import metrics as diagnostics
 from .. import plots
+from ..data.names import counted
+from ..objectives.shown import Shown, by_metric, common
 from ..plots.svg import Picture, picture
 from . import tables
 from .page import percent, render
@@ -29,8 +34,15 @@ def learner_page(
         metrics=metrics,
         certificate=metrics["certificate"],
         accuracy=tables.accuracies(metrics),
+        heading="Accuracy" if common(reports) == Shown() else "Metrics",
+        metric=tables.title(metrics),
+        forgotten=_forgotten(metrics),
         tasks=tables.tasks(metrics),
-        grids=[(r["name"], tables.grid(r["grid"])) for r in reports if len(r["grid"]) > 1],
+        grids=[
+            (r["name"], tables.grid(r["grid"], Shown.of_report(r)))
+            for r in reports
+            if len(r["grid"]) > 1
+        ],
         inferred=tables.inferred(metrics),
         channels=tables.channels(metrics),
         reuses=tables.reuse(metrics),
@@ -46,15 +58,18 @@ def pictures_of(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Picture | None]
     capacities = [[r["capacity"] for r in m["reports"]] for m in seeds]
     curves = [r["history"] for r in first]
     inferred = [r.get("inferred") for r in first]
+    shown = common(first)
     drawn: dict[str, Picture | None] = {
-        "mean_accuracy": picture(
-            lambda: plots.mean_accuracy([m["accuracy_matrix"] for m in seeds]),
-            "Mean test accuracy after each task, and accuracy on the task just learned",
-        ),
+        "mean_accuracy": None,
         "capacity": None,
         "training": None,
         "inferred_accuracy": None,
     }
+    if shown is not None:
+        drawn["mean_accuracy"] = picture(
+            lambda: plots.mean_accuracy([m["accuracy_matrix"] for m in seeds], shown),
+            f"Mean test {shown.name} after each task, and {shown.name} of the task just learned",
+        )
     if capacities[0][0]:
         drawn["capacity"] = picture(
             lambda: plots.capacity(capacities),
@@ -62,7 +77,8 @@ def pictures_of(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Picture | None]
         )
     if any(curves):
         drawn["training"] = picture(
-            lambda: plots.training_curves(curves), "Loss and accuracy over the epochs of all tasks"
+            lambda: plots.training_curves(curves, shown),
+            "Loss and metric over the epochs of all tasks",
         )
     if len(first) > 1 and all(inferred):
         drawn["inferred_accuracy"] = picture(
@@ -75,9 +91,10 @@ def pictures_of(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Picture | None]
 def _facts(
     metrics: Mapping[str, Any], seconds: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
+    groups = by_metric(metrics["reports"])
     facts = [
-        fact("mean accuracy, task given", f"{percent(metrics['acc'])} %"),
-        fact("mean forgetting", number(metrics["forgetting"])),
+        *(_means(shown, tasks, metrics, len(groups) > 1) for shown, tasks in groups.items()),
+        *([fact("mean forgetting", number(metrics["forgetting"]))] if len(groups) == 1 else []),
         fact("tasks learned", str(metrics["tasks_learned"])),
         *certificate_facts(metrics["certificate"]),
     ]
@@ -91,6 +108,27 @@ def _facts(
     if seconds:
         facts.append(fact("time", f"{sum(row['total'] for row in seconds) / 60:.1f} min"))
     return facts
+
+
+def _means(
+    shown: Shown, tasks: Sequence[int], metrics: Mapping[str, Any], several: bool
+) -> dict[str, Any]:
+    """The mean of one metric over the tasks that have it."""
+    value = float(np.mean([metrics["accuracy_matrix"][-1][k] for k in tasks]))
+    of = f" of {counted(len(tasks), 'task')}" if several else ", task given"
+    return fact(f"mean {shown.name}{of}", shown.text(value))
+
+
+def _forgotten(metrics: Mapping[str, Any]) -> list[str]:
+    """Forgetting and backward transfer of each metric."""
+    R, groups = metrics["accuracy_matrix"], by_metric(metrics["reports"])
+    lines = []
+    for shown, tasks in groups.items():
+        found = diagnostics.summary(R, shown.sign, tasks)
+        of = f" of {shown.name}" if len(groups) > 1 else ""
+        lost, gained = number(found["forgetting"]), number(found["bwt"])
+        lines.append(f"Mean forgetting{of} {lost}, backward transfer {gained}")
+    return lines
 
 
 def certificate_facts(certificate: Mapping[str, Any]) -> list[dict[str, Any]]:

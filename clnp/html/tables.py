@@ -9,10 +9,12 @@ from typing import Any
 
 from .. import metrics as diagnostics
 from ..network.inference import MEASURES
+from ..objectives.shown import Shown, by_metric, common
 from .page import MISSING, heat, percent, setting
 from .text import INFERRED, MOST_LAYERS, PHASES, SUMMARIES, number, spread
 
 MIB = 1 << 20
+VALIDATION = ("validation_before", "validation")
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,40 @@ class HeatMap:
 
 
 def accuracies(metrics: Mapping[str, Any]) -> HeatMap:
-    """The accuracy matrix in per cent. Colours span the accuracies that occur, at least five
-    points, as in `plots.accuracy_heatmap`.
+    """The tasks' metrics, fractions in per cent. Colours span the numbers that occur, of a fraction
+    at least five points, as in `plots.accuracy_heatmap`; of different metrics each column has a
+    span of its own, and there are no means.
     """
-    R = metrics["accuracy_matrix"]
-    known = [value for row in R for value in row if not math.isnan(value)]
+    R, reports = metrics["accuracy_matrix"], metrics["reports"]
+    alike, each = common(reports), [Shown.of_report(report) for report in reports]
+    spans = [_span([row[j] for row in R], each[j]) for j in range(len(R))]
+    if alike:
+        spans = [_span([v for row in R for v in row], alike)] * len(R)
+    rows = [
+        [
+            Cell(each[j].number(v) if v == v else "", heat(each[j].sign * v, *spans[j]))
+            for j, v in enumerate(row)
+        ]
+        for row in R
+    ]
+    lost = [
+        number(own.scale * float(diagnostics.forgetting(R, own.sign)[j]))
+        for j, own in enumerate(each[:-1])
+    ]
+    means = [alike.number(float(v)) for v in diagnostics.mean_accuracies(R)] if alike else ()
+    return HeatMap(rows, means, [*lost, ""] if lost else ())
+
+
+def _span(values: Sequence[float], shown: Shown) -> tuple[float, float]:
+    """Lowest and highest of the known values, the worst first, for the colours."""
+    known = [shown.sign * value for value in values if not math.isnan(value)]
     high = max(known, default=1.0)
-    low = min([*known, high - 0.05])
-    rows = [[Cell(percent(v) if v == v else "", heat(v, low, high)) for v in row] for row in R]
-    forgotten = [number(100 * float(v)) for v in diagnostics.forgetting(R)]
-    means = [percent(float(v)) for v in diagnostics.mean_accuracies(R)]
-    return HeatMap(rows, means, [*forgotten, ""] if forgotten else ())
+    return min([*known, high - 0.05] if shown.percent else known, default=0.0), high
+
+
+def title(metrics: Mapping[str, Any]) -> str:
+    """The metrics of the tasks, with their units: "accuracy (%)"."""
+    return ", ".join(dict.fromkeys(s.title for s in by_metric(metrics["reports"])))
 
 
 def reuse(metrics: Mapping[str, Any]) -> list[HeatMap]:
@@ -82,37 +107,41 @@ def task_names(reports: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def tasks(metrics: Mapping[str, Any]) -> Table:
-    """Accuracies and settings of each task."""
+    """Metric and settings of each task."""
+    alike = common(metrics["reports"])
     rows = [
         [
             name,
-            percent(r["test"]),
-            percent(r["validation_before"]),
-            percent(r["validation"]),
+            *([] if alike else [Shown.of_report(r).title]),
+            *(Shown.of_report(r).number(r[key]) for key in ("test", *VALIDATION)),
             str(r["epochs"]),
             setting(r["lr"]),
             _per_layer(r["l1"]),
         ]
         for name, r in zip(task_names(metrics["reports"]), metrics["reports"], strict=True)
     ]
-    validation = ("validation (%)", "validation, pruned (%)")
-    return Table(("task", "test (%)", *validation, "epochs", "lr", "l1"), rows, texts=("l1",))
+    unit = f" ({alike.unit})" if alike and alike.unit else ""
+    names = [f"{part}{unit}" for part in ("test", "validation", "validation, pruned")]
+    columns = ("task", *([] if alike else ["metric"]), *names, "epochs", "lr", "l1")
+    return Table(columns, rows, texts=("metric", "l1"))
 
 
-def grid(points: Sequence[Mapping[str, Any]]) -> Table:
-    """The grid points of a task."""
+def grid(points: Sequence[Mapping[str, Any]], shown: Shown | None = None) -> Table:
+    """The grid points of a task, with its metric."""
+    shown = shown or Shown()
     rows = [
         [
             str(i + 1),
             _per_layer(point["l1"]),
             setting(point["lr"]),
-            percent(point["validation"]),
+            shown.number(point["validation"]),
             MISSING if point["kept"] < 0 else str(point["kept"]),
             "chosen" if point["chosen"] else "candidate" if point["candidate"] else "",
         ]
         for i, point in enumerate(points)
     ]
-    columns = ("point", "l1", "lr", "validation (%)", "channels kept", "")
+    unit = f" ({shown.unit})" if shown.unit else ""
+    columns = ("point", "l1", "lr", f"validation{unit}", "channels kept", "")
     return Table(columns, rows, texts=("l1", ""))
 
 

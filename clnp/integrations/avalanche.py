@@ -25,6 +25,7 @@ from ..learner.settings import check_some
 from ..network.certificate import Certificate
 from ..network.inference import check_rule, choose
 from ..network.model import Model
+from ..objectives.objective import metric_of
 from ..pruning.margin import check_margin
 from .experiences import Pairs, classes_of, task_labels_of
 from .own_classes import OwnClasses
@@ -70,10 +71,10 @@ class CLNP(SupervisedTemplate):
         optimizer: any optimizer over the model's parameters, such as
             `AdamL1(clnp.parameter_groups(model, l1))` for the paper's penalty. Each task replaces
             its parameters by the free ones and clears its state; rates, groups and schedulers stay.
-        margin: validation score that pruning may cost; for an accuracy, a fraction.
+        margin: validation metric that pruning may cost; for an accuracy, a fraction.
         validation: fraction of each experience's examples held out of training, to measure the
             margin.
-        score, search, granularity: settings of pruning, as in `clnp.Settings`; a function as score
+        metric, search, granularity: settings of pruning, as in `clnp.Settings`; a function
             receives the logits of the experience's classes, and targets numbered among these.
         tasks_expected: number of experiences that the network is to learn, as in `clnp.Settings`.
         task_labels: source of the task in evaluation. "stream": the task labels of the stream.
@@ -104,7 +105,7 @@ class CLNP(SupervisedTemplate):
         optimizer: torch.optim.Optimizer,
         margin: float = 0.01,
         validation: float = 0.1,
-        score: Any = "accuracy",
+        metric: Any = None,
         search: str = "auto",
         granularity: int = 1,
         tasks_expected: int | None = None,
@@ -134,7 +135,7 @@ class CLNP(SupervisedTemplate):
         self._tasks_expected = tasks_expected
         self._pruning: dict[str, Any] = {
             "margin": margin,
-            "score": score,
+            "metric": metric,
             "search": search,
             "granularity": granularity,
         }
@@ -381,8 +382,8 @@ def _check_settings(
     number = isinstance(validation, (int, float)) and not isinstance(validation, bool)
     if not number or not 0 < validation < 1:
         raise ConfigError(f"validation: expected a fraction between 0 and 1, got {validation!r}")
-    check_some(**{name: pruning[name] for name in ("score", "search", "granularity")})
-    check_margin(pruning["margin"], pruning["score"])
+    check_some(**{name: pruning[name] for name in ("search", "granularity")})
+    check_margin(pruning["margin"], metric_of(pruning["metric"] or "accuracy"))
     if task_labels not in TASK_LABELS:
         raise ConfigError(f"task_labels: expected one of {list(TASK_LABELS)}, got {task_labels!r}")
     check_rule(rule)

@@ -20,6 +20,8 @@ from ..data.names import counted
 from ..data.task import Task
 from ..errors import ConfigError, memory_needed
 from ..files.atomic import write_text
+from ..objectives.objective import Objective
+from ..objectives.shown import Shown
 from ..parallel.ranks import ALONE, Ranks, sharing
 from .agreement import SharedProgress
 from .checks import check_device, check_new
@@ -41,6 +43,7 @@ class BaseLearner(ABC):
 
     Attributes:
         reports: one `TaskReport` per learned task.
+        objective: loss and metric of the task in training, or of the last one.
         checkpoint_dir: folder of the checkpoint and of the progress of the task in training, or
             None.
 
@@ -59,6 +62,7 @@ class BaseLearner(ABC):
         self.progress_bar = progress_bar
         self._bar: ProgressBar | None = None  # while a task is learned
         self.reports: list[TaskReport] = []
+        self.objective = Objective()
         self.ranks: Ranks = ALONE
         self._tests = Tests()
 
@@ -122,7 +126,11 @@ class BaseLearner(ABC):
 
     @abstractmethod
     def _check(self, task: Task, plan: Any) -> tuple[Task, int]:
-        """Refuse a task that does not fit; return it ready to read, and its number of classes."""
+        """Refuse a task that does not fit; return it ready to read, and its number of outputs."""
+
+    @abstractmethod
+    def _objective_of(self, task: Task, outputs: int, plan: Any) -> Objective:
+        """Loss and metric of a checked task. Raises ConfigError where they do not fit."""
 
     @abstractmethod
     def _snapshot(self) -> Any:
@@ -133,7 +141,7 @@ class BaseLearner(ABC):
         """Return to a snapshot taken before task `index`."""
 
     @abstractmethod
-    def _learn(self, task: Task, index: int, classes: int, plan: Any) -> TaskReport:
+    def _learn(self, task: Task, index: int, outputs: int, plan: Any) -> TaskReport:
         """Train, test and report one task."""
 
     # The life of a task
@@ -143,7 +151,8 @@ class BaseLearner(ABC):
         given, index = task, len(self.reports)
         with self.ranks.together("checking the task"):
             check_new(self.reports, task)
-            task, classes = self._check(task, plan)
+            task, outputs = self._check(task, plan)
+            self.objective = self._objective_of(task, outputs, plan)
             check_callbacks(self.callbacks)
         before = self._snapshot()
         try:
@@ -154,7 +163,7 @@ class BaseLearner(ABC):
                 seeded(seed_for(seed, index), self.device),
                 memory_needed(f"task {task.name!r}", batch_size),
             ):
-                report = self._learn(task, index, classes, plan)
+                report = self._learn(task, index, outputs, plan)
         except BaseException:
             self._undo(before, index)
             self._tests.cut(index)
@@ -188,10 +197,15 @@ class BaseLearner(ABC):
 
     @property
     def accuracy_matrix(self) -> np.ndarray:
-        """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above
-        the diagonal.
+        """R [T, T] float64: R[i, j] is the metric of task j (accuracy, unless it names another) on
+        its test split after learning task i; NaN above the diagonal.
         """
         return matrix_of(self.reports)
+
+    @property
+    def shown(self) -> Shown:
+        """Name and unit of the metric of the task in training, or of the last one."""
+        return Shown.of(self.objective.metric)
 
     def _call(self, event: str, *args: Any) -> None:
         """Call the callbacks, on the first rank; what one of them computes, it computes alone."""

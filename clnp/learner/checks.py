@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data.check import check_is_task, ready, warn_unseen
 from ..data.task import Task, task_data
 from ..errors import ConfigError, DataError
 from ..network.model import Model
+from ..objectives.objective import Objective
+from ..objectives.shapes import CLASSES
+from ..training.validation import class_sizes
 from .report import TaskReport
 
 
@@ -37,15 +42,15 @@ def check_task(
     Arguments:
         task: examined, content included.
         shape, dtype: of one input of the network.
-        outputs: classes that the network has outputs for.
+        outputs: of the network.
         single: all tasks share these outputs.
 
     Returns:
-        the task with its Datasets in memory where they fit (`clnp.data.check.ready`), and its
-        number of classes.
+        the task with its Datasets in memory where they fit (`clnp.data.check.ready`), and the
+        number of outputs that it is learned with.
 
     Raises:
-        DataError: no `Task`; shape, dtype or labels that the network was not made for; a bad item.
+        DataError: no `Task`; shape, dtype or targets that the network was not made for; a bad item.
     """
     check_is_task(task)
     if task.sample_shape != shape:
@@ -59,7 +64,7 @@ def check_task(
             f"{task.dtype}; convert one of them"
         )
     task = ready(task)
-    return task, _classes(task, outputs, single)
+    return task, _outputs(task, outputs, single)
 
 
 def check_model_task(model: Model, task: Task) -> tuple[Task, int]:
@@ -71,16 +76,48 @@ def check_model_task(model: Model, task: Task) -> tuple[Task, int]:
     return check_task(task, shape, dtype, outputs, single=single)
 
 
-def _classes(task: Task, outputs: int, single: bool) -> int:
-    """Outputs that a task is learned with: all of a single head's, else `task.classes`, or those of
-    the network where the task has none.
+def objective_for(task: Task, outputs: int, loss: Any, metric: Any) -> Objective:
+    """Loss and metric that a task is learned with.
+
+    Arguments:
+        task: checked by `check_task`.
+        outputs: of its head.
+        loss, metric: the learner's, for a task that names none.
+
+    Raises:
+        ConfigError: they do not fit each other, the task's targets or the outputs.
     """
-    classes = outputs if single or task.classes is None else task.classes
-    for split, data in task_data(task).splits.items():
-        if data.top >= classes:
+    found = task.objective(loss, metric)
+
+    def sizes() -> Tensor:
+        own = class_sizes(task.train, found)
+        return torch.nn.functional.pad(own, (0, outputs - len(own)))
+
+    fitted = found.loss.fitted(sizes)
+    fitted.check(outputs)
+    return dataclasses.replace(found, loss=fitted)
+
+
+def _outputs(task: Task, outputs: int, single: bool) -> int:
+    """Outputs that a task is learned with: all of a single head's, else those that the task names,
+    or those of the network where it names none.
+    """
+    data = task_data(task)
+    named = task.outputs if task.outputs is not None else task.classes
+    if task.kind != CLASSES:
+        named = data.classes
+        if single and named != outputs:
+            raise DataError(
+                f"task {task.name!r}: expected {outputs} outputs, as the single head has, got "
+                f"targets for {named}; use head='multi'"
+            )
+        return named
+    classes = outputs if single or named is None else named
+    for split, found in data.splits.items():
+        if found.top >= classes:
             raise DataError(
                 f"task {task.name!r}, {split}: expected labels from 0 to {classes - 1}, as the "
-                f"head has, got {data.top}" + ("" if single else "; pass Task(..., classes=...)")
+                f"head has, got {found.top}" + ("" if single else "; pass Task(..., classes=...)")
             )
     warn_unseen(task)
     return classes

@@ -27,11 +27,11 @@ class GridPoint:
     lr: float
 
 
-def candidates(scores: Sequence[Any], floor: Any) -> list[int]:
-    """Indices of the grid points whose trained networks score no less than the floor, which is
+def candidates(values: Sequence[Any], floor: Any) -> list[int]:
+    """Indices of the grid points whose trained networks are no worse than the floor, which is
     within the margin of the best one.
     """
-    return [i for i, value in enumerate(scores) if value >= floor]
+    return [i for i, value in enumerate(values) if value >= floor]
 
 
 def sparsest(costs: Sequence[float]) -> int:

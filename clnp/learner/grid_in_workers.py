@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import TrialError
+from ..objectives.metrics import Value
 from ..parallel import Workers, kernels, tell
 from ..pruning.search import Pruning
-from ..training.score import Value
 from .grid import GridPoint
 from .grid_point import PointTrainer, Report, Trained
 

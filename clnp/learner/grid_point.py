@@ -13,12 +13,14 @@ from ..data.batches import seed_for
 from ..data.task import Task, task_data
 from ..network.keep import keep_everything
 from ..network.model import Model
+from ..objectives.metrics import Value
+from ..objectives.objective import Objective
 from ..parallel.kernels import Kernels
 from ..pruning.activity import check_scores
 from ..pruning.search import Pruning, find_pruning
 from ..pruning.sparsifiers import Sparsifier, sparsifier
 from ..training.fit import FitSettings, FitState, moving
-from ..training.score import Validation, Value
+from ..training.validation import Validation
 from .grid import GridPoint
 from .progress import Progress
 from .settings import DTYPES, Settings
@@ -31,7 +33,7 @@ class Plan:
     """Course of one task.
 
     Attributes:
-        margin: validation score given up for sparsity.
+        margin: validation metric given up for sparsity.
         adopt: take the network as it is instead of training it.
         prune: search thresholds; otherwise all channels stay.
     """
@@ -49,14 +51,14 @@ class Trained:
         point: its settings.
         tensors: copies of the tensors that training moves.
         history: one record per epoch.
-        score: of the validation split, before pruning.
+        value: metric of the validation split before pruning, higher is better.
         pruning: outcome of the threshold search.
     """
 
     point: GridPoint
     tensors: list[Tensor]
     history: list[dict[str, float]]
-    score: Value = 0
+    value: Value = 0
     pruning: Pruning | None = None
 
 
@@ -75,6 +77,7 @@ class PointTrainer:
         progress: saved fits.
         head_only: train the head alone (the final hidden group is full).
         kernels: table of the GPU kernels.
+        objective: loss and metric of the task.
     """
 
     model: Model
@@ -86,6 +89,7 @@ class PointTrainer:
     progress: Progress
     head_only: bool
     kernels: Kernels
+    objective: Objective
 
     @property
     def sparsifier(self) -> Sparsifier:
@@ -93,8 +97,8 @@ class PointTrainer:
         return sparsifier(self.settings.sparsifier)
 
     def validation(self) -> Validation:
-        """The validation split with the learner's score."""
-        return Validation(self.task.validation, self.settings.score, self.model.device)
+        """The validation split with the task's metric."""
+        return Validation(self.task.validation, self.objective, self.model.device)
 
     def stamp(self) -> dict[str, Any]:
         """Identity of this task's saved fits."""
@@ -104,6 +108,7 @@ class PointTrainer:
             "name": self.task.name,
             "data": task_data(self.task).to_json(),
             "kernels": self.kernels["digest"],
+            "objective": self.objective.to_json(),
         }
 
     def record(self, i: int, epoch: dict[str, float]) -> dict[str, Any]:
@@ -134,7 +139,7 @@ class PointTrainer:
         def on_batch(*args: Any) -> None:
             report("on_batch_end", *args)
 
-        return self.model, train, validation, settings, seed, on_batch
+        return self.model, train, validation, settings, seed, on_batch, self.objective
 
     def fit(self, i: int, report: Report) -> Trained:
         """Train grid point `i` from the weights that the model has."""
@@ -164,8 +169,9 @@ class PointTrainer:
         """Search the thresholds of the network in the model, which is trained grid point `t`."""
         model, settings = self.model, self.settings
         if self.head_only:
-            # Nothing is claimed, so the head that scores most is the best one.
-            t.pruning = Pruning.nothing_kept(model, float(t.score), cost=-float(t.score))
+            # Nothing is claimed, so the best head is the one of the highest value.
+            shown = validation.shown(t.value)
+            t.pruning = Pruning.nothing_kept(model, shown, cost=-float(t.value))
             return
         # A resumed run gets here without having trained: the generator must not depend on that.
         torch.manual_seed(seed_for(settings.seed, self.index, "prune"))
@@ -173,7 +179,8 @@ class PointTrainer:
             keep = keep_everything(model)
             scores = self.sparsifier.scores(model, self.task.train, model.device)
             check_scores(model, scores)
-            t.pruning = Pruning(keep, dict.fromkeys(keep, 0.0), float(t.score), 0.0, scores)
+            shown = validation.shown(t.value)
+            t.pruning = Pruning(keep, dict.fromkeys(keep, 0.0), shown, 0.0, scores)
             return
         t.pruning = find_pruning(
             model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,9 @@ from ..data.images import ImageSet
 from ..data.inputs import Split
 from ..data.task import Task, task_data
 from ..errors import CheckpointError, DataError
-from ..training.evaluation import accuracy
+from ..objectives.objective import Objective, objective_of
+from ..objectives.shapes import CLASSES
+from ..training.validation import measured
 from .agreement import digest
 from .report import TaskReport
 
@@ -56,21 +59,41 @@ def test_split(task: Task) -> Split:
     return split if isinstance(split, READY) else task.items("test")
 
 
+def objective_again(report: TaskReport, loss: Any, metric: Any) -> Objective:
+    """The objective of a learned task, from its report and the learner's loss and metric.
+
+    Raises:
+        ConfigError: it was a function, which a file can't hold.
+    """
+    data = report.data
+    own = (None, None) if data is None else (data.loss, data.metric)
+    return objective_of(own[0] or loss, own[1] or metric, CLASSES)
+
+
 class Tests:
     """The test splits of learned tasks, for the rows of the accuracy matrix.
 
     Attributes:
         splits: one per task; None where it is not at hand.
+        objectives: of the tasks whose split is at hand.
     """
 
     def __init__(self) -> None:
         self.splits: list[Split | None] = []
-        self._measured: dict[int, tuple[str, float]] = {}  # task -> what was tested, its accuracy
+        self.objectives: dict[int, Objective] = {}
+        self._measured: dict[int, tuple[str, float]] = {}  # task -> what was tested, its metric
+
+    def add(self, split: Split | None, objective: Objective | None = None) -> None:
+        """Add the next task's split, with its objective."""
+        if objective is not None:
+            self.objectives[len(self.splits)] = objective
+        self.splits.append(split)
 
     def cut(self, index: int) -> None:
         """Forget the tasks from `index` on."""
         del self.splits[index:]
         self._measured = {k: v for k, v in self._measured.items() if k < index}
+        self.objectives = {k: v for k, v in self.objectives.items() if k < index}
 
     def keep(self, index: int, task: Task, made: Task) -> None:
         """Keep the test split of a learned task: items of a Dataset stay in memory if they fit
@@ -83,9 +106,9 @@ class Tests:
         """
         self.splits[index] = kept_test(task, made, self.splits[:index])
 
-    def accuracy(self, task: int, network: nn.Module, device: torch.device) -> float:
-        """Test accuracy of a task. An earlier measurement is reused if the network has the same
-        bits; NaN where the split is not at hand.
+    def metric(self, task: int, network: nn.Module, device: torch.device) -> float:
+        """Metric of a task on its test split. An earlier measurement is reused if the network has
+        the same bits; NaN where the split is not at hand.
 
         Arguments:
             task: its index.
@@ -96,11 +119,11 @@ class Tests:
         if split is None:
             return float("nan")
         now = digest(network.state_dict(), f"{device}, {torch.get_num_threads()} threads")
-        before, measured = self._measured.get(task, ("", 0.0))
+        before, value = self._measured.get(task, ("", 0.0))
         if now != before:
-            measured = accuracy(network, split, device)
-            self._measured[task] = now, measured
-        return measured
+            value = measured(network, split, self.objectives[task], device)
+            self._measured[task] = now, value
+        return value
 
 
 def kept_test(task: Task, made: Task, held: Sequence[Split | None]) -> Split:

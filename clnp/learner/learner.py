@@ -26,20 +26,20 @@ from ..network.certificate import Certificate, Verdict
 from ..network.inference import Inferred, Prediction, predicted
 from ..network.model import Model
 from ..network.restore import EXTRA, restored
+from ..objectives.objective import Objective, check_sendable, given_again
 from ..parallel import Workers, kernels
 from ..parallel.ranks import ALONE, Ranks, refuse_sharded, world
 from ..pruning.margin import check_margin
 from ..training.cost import clnp_cost
 from ..training.evaluation import inferred_accuracies
-from ..training.score import check_sendable, given_again
 from .agreement import agree_on_network, agree_on_task, begin
 from .base import BaseLearner, checkpoint_file
 from .budget import AUTO, budgets, warn_of_capacity
-from .checks import check_model_task
+from .checks import check_model_task, objective_for
 from .grid import GridPoint, grid_points
 from .grid_point import Plan, PointTrainer
 from .learned_data import learned_tasks, test_split
-from .report import TaskReport, capacity_of, reuse_of
+from .report import TaskReport, capacity_of, check_classes, objective_fields, reuse_of
 from .settings import Settings, SettingsGiven, without_removed
 from .task_run import TaskRun
 
@@ -106,7 +106,8 @@ class Learner(BaseLearner):
         if model.is_convolutional:
             model.to(memory_format=torch.channels_last)
         self.workers = workers if isinstance(workers, Workers) else Workers(workers)
-        check_sendable(self.settings.score, self.workers.count)
+        for name in ("loss", "metric"):
+            check_sendable(name, getattr(self.settings, name), self.workers.count)
         self._share(world() if distributed else ALONE)
         self._use_folder(checkpoint_dir, None)
         self.certificate = Certificate()
@@ -125,32 +126,38 @@ class Learner(BaseLearner):
         return f"Learner({'; '.join([learned, settings] if settings else [learned])})"
 
     def __str__(self) -> str:
-        """The learner in a few lines: settings, accuracies and the channels of every group."""
+        """The learner in a few lines: settings, metrics and the channels of every group."""
         lines = [repr(self)]
         for k, report in enumerate(self.reports):
             now = self.reports[-1].row[k]
-            lines.append(f"task {k + 1}, {report.name!r}: test {now:.2%} now")
+            lines.append(f"task {k + 1}, {report.name!r}: test {report.shown.text(now)} now")
         capacity = self.reports[-1].capacity if self.reports else {}
         return "\n".join([*lines, capacity_text(capacity)] if capacity else lines)
 
     # Learning
 
-    def learn(self, task: Task) -> TaskReport:
+    def learn(self, task: Task, *, margin: float | None = None) -> TaskReport:
         """Learns one more task: trains the free weights at every grid point, prunes the candidates
         within the margin, freezes the sparsest, and tests it and all earlier tasks.
 
         If anything goes wrong the learner is left as it was before the call.
 
+        Arguments:
+            task: what to learn; it may name a loss and a metric of its own.
+            margin: how much of the validation metric pruning may cost; default: the setting.
+
         Raises:
-            DataError: the task does not fit the network (shape, dtype, labels); an item that is no
-                good, with its split and index; a task of that name was learned before.
+            DataError: the task does not fit the network (shape, dtype, targets); an item that is
+                no good, with its split and index; a task of that name was learned before.
+            ConfigError: loss, metric or margin do not fit each other or the task; a function fails.
             CapacityError: single head and no free channel in the final hidden layer. With several
                 heads the task is learned by a new head alone: a CapacityWarning, and the report's
                 `transfer_only`, say so.
             TrainingError: the loss, a weight or an activity became NaN or infinite; memory ran out.
             TrialError: some grid points failed twice in their workers; the others are kept.
         """
-        return self._run(task, Plan(self.settings.margin), *self._seeded)
+        margin = self.settings.margin if margin is None else margin
+        return self._run(task, Plan(margin), *self._seeded)
 
     def adopt(self, task: Task, *, margin: float | None = None, prune: bool = True) -> TaskReport:
         """Makes the network as it is, trained by whatever means, the first task, without training:
@@ -159,14 +166,14 @@ class Learner(BaseLearner):
         Arguments:
             task: what it was trained on; the train split serves to measure activity, the validation
                 split to hold the margin.
-            margin: how much of the validation score pruning may cost; default: the setting.
+            margin: how much of the validation metric pruning may cost; default: the setting.
             prune: False freezes all channels as they are, with the very weights of the network;
                 channels for later tasks then have to be added with `expand`.
 
         Raises:
             DataError: the task does not fit the network.
-            ConfigError: a task was learned already; the network's outputs are not the task's
-                classes; margin out of range.
+            ConfigError: a task was learned already; the network's outputs are not the task's;
+                margin out of range.
         """
         if self.reports:
             raise ConfigError(
@@ -178,7 +185,6 @@ class Learner(BaseLearner):
                 f"{self.settings.first_growth!r}"
             )
         margin = self.settings.margin if margin is None else margin
-        check_margin(margin, self.settings.score)
         return self._run(task, Plan(margin, adopt=True, prune=prune), *self._seeded)
 
     def _check(self, task: Task, plan: Plan) -> tuple[Task, int]:
@@ -188,13 +194,20 @@ class Learner(BaseLearner):
                 f"{len(self.model.tasks)}; the network was trained or loaded elsewhere: continue "
                 "from its own file with Learner.load"
             )
-        task, classes = check_model_task(self.model, task)
-        if plan.adopt and classes != self.model.head.classes:
+        task, outputs = check_model_task(self.model, task)
+        if plan.adopt and outputs != self.model.head.classes:
             raise ConfigError(
                 f"task {task.name!r}: expected {self.model.head.classes} classes, as many as the "
-                f"network has outputs, got {classes}; adopt a network that was trained on the task"
+                f"network has outputs, got {outputs}; adopt a network that was trained on the task"
             )
-        return task, classes
+        return task, outputs
+
+    def _objective_of(self, task: Task, outputs: int, plan: Plan) -> Objective:
+        found = objective_for(task, outputs, self.settings.loss, self.settings.metric)
+        check_margin(plan.margin, found.metric)
+        for name in ("loss", "metric"):
+            check_sendable(name, getattr(found, name), self.workers.count)
+        return found
 
     def _snapshot(self) -> dict[str, Any]:
         return {name: value.clone() for name, value in self.model.state_dict().items()}
@@ -205,18 +218,18 @@ class Learner(BaseLearner):
         del self.certificate.entries[index:], self.certificate.probes[index:]
         self.model.eval()
 
-    def _learn(self, task: Task, index: int, classes: int, plan: Plan) -> TaskReport:
+    def _learn(self, task: Task, index: int, outputs: int, plan: Plan) -> TaskReport:
         # Ranks and resumed runs take the same kernels.
         self._kernels = kernels.qualify(self.device, self.ranks, self._kernels["digest"])
         self._seconds = dict.fromkeys(("fit", "search", "fine_tune", "evaluate", "total"), 0.0)
         with self._timed("total"):
             agree_on_task(self.ranks, self.model, task, index)
-            report = self._train_and_freeze(task, index, classes, plan)
+            report = self._train_and_freeze(task, index, outputs, plan)
             agree_on_network(self.ranks, self.model)
         report.seconds = dict(self._seconds)
         return report
 
-    def _train_and_freeze(self, task: Task, index: int, classes: int, plan: Plan) -> TaskReport:
+    def _train_and_freeze(self, task: Task, index: int, outputs: int, plan: Plan) -> TaskReport:
         """Algorithm 1 for one task (paper, Sec. 2.2)."""
         settings, model = self.settings, self.model
         full = model.is_full
@@ -224,6 +237,7 @@ class Learner(BaseLearner):
             *(model, task, index, settings, plan, self._points(), self._progress),
             head_only=full,
             kernels=self._kernels,
+            objective=self.objective,
         )
         run = TaskRun(trainer, self._call, self.workers, self._warned)
         self._call("on_task_begin", index, task.name, run.epochs)
@@ -237,7 +251,7 @@ class Learner(BaseLearner):
             )
         generator = torch.Generator().manual_seed(seed_for(settings.seed, index, "weights"))
         model.begin_task(
-            classes, generator=generator, most_new={} if plan.adopt else self._budgets()
+            outputs, generator=generator, most_new={} if plan.adopt else self._budgets()
         )
         in_training = {
             group.name: model.active(group) + model.free(group) for group in model.groups.prunable
@@ -247,7 +261,7 @@ class Learner(BaseLearner):
         with self._timed("search"):
             chosen = run.prune(trained)
         assert chosen.pruning is not None
-        best = max(t.score for t in trained)
+        best = max(t.value for t in trained)
         chosen.pruning.apply(model)
         with self._timed("fine_tune"):
             validation, fine_tuned = run.fine_tune(chosen, best)
@@ -259,22 +273,23 @@ class Learner(BaseLearner):
         if plan.prune and not last:
             warn_of_capacity(capacity, self._warned, stacklevel=5)
         with self._timed("evaluate"):
-            self._tests.splits.append(task.test)
+            self._tests.add(task.test, self.objective)
             self.certificate.record(model, first_inputs(task.test, 64))
             row = [
-                self._tests.accuracy(j, model.subnetwork(j, fresh=True), self.device)
+                self._tests.metric(j, model.subnetwork(j, fresh=True), self.device)
                 for j in range(index + 1)
             ]
-            inferred = self._inferred()
+            inferred = self._inferred(task)
+        shown = run.validation.shown
         return TaskReport(
             task=index,
             name=task.name,
             epochs=0 if plan.adopt else settings.epochs,
             lr=chosen.point.lr,
             l1=chosen.point.l1,
-            best_validation=float(best),
-            validation_before=float(chosen.score),
-            validation=float(validation),
+            best_validation=shown(best),
+            validation_before=shown(chosen.value),
+            validation=shown(validation),
             test=row[-1],
             row=row,
             capacity=capacity,
@@ -287,7 +302,7 @@ class Learner(BaseLearner):
             inferred=inferred,
             class_names=task.class_names,
             data=task_data(task),
-            score=run.validation.score.name,
+            **objective_fields(self.objective),
             fine_tuned=fine_tuned,
         )
 
@@ -309,8 +324,9 @@ class Learner(BaseLearner):
             return [GridPoint(trained[0].l1, trained[0].lr)]
         return self.points
 
-    def _inferred(self) -> Inferred:
-        if not self.settings.infer_tasks:
+    def _inferred(self, task: Task) -> Inferred:
+        data = [*(report.data for report in self.reports), task_data(task)]
+        if not self.settings.infer_tasks or not all(d is None or d.classifies for d in data):
             return {}
         return inferred_accuracies(self.model, self._tests.splits, self.device)
 
@@ -335,8 +351,10 @@ class Learner(BaseLearner):
 
         Raises:
             DataError: x does not fit the network.
-            ConfigError: the task has not been learned; an unknown rule.
+            ConfigError: the task has not been learned, or has not one class per example; an unknown
+                rule.
         """
+        check_classes(self.reports, task)
         x = x.to(self.device)
         with torch.no_grad():
             if task is None:
@@ -379,7 +397,8 @@ class Learner(BaseLearner):
         callbacks: Iterable[Any] = (),
         workers: int | Workers = 1,
         distributed: bool = False,
-        score: Any = None,
+        loss: Any = None,
+        metric: Any = None,
         progress_bar: bool | None = None,
     ) -> Learner:
         """A learner as it was saved.
@@ -391,11 +410,11 @@ class Learner(BaseLearner):
                 and compared with the fingerprints of what was learned.
             device, checkpoint_dir, callbacks, workers, distributed, progress_bar: as for a new
                 learner.
-            score: the learner's, where that is a function: a file holds its name only.
+            loss, metric: the learner's, where they are functions: a file holds their names only.
 
         Raises:
             CheckpointError: no such file, damaged, or not a learner's.
-            ConfigError: `score` is not the learner's.
+            ConfigError: `loss` or `metric` is not the learner's.
             DataError: `tasks` are not the tasks that were learned: other inputs, labels, sizes,
                 order or class names.
         """
@@ -404,10 +423,10 @@ class Learner(BaseLearner):
         with ranks.together("reading the checkpoint"):
             read = checkpoint.read(path, KIND) if ranks.main else None
         tensors, data = ranks.from_first(read)
-        score = given_again(_saved_score(data), score)
+        given = _given_again(data, loss=loss, metric=metric)
         try:
             model = _model_of(tensors, data)
-            settings = {**without_removed(data["settings"]), "score": score}
+            settings = {**without_removed(data["settings"]), **given}
             learner = cls(
                 model,
                 device=device,
@@ -416,7 +435,7 @@ class Learner(BaseLearner):
                 progress_bar=progress_bar,
                 **settings,
             )
-            learner.reports = [TaskReport(**report) for report in data["reports"]]
+            learner.reports = [TaskReport.from_json(report) for report in data["reports"]]
             probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
             learner.certificate = Certificate.from_json(data["certificate"], probes)
             learner._kernels = {"digest": str(data.get("kernels", ""))}
@@ -428,10 +447,17 @@ class Learner(BaseLearner):
         if tasks is not None:
             with ranks.together("comparing the tasks"):
                 again = learned_tasks(learner.reports, tasks)
-            learner._tests.splits = [test_split(task) for task in again]
+            learner._attach(again)
         return learner
 
     # Helpers
+
+    def _attach(self, tasks: Sequence[Task]) -> None:
+        """Give the learned tasks' test splits back."""
+        self._tests.splits = []
+        for task in tasks:
+            found = task.objective(self.settings.loss, self.settings.metric)
+            self._tests.add(test_split(task), found)
 
     def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON-able data of the checkpoint."""
@@ -461,10 +487,11 @@ class Learner(BaseLearner):
             self._seconds[what] += time.perf_counter() - start
 
 
-def _saved_score(data: Any) -> Any:
-    """Name of a learner's score in the data of its file."""
+def _given_again(data: Any, **given: Any) -> dict[str, Any]:
+    """Loss and metric of a learner from the data of its file, or as they are given again."""
     settings = data.get("settings") if isinstance(data, dict) else None
-    return settings.get("score", "accuracy") if isinstance(settings, dict) else "accuracy"
+    saved = without_removed(settings) if isinstance(settings, dict) else {}
+    return {name: given_again(name, saved.get(name), value) for name, value in given.items()}
 
 
 def _model_of(tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> Model:

@@ -11,7 +11,8 @@ import numpy as np
 from .. import metrics as diagnostics
 from ..callbacks.callback import settings_of
 from ..errors import ConfigError
-from ..html.text import COST, PHASES
+from ..html.text import COST, PHASES, SUMMARIES
+from ..objectives.shown import Shown, by_metric
 
 
 def metrics_of(
@@ -29,19 +30,29 @@ def metrics_of(
         costs: of `costs_of`.
 
     Returns:
-        {"config", "tasks_learned", "accuracy_matrix" [T, T] with null above the diagonal, "acc",
-        "bwt", "forgetting", "certificate": {"tasks", "identical", "differing"}, "cost": {"flops",
+        {"config", "tasks_learned", "accuracy_matrix" [T, T] of the tasks' metrics with null above
+        the diagonal, "acc", "bwt", "forgetting" and "mean_accuracies" [T] (null where the tasks
+        have different metrics, whose means mean nothing), "by_metric": {metric: {"tasks", "acc",
+        "bwt", "forgetting"}}, "certificate": {"tasks", "identical", "differing"}, "cost": {"flops",
         "examples"} of all training together, "inferred": {rule: {measure: mean over tasks}} of the
         last task's `TaskReport.inferred`, "reports": one `TaskReport` per task without its times}.
     """
     R = np.asarray(learner.accuracy_matrix, dtype=np.float64)
     reports = [dataclasses.asdict(report) for report in learner.reports]
+    groups = by_metric(reports)
+    shown, alike = Shown.of_report(reports[0]), len(groups) == 1
+    means = diagnostics.mean_accuracies(R) if alike else np.full(len(R), np.nan)
+    overall = diagnostics.summary(R, shown.sign) if alike else dict.fromkeys(SUMMARIES)
     return {
         "config": config,
         "tasks_learned": len(reports),
         "accuracy_matrix": R.tolist(),
-        **diagnostics.summary(R),
-        "mean_accuracies": diagnostics.mean_accuracies(R).tolist(),
+        **overall,
+        "mean_accuracies": means.tolist(),
+        "by_metric": {
+            own.name: {"tasks": tasks, **diagnostics.summary(R, own.sign, tasks)}
+            for own, tasks in groups.items()
+        },
         "certificate": {
             "tasks": len(verdicts),
             "identical": sum(bool(v.identical) for v in verdicts),

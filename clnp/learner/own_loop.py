@@ -4,6 +4,7 @@ Algorithm 1).
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -16,12 +17,15 @@ from ..errors import CapacityWarning, ConfigError, TrainingError
 from ..network.boundaries import LearnedTask
 from ..network.conditions import fixed
 from ..network.model import Model
+from ..objectives.metrics import MetricFunction
+from ..objectives.objective import default_loss, metric_of, objective_of
+from ..objectives.shapes import CLASSES
 from ..pruning.margin import check_margin
 from ..pruning.search import Pruning, find_pruning
 from ..pruning.sparsifiers import sparsifier as ranking
 from ..ranges import choice
 from ..training.fit import parameter_groups as unnamed_groups
-from ..training.score import Validation, make
+from ..training.validation import Validation
 from .budget import AUTO, budgets, check_expected
 from .checks import check_model_task
 from .grid import per_layer
@@ -94,7 +98,8 @@ def prune(
     validation: Split,
     *,
     margin: float = 0.0005,
-    score: Any = "accuracy",
+    metric: Any = None,
+    loss: Any = None,
     search: str = "auto",
     granularity: int = 1,
     sparsifier: str = "activity",
@@ -109,47 +114,56 @@ def prune(
         model: trained, in a task.
         train: split that activity is measured on: (x [N, ...], y [N, ...]) or a Dataset of (x, y),
             which is read several times.
-        validation: split that is scored, in the same form.
-        margin: validation score that may be lost; for an accuracy a fraction.
-        score: "accuracy", "balanced accuracy", or a function (outputs [N, C], targets [N, ...]) ->
-            number, higher is better, called with the whole validation split on the CPU. The first
-            two need class labels from 0 as y. For a regression, for example, take
-            lambda outputs, y: -F.mse_loss(outputs, y).
+        validation: split that is measured, in the same form.
+        margin: validation metric that may be lost, in its units; of an accuracy a fraction.
+        metric: name or object of `clnp.objectives`, for example "R2" for a regression, or a
+            function (outputs [N, ...], targets [N, ...]) -> number, higher is better, called with
+            the whole validation split on the CPU; its targets may be anything that makes a tensor.
+            None is that of the loss.
+        loss: says what the targets of a metric of `clnp.objectives` are, as in `clnp.data.Task`,
+            for example "cross_entropy" for a class per pixel; it is not computed. None: class
+            labels [N], or what the metric takes.
         search, granularity: as in `clnp.Settings`.
         sparsifier: as in `clnp.Settings`; it ranks the channels only.
 
     Returns:
-        the kept channels, the thresholds, and the validation score afterwards.
+        the kept channels, the thresholds, and the validation metric afterwards.
 
     Raises:
-        ConfigError: no task has begun; a setting out of range; the score fails.
+        ConfigError: no task has begun; a setting out of range; the metric fails.
         DataError: the examples do not fit the network.
         TrainingError: a parameter is not finite.
     """
     _check_trained(model, "prune")
-    make(score)
     check_some(search=search, granularity=granularity, sparsifier=sparsifier)
-    check_margin(margin, score)
+    found = objective_of(loss, metric).metric if metric is None else metric_of(metric)
+    check_margin(margin, found)
     for name, split in (("train", train), ("validation", validation)):
         check_split(split, name)
     with torch.inference_mode(False), fixed(model.device):
-        if callable(score):
-            score = of_targets(score, validation)
-            train, validation = unlabelled(train), unlabelled(validation)
+        if isinstance(found, MetricFunction):
+            found = dataclasses.replace(found, function=of_targets(found.function, validation))
+            train, validation, loss = unlabelled(train), unlabelled(validation), None
+        elif loss is None and CLASSES not in found.targets:
+            loss = default_loss(found)
+        objective = objective_of(loss, found)
         # Training is over, so there is no need to find out whether the items change.
-        classes = model.head.classes
-        task = Task("in training", train, validation, validation, classes, fixed_items=False)
+        outputs: dict[str, Any] = {"outputs": model.head.classes}
+        if objective.targets == CLASSES:
+            outputs = {"classes": model.head.classes}
+        more = {"fixed_items": False, "loss": loss, **outputs}
+        task = Task("in training", train, validation, validation, **more)
         task, _ = check_model_task(model, task)
-        scored = Validation(task.validation, score, model.device)
-        best = scored(model)
+        measured = Validation(task.validation, objective, model.device)
+        best = measured(model)
         if model.is_full:
-            pruning = Pruning.nothing_kept(model, float(best))
+            pruning = Pruning.nothing_kept(model, measured.shown(best))
         else:
             pruning = find_pruning(
                 model,
                 task.train,
-                scored,
-                scored.floor(best, margin),
+                measured,
+                measured.floor(best, margin),
                 rank=ranking(sparsifier).scores,
                 search=search,
                 granularity=granularity,

@@ -40,11 +40,11 @@ def check_split(split: Any, where: str) -> None:
         )
 
 
-def of_targets(score: Callable[[Tensor, Tensor], Any], split: Split) -> Callable[..., Any]:
-    """A score of outputs against the targets of a split, for evaluations of the whole split.
+def of_targets(metric: Callable[[Tensor, Tensor], Any], split: Split) -> Callable[..., Any]:
+    """A metric of outputs against the targets of a split, for evaluations of the whole split.
 
     Arguments:
-        score: (outputs [N, C], targets [N, ...]) -> number.
+        metric: (outputs [N, C], targets [N, ...]) -> number.
         split: checked by `check_split`; read once.
 
     Raises:
@@ -52,11 +52,11 @@ def of_targets(score: Callable[[Tensor, Tensor], Any], split: Split) -> Callable
     """
     targets = _targets(split)
 
-    @functools.wraps(score)
-    def scored(outputs: Tensor, _: Tensor) -> Any:
-        return score(outputs, targets)
+    @functools.wraps(metric)
+    def measured(outputs: Tensor, _: Tensor) -> Any:
+        return metric(outputs, targets)
 
-    return scored
+    return measured
 
 
 def unlabelled(split: Split) -> Split:

@@ -13,32 +13,44 @@ from torch import Tensor
 
 from ..data.fingerprint import TaskData
 from ..data.names import counted
+from ..errors import ConfigError
 from ..metrics import capacity_text
 from ..network.inference import Inferred
 from ..network.model import Model
+from ..objectives.objective import Objective
+from ..objectives.shown import Shown
+
+# Fields of older files -> their present names.
+RENAMED = {
+    "score": "metric",
+    "train_accuracy": "train_metric",
+    "validation_accuracy": "validation_metric",
+}
 
 
 @dataclass(repr=False)
 class TaskReport:
-    """Outcome of learning one task; accuracies are fractions, times are seconds.
+    """Outcome of learning one task. Metrics are in the units of the task's own, accuracies are
+    fractions, times are seconds.
 
     Attributes:
         task, name: index (from 0) and name.
         epochs, lr, l1: of the chosen grid point; l1 is layer -> alpha.
-        best_validation: best validation score over the grid (paper, Sec. 2.2: the margin counts
+        best_validation: best validation metric over the grid (paper, Sec. 2.2: the margin counts
             from here).
         validation_before, validation: of the chosen network before and after pruning (and
             fine-tuning).
-        test: test accuracy of the task's network; `row`: test accuracy on tasks 0..task, each by
-            its own network, so with the task given (NaN where its test data is not at hand).
+        test: metric of the task's network on its test split; `row`: that of tasks 0..task, each
+            its own metric by its own network, so with the task given (NaN where its test data is
+            not at hand).
         capacity: group -> {"size", "used", "new", "reused", "free"} channels after the task;
             "reused" are earlier tasks' channels whose mean activity on this task exceeds the
             threshold.
         in_training: group -> channels of the network in training, the frozen ones included.
         thresholds: group -> theta.
         reuse: group -> for each earlier task j, how many of its channels are reused.
-        history: per epoch of the chosen grid point: epoch, loss, train_accuracy,
-            validation_accuracy, lr.
+        history: per epoch of the chosen grid point: epoch, loss, train_metric (NaN where the
+            metric is no mean over examples), validation_metric, lr.
         grid: per grid point: l1, lr, validation, candidate, chosen, kept (free channels left after
             pruning; -1 if not pruned).
         transfer_only: the final hidden layer was full, so only a head was trained (paper, Sec.
@@ -50,10 +62,12 @@ class TaskReport:
             `clnp.network.inference`. Empty where it was not measured.
         class_names: of its classes, in the order of the outputs, where they are known.
         data: fingerprints of its splits; what is given as this task later has to be the same.
-        score: what `best_validation`, `validation_before`, `validation` and the grid's `validation`
-            are, and the margin was held on: the name of `Settings.score`.
+        loss: name of the loss.
+        metric, unit, higher_is_better: the metric of `test`, `best_validation`,
+            `validation_before`, `validation`, the history and the grid, on which the margin was
+            held; unit "%" means a fraction.
         fine_tuned: for each round of fine-tuning "kept", or "rolled back" where the validation
-            score was higher before it; joined by ", ", "" without fine-tuning.
+            metric was better before it; joined by ", ", "" without fine-tuning.
     """
 
     task: int
@@ -76,7 +90,10 @@ class TaskReport:
     inferred: Inferred = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     data: TaskData | None = None
-    score: str = "accuracy"
+    loss: str = "cross_entropy"
+    metric: str = "accuracy"
+    unit: str = "%"
+    higher_is_better: bool = True
     fine_tuned: str = ""
     in_training: dict[str, int] = field(default_factory=dict)
 
@@ -87,6 +104,21 @@ class TaskReport:
         if isinstance(self.data, Mapping):
             self.data = TaskData.from_json(self.data)
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TaskReport:
+        """The inverse of `to_json`; the fields of older files get their present names."""
+        fields = {RENAMED.get(name, name): value for name, value in data.items()}
+        fields["history"] = [
+            {RENAMED.get(name, name): value for name, value in record.items()}
+            for record in fields["history"]
+        ]
+        return cls(**fields)
+
+    @property
+    def shown(self) -> Shown:
+        """Name and unit of the metric, to write its numbers."""
+        return Shown.of_report(vars(self))
+
     def __repr__(self) -> str:
         used, size = (sum(c[k] for c in self.capacity.values()) for k in ("used", "size"))
         channels = f", channels used={used}/{size}" if self.capacity else ""
@@ -96,24 +128,48 @@ class TaskReport:
         )
 
     def __str__(self) -> str:
-        """The outcome in a few lines: accuracies, then the channels of every group."""
+        """The outcome in a few lines: metrics, then the channels of every group."""
         epochs = counted(self.epochs, "epoch")
         seconds = f", {self.seconds['total']:.1f} s" if "total" in self.seconds else ""
         head = (
-            f"task {self.task + 1}, {self.name!r}: test {self.test:.2%}, {self.score} on the "
-            f"validation split {self.validation_before:.4g} before pruning and "
-            f"{self.validation:.4g} after; {epochs}{seconds}"
+            f"task {self.task + 1}, {self.name!r}: test {self.shown.text(self.test)}, "
+            f"{self.metric} on the validation split {self.validation_before:.4g} before pruning "
+            f"and {self.validation:.4g} after; {epochs}{seconds}"
         )
         return f"{head}\n{capacity_text(self.capacity)}" if self.capacity else head
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, the inverse of `TaskReport(**data)`."""
+        """Plain data, the inverse of `TaskReport.from_json`."""
         return dataclasses.asdict(self)
 
 
+def objective_fields(objective: Objective) -> dict[str, Any]:
+    """The fields of a report that describe loss and metric."""
+    metric = objective.metric
+    return {
+        "loss": objective.loss.name,
+        "metric": metric.name,
+        "unit": metric.unit,
+        "higher_is_better": metric.higher_is_better,
+    }
+
+
+def check_classes(reports: Sequence[TaskReport], task: int | None) -> None:
+    """Raises ConfigError where a task (None: any) has not one class per example to predict."""
+    asked = range(len(reports)) if task is None else [task]
+    for k in asked:
+        report = reports[k] if -len(reports) <= k < len(reports) else None
+        if report is not None and report.data is not None and not report.data.classifies:
+            raise ConfigError(
+                f"predict(): expected tasks with one class per example, got {report.name!r}, "
+                f"learned by loss {report.loss!r}; model(x, task={reports.index(report)}) has its "
+                "outputs"
+            )
+
+
 def matrix_of(reports: Sequence[TaskReport]) -> np.ndarray:
-    """R [T, T] float64: R[i, j] is the test accuracy on task j after learning task i; NaN above the
-    diagonal.
+    """R [T, T] float64: R[i, j] is the metric of task j on its test split after learning task i;
+    NaN above the diagonal.
     """
     matrix = np.full((len(reports), len(reports)), np.nan)
     for i, report in enumerate(reports):

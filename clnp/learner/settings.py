@@ -16,10 +16,19 @@ from typing_extensions import TypedDict
 
 from ..errors import ConfigError
 from ..network.heads import HEADS
+from ..objectives.losses import Loss
+from ..objectives.metrics import Metric
+from ..objectives.objective import (
+    LOSS_WANTED,
+    METRIC_WANTED,
+    described,
+    loss_of,
+    metric_of,
+    objective_of,
+)
 from ..pruning.margin import check_margin
 from ..ranges import Range, choice, flag, number, whole
 from ..training.fit import SCHEDULES
-from ..training.score import WANTED, is_score, name_of
 from .budget import AUTO, GROWTH, TASKS, limits
 from .grid import per_layer
 
@@ -27,8 +36,9 @@ T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SPARSIFIERS = ("activity", "contribution", "sdp")
 SEARCHES = ("auto", "joint", "global")
-# Settings of older files that are gone, with the value that had no effect.
-REMOVED = {"reinit_scale": 1.0, "compensate": False}
+# Settings of older files that are gone, with the value that had no effect, or have another name.
+REMOVED = {"reinit_scale": 1.0, "compensate": False, "score": "accuracy"}
+RENAMED = {"score": "metric"}
 
 
 @dataclass(frozen=True)
@@ -163,24 +173,33 @@ class Settings:
     )
     margin: float = setting(
         0.0005,
-        _any("a fraction in [0, 1); for a function as score a number >= 0 in its units"),
-        "validation score that pruning may cost",
+        _any("a fraction in [0, 1); of a metric that is no fraction a number >= 0 in its units"),
+        "validation metric that pruning may cost",
         "more frees more channels and costs accuracy; at least a few validation examples' worth",
         "--margin",
     )
-    score: Any = setting(
-        "accuracy",
-        Range(WANTED, is_score),
-        "score that the margin is held on; balanced accuracy is the mean of the classes' recalls",
-        "balanced accuracy for tasks with rare classes; a function gets the whole validation split "
-        "at once, on the CPU, for every network",
-        "--score",
+    loss: Any = setting(
+        None,
+        _any(f"None, {LOSS_WANTED}"),
+        "loss of the tasks that name none; None is cross-entropy",
+        'clnp.objectives.CrossEntropy(weight="balanced") for rare classes; targets other than '
+        'class labels are named by the task, `Task(..., loss="mse")`',
+        "--loss",
+    )
+    metric: Any = setting(
+        None,
+        _any(f"None, {METRIC_WANTED}"),
+        "metric of the tasks that name none, in reports and of the margin; None is that of the "
+        "loss: accuracy, mean average precision or R2",
+        "balanced accuracy for tasks with rare classes; a function gets the whole split at once, "
+        "on the CPU, for every network",
+        "--metric",
     )
     l1: Any = setting(
         0.0,
         _any(PER_LAYER),
         "L1 coefficient alpha of the penalty alpha * sum |w|",
-        "raise it by factors of 3 until the validation score suffers; 1e-6 to 5e-4 is usual",
+        "raise it by factors of 3 until the validation metric suffers; 1e-6 to 5e-4 is usual",
         "--l1",
     )
     lr: float = setting(
@@ -190,7 +209,7 @@ class Settings:
         10,
         whole(1),
         "epochs of training per task and grid point",
-        "until the validation score levels off; L1 needs more than plain training",
+        "until the validation metric levels off; L1 needs more than plain training",
         "--epochs",
     )
     batch_size: int = setting(
@@ -244,7 +263,7 @@ class Settings:
         1,
         whole(1),
         "active channels per group are rounded up to a multiple of this",
-        "1 on a CPU; 16 may pay on a GPU",
+        "1 on a CPU; 8 may pay on a GPU",
         "--granularity",
     )
     tasks_expected: int | None = setting(
@@ -307,7 +326,8 @@ class Settings:
                 )
             object.__setattr__(self, "fine_tune", FineTune(**self.fine_tune))
         check(self)
-        check_margin(self.margin, self.score)
+        metric = check_objective(self.loss, self.metric)
+        check_margin(self.margin, metric_of("accuracy") if metric is None else metric)
         if self.fine_tune is not None:
             check(self.fine_tune, "fine_tune ")
 
@@ -328,17 +348,36 @@ class Settings:
         return {f.name: v for f in fields if (v := getattr(self, f.name)) != f.default}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, the inverse of `Settings(**data)`. A function as score becomes its name
-        (`clnp.training.score.given_again`).
+        """Plain data, the inverse of `Settings(**data)`. A function as loss or metric becomes its
+        name (`clnp.objectives.objective.given_again`).
         """
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         tune = None if self.fine_tune is None else dataclasses.asdict(self.fine_tune)
-        return copy.deepcopy({**data, "fine_tune": tune, "score": name_of(self.score)})
+        own = described_objective(self.loss, self.metric)
+        return copy.deepcopy({**data, "fine_tune": tune, **own})
+
+
+def check_objective(loss: Any, metric: Any) -> Metric | None:
+    """The metric of two settings as far as it is known without a task. Raises ConfigError."""
+    found = None if metric is None else metric_of(metric)
+    own = None if loss is None else loss_of(loss)
+    return objective_of(own, found).metric if own is not None else found
+
+
+def described_objective(loss: Any, metric: Any) -> dict[str, Any]:
+    """Plain data of the settings loss and metric."""
+    return {
+        "loss": None if loss is None else described(loss_of(loss)),
+        "metric": None if metric is None else described(metric_of(metric)),
+    }
 
 
 def without_removed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of an older file, less those that are gone where they had no effect."""
-    return {name: v for name, v in data.items() if name not in REMOVED or v != REMOVED[name]}
+    """Settings of an older file by their present names, less those that are gone where they had no
+    effect.
+    """
+    kept = {name: v for name, v in data.items() if name not in REMOVED or v != REMOVED[name]}
+    return {RENAMED.get(name, name): value for name, value in kept.items()}
 
 
 def check_some(**values: Any) -> None:
@@ -352,7 +391,8 @@ class SettingsGiven(TypedDict, total=False):
 
     head: Literal["multi", "single"]
     margin: float
-    score: Literal["accuracy", "balanced accuracy"] | Callable[[Any, Any], Any]
+    loss: str | Loss | Callable[[Any, Any], Any] | None
+    metric: str | Metric | Callable[[Any, Any], Any] | None
     l1: float | Sequence[float] | Mapping[str, float]
     lr: float
     epochs: int

@@ -6,17 +6,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
 
 from ..network.keep import keep_everything
+from ..objectives.metrics import Value
 from ..parallel import Workers
 from ..parallel.ranks import current
 from ..pruning.margin import warn_of_chance, warn_of_classes, warn_of_noise
 from ..training.fit import Fit, FitState, moving
-from ..training.score import Value
 from ..training.stacked_fit import StackedFit, stackable
 from . import grid_in_workers
 from .grid import GridPoint, candidates, per_layer, sparsest
@@ -69,7 +68,7 @@ class TaskRun:
     # Training
 
     def train(self) -> list[Trained]:
-        """Train every grid point from the same weights, in the same order of examples, and score
+        """Train every grid point from the same weights, in the same order of examples, and measure
         it.
         """
         self.validation.check(self.model.net)
@@ -77,8 +76,8 @@ class TaskRun:
             self._warn()
         trained = self._trained_points()
         for t in trained:
-            t.score = self._score(t)
-        best = max(t.score for t in trained)
+            t.value = self._value(t)
+        best = max(t.value for t in trained)
         warn_of_chance(self.trainer.task.name, self.validation, best, STACK - 1)
         return trained
 
@@ -107,10 +106,11 @@ class TaskRun:
                 trained[i] = self.trainer.fit(i, self.report)
         return [trained[i] for i in range(len(self.points))]
 
-    def _score(self, t: Trained) -> Value:
-        if t.history and self.settings.score == "accuracy":  # the last epoch has counted
-            total = self.validation.total
-            return Fraction(round(t.history[-1]["validation_accuracy"] * total), total)
+    def _value(self, t: Trained) -> Value:
+        if t.history:  # the last epoch has measured
+            value = self.validation.value_of(t.history[-1]["validation_metric"])
+            if value is not None:
+                return value
         self.trainer.take(t)
         return self.validation(self.model.net)
 
@@ -144,10 +144,8 @@ class TaskRun:
         s, trainer, progress = self.settings, self.trainer, self.trainer.progress
         stamp = trainer.stamp()
         each = [trainer.fit_settings(s.epochs, p.lr, p.l1, s.schedule) for p in self.points]
-        model, train, validation, _, seed, on_batch = trainer.fit_arguments(
-            each[0], "fit", self.report
-        )
-        fit = StackedFit(model, train, validation, each, seed, on_batch)
+        model, train, validation, _, *rest = trainer.fit_arguments(each[0], "fit", self.report)
+        fit = StackedFit(model, train, validation, each, *rest)
         loaded = [progress.load(i, stamp) for i in range(len(self.points))]
         saved = [state for state in loaded if state is not None]
         if len(saved) == len(each) and len({state.epoch for state in saved}) == 1:
@@ -172,9 +170,9 @@ class TaskRun:
         """Search the thresholds of every candidate; return the sparsest, its weights in the
         model.
         """
-        scores = [t.score for t in trained]
-        floor = self.floor(max(scores))
-        chosen = {i: trained[i] for i in candidates(scores, floor)}
+        values = [t.value for t in trained]
+        floor = self.floor(max(values))
+        chosen = {i: trained[i] for i in candidates(values, floor)}
         if self._fans_out(list(chosen)):
             grid_in_workers.search(self.trainer, self.workers, chosen, floor, self.report)
         else:
@@ -187,25 +185,25 @@ class TaskRun:
         return winner
 
     def floor(self, best: Value) -> Value:
-        """The least score within the margin of the best."""
+        """The least value within the margin of the best."""
         return self.validation.floor(best, self.trainer.plan.margin)
 
     # Fine-tuning
 
     def fine_tune(self, chosen: Trained, best: Value) -> tuple[Value, str]:
         """Train the surviving channels, if the settings ask for it. A round that ends with a lower
-        score than it began with is rolled back.
+        value than it began with is rolled back.
 
         Arguments:
             chosen: grid point whose pruning was applied.
-            best: score that the margin counts from, where there are more rounds of pruning and
+            best: value that the margin counts from, where there are more rounds of pruning and
                 fine-tuning.
 
         Returns:
-            the score of the network afterwards, and the outcome of each round, "kept" or "rolled
+            the value of the network afterwards, and the outcome of each round, "kept" or "rolled
             back", joined by commas; "" without rounds.
         """
-        tune, score = self.tune, self._score_now()
+        tune, value = self.tune, self._value_now()
         outcomes = []
         for number in range(tune.rounds if tune else 0):
             assert tune is not None
@@ -213,16 +211,16 @@ class TaskRun:
                 self.trainer.search(chosen, self.validation, self.floor(best), self.report)
                 assert chosen.pruning is not None
                 chosen.pruning.apply(self.model)
-                score = self._score_now()
+                value = self._value_now()
             before = [t.detach().clone() for t in moving(self.model, self.head_only)]
             self._tune(chosen.point, tune, number)
-            tuned = self._score_now()
-            worse = tuned < score
+            tuned = self._value_now()
+            worse = tuned < value
             if worse:
                 restore(moving(self.model, self.head_only), before)
             outcomes.append("rolled back" if worse else "kept")
-            score = max(score, tuned)
-        return score, ", ".join(outcomes)
+            value = max(value, tuned)
+        return value, ", ".join(outcomes)
 
     def _tune(self, point: GridPoint, tune: FineTune, number: int) -> None:
         """Train the surviving channels, in round `number` from 0."""
@@ -234,19 +232,19 @@ class TaskRun:
             lambda state, _: self.notify("on_epoch_end", {**state.history[-1], **extra})
         )
 
-    def _score_now(self) -> Value:
-        """Score of the network with its present free channels."""
+    def _value_now(self) -> Value:
+        """Value of the network with its present free channels."""
         return self.validation(self.model.pruned_network(keep_everything(self.model)))
 
     def grid_rows(self, trained: list[Trained], chosen: Trained) -> list[dict[str, Any]]:
         """Rows of `TaskReport.grid`."""
-        floor = self.floor(max(t.score for t in trained))
+        floor = self.floor(max(t.value for t in trained))
         return [
             {
                 "l1": t.point.l1,
                 "lr": t.point.lr,
-                "validation": float(t.score),
-                "candidate": t.score >= floor,
+                "validation": self.validation.shown(t.value),
+                "candidate": t.value >= floor,
                 "chosen": t is chosen,
                 "kept": -1 if t.pruning is None else t.pruning.kept,
             }

@@ -87,6 +87,7 @@ class Co2L(Replay):
     """
 
     name = "co2l"
+    own_loss = True
     options: ClassVar[Options] = {
         **REPLAY,
         "projection": whole(128, "size of the contrastive representation", 1),

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .buffer import Reservoir
@@ -28,12 +27,13 @@ class Replay(Method):
     """
 
     options: ClassVar[Options] = dict(REPLAY)
+    mixes = True
 
     def prepare(self) -> None:
         self.buffer = Reservoir(self.o["buffer"])
 
     def draw(self) -> dict[str, Tensor]:
-        """Replayed examples x [n, ...], y [n], task [n] and logits [n, C]; n = 0 at first."""
+        """Replayed examples x [n, ...], y [n, ...], task [n] and logits [n, C]; n = 0 at first."""
         return self.buffer.sample(self.o["replay"] or self.settings.batch_size)
 
     def replayed(self) -> int:
@@ -51,7 +51,9 @@ class Replay(Method):
     def tasks_of(self, batch: Batch) -> Tensor:
         """[B] int64, the task of every example."""
         tasks = batch.task
-        return tasks if isinstance(tasks, Tensor) else torch.full_like(batch.y, tasks)
+        if isinstance(tasks, Tensor):
+            return tasks
+        return torch.full((len(batch),), tasks, device=batch.y.device)
 
     def joined(self, batch: Batch, old: dict[str, Tensor]) -> Batch:
         """The batch followed by replayed examples."""
@@ -72,7 +74,7 @@ class Replay(Method):
 
 
 class ER(Replay):
-    """Cross entropy of the batch and an equal number of examples from a reservoir, as one batch
+    """Loss of the batch and an equal number of examples from a reservoir, as one batch
     (Rolnick et al. 2019; Riemer et al. 2019).
     """
 
@@ -83,12 +85,12 @@ class ER(Replay):
         both = batch if not len(self.buffer) else self.joined(batch, self.draw())
         logits = self.logits(both.x, both.task)
         self.offer(batch, logits[:n])
-        return F.cross_entropy(logits, both.y), logits[:n]
+        return self.objective.loss.mean(logits, both.y), logits[:n]
 
 
 class DERpp(Replay):
-    """Cross entropy + alpha * mean squared difference to the logits that replayed examples had when
-    they were stored + beta * cross entropy of others replayed (DER++, Eq. 6).
+    """Loss + alpha * mean squared difference to the logits that replayed examples had when they
+    were stored + beta * loss of others replayed (DER++, Eq. 6).
     """
 
     name = "derpp"
@@ -115,9 +117,8 @@ class DERpp(Replay):
         # Classes that an example's task does not have were stored as NaN, or padded.
         known = (stored[:, :width].abs() < 1e20) & (dark[:, :width].abs() < 1e20)
         distance = torch.where(known, gap, 0).square().sum() / known.sum().clamp_min(1)
-        loss = F.cross_entropy(own, batch.y)
-        loss = loss + self.o["alpha"] * distance
-        return loss + self.o["beta"] * F.cross_entropy(labelled, second["y"]), own
+        loss = self.objective.loss.mean(own, batch.y) + self.o["alpha"] * distance
+        return loss + self.o["beta"] * self.objective.loss.mean(labelled, second["y"]), own
 
     def work_key(self) -> Any:
         return 2 * self.replayed()

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..data.task import Task
+from ..objectives.shapes import CLASSES
 from .anchor import Anchor
 from .fisher import diagonal_fisher
 from .method import Method
@@ -25,6 +26,7 @@ class EWC(Method):
     """
 
     name = "ewc"
+    takes = (CLASSES,)  # the Fisher is that of p(class | x)
     options: ClassVar[Options] = {
         "strength": number(5000.0, "lambda, weight of the penalty"),
         "fisher": choice("exact", "labels of the Fisher", ("exact", "empirical", "sampled")),

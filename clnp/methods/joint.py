@@ -29,6 +29,7 @@ class Joint(Method):
     """
 
     name = "joint"
+    mixes = True
     options: ClassVar[Options] = {
         "restart": flag(True, "train from fresh weights after every task"),
         "first": whole(0, "examples of the first task in a batch (paper: 50); 0: by size"),
@@ -67,7 +68,7 @@ class Joint(Method):
         ]
         for _ in range(steps):
             parts = [next(stream) for stream in streams]
-            tasks = [torch.full_like(y, k) for k, (_, y) in enumerate(parts)]
+            tasks = [torch.full((len(y),), k, device=y.device) for k, (_, y) in enumerate(parts)]
             x, y = (torch.cat([part[i] for part in parts]) for i in (0, 1))
             yield Batch(x, y, 0 if len(parts) == 1 else torch.cat(tasks))
 

@@ -17,15 +17,17 @@ from ..data.task import Task, task_data
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..files import checkpoint
 from ..learner.base import BaseLearner
-from ..learner.checks import check_task
-from ..learner.learned_data import learned_tasks, test_split
-from ..learner.report import TaskReport
+from ..learner.checks import check_task, objective_for
+from ..learner.learned_data import learned_tasks, objective_again, test_split
+from ..learner.report import TaskReport, check_classes, objective_fields
 from ..network.inference import Prediction, predicted
+from ..objectives.losses import CrossEntropy
+from ..objectives.objective import Objective
 from ..training.epoch import SCHEDULES, check_labels, record, run_epoch
-from ..training.evaluation import accuracy
 from ..training.fit import FitState
 from ..training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from ..training.step_graph import set_rate
+from ..training.validation import Validation, measured
 from .meter import Cost, Meter
 from .method import Method
 from .network import Heads, TaskNet
@@ -34,6 +36,7 @@ from .settings import MethodSettings
 from .state import as_tensor, from_tensor, prefixed, without
 
 KIND = "method"
+PLAIN = (None, CrossEntropy.name)  # losses of tasks whose outputs may differ in number
 
 
 class _Network(nn.Module):
@@ -131,6 +134,29 @@ class MethodLearner(BaseLearner):
         self.method.check(len(self.reports))
         return found
 
+    def _objective_of(self, task: Task, outputs: int, plan: None) -> Objective:
+        found = objective_for(task, outputs, self.shared.loss, self.shared.metric)
+        name, method, plain = self.method.name, self.method, found.loss == CrossEntropy()
+        if found.targets not in method.takes or (method.own_loss and not plain):
+            raise ConfigError(
+                f"loss: expected cross_entropy without options for method {name!r}, which has a "
+                f"loss of its own, got {found.loss!r}; take another method for this task"
+                if method.own_loss
+                else f"loss: expected one of {', '.join(method.takes)} for method {name!r}, got "
+                f"{found.loss.name!r}; take another method for this task"
+            )
+        now = task_data(task)
+        for report in self.reports if method.mixes else ():
+            before = report.data
+            alike = before is None or (before.loss, before.classes) == (now.loss, now.classes)
+            if not alike and not (plain and before is not None and before.loss in PLAIN):
+                raise ConfigError(
+                    f"loss: expected that of task {report.name!r} and as many outputs, for method "
+                    f"{name!r} trains on batches of several tasks, got {found.loss.name!r} of "
+                    f"{outputs} outputs; take another method for this stream"
+                )
+        return found
+
     def _snapshot(self) -> tuple[dict[str, Tensor], list[int], list[nn.Module]]:
         head = self.net.head
         tensors = {name: tensor.clone() for name, tensor in self._tensors().items()}
@@ -149,23 +175,24 @@ class MethodLearner(BaseLearner):
         del self.cost[index:]
         self.net.eval()
 
-    def _learn(self, task: Task, index: int, classes: int, plan: None) -> TaskReport:
+    def _learn(self, task: Task, index: int, outputs: int, plan: None) -> TaskReport:
         start = time.perf_counter()
         s, method = self.shared, self.method
         self._call("on_task_begin", index, task.name, s.epochs)
         meter = Meter(method, Cost())
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        self._begin(task, index, classes, meter)
+        self._begin(task, index, outputs, meter)
+        Validation(task.validation, self.objective, self.device).check(self.predictor(index))
         history = self._fit(task, index, meter)
-        fitted = history[-1]["validation_accuracy"]
+        values = [record["validation_metric"] for record in history]
         self.net.eval()
         with seeded(seed_for(s.seed, index, "end"), self.device), meter.passes():
             method.end(task)
         middle = time.perf_counter()
         self.net.eval()
-        self._tests.splits.append(task.test)
-        validation = accuracy(self.predictor(index), task.validation, self.device)
+        self._tests.add(task.test, self.objective)
+        validation = self._validated(task, index)
         row = [self._test(j) for j in range(index + 1)]
         now = time.perf_counter()
         seconds = {"fit": middle - start, "search": 0.0, "fine_tune": 0.0}
@@ -177,8 +204,8 @@ class MethodLearner(BaseLearner):
             epochs=s.epochs,
             lr=s.lr,
             l1={},
-            best_validation=max(record["validation_accuracy"] for record in history),
-            validation_before=fitted,
+            best_validation=max(values) if self.shown.higher_is_better else min(values),
+            validation_before=values[-1],
             validation=validation,
             test=row[-1],
             row=row,
@@ -191,9 +218,13 @@ class MethodLearner(BaseLearner):
             seconds=seconds,
             class_names=task.class_names,
             data=task_data(task),
+            **objective_fields(self.objective),
         )
 
-    def _begin(self, task: Task, index: int, classes: int, meter: Meter) -> None:
+    def _validated(self, task: Task, index: int) -> float:
+        return measured(self.predictor(index), task.validation, self.objective, self.device)
+
+    def _begin(self, task: Task, index: int, outputs: int, meter: Meter) -> None:
         """Outputs and optimizer for the task, then the method's first verb."""
         method, s = self.method, self.shared
         carried: dict[str, Tensor] = {}
@@ -201,8 +232,8 @@ class MethodLearner(BaseLearner):
             carried = optimizer_tensors(method.optimizer, method.named_parameters())
         generator = torch.Generator().manual_seed(seed_for(s.seed, index, "weights"))
         self.net.zero_grad(set_to_none=True)
-        self.net.add_task(classes, generator)
-        method.task = index
+        self.net.add_task(outputs, generator)
+        method.task, method.objective = index, self.objective
         method.optimizer = method.make_optimizer()
         load_optimizer_tensors(method.optimizer, method.named_parameters(), carried)
         self.net.train()
@@ -245,27 +276,27 @@ class MethodLearner(BaseLearner):
             meter.start_epoch()
             with meter.passes():
                 method.start_epoch(task, epoch)
-            losses, hits, seen = run_epoch(
+            losses, sums, seen = run_epoch(
                 self._steps(task, epoch, seed, meter),
                 max(count(task.train), 1),
                 self.device,
                 on_batch=lambda *args: self._call("on_batch_end", *args),
                 check_loss=lambda loss: self._check_loss(loss, epoch),
             )
-            validation = accuracy(self.predictor(index), task.validation, self.device)
+            validation = self._validated(task, index)
         seen = max(seen, 1)
-        return record(epoch, float(losses) / seen, float(hits) / seen, validation, lr)
+        return record(epoch, float(losses) / seen, float(sums) / seen, validation, lr)
 
     def _steps(
         self, task: Task, epoch: int, seed: int, meter: Meter
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Take the steps of an epoch -> (examples, loss, correct examples)."""
+        """Take the steps of an epoch -> (examples, loss, sum of the metric)."""
         order = torch.Generator().manual_seed(seed)
         for batch in self.method.batches(task, epoch, order):
             if isinstance(batch.task, int):
-                check_labels(batch.y, self.net.tasks[batch.task])
-            loss, logits = meter.step(batch)
-            yield len(batch), loss, (logits.argmax(dim=-1) == batch.y).sum()
+                check_labels(batch.y, self.net.tasks[batch.task], self.objective.loss)
+            loss, outputs = meter.step(batch)
+            yield len(batch), loss, self.objective.running(outputs, batch.y)
 
     def _check_loss(self, loss: float, epoch: int) -> None:
         if not math.isfinite(loss):
@@ -291,13 +322,19 @@ class MethodLearner(BaseLearner):
         """Task, class and class name of x [B, ...] as examples of a task (by default the last
         one); see `clnp.Learner.predict`.
         """
+        check_classes(self.reports, task)
         label = self.model(x.to(self.device), task).argmax(dim=-1)
         found = torch.full_like(label, task % len(self.reports))
         return predicted(found, label, [report.class_names for report in self.reports])
 
     def evaluate(self, split: Split, task: int = -1) -> float:
-        """Fraction of a split that is classified correctly as a task (by default the last one)."""
-        return accuracy(self.predictor(task), split, self.device)
+        """Metric of a split as of a task (by default the last one)."""
+        index = task % max(len(self.net.tasks), 1)
+        objective = self._tests.objectives.get(index)
+        if objective is None:
+            named = self.shared.loss, self.shared.metric
+            objective = objective_again(self.reports[index], *named)
+        return measured(self.predictor(task), split, objective, self.device)
 
     def _test(self, task: int) -> float:
         split = self._tests.splits[task]
@@ -355,7 +392,7 @@ class MethodLearner(BaseLearner):
         try:
             for classes in data["classes"]:
                 self.net.add_task(int(classes), None)
-            self.reports = [TaskReport(**report) for report in data["reports"]]
+            self.reports = [TaskReport.from_json(report) for report in data["reports"]]
             self.cost = list(data["cost"])
             self.method.task = len(self.reports) - 1
             self.method.optimizer = self.method.make_optimizer()
@@ -368,9 +405,10 @@ class MethodLearner(BaseLearner):
         """Gives the learned tasks' data back after loading: test splits for later rows of the
         accuracy matrix, and what a method trains on again. Raises DataError for other tasks.
         """
-        self._tests.splits = [None] * len(self.reports)
         if tasks is None:
+            self._tests.splits = [None] * len(self.reports)
             return
-        for k, task in enumerate(learned_tasks(self.reports, tasks)):
-            self._tests.splits[k] = test_split(task)
+        for task in learned_tasks(self.reports, tasks):
+            found = task.objective(self.shared.loss, self.shared.metric)
+            self._tests.add(test_split(task), found)
             self.method.remember(task)

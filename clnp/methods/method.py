@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clnp_kernels.optim import SGDL1, AdamL1
@@ -25,6 +24,8 @@ from ..data.inputs import Split
 from ..data.items import Items
 from ..data.task import Task
 from ..learner.settings import DTYPES
+from ..objectives.objective import Objective
+from ..objectives.shapes import CLASSES, KINDS
 from .network import ForTask, TaskNet
 from .options import Options, checked
 from .settings import MethodSettings
@@ -36,7 +37,7 @@ class Batch:
 
     Attributes:
         x: [B, ...] inputs.
-        y: [B] int64 labels.
+        y: [B, ...] targets.
         task: index of their task, or [B] int64, one for each.
         index: [B] int64, their places in the task's training split; None where they come from
             several.
@@ -62,6 +63,10 @@ class Method:
     Attributes:
         options: the table of the method's options (class attribute).
         fixed: settings that the method decides differently by default (class attribute).
+        takes: kinds of targets that the method can learn (class attribute).
+        own_loss: the method has a loss of its own in place of the task's (class attribute).
+        mixes: a batch may hold examples of several tasks (class attribute).
+        objective: loss and metric of the task that is being learned.
         o: the values of the options.
         memory: named tensors that live on after a step or a task. Everything that a resumed run
             needs has to be here, or in `state()`.
@@ -76,11 +81,15 @@ class Method:
     name: ClassVar[str]
     options: ClassVar[Options] = {}
     fixed: ClassVar[Mapping[str, Any]] = {}
+    takes: ClassVar[tuple[str, ...]] = KINDS
+    own_loss: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
 
     def __init__(self, net: TaskNet, settings: MethodSettings, given: Mapping[str, Any]) -> None:
         self.net, self.settings = net, settings
         self.o = checked(self.name, self.options, given)
         self.memory: dict[str, Tensor] = {}
+        self.objective = Objective()
         self.task = -1
         self.epoch = 0
         self.subset: Tensor | None = None
@@ -93,9 +102,9 @@ class Method:
         """Before the first epoch; the task's outputs and a fresh `optimizer` are there."""
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(loss to descend, logits [B, C] of the batch)."""
+        """(loss to descend, outputs [B, C] of the batch)."""
         logits = self.logits(batch.x, batch.task)
-        return F.cross_entropy(logits, batch.y), logits
+        return self.objective.loss.mean(logits, batch.y), logits
 
     def end(self, task: Task) -> None:
         """After the last epoch."""
@@ -116,9 +125,14 @@ class Method:
 
     def batches(self, task: Task, epoch: int, generator: torch.Generator) -> Iterator[Batch]:
         """The batches of an epoch; by default every example of `subset` once, in random order."""
-        split = indexed(task.train)
+        numbered = self.objective.targets == CLASSES
+        split = indexed(task.train) if numbered else task.train
         if self.subset is not None:
             split = chosen(split, self.subset)
+        if not numbered:
+            for x, y in batches(split, self.settings.batch_size, self.device, generator):
+                yield Batch(x, y, self.task)
+            return
         for x, y in batches(split, self.settings.batch_size, self.device, generator):
             yield Batch(x, y[:, 0].contiguous(), self.task, y[:, 1].contiguous())
 

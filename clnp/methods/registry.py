@@ -15,6 +15,7 @@ from ..data.task import Task
 from ..errors import CheckpointError, ConfigError
 from ..files import checkpoint
 from ..learner.base import checkpoint_file
+from ..objectives.objective import given_again
 from .co2l import Co2L
 from .er import ER, DERpp
 from .esacl.method import EsaCL, EsaCLCo2L, EsaCLEWC
@@ -96,7 +97,7 @@ def make(
         example_input: a batch that it accepts.
         device, checkpoint_dir, callbacks, progress_bar: as for `clnp.Learner`.
         options: fields of `MethodSettings` (head, lr, epochs, batch_size, schedule, seed, dtype,
-            optimizer, momentum, reset_optimizer) and the method's own.
+            loss, metric, optimizer, momentum, reset_optimizer) and the method's own.
 
     Raises:
         ConfigError: an unknown method or option, or a value out of range, naming what is possible.
@@ -131,7 +132,7 @@ def resolve(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict
             f"methods, {sorted(SHARED)}, got {unknown}"
         )
     given = {key: value for key, value in options.items() if key in SHARED}
-    shared = MethodSettings(**{**info.cls.fixed, **given}).to_json()
+    shared = MethodSettings(**{**info.cls.fixed, **given}).fields()
     return shared, checked(name, info.options, own)
 
 
@@ -140,6 +141,8 @@ def load(
     tasks: Sequence[Task] | None = None,
     *,
     net: nn.Module | None = None,
+    loss: Any = None,
+    metric: Any = None,
     device: str | torch.device = "cpu",
     checkpoint_dir: str | Path | None = None,
     callbacks: Iterable[Any] = (),
@@ -152,6 +155,7 @@ def load(
         tasks: the learned tasks (or the whole stream), whose test splits later rows of the accuracy
             matrix need, and whose data joint training needs.
         net: the network, where its layers could not be written (`MethodLearner.save`).
+        loss, metric: the learner's, where they are functions: a file holds their names only.
         device, checkpoint_dir, callbacks, progress_bar: as for a new learner.
 
     Raises:
@@ -163,6 +167,8 @@ def load(
     tensors, data = checkpoint.read(path, KIND)
     try:
         shared = dict(data["settings"])
+        for name, given in (("loss", loss), ("metric", metric)):
+            shared[name] = given_again(name, shared.get(name), given)
         info, options = _info(shared.pop("method")), shared.pop("options")
         net = network_of(data, tensors) if net is None else net
         example = example_of(data)

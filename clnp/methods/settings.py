@@ -6,7 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ..learner.settings import Settings, check, documented, setting
+from ..learner.settings import (
+    Settings,
+    check,
+    check_objective,
+    described_objective,
+    documented,
+    setting,
+)
 from ..ranges import choice, flag, number
 
 
@@ -28,6 +35,8 @@ class MethodSettings:
     schedule: str = _same("schedule")
     seed: int = _same("seed")
     dtype: str = _same("dtype")
+    loss: Any = _same("loss")  # noqa: RUF009
+    metric: Any = _same("metric")  # noqa: RUF009
     optimizer: str = setting(
         "adam", choice(("adam", "sgd")), "optimizer (EsaCL takes its own steps)", option="--set"
     )
@@ -38,7 +47,12 @@ class MethodSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        check_objective(self.loss, self.metric)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, the inverse of `MethodSettings(**data)`."""
-        return dataclasses.asdict(self)
+        """Plain data, the inverse of `MethodSettings(**data)`; functions become their names."""
+        return {**self.fields(), **described_objective(self.loss, self.metric)}
+
+    def fields(self) -> dict[str, Any]:
+        """Setting -> value."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

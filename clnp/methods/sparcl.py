@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.task import Task
+from ..objectives.shapes import CLASSES
 from ..training.frank_wolfe import largest
 from .co2l import Co2L
 from .er import ER, DERpp, Replay
@@ -143,6 +144,7 @@ class SparseTraining(Method):
     are chosen; where more weights are masked than gradients are dropped, all others are used.
     """
 
+    takes = (CLASSES,)  # it counts how often an example's class is forgotten
     fixed: ClassVar[Mapping[str, Any]] = {"optimizer": "sgd", "lr": 0.03, "schedule": "cosine"}
 
     def prepare(self) -> None:

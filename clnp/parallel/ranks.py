@@ -84,20 +84,21 @@ class Ranks:
         return count if self.size == 1 else int(self.sum(torch.tensor(count)))
 
     def average(
-        self, parameters: Sequence[Tensor], loss: Tensor, correct: Tensor, examples: int
+        self, parameters: Sequence[Tensor], loss: Tensor, metric: Tensor, weight: Tensor | int
     ) -> tuple[Tensor, Tensor]:
         """Replace gradients of this rank's loss sum by those of the mean over all examples.
 
-        One message carries the gradients, the loss and the counts.
+        One message carries the gradients, the loss and the sums.
 
         Arguments:
             parameters: in the same order on every rank; a gradient of None counts as zero.
             loss: [], sum over this rank's examples.
-            correct: [] integer, correctly classified examples of this rank.
-            examples: number of examples of this rank; may differ between ranks and may be 0.
+            metric: [], sum of the metric over this rank's examples.
+            weight: [], that the sum of all losses is divided by to get the mean, such as the
+                number of examples; may differ between ranks and may be 0.
 
         Returns:
-            mean loss [] and number of correct examples [] int64, over all ranks.
+            mean loss [] and sum of the metric [] in its dtype, over all ranks.
 
         Raises:
             TrainingError: another process was lost.
@@ -108,17 +109,18 @@ class Ranks:
         gradients = [p.grad for p in parameters if p.grad is not None]
         # Counts need at least float32, also under float16 losses.
         wide = torch.promote_types(loss.dtype, torch.float32)
-        count = torch.tensor(examples, dtype=wide, device=loss.device)
-        numbers = torch.stack([loss.to(wide), correct.to(wide), count])
+        count = torch.as_tensor(weight, dtype=wide, device=loss.device).detach()
+        numbers = torch.stack([loss.to(wide), metric.to(wide), count])
         flat = torch.cat([*(g.reshape(-1) for g in gradients), numbers])
         with self.connected():
             dist.all_reduce(flat, group=self.group)
-        loss_sum, correct_sum, count = flat[-3:].clone().unbind()
+        loss_sum, metric_sum, count = flat[-3:].clone().unbind()
+        count = count.clamp(min=torch.finfo(count.dtype).tiny)  # nothing of the batch counts
         flat.div_(count)
         sizes = [g.numel() for g in gradients]
         for gradient, mean in zip(gradients, flat[:-3].split(sizes), strict=True):
             gradient.copy_(mean.view_as(gradient))
-        return loss_sum / count, correct_sum.long()
+        return loss_sum / count, metric_sum.to(metric.dtype)
 
     @contextlib.contextmanager
     def synchronised(self, model: nn.Module) -> Iterator[None]:

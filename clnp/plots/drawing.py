@@ -53,9 +53,9 @@ def ticks_for(numbers: range) -> tuple[list[int], list[str]]:
     return ticks, [str(n) for n in ticks]
 
 
-def over_tasks(axes: Axes, tasks: int, title: str) -> None:
-    """Label axes of accuracies in per cent after each task."""
-    axes.set(xlabel="tasks learned", ylabel="test accuracy (%)", title=title)
+def over_tasks(axes: Axes, tasks: int, title: str, ylabel: str = "test accuracy (%)") -> None:
+    """Label axes of a metric after each task."""
+    axes.set(xlabel="tasks learned", ylabel=plain(ylabel), title=plain(title))
     axes.set_xticks(*ticks_for(range(1, tasks + 1)))
     axes.grid(alpha=0.3)
 

@@ -22,9 +22,12 @@ from .. import metrics
 from ..errors import DataError
 from ..files.atomic import write_bytes
 from ..metrics import Capacity
+from ..objectives.shown import Shown
 from .drawing import grid_of, line_with_band, new_figure, over_tasks, panels_of, plain, ticks_for
 
 DPI = 150
+ACCURACY = Shown()
+VALIDATION_LINE = ("validation", "#0072B2", "validation")
 # From the Okabe-Ito palette, which is safe for colour-blind readers.
 COLOURS = {"reused": "#0072B2", "idle": "#9AC7E0", "new": "#E69F00", "free": "#ECECEC"}
 LABELS = {
@@ -37,44 +40,51 @@ LABELS = {
 MOST_NUMBERED = 30
 
 
-def accuracy_heatmap(R: npt.ArrayLike) -> Figure:
-    """Draw R as a heat-map in per cent: row i is after task i, column j is on task j.
+def accuracy_heatmap(R: npt.ArrayLike, metric: Shown = ACCURACY) -> Figure:
+    """Draw R as a heat-map: row i is after task i, column j is on task j.
 
-    Colours span the range of the accuracies, at least 5 points, so that small losses are visible.
+    Colours span the range of the numbers, of a fraction at least 5 points, so that small losses are
+    visible. Bright is good.
 
     Arguments:
         R: [T, T], NaN above the diagonal.
+        metric: of all tasks.
 
     Raises:
-        DataError: R isn't an accuracy matrix.
+        DataError: R isn't a matrix of the metric.
     """
-    matrix = 100 * metrics.accuracy_matrix(R)
+    matrix = metric.scale * _matrix(R, metric)
     tasks = len(matrix)
     side = _side(tasks)
     figure = new_figure(side + 1.2, side)
     axes = figure.add_subplot()
-    top = float(np.nanmax(matrix))
-    low = min(float(np.nanmin(matrix)), top - 5)
-    image = axes.imshow(matrix, cmap="viridis", vmin=low, vmax=top)
-    figure.colorbar(image, ax=axes, label="test accuracy (%)", fraction=0.046, pad=0.03)
-    _number_cells(axes, matrix, "{:.1f}", matrix < (low + top) / 2)
+    top, low = float(np.nanmax(matrix)), float(np.nanmin(matrix))
+    low = min(low, top - 5) if metric.percent else low
+    cmap = "viridis" if metric.higher_is_better else "viridis_r"
+    image = axes.imshow(matrix, cmap=cmap, vmin=low, vmax=top)
+    label = plain(f"test {metric.title}")
+    figure.colorbar(image, ax=axes, label=label, fraction=0.046, pad=0.03)
+    dark = metric.sign * matrix < metric.sign * (low + top) / 2
+    _number_cells(axes, matrix, "{:.1f}" if metric.percent else "{:.3g}", dark)
     _task_ticks(axes, tasks)
-    axes.set(xlabel="accuracy on task", ylabel="after learning task", title="Test accuracy (%)")
+    axes.set(xlabel=f"{plain(metric.name)} on task", ylabel="after learning task")
+    axes.set_title(label[0].upper() + label[1:])
     return figure
 
 
-def mean_accuracy(runs: Sequence[npt.ArrayLike]) -> Figure:
-    """Draw the mean accuracy over the tasks so far, and the accuracy on the newest task.
+def mean_accuracy(runs: Sequence[npt.ArrayLike], metric: Shown = ACCURACY) -> Figure:
+    """Draw the mean metric over the tasks so far, and the metric on the newest task.
 
     Several seeds give the mean and a band of +- one standard deviation.
 
     Arguments:
         runs: one R [T, T] per seed, all with the same T.
+        metric: of all tasks.
 
     Raises:
         DataError: no run, or runs of different lengths.
     """
-    matrices = [metrics.accuracy_matrix(R) for R in runs]
+    matrices = [_matrix(R, metric) for R in runs]
     if not matrices or len({len(R) for R in matrices}) != 1:
         raise DataError(
             f"runs: expected one or more of equal length, got lengths {[len(R) for R in matrices]}"
@@ -89,12 +99,14 @@ def mean_accuracy(runs: Sequence[npt.ArrayLike]) -> Figure:
     for (label, values), colour, style in zip(
         curves.items(), ("#0072B2", "#E69F00"), ("o-", "s:"), strict=True
     ):
-        line_with_band(axes, 100 * values, label, colour, style)
-    over_tasks(axes, tasks, _with_seeds("Mean test accuracy after each task", len(matrices)))
-    low, high = axes.get_ylim()
-    # Show at least two points, so that noise doesn't fill the figure, and nothing above 100.
-    pad = max(0.0, 2 - (high - low)) / 2
-    axes.set_ylim(low - pad, min(high + pad, 100.2))
+        line_with_band(axes, metric.scale * values, label, colour, style)
+    title = _with_seeds(f"Mean test {metric.name} after each task", len(matrices))
+    over_tasks(axes, tasks, title, f"test {metric.title}")
+    if metric.percent:
+        low, high = axes.get_ylim()
+        # Show at least two points, so that noise doesn't fill the figure, and nothing above 100.
+        pad = max(0.0, 2 - (high - low)) / 2
+        axes.set_ylim(low - pad, min(high + pad, 100.2))
     axes.legend(frameon=False)
     return figure
 
@@ -220,41 +232,49 @@ def reuse(matrices: Mapping[str, npt.NDArray[Any]]) -> Figure:
     return figure
 
 
-def training_curves(histories: Sequence[Sequence[Mapping[str, float]]]) -> Figure:
-    """Draw loss, training and validation accuracy over the epochs of all tasks.
+def training_curves(
+    histories: Sequence[Sequence[Mapping[str, float]]], metric: Shown | None = ACCURACY
+) -> Figure:
+    """Draw loss, training and validation metric over the epochs of all tasks.
 
     Vertical lines separate the tasks.
 
     Arguments:
         histories: `TaskReport.history` of tasks 0, 1, ...: dicts with "epoch", "loss",
-            "train_accuracy", "validation_accuracy".
+            "train_metric" (None or NaN where there is none), "validation_metric".
+        metric: of all tasks; None, of tasks with different ones, draws the loss only.
     """
-    figure = new_figure(9, 5.5)
-    above, below = figure.subplots(2, 1, sharex=True)
+    figure = new_figure(9, 5.5 if metric else 3.2)
+    panels = figure.subplots(2 if metric else 1, 1, sharex=True, squeeze=False)[:, 0]
+    above, below = panels[0], panels[-1]
+    lines = [(above, "loss", "#333333", "training loss", 1.0)]
+    if metric:
+        for field, colour, label in (("train", "#E69F00", "training"), VALIDATION_LINE):
+            lines.append((below, f"{field}_metric", colour, label, metric.scale))
     start = 0
     for task, history in enumerate(histories):
         epochs = np.arange(start, start + len(history)) + 1
-        for axes, field, colour, label in (
-            (above, "loss", "#333333", "training loss"),
-            (below, "train_accuracy", "#E69F00", "training"),
-            (below, "validation_accuracy", "#0072B2", "validation"),
-        ):
-            scale = 100 if axes is below else 1
-            values = [scale * record[field] for record in history]
+        for axes, field, colour, label, scale in lines:
+            values = scale * np.array([record[field] for record in history], dtype=float)
+            if np.isnan(values).all() and axes is not above:
+                continue
             axes.plot(
                 epochs, values, "-", color=colour, lw=1.2, ms=3, label=None if task else label
             )
         if task:
-            for axes in (above, below):
+            for axes in panels:
                 axes.axvline(start + 0.5, color="#BBBBBB", lw=0.8, zorder=0)
         start += len(history)
     above.set(ylabel="loss", title="Training curves")
     if all(record["loss"] > 0 for history in histories for record in history):
         above.set_yscale("log")
-    below.set(ylabel="accuracy (%)", xlabel="epoch (lines part the tasks)")
-    below.legend(frameon=False, loc="lower right")
+    below.set(xlabel="epoch (lines part the tasks)")
+    if metric:
+        place = "lower right" if metric.higher_is_better else "upper right"
+        below.set(ylabel=plain(metric.title))
+        below.legend(frameon=False, loc=place)
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (above, below):
+    for axes in panels:
         axes.grid(alpha=0.3)
     return figure
 
@@ -265,6 +285,10 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     # Without the software version, the same numbers give the same bytes.
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     write_bytes(Path(path), buffer.getvalue())
+
+
+def _matrix(R: npt.ArrayLike, metric: Shown) -> npt.NDArray[Any]:
+    return metrics.accuracy_matrix(R, fractions=metric.percent and metric.higher_is_better)
 
 
 def _side(tasks: int) -> float:

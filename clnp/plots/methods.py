@@ -13,16 +13,21 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 
 from .. import metrics
 from ..errors import DataError
+from ..objectives.shown import Shown
 from .drawing import line_styles, line_with_band, new_figure, over_tasks, plain
+from .figures import ACCURACY
 
 
-def mean_accuracies(methods: Mapping[str, Sequence[npt.ArrayLike]]) -> Figure:
-    """Draw the mean accuracy over the tasks so far, with a line per method.
+def mean_accuracies(
+    methods: Mapping[str, Sequence[npt.ArrayLike]], metric: Shown = ACCURACY
+) -> Figure:
+    """Draw the mean metric over the tasks so far, with a line per method.
 
     Several seeds give a band of +- one standard deviation.
 
     Arguments:
         methods: name -> one R [T, T] per seed.
+        metric: of all tasks.
 
     Raises:
         DataError: no method, or a method without runs.
@@ -37,17 +42,19 @@ def mean_accuracies(methods: Mapping[str, Sequence[npt.ArrayLike]]) -> Figure:
     for (name, runs), (colour, style) in zip(methods.items(), line_styles(), strict=False):
         values = np.stack([metrics.mean_accuracies(R) for R in runs])
         tasks = max(tasks, values.shape[1])
-        line_with_band(axes, 100 * values, plain(name), colour, style)
-    over_tasks(axes, tasks, "Mean test accuracy over the tasks so far")
+        line_with_band(axes, metric.scale * values, plain(name), colour, style)
+    title = f"Mean test {metric.name} over the tasks so far"
+    over_tasks(axes, tasks, title, f"test {metric.title}")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return figure
 
 
-def accuracy_against_cost(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def accuracy_against_cost(rows: Sequence[Mapping[str, Any]], metric: Shown = ACCURACY) -> Figure:
     """Draw ACC of every run against training operations and against time, a colour per method.
 
     Arguments:
         rows: {"method", "acc", "flops", "seconds"} per method and seed.
+        metric: of all tasks.
 
     Raises:
         DataError: no rows.
@@ -62,16 +69,17 @@ def accuracy_against_cost(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for axes, key in zip(panels, ("flops", "seconds"), strict=True):
             label = plain(name) if axes is panels[0] else None
             at = [row[key] for row in own]
-            accuracies = [100 * row["acc"] for row in own]
-            axes.plot(at, accuracies, style[0], color=colour, ms=6, label=label)
+            values = [metric.scale * row["acc"] for row in own]
+            axes.plot(at, values, style[0], color=colour, ms=6, label=label)
     labels = {"flops": "training operations (FLOP)", "seconds": "time (s)"}
     for axes, (key, label) in zip(panels, labels.items(), strict=True):
         axes.set(xlabel=label)
         _scale(axes, [row[key] for row in rows])
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("mean test accuracy (%)")
+    panels[0].set_ylabel(plain(f"mean test {metric.title}"))
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    figure.suptitle("Accuracy at the end, and what training took")
+    name = plain(metric.name)
+    figure.suptitle(f"{name[0].upper()}{name[1:]} at the end, and what training took")
     return figure
 
 

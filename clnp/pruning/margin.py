@@ -11,25 +11,30 @@ from typing import Any
 from torch import Tensor
 
 from ..data.inputs import Split
-from ..data.task import known_labels
 from ..errors import ChanceWarning, ConfigError, MarginWarning
-from ..training.score import Validation, Value
+from ..objectives.metrics import PERCENT, Accuracy, Metric, Value
+from ..objectives.shapes import CLASSES
+from ..objectives.shown import Shown
+from ..training.validation import Validation, known_classes
 
 MOST = 0.5  # of a class
-NOISE = 0.02  # two points
+NOISE = 0.02  # two points, or that share of the way from chance to perfection
 RIGHT = 0.9
 
 
-def check_margin(margin: Any, score: Any) -> None:
-    """Raises ConfigError for a margin that is no number >= 0, or 1 and more of an accuracy."""
+def check_margin(margin: Any, metric: Metric | None = None) -> None:
+    """Raises ConfigError for a margin that is no number >= 0, or 1 and more of a fraction (that of
+    no metric yet, None, may be any).
+    """
     number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
-    if callable(score):
-        if not (number and 0 <= margin < math.inf):
+    number = number and 0 <= margin < math.inf
+    if metric is not None and metric.unit == PERCENT:
+        if not (number and margin < 1):
             raise ConfigError(
-                f"margin: expected a number >= 0 in units of the score, got {margin!r}"
+                f"margin: expected a fraction in [0, 1) of {metric.name}, got {margin!r}"
             )
-    elif not (number and 0 <= margin < 1):
-        raise ConfigError(f"margin: expected a fraction in [0, 1), got {margin!r}")
+    elif not number:
+        raise ConfigError(f"margin: expected a number >= 0 in units of the metric, got {margin!r}")
 
 
 def warn_of_classes(
@@ -46,12 +51,13 @@ def warn_of_classes(
         task: its name.
         train: whose classes have to occur; not read where it does not tell its labels.
         validation: what the margin is held on.
-        margin: in units of the score.
+        margin: in units of the metric.
         stacklevel: as for `warnings.warn`, from here.
     """
+    if validation.objective.targets != CLASSES:
+        return
     sizes = validation.class_sizes
-    labels = known_labels(train)
-    missing = [] if labels is None else sorted(set(labels.unique().tolist()) - _present(sizes))
+    missing = sorted(known_classes(train, validation.objective) - _present(sizes))
     if missing:
         _warn(
             f"task {task!r}: classes {missing} occur in training but not in validation, so no "
@@ -60,18 +66,17 @@ def warn_of_classes(
             stacklevel,
         )
     present = sizes.nonzero().flatten()
-    weights = validation.score.weights(sizes[present])
+    weights = validation.metric.shares(sizes[present])
     if weights is None or len(present) < 2:
         return
     smallest = int(weights.argmin())
     lost = margin / float(weights[smallest])
     if lost > MOST:
-        label = int(present[smallest])
+        label, way_out = int(present[smallest]), ", or metric='balanced accuracy'"
         _warn(
             f"task {task!r}: margin={margin:g} lets pruning lose {min(lost, 1):.0%} of class "
-            f"{label}, which has {int(sizes[label])} of {validation.total} validation examples. "
-            "Take a smaller margin"
-            + ("" if validation.score.name != "accuracy" else ", or score='balanced accuracy'"),
+            f"{label}, which has {int(sizes[label])} of {validation.labels} validation examples. "
+            "Take a smaller margin" + (way_out if isinstance(validation.metric, Accuracy) else ""),
             stacklevel,
         )
 
@@ -81,27 +86,29 @@ def warn_of_noise(task: str, validation: Validation, margin: float, stacklevel: 
 
     A search compares many networks and takes the smallest that the split lets through, so it finds
     those that the split flatters: on other examples they lose between half and all of a standard
-    error of the score more than the margin. Where the split is large that is little, though the
+    error of the metric more than the margin. Where the split is large that is little, though the
     margin be smaller still (the paper's 0.05 % of 10,000 examples is a fraction of a standard
     error, and that a fraction of a point). So the warning is for a standard error above two points
     and above the margin: of accuracy, for fewer than 225 examples. It comes before the task is
-    trained, so the standard error is that of a network that is right nine times out of ten.
+    trained, so the standard error is that of a network that is right nine times out of ten. Of
+    numbers it is one nine tenths of the way from chance to perfection, and two points are two
+    hundredths of that way.
 
     Arguments:
         task: its name.
         validation: what the margin is held on.
-        margin: in units of the score.
+        margin: in units of the metric.
         stacklevel: as for `warnings.warn`, from here.
     """
-    sizes = validation.class_sizes
-    noise = validation.score.noise(sizes[sizes > 0], RIGHT)
-    if noise is None or noise <= max(NOISE, margin):
+    noise, spread = validation.noise(RIGHT), validation.spread
+    if noise is None or spread is None or noise <= max(NOISE * spread, margin):
         return False
+    shown = f"{noise:.2f}" if validation.metric.unit == PERCENT else f"{noise:.2g}"
     _warn(
         f"task {task!r}: margin={margin:g} is finer than {validation.total} validation examples "
-        f"can tell. The standard error of their {validation.score.name} is about {noise:.2f}, and "
+        f"can tell. The standard error of their {validation.metric.name} is about {shown}, and "
         "pruning may cost as much on other examples. Put more examples into the validation split, "
-        "or compare the test accuracy before and after",
+        "or compare the test metric before and after",
         stacklevel,
     )
     return True
@@ -113,19 +120,21 @@ def warn_of_chance(task: str, validation: Validation, best: Value, stacklevel: i
     Arguments:
         task: its name.
         validation: the split that was scored.
-        best: the score of the best trained network, before pruning.
+        best: the metric of the best trained network, before pruning; higher is better.
         stacklevel: as for `warnings.warn`, from here.
     """
-    sizes = validation.class_sizes
-    sizes = sizes[sizes > 0]
-    chance = validation.score.chance(sizes)
-    noise = validation.score.noise(sizes, 0.0 if chance is None else chance)
-    if chance is None or noise is None or len(sizes) < 2 or best > chance + noise:
+    chance, sizes = validation.chance, validation.class_sizes
+    if chance is None or (sizes.numel() and int((sizes > 0).sum()) < 2):
         return
+    percent = validation.metric.unit == PERCENT
+    noise = validation.noise(chance if percent else 0.0)
+    if noise is None or best > validation.objective.oriented(chance) + noise:
+        return
+    shown = Shown.of(validation.metric)
     warnings.warn(
-        f"task {task!r}: {validation.score.name} {float(best):.1%} on the validation split is no "
-        f"better than chance ({chance:.1%}). Check its labels, train longer or with another lr, or "
-        "give it more channels (growth)",
+        f"task {task!r}: {shown.name} {shown.text(validation.shown(best), 1)} on the validation "
+        f"split is no better than chance ({shown.text(chance, 1)}). Check its targets, train "
+        "longer or with another lr, or give it more channels (growth)",
         ChanceWarning,
         stacklevel=stacklevel + 1,
     )

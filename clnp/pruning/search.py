@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -18,17 +19,20 @@ from ..graph.graph import build
 from ..graph.groups import Group
 from ..network.model import Model
 from ..network.narrow import pruned_layers
-from ..parallel.ranks import current
+from ..objectives.metrics import Value
+from ..parallel.ranks import ALONE, current
 from ..training.evaluation import evaluating
-from ..training.score import Validation, Value
+from ..training.validation import Validation
 from .activity import check_scores
-from .line_search import Sliced, cut, features
+from .line_search import Sliced, cut, features, hardest, rows_of
 
 FEATURE_BYTES = 1 << 30
 SHARES = (Fraction(1), Fraction(1, 2), Fraction(1, 5))
 SHARED_GROUPS = 3
 JOINT_GROUPS = 8
 HEADROOM = 1.01  # of a threshold above a group of which no channel is kept
+# Examples that a search along one group looks at; there have to be twice as many.
+HARD_SHARE, HARD_LEAST = 0.2, 200
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,7 +42,7 @@ class Pruning:
     Attributes:
         keep: group name -> ascending indices of the free channels that stay.
         thresholds: group name -> theta, as `threshold_between` says; kept channels score more.
-        validation: score of the validation split afterwards.
+        validation: metric of the validation split afterwards.
         cost: what the search minimises: over the groups, the sum of the squared fractions of free
             channels that are kept.
         scores: group name -> [channels] float64, the ranking of its channels; NaN for those that
@@ -91,14 +95,14 @@ def find_pruning(
     Arguments:
         model: trained; it stays as it is.
         train: split on which channels are ranked.
-        validation: split on which networks are scored.
-        floor: the least score.
+        validation: split on which networks are measured.
+        floor: the least value, higher is better.
         rank: (model, split, device) -> group -> scores [channels], of a `Sparsifier`.
         search, granularity: as of `clnp.Settings`.
         on_evaluation: called with the number of networks evaluated so far.
 
     Raises:
-        TrainingError: a channel's score is not finite.
+        TrainingError: the rank of a channel is not finite.
     """
     scores = rank(model, train, model.device)
     check_scores(model, scores)
@@ -129,13 +133,13 @@ def threshold_between(ranked: Tensor, kept: int) -> float:
 
 
 class ThresholdSearch:
-    """Finds high thresholds above a floor of the score by bisection over the sorted activities.
+    """Finds high thresholds above a floor of the metric by bisection over the sorted activities.
 
     Arguments:
         model: in a task, trained.
         activity: from `measure_activity`.
-        validation: what networks are scored on.
-        floor: the least score.
+        validation: what networks are measured on.
+        floor: the least value, higher is better.
         granularity: active channels of a group are rounded up to a multiple of this.
         on_evaluation: called with the number of networks evaluated so far.
     """
@@ -189,8 +193,8 @@ class ThresholdSearch:
         """
         return sum((n / max(self.order[name].numel(), 1)) ** 2 for name, n in counts.items())
 
-    def score(self, counts: Mapping[str, int]) -> Value:
-        """Score of the network pruned to `counts`."""
+    def value(self, counts: Mapping[str, int]) -> Value:
+        """Value of the network pruned to `counts`."""
         key = tuple(counts[group.name] for group in self.groups)
         if key not in self.known:
             network = self.model.pruned_network(self.keep(counts))
@@ -240,7 +244,7 @@ class ThresholdSearch:
         low, high = -1, len(levels) - 1  # low holds the floor
         while low < high:
             middle = (low + high + 1) // 2
-            if self.score(counts(middle)) >= self.floor:
+            if self.value(counts(middle)) >= self.floor:
                 low = middle
             else:
                 high = middle - 1
@@ -282,16 +286,16 @@ class ThresholdSearch:
         bisect = start is None if bisect is None else bisect
         counts = dict(start or self.most)
         for position, group in enumerate(order):
-            score = self.score(counts)
+            value = self.value(counts)
             last = position == len(order) - 1
-            floor = self.floor if last else score - share * (score - self.floor)
+            floor = self.floor if last else value - share * (value - self.floor)
             counts[group.name] = self._fewest(group, counts, floor, bisect)
         return counts
 
     def _fewest(self, group: Group, counts: Mapping[str, int], floor: Value, bisect: bool) -> int:
         """The fewest channels of one group that hold a floor, the other groups' counts being fixed.
 
-        The score is not quite monotone in the threshold: after the bisection (or instead of it),
+        The value is not quite monotone in the threshold: after the bisection (or instead of it),
             lower counts are probed too.
         """
         evaluate = self._line(group, counts)
@@ -319,17 +323,36 @@ class ThresholdSearch:
         return self._confirmed(group, counts, high, floor)
 
     def _confirmed(self, group: Group, counts: Mapping[str, int], n: int, floor: Value) -> int:
-        """Line searches may round differently from the whole network in the last bit: the whole
-        network decides.
+        """The fewest channels from n on with which the whole network holds the floor on the whole
+        split. A line search looks at the hardest examples only, and may round differently in the
+        last bit.
         """
-        while n < counts[group.name] and self.score({**counts, group.name: n}) < floor:
-            n = min(self._rounded(group, n + max(1, n // 50)), counts[group.name])
+        most, step, fails = counts[group.name], 1, n - 1
+
+        def holds(n: int) -> bool:
+            return n == most or self.value({**counts, group.name: n}) >= floor
+
+        while not holds(n):
+            fails, n = n, min(self._rounded(group, n + step), most)
+            step *= 2
+        while fails + 1 < n:
+            middle = self._rounded(group, (fails + n) // 2)
+            if not fails < middle < n:
+                break
+            if holds(middle):
+                n = middle
+            else:
+                fails = middle
         return n
 
     def _line(self, group: Group, counts: Mapping[str, int]) -> Callable[[int, Value], Value]:
-        """An evaluator (count, floor) -> score, exact down to the floor, for one group.
+        """An evaluator (count, floor) -> value for one group, right about failing the floor.
+
         In a chain of layers, everything before the group is computed once, with its channels sorted
-        by activity, so that a count is a slice."""
+        by activity, so that a count is a slice. With accuracy as metric, only the hardest examples
+        are looked at and the others pass for right, so that the value may be too high;
+        `_confirmed` looks at all.
+        """
         key = (group.name, *(counts[g.name] for g in self.groups))
         if key not in self.lines:
             self.lines = {key: self._new_line(group, dict(counts))}
@@ -343,31 +366,53 @@ class ThresholdSearch:
         else:
             parts = cut(self.model.narrow_graph, group)
         if parts is None:
-            return lambda n, floor: self.score({**counts, group.name: n})
+            return lambda n, floor: self.value({**counts, group.name: n})
         front, back = parts
         keep = self.keep(counts)
         keep[group.name] = self.order[group.name][: counts[group.name]]
         layers = pruned_layers(self.model, keep)
-        first, split, device = build(front, layers), self.validation.split, self.model.device
+        first, device = build(front, layers), self.model.device
+        split: Split = self.validation.split
         with evaluating(first):
             example = first(first_inputs(split, 1).to(device))
         if self.validation.total * example.numel() * example.element_size() > FEATURE_BYTES:
-            return lambda n, floor: self.score({**counts, group.name: n})
-        values, labels = features(first, split, device, current())
-        layers[reader] = Sliced(layers[reader])
+            return lambda n, floor: self.value({**counts, group.name: n})
+        easy, ranks = 0, current()
+        if self._hard is not None:
+            easy = ranks.rows(self.validation.total).stop - ranks.rows(self.validation.total).start
+            easy -= len(self._hard[1])
+            split, ranks = self._hard, ALONE
+        values, labels = features(first, split, device, ranks)
+        sliced = Sliced(layers[reader])
+        layers[reader] = sliced
         net = build(back, layers)
-        positions = layout[0][1]
-        frozen = values.shape[1] - counts[group.name] * positions
+        positions, axis = layout[0][1], sliced.axis
+        frozen = values.shape[axis] - counts[group.name] * positions
 
         def evaluate(n: int, floor: Value) -> Value:
             self._evaluated()
-            own = values[:, : frozen + n * positions], labels
+            own = values.narrow(axis, 0, frozen + n * positions), labels
             pieces = batches(own, evaluation_batch(own), device)
-            return self.validation.of(net, pieces, floor)
+            return self.validation.of(net, pieces, floor, easy)
 
         return evaluate
 
+    @functools.cached_property
+    def _hard(self) -> tuple[Tensor, Tensor] | None:
+        """This rank's validation examples that pruning endangers most: those with the least
+        distance between the right output and the next of the unpruned network. None where all are
+        looked at.
+        """
+        split, ranks = self.validation.split, current()
+        wanted = max(HARD_LEAST, math.ceil(HARD_SHARE * self.validation.total))
+        if not self.validation.counts_examples or 2 * wanted > self.validation.total:
+            return None
+        network = self.model.pruned_network(self.keep(self.most))
+        logits, labels = features(network, split, self.model.device, ranks)
+        hard = hardest(logits, labels, math.ceil(wanted / ranks.size))
+        return rows_of(split, hard, self.model.device, ranks)
+
     def _result(self, counts: Mapping[str, int]) -> Pruning:
         thresholds = {name: threshold_between(self.sorted[name], n) for name, n in counts.items()}
-        validation, cost = float(self.score(counts)), self.cost(counts)
-        return Pruning(self.keep(counts), thresholds, validation, cost, self.activity)
+        shown = self.validation.shown(self.value(counts))
+        return Pruning(self.keep(counts), thresholds, shown, self.cost(counts), self.activity)

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..objectives.losses import Loss
+from ..objectives.shapes import CLASSES
 
 REPORT_SECONDS = 0.2
 
-# (mean loss, fraction correct, examples seen, examples in all)
+# (mean loss, mean metric, examples seen, examples in all)
 OnBatch = Callable[[float, float, int, int], None]
 
 
@@ -44,12 +46,13 @@ def run_epoch(
     check_loss: Callable[[float], None],
     shape: tuple[int, ...] = (),
     read_early: bool = True,
+    sums: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """Run the training steps of an epoch and add up their losses.
 
     Arguments:
-        steps: iterator that takes a step and yields (examples, mean loss, correct examples); loss
-            and correct examples have `shape`.
+        steps: iterator that takes a step and yields (examples, mean loss, sum of the metric over
+            the examples); loss and sum have `shape`.
         total: examples that `on_batch` counts up to.
         device: of the losses.
         on_batch: called a few times a second, and at the end.
@@ -57,24 +60,23 @@ def run_epoch(
         shape: of a step's loss: () or [P], one for each of P networks.
         read_early: let a GPU check the loss a few times a second, which waits for the device; False
             checks at the end only.
+        sums: of losses and of the metric, which the steps add up by themselves; None: they are
+            added up here.
 
     Returns:
-        sum of the losses float64 and of the correct examples int64, both of `shape`, and the number
-        of examples.
+        sum of the losses and of the metric, float64 of `shape`, and the number of examples.
     """
-    losses = torch.zeros(shape, dtype=torch.float64, device=device)
-    hits = torch.zeros(shape, dtype=torch.int64, device=device)
+    losses, metrics = sums or zero_sums(shape, device)
     seen, last = 0, time.monotonic()
 
     def report(count: int) -> None:
         examples = max(seen, 1)
-        on_batch(
-            float(losses.mean()) / examples, float(hits.double().mean()) / examples, count, total
-        )
+        on_batch(float(losses.mean()) / examples, float(metrics.mean()) / examples, count, total)
 
-    for size, loss, correct in steps:
-        losses += loss * size
-        hits += correct
+    for size, loss, metric in steps:
+        if sums is None:
+            losses += loss * size
+            metrics += metric
         seen += size
         now = time.monotonic()
         due = now - last > REPORT_SECONDS
@@ -85,26 +87,36 @@ def run_epoch(
             last = now
     check_loss(float(losses.sum()))
     report(total)
-    return losses, hits, seen
+    return losses, metrics, seen
 
 
-def record(
-    epoch: int, loss: float, correct: float, validation: float, lr: float
-) -> dict[str, float]:
+def zero_sums(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sums of losses and of the metric of no steps yet, float64."""
+    return (
+        torch.zeros(shape, dtype=torch.float64, device=device),
+        torch.zeros(shape, dtype=torch.float64, device=device),
+    )
+
+
+def record(epoch: int, loss: float, train: float, validation: float, lr: float) -> dict[str, float]:
     """Record of an epoch in a history."""
     return {
         "epoch": epoch,
         "loss": loss,
-        "train_accuracy": correct,
-        "validation_accuracy": validation,
+        "train_metric": train,
+        "validation_metric": validation,
         "lr": lr,
     }
 
 
-def check_labels(y: Tensor, classes: int) -> None:
-    """Raise DataError for a label outside the head: a lazy Dataset shows its labels here first."""
-    outside = y[(y < 0) | (y >= classes)]
+def check_labels(y: Tensor, outputs: int, loss: Loss) -> None:
+    """Raise DataError for a class outside the head: a lazy Dataset shows its labels here first."""
+    if loss.targets != CLASSES:
+        return
+    wrong = (y < 0) | (y >= outputs)
+    dropped = loss.dropped(y)
+    outside = y[wrong if dropped is None else wrong & ~dropped]
     if outside.numel():
         raise DataError(
-            f"train: expected labels from 0 to {classes - 1}, as the head has, got {outside[0]}"
+            f"train: expected labels from 0 to {outputs - 1}, as the head has, got {outside[0]}"
         )

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clnp_kernels.optim import AdamL1
@@ -18,11 +18,14 @@ from ..data.batches import batch_sizes, batches, count, placed, resident, seed_f
 from ..data.inputs import Split
 from ..errors import CheckpointError, TrainingError
 from ..network.model import Model
+from ..objectives.objective import Objective
 from ..parallel.ranks import current
 from .epoch import SCHEDULES, OnBatch, check_labels, record, run_epoch
 from .frozen_cache import CACHE_BYTES, FrozenActivations
 from .optimizer_state import load_optimizer_tensors, numbered, optimizer_tensors
-from .step_graph import StepGraph, set_rate
+from .resident import Resident
+from .step_graph import Backend, StepGraph, set_rate, share_rate
+from .validation import Validation
 
 
 @dataclass
@@ -31,7 +34,7 @@ class FitState:
 
     Attributes:
         epoch: epochs done.
-        history: one record per epoch: epoch, loss, train_accuracy, validation_accuracy, lr.
+        history: one record per epoch: epoch, loss, train_metric, validation_metric, lr.
         parameters: the tensors that training moves, in the order of `moving`.
         optimizer: the optimizer's tensors, flat.
     """
@@ -73,13 +76,14 @@ class Fit:
 
     Arguments:
         model: in a task (see `Model.begin_task`).
-        train, validation: splits; validation accuracy is recorded after each epoch.
+        train, validation: splits; the validation metric is recorded after each epoch.
         settings: of the fit.
         seed: every epoch draws its order and its dropout from a generator seeded with this and the
             epoch's number, so a fit that goes on from a saved `FitState` takes the very steps it
             would have taken.
-        on_batch: called a few times a second with (loss, fraction correct, examples seen, examples
-            in all).
+        on_batch: called a few times a second with (loss, metric, examples seen, examples in all);
+            the metric is NaN where it is no mean over examples.
+        objective: loss and metric; None: cross-entropy and accuracy.
     """
 
     capturable: ClassVar[bool] = True  # whether a step is nothing but work on the device
@@ -93,9 +97,13 @@ class Fit:
         settings: FitSettings,
         seed: int,
         on_batch: OnBatch | None = None,
+        objective: Objective | None = None,
     ) -> None:
-        self.model, self.validation = model, validation
+        self.model = model
+        self.objective = objective or Objective()
         self.train = resident(train, model.device)
+        self.validation = resident(validation, model.device)
+        self.measured = Validation(self.validation, self.objective, model.device)
         self.settings, self.seed = settings, seed
         self.on_batch = on_batch or (lambda *_: None)
         self.ranks = current()
@@ -110,12 +118,14 @@ class Fit:
         self.cache = FrozenActivations(model, self.train if pays else None, settings.dtype)
         self.evaluated = FrozenActivations(
             model,
-            validation if pays else None,
+            self.validation if pays else None,
             torch.float32,
             CACHE_BYTES - self.cache.bytes,
             training=False,
         )
+        self.backend: Backend | None = None  # what captures steps; None: CUDA graphs, on a GPU
         self._graph: StepGraph | None = None
+        self._resident: Resident | None = None
 
     def resume(self, state: FitState) -> None:
         """Go on from a saved state. Raises CheckpointError for the state of another network."""
@@ -149,8 +159,16 @@ class Fit:
                 if after_epoch is not None:
                     after_epoch(self.state, self.snapshot)
         finally:
-            self._graph = None  # it refers to this fit, and holds its memory on the device
+            self.release()
         return self.state
+
+    def release(self) -> None:
+        """Free what training keeps on the device besides the model, after the last epoch."""
+        if self._graph is not None:
+            self._graph.close()
+            for parameter in self.parameters:
+                parameter.grad = None
+        self._graph = self._resident = None  # the graph refers to this fit
 
     def snapshot(self) -> FitState:
         """A copy of everything that `resume` needs, on the CPU."""
@@ -166,9 +184,9 @@ class Fit:
         lr = settings.lr * SCHEDULES[settings.schedule](epoch, settings.epochs)
         set_rate(self.optimizer, lr)
         with self._seeded(epoch):
-            losses, hits = self._trained(epoch)
-            validation = self.evaluated.accuracy(self.validation)
-        return record(epoch, float(losses), float(hits), validation, lr)
+            losses, metric = self._trained(epoch)
+            value = self.evaluated.measured(self.measured)
+        return record(epoch, float(losses), float(metric), self.measured.shown(value), lr)
 
     def _epoch_seed(self, epoch: int) -> int:
         return seed_for(self.seed, "epoch", epoch)
@@ -177,11 +195,12 @@ class Fit:
         return seeded(self.ranks.seed(self._epoch_seed(epoch)), self.device)
 
     def _trained(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Trains an epoch -> mean loss and share of correct examples, of `shape`."""
+        """Trains an epoch -> mean loss and metric over the examples, of `shape`."""
         self.model.train()
         with self.cache.looked_up(), self.ranks.synchronised(self.model):
             generator = torch.Generator().manual_seed(self._epoch_seed(epoch))
-            losses, hits, seen = run_epoch(
+            resident = self._on_device()
+            losses, sums, seen = run_epoch(
                 self._steps(generator),
                 count(self.train),
                 self.device,
@@ -189,27 +208,52 @@ class Fit:
                 check_loss=lambda total: self._check(total, epoch),
                 shape=self.shape,
                 read_early=self.ranks.size == 1,  # ranks have to check at the same step
+                sums=None if resident is None else resident.sums,
             )
         self._check_weights(epoch)
-        return losses / seen, hits / seen
+        return losses / seen, sums / seen
+
+    def _on_device(self) -> Resident | None:
+        """The training split, if a process that trains alone has it on the device."""
+        split = self.train
+        if self._resident is None and isinstance(split, tuple) and self.ranks.size == 1:
+            size, rows = self.settings.batch_size, bool(self.cache)
+            if len(split[1]) and {tensor.device for tensor in split} == {self.device}:
+                self._resident = Resident(split, size, self.shape, rows=rows)
+        return self._resident
 
     def _steps(self, generator: torch.Generator) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Take the steps of an epoch -> (examples over all ranks, loss, correct examples)."""
-        # Messages between processes are not captured.
-        captured = self.capturable and self.ranks.size == 1 and self.device.type == "cuda"
-        step = self._captured() if captured else self._step
+        """Take the steps of an epoch -> (examples over all ranks, loss, sum of the metric)."""
+        resident = self._on_device()
+        if resident is not None:
+            graph = self._captured(partial(resident.take, self._step), resident.together)
+            yield from resident.epoch(generator, self._step, graph)
+            return
+        step = self._captured(self._step) or self._step
         sizes = batch_sizes(count(self.train), self.settings.batch_size)
         for size, (x, y, *rows) in zip(sizes, self._batches(generator), strict=True):
             if not isinstance(self.train, tuple):
-                check_labels(y, self.model.head.classes)
-            loss, correct = step(x, y, *rows)
-            yield size, loss, correct
+                check_labels(y, self.model.head.classes, self.objective.loss)
+            loss, metric = step(x, y, *rows)
+            yield size, loss, metric
 
-    def _captured(self) -> Callable[..., tuple[Tensor, ...]]:
-        """The step as a CUDA graph, or as it is, with one warning, where capture fails."""
-        if self._graph is None:
-            self._graph = StepGraph(self._step, self.optimizer, self.device)
+    def _captured(
+        self, step: Callable[..., tuple[Tensor, ...]], together: int = 1
+    ) -> StepGraph | None:
+        """The step as a CUDA graph, or as it is, with one warning, where capture fails; None where
+        there are no graphs.
+        """
+        # Messages between processes are not captured.
+        graphs = self.backend is not None or self.device.type == "cuda"
+        if self._graph is None and self.capturable and self.ranks.size == 1 and graphs:
+            self._share_rates()
+            device, backend = self.device, self.backend
+            self._graph = StepGraph(step, self.optimizer, device, backend, together=together)
         return self._graph
+
+    def _share_rates(self) -> None:
+        """Give groups of the optimizer that always have the same rate one tensor for it."""
+        share_rate(self.optimizer.param_groups, self.device)
 
     def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         """Batches (x, y) of the training split; with a cache also the rows [B] that they hold."""
@@ -225,28 +269,31 @@ class Fit:
             yield placed(x[rows], device), labels, rows.to(device)
 
     def _step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One step; x [B, ...], y [B], rows [B] for the cache -> loss, correct examples."""
+        """One step; x [B, ...], y [B, ...], rows [B] for the cache -> loss, sum of the metric."""
         self.cache.rows = rows
-        loss, correct = self._gradients(x, y)
+        loss, metric = self._gradients(x, y)
         self.optimizer.step()
-        return loss, correct
+        return loss, metric
 
     def _gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the mean loss over the batch, all ranks' shares of it -> loss, correct
-        examples.
+        """Gradients of the mean loss over the batch, all ranks' shares of it -> loss, sum of the
+        metric over the examples.
         """
         alone, bf16 = self.ranks.size == 1, self.settings.dtype == torch.bfloat16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            logits = self.model.net(x)
-        reduction = "mean" if alone else "sum"
-        loss = F.cross_entropy(logits.float() if bf16 else logits, y, reduction=reduction)
+            outputs = self.model.net(x)
+        outputs = outputs.float() if bf16 else outputs
+        if alone:
+            loss, weight = self.objective.loss.mean(outputs, y), None
+        else:
+            loss, weight = self.objective.loss.total(outputs, y)
         for parameter in self.parameters:
             parameter.grad = None
         loss.backward()
-        loss, correct = loss.detach(), (logits.detach().argmax(dim=-1) == y).sum()
-        if alone:
-            return loss, correct
-        return self.ranks.average(self.parameters, loss, correct, len(y))
+        loss, metric = loss.detach(), self.objective.running(outputs, y)
+        if weight is None:
+            return loss, metric
+        return self.ranks.average(self.parameters, loss, metric, weight)
 
     def _check(self, total: float, epoch: int) -> None:
         if not math.isfinite(total):

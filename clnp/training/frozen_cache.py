@@ -14,12 +14,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from clnp_kernels.nn import MaskedLinear
+
 from ..data.batches import batches, count, evaluation_batch, placed
 from ..data.inputs import Split
 from ..graph.graph import Graph
 from ..network.model import Model
+from ..objectives.metrics import Value
 from ..parallel.ranks import current
-from .evaluation import correct_of
+from .validation import Validation
 
 CACHE_BYTES = 2 << 30
 LEAST_SHARE = 0.05
@@ -107,10 +110,6 @@ class FrozenActivations:
         frozen = layer.active_out * layer.active_in
         return frozen > 0 and frozen >= LEAST_SHARE * layer.outputs * layer.inputs
 
-    @staticmethod
-    def _axis(y: Tensor) -> int:
-        return 1 if y.dim() == 4 else y.dim() - 1
-
     @contextlib.contextmanager
     def looked_up(self) -> Iterator[None]:
         """Inside, the layers take their active outputs from here, for the examples that `rows`
@@ -126,9 +125,11 @@ class FrozenActivations:
             ) -> Tensor:
                 assert self.rows is not None
                 active = values.index_select(0, self.rows.to(values.device))
-                if active.shape[2:] != y.shape[2:] or active.dtype != y.dtype:
+                axis = y.dim() - 1 if isinstance(module, MaskedLinear) else 1  # of the channels
+                apart = (active.shape[:axis], active.shape[axis + 1 :])
+                if apart != (y.shape[:axis], y.shape[axis + 1 :]) or active.dtype != y.dtype:
                     raise RuntimeError("the cached activations belong to other examples")
-                return torch.cat([active, y], dim=self._axis(y))
+                return torch.cat([active, y], dim=axis)
 
             handles.append(layer.register_forward_hook(hook))
         try:
@@ -139,13 +140,13 @@ class FrozenActivations:
                 self.model.masked_layers[name].skip_active = False
             self.rows = None
 
-    def accuracy(self, split: Split) -> float:
-        """Fraction of the split of these activations that the model classifies correctly."""
-        ranks, total = current(), count(split)
+    def measured(self, validation: Validation) -> Value:
+        """Metric of the model on the split of these activations, as `validation` measures it."""
+        split, ranks = validation.split, current()
         pieces = batches(split, evaluation_batch(split), self.model.device, ranks=ranks)
         with self.looked_up():
-            counted = self._named(pieces, ranks.rows(total).start)
-            return ranks.total(correct_of(self.model, counted, total)) / total
+            named = self._named(pieces, ranks.rows(count(split)).start)
+            return validation.of(self.model, named)
 
     def _named(
         self, pieces: Iterable[tuple[Tensor, Tensor]], start: int

@@ -17,6 +17,7 @@ from clnp_kernels.optim import AdamL1
 
 from ..data.inputs import Split
 from ..network.model import Model
+from ..objectives.objective import Objective
 from ..ranges import number
 from .fit import Fit, FitSettings, FitState
 from .frank_wolfe import RANGES, FrankWolfe, perturbed, still_statistics
@@ -58,7 +59,8 @@ class StructuredFit(Fit):
     scales both.
 
     Arguments:
-        model, train, validation, settings, seed, on_batch: as for `Fit`; `settings.l1` is not used.
+        model, train, validation, settings, seed, on_batch, objective: as for `Fit`; `settings.l1`
+            is not used.
         sdp: of the Frank-Wolfe steps.
     """
 
@@ -70,10 +72,11 @@ class StructuredFit(Fit):
         settings: FitSettings,
         seed: int,
         on_batch: Callable[[float, float, int, int], None] | None = None,
+        objective: Objective | None = None,
         *,
         sdp: SDPSettings | None = None,
     ) -> None:
-        super().__init__(model, train, validation, settings, seed, on_batch)
+        super().__init__(model, train, validation, settings, seed, on_batch, objective)
         self.sdp = sdp or SDPSettings()
         rows = [] if settings.head_only else hidden_weights(model)
         chosen = {id(w) for w in rows}
@@ -88,7 +91,7 @@ class StructuredFit(Fit):
 
     def _step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.cache.rows = rows
-        loss, correct = self._gradients(x, y)
+        loss, metric = self._gradients(x, y)
         if self.sdp.rho:
             with perturbed(self.parameters, self.sdp.rho), still_statistics(self.model):
                 self._gradients(x, y)
@@ -98,7 +101,7 @@ class StructuredFit(Fit):
                 group["lr"] = self.sdp.lr * factor
             self.wolfe.step()
         self.optimizer.step()
-        return loss, correct
+        return loss, metric
 
     def snapshot(self) -> FitState:
         state = super().snapshot()

@@ -14,20 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clnp_kernels.casts import frozen
 from clnp_kernels.nn import Dropout
 from clnp_kernels.optim import AdamL1
 from clnp_kernels.stacked import stacked_linear
 
-from ..data.batches import batches, count, evaluation_batch
+from ..data.batches import batches, evaluation_batch
 from ..data.inputs import Split
 from ..errors import TrainingError
 from ..graph.graph import OPS, Node
 from ..network.boundaries import MaskedLayer
 from ..network.model import Model
+from ..objectives.objective import Objective
 from .evaluation import evaluating
 from .fit import SCHEDULES, Fit, FitSettings, FitState, parameter_groups, record, trainable
 from .optimizer_state import load_optimizer_tensors, numbered, optimizer_tensors
-from .step_graph import set_group_rate
+from .step_graph import set_group_rate, share_rate
 
 EXCEPT = ("log_softmax", "stochastic_depth")  # elementwise operations that are not, among points
 
@@ -86,16 +88,16 @@ class StackedNetwork:
         self._by_parameter = dict(zip(map(id, trainable(model)), self.stacks, strict=True))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [B, ...] -> logits [P, B, C]."""
+        """x [B, ...] -> outputs [P, B, C]."""
         values: dict[str, Parts] = {}
         for node in self.model.graph.nodes:
             if node.role == "input":
                 values[node.name] = Parts(x, None)
             else:
                 values[node.name] = self._value(node, [values[name] for name in node.inputs])
-        logits = values[self.model.graph.output].own
-        assert logits is not None
-        return logits
+        outputs = values[self.model.graph.output].own
+        assert outputs is not None
+        return outputs
 
     def _value(self, node: Node, inputs: Sequence[Parts]) -> Parts:
         if node.op == "linear":
@@ -137,7 +139,11 @@ class StackedNetwork:
         """The frozen outputs of a layer, [B, 0] where nobody reads them."""
         if layer.skip_active:
             return x.new_empty(len(x), 0)
-        return F.linear(x[:, : layer.active_in], layer.active_weight, layer.active_bias)
+        weight, bias = layer.active_weight, layer.active_bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            weight, bias = frozen(weight, dtype), None if bias is None else frozen(bias, dtype)
+        return F.linear(x[:, : layer.active_in], weight, bias)
 
     def _dropout(self, value: Parts, p: float) -> Parts:
         """The mask that a network of this width draws, the same for all points."""
@@ -161,6 +167,7 @@ class StackedFit(Fit):
         train, validation, seed: as for `Fit`.
         settings: one for each point; they differ in `lr` and `l1` only.
         on_batch: as for `Fit`, with means over the points.
+        objective: as for `Fit`.
     """
 
     def __init__(
@@ -171,10 +178,11 @@ class StackedFit(Fit):
         settings: Sequence[FitSettings],
         seed: int,
         on_batch: Callable[[float, float, int, int], None] | None = None,
+        objective: Objective | None = None,
     ) -> None:
         # What the cache would hold is computed once for all points anyway.
         common = replace(settings[0], cache=False)
-        super().__init__(model, train, validation, common, seed, on_batch)
+        super().__init__(model, train, validation, common, seed, on_batch, objective)
         self.points, self.shape = list(settings), (len(settings),)
         self.network = StackedNetwork(model, len(settings))
         places = {id(parameter): i for i, parameter in enumerate(self.parameters)}
@@ -214,12 +222,21 @@ class StackedFit(Fit):
         Raises:
             TrainingError: the loss or a weight of a point is not finite.
         """
-        while (epoch := self.states[0].epoch) < self.settings.epochs:
-            for state, row in zip(self.states, self._epoch_of_all(epoch), strict=True):
-                state.history.append(row)
-                state.epoch += 1
-            after_epoch(self.states, self._snapshot_of)
+        try:
+            while (epoch := self.states[0].epoch) < self.settings.epochs:
+                for state, row in zip(self.states, self._epoch_of_all(epoch), strict=True):
+                    state.history.append(row)
+                    state.epoch += 1
+                after_epoch(self.states, self._snapshot_of)
+        finally:
+            self.release()
         return self.states
+
+    def _share_rates(self) -> None:
+        each = len(self.optimizer.param_groups) // len(self.points)
+        for p in range(len(self.points)):
+            groups = self.optimizer.param_groups[p * each : (p + 1) * each]
+            share_rate(groups, self.device)
 
     def _epoch_of_all(self, epoch: int) -> list[dict[str, float]]:
         factor = SCHEDULES[self.settings.schedule](epoch, self.settings.epochs)
@@ -228,10 +245,10 @@ class StackedFit(Fit):
         for i, group in enumerate(self.optimizer.param_groups):
             set_group_rate(group, rates[i // each])
         with self._seeded(epoch):
-            losses, hits = self._trained(epoch)
-            right = self._count_correct()
-        rows = zip(losses.tolist(), hits.tolist(), right.tolist(), rates, strict=True)
-        return [record(epoch, a, b, n / count(self.validation), lr) for a, b, n, lr in rows]
+            losses, metrics = self._trained(epoch)
+            values = self._validated()
+        rows = zip(losses.tolist(), metrics.tolist(), values, rates, strict=True)
+        return [record(epoch, *row) for row in rows]
 
     def _snapshot_of(self, p: int) -> FitState:
         views, state = self.views[p], self.states[p]
@@ -245,29 +262,31 @@ class StackedFit(Fit):
             {_renumbered(key, -p * len(views)): t for key, t in own.items()},
         )
 
-    def _count_correct(self) -> Tensor:
-        """Correct validation examples of every point [P]."""
-        right = torch.zeros(self.shape, dtype=torch.int64, device=self.device)
+    def _validated(self) -> list[float]:
+        """Validation metric of every point."""
         with evaluating(self.model):
-            for x, y in batches(self.validation, evaluation_batch(self.validation), self.device):
-                right += (self.network(x).argmax(dim=-1) == y).sum(dim=1)
-        return right
+            size = evaluation_batch(self.validation)
+            found = [(self.network(x), y) for x, y in batches(self.validation, size, self.device)]
+        measured, identity = self.measured, nn.Identity()
+        return [
+            measured.shown(measured.of(identity, ((outputs[p], y) for outputs, y in found)))
+            for p in range(len(self.points))
+        ]
 
     def _gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of every point's mean loss -> losses [P], correct examples [P]."""
+        """Gradients of every point's mean loss -> losses [P], sums of the metric [P]."""
         bf16 = self.settings.dtype == torch.bfloat16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            logits = self.network(x)
-        logits = logits.float() if bf16 else logits
-        targets = y.expand(len(logits), -1)
-        losses = F.cross_entropy(logits.mT, targets, reduction="none").mean(dim=1)
+            outputs = self.network(x)
+        outputs = outputs.float() if bf16 else outputs
+        losses = self.objective.loss.means(outputs, y)
         for stack in self.moving:
             stack.grad = None
         losses.sum().backward()
         for p, views in enumerate(self.views):
             for view, stack in zip(views, self.moving, strict=True):
                 view.grad = None if stack.grad is None else stack.grad[p]
-        return losses.detach(), (logits.detach().argmax(dim=-1) == y).sum(dim=1)
+        return losses.detach(), torch.stack([self.objective.running(own, y) for own in outputs])
 
     def _diverged(self, what: str, epoch: int) -> None:
         raise TrainingError(

@@ -7,7 +7,8 @@ can't be captured runs step by step as before, and a message says why.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -35,13 +36,27 @@ class Backend(Protocol):
     ) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
         """Record a step on these inputs without running it: what replays it, and its outputs."""
 
+    def close(self) -> None:
+        """Give back the memory of all captures, which nothing refers to any more."""
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all captures on a device: memory that is freed on one serves no other."""
+    return torch.cuda.Stream(device)
+
 
 class CudaGraphs:
-    """CUDA graphs of PyTorch; steps before the capture run on a stream aside, as it demands."""
+    """CUDA graphs of PyTorch; steps before the capture run on a stream aside, as it demands.
+
+    Graphs of one backend share their memory: they never run at the same time, and what has to
+    outlive a replay (parameters, state, sums) lies outside.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = _side_stream(device)
+        self.pool: Any = None
 
     def run(self, step: Step, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Run a step at once, on the stream aside."""
@@ -83,9 +98,16 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self.device)
         # Other threads, such as those that load data, may use the device meanwhile.
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+        options: Any = {"stream": self.stream, "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(graph, pool=self.pool, **options):
             outputs = step(*inputs)
+        self.pool = graph.pool()
         return graph.replay, outputs
+
+    def close(self) -> None:
+        """Give back the memory of all captures: what a graph's pool keeps serves nothing else."""
+        self.pool = None
+        torch.cuda.empty_cache()
 
 
 class StepGraph:
@@ -108,6 +130,7 @@ class StepGraph:
         device: of the parameters. On a CPU every step runs at once.
         backend: what captures; None: CUDA graphs on a GPU, nothing elsewhere.
         on_fallback: called once with the reason why steps can't be captured; None: a warning.
+        together: steps of one graph in `steps`, which launches it once for all of them.
 
     Attributes:
         reason: why steps are not captured; empty while they are or may be.
@@ -121,8 +144,9 @@ class StepGraph:
         device: torch.device,
         backend: Backend | None = None,
         on_fallback: Callable[[str], None] | None = None,
+        together: int = 1,
     ) -> None:
-        self.step, self.optimizer = step, optimizer
+        self.step, self.optimizer, self.together = step, optimizer, together
         self.backend = backend
         if backend is None and device.type == "cuda":
             self.backend = CudaGraphs(device)
@@ -132,53 +156,94 @@ class StepGraph:
         self._calls: int = 0
         self._key: Key | None = None
         self._inputs: tuple[Tensor, ...] = ()
-        self._outputs: tuple[Tensor, ...] = ()
-        self._replay: Callable[[], None] | None = None
+        # number of steps -> what replays them, and the outputs of the last one
+        self._graphs: dict[int, tuple[Callable[[], None], tuple[Tensor, ...]]] = {}
         if self.backend is not None:
             rates_on_device(optimizer, device)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """One step."""
+        return self._within(lambda backend: self._call(backend, inputs), lambda: self.step(*inputs))
+
+    def steps(self, count: int) -> Iterator[int]:
+        """Take `count` steps of a step without inputs; yield how many each launch takes."""
+        while count:
+            several = count >= self.together > 1 and self._calls >= WARM_UP and not self.reason
+            taken = self.together if several else 1
+            self._within(lambda backend, n=taken: self._call(backend, (), n), self.step)
+            # Where they can't be captured, they ran one by one.
+            yield taken
+            count -= taken
+
+    def once(self, step: Step) -> tuple[Tensor, ...]:
+        """Run another step at once, with the kernels of these: the last batch of an epoch, say."""
+        return self._within(
+            lambda backend: step() if self.reason else backend.run(step, ()), lambda: step()
+        )
+
+    def close(self) -> None:
+        """Free the graphs and their memory; gradients go, for they lie there."""
+        self._graphs.clear()
+        self._inputs = ()
+        if self.backend is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.backend.close()
+
+    def _within(
+        self, call: Callable[[Backend], tuple[Tensor, ...]], plain: Step
+    ) -> tuple[Tensor, ...]:
+        """Make a call with a backend, or the plain one where there is none."""
         if self.backend is None:
-            return self.step(*inputs)
+            return plain()
         # A resumed run warms up again, so steps take the same kernels whether captured or not.
         with chooser.captured():
-            return self._call(self.backend, inputs)
+            return call(self.backend)
 
-    def _call(self, backend: Backend, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """One step, on the device's own inputs but for batches of other shapes."""
+    def _call(
+        self, backend: Backend, inputs: tuple[Tensor, ...], count: int = 1
+    ) -> tuple[Tensor, ...]:
+        """Steps on the device's own inputs, but for batches of other shapes -> outputs of one."""
         key: Key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         self._key = self._key or key
         if self.reason:
-            return self.step(*inputs)
+            return self._several(count)(*inputs)
         if key != self._key:
             return backend.run(self.step, inputs)
         # Kernels are compiled for the alignment of addresses, so all steps have those of the graph.
         self._inputs = self._inputs or tuple(tensor.clone() for tensor in inputs)
         for static, tensor in zip(self._inputs, inputs, strict=True):
             static.copy_(tensor)
-        if self._replay is None:
+        if self._calls < WARM_UP:
             self._calls += 1
             if self._calls < WARM_UP:
                 return backend.run(self.step, self._inputs)
-            if self._calls == WARM_UP:
-                outputs, reason = backend.rehearse(self.step, self._inputs)
-                if reason:
-                    self._fall_back(reason)
-                return outputs
-            if not self._capture(backend):
-                return self.step(*inputs)
-        assert self._replay is not None
-        self._replay()
-        self.replays += 1
-        return self._outputs
+            outputs, reason = backend.rehearse(self.step, self._inputs)
+            if reason:
+                self._fall_back(reason)
+            return outputs
+        if count not in self._graphs and not self._capture(backend, count):
+            return self._several(count)(*inputs)
+        replay, outputs = self._graphs[count]
+        replay()
+        self.replays += count
+        return outputs
 
-    def _capture(self, backend: Backend) -> bool:
-        """Capture the step; whether that worked."""
+    def _several(self, count: int) -> Step:
+        """A function that takes so many steps."""
+
+        def several(*inputs: Tensor) -> tuple[Tensor, ...]:
+            for _ in range(count - 1):
+                self.step(*inputs)
+            return self.step(*inputs)
+
+        return several
+
+    def _capture(self, backend: Backend, count: int) -> bool:
+        """Capture so many steps; whether that worked."""
         # Gradients that a graph holds must be its own, not those of the last step.
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            self._replay, self._outputs = backend.capture(self.step, self._inputs)
+            self._graphs[count] = backend.capture(self._several(count), self._inputs)
         except Exception as error:  # whatever a user's network does that a graph can't hold
             self.optimizer.zero_grad(set_to_none=True)
             cause: BaseException = error
@@ -205,11 +270,27 @@ def _warn(reason: str) -> None:
 
 
 def rates_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Make the learning rates of all groups tensors on a device, float32 without dimensions."""
+    """Make the learning rates of all groups tensors on a device, without dimensions."""
     for group in optimizer.param_groups:
         rate = group["lr"]
         if not isinstance(rate, Tensor) or rate.device != device:
-            group["lr"] = torch.tensor(float(rate), dtype=torch.float32, device=device)
+            group["lr"] = _rate(rate, device)
+
+
+def share_rate(groups: Iterable[dict[str, Any]], device: torch.device) -> None:
+    """Give groups of an optimizer with the same learning rate one tensor for it, so that one launch
+    steps all of them.
+    """
+    groups = list(groups)
+    rate = _rate(groups[0]["lr"], device)
+    for group in groups:
+        group["lr"] = rate
+
+
+def _rate(value: float | Tensor, device: torch.device) -> Tensor:
+    # float32 is what PyTorch's fused steps read on a GPU; on a CPU it would round the rate.
+    dtype = torch.float64 if device.type == "cpu" else torch.float32
+    return torch.tensor(float(value), dtype=dtype, device=device)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

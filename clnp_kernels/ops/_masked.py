@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import _register
-from .._checks import check_alike, check_count, check_shape, check_tensor
+from .._checks import check_alike, check_count, check_shape, check_tensor, once
 from .._register import call
+from ..casts import frozen
 from ..errors import message
 from ..reference.masked_conv2d import memory_format
 
@@ -36,6 +37,7 @@ def check_biases(
         check_shape("free_bias", free_bias, free_weight.shape[:1], "[Of]")
 
 
+@once
 def check_dtypes(x: Tensor, *others: Tensor | None) -> None:
     """Raise unless the weights and biases have the dtype and the device of `x`."""
     for name, other in zip(NAMES, others, strict=True):
@@ -43,14 +45,22 @@ def check_dtypes(x: Tensor, *others: Tensor | None) -> None:
             check_alike(name, other, "x", x)
 
 
-def autocast(*tensors: Tensor | None) -> Sequence[Any]:
-    """Cast to autocast's dtype, except float64."""
-    device = next(t.device.type for t in tensors if t is not None)
+def autocast(x: Tensor, *parameters: Tensor | None) -> Sequence[Any]:
+    """Cast to autocast's dtype, except float64; `parameters` are in the order of `NAMES`."""
+    tensors = (x, *parameters)
     # The meta device has no autocast: asking whether it is enabled raises.
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+    dtype = torch.get_autocast_dtype(x.device.type)
+    names = ("x", *NAMES)
+    return [
+        t if t is None or t.dtype == torch.float64 else _cast(name, t, dtype)
+        for name, t in zip(names, tensors, strict=True)
+    ]
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return frozen(tensor, dtype) if name.startswith("active") else tensor.to(dtype)
 
 
 def with_full_input_grad(

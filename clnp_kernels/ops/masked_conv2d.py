@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from .._checks import check_alike, check_choice, check_count, check_shape, check_tensor
+from .._checks import check_alike, check_choice, check_count, check_shape, check_tensor, once
 from .._register import call
 from ..errors import message
 from ..reference.masked_conv2d import masked_conv2d_fwd as reference_fwd
@@ -85,7 +85,7 @@ def masked_conv2d(
     geometry = _pairs(stride, padding, dilation)
     check_tensor("x", x, 4)
     tensors = _masked.autocast(x, active_weight, free_weight, active_bias, free_bias)
-    _check(tensors, geometry, depthwise, activation)
+    _check(*tensors, *map(tuple, geometry), depthwise, activation)
     options = (*geometry, depthwise, activation, activity)
     active_in = active_weight.shape[0 if depthwise else 1]
     outputs = active_weight.shape[0] + free_weight.shape[0]
@@ -119,7 +119,7 @@ def masked_conv2d_fwd(
     """
     geometry = _pairs(stride, padding, dilation)
     tensors = (x, active_weight, free_weight, active_bias, free_bias)
-    _check(tensors, geometry, depthwise, activation)
+    _check(*tensors, *map(tuple, geometry), depthwise, activation)
     result = call("masked_conv2d_fwd", *tensors, *geometry, depthwise, activation, activity)
     return cast(tuple[Tensor, Tensor], result)
 
@@ -251,9 +251,13 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
     return [*pair]
 
 
-def _check(tensors: Sequence[Any], geometry: Geometry, depthwise: bool, activation: str) -> None:
-    """Raise unless all arguments fit together; tensors: x, weights and biases."""
-    x, active_weight, free_weight, *biases = tensors
+@once
+def _check(x: Tensor, active_weight: Tensor, free_weight: Tensor, *rest: Any) -> None:
+    """Raise unless all arguments of the operator fit together; `rest` are those up to the
+    activation.
+    """
+    *biases, stride, padding, dilation, depthwise, activation = rest
+    geometry = stride, padding, dilation
     check_choice("activation", activation, ACTIVATIONS)
     check_tensor("x", x, 4)
     check_tensor("active_weight", active_weight, 4)
@@ -271,7 +275,7 @@ def _check(tensors: Sequence[Any], geometry: Geometry, depthwise: bool, activati
             raise ValueError(message("active_weight.shape", list(active_weight.shape), wanted))
     _check_channels(x, channels)
     _masked.check_biases(active_weight, free_weight, *biases)
-    _masked.check_dtypes(*tensors)
+    _masked.check_dtypes(x, active_weight, free_weight, *biases)
     _check_fits(x, free_weight.shape[2:], geometry)
 
 
@@ -296,7 +300,7 @@ def _check_channels(x: Tensor, channels: int) -> None:
         raise ValueError(message("x.shape", list(x.shape), wanted))
 
 
-def _check_fits(x: Tensor, kernel: Sequence[int], geometry: Geometry) -> None:
+def _check_fits(x: Tensor, kernel: Sequence[int], geometry: Sequence[Sequence[int]]) -> None:
     """Raise unless the kernel fits into the padded image."""
     for d, letter in enumerate("HW"):
         extent = geometry[2][d] * (kernel[d] - 1) + 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _register
-from .._checks import check_alike, check_choice, check_number, check_shape, check_tensor
+from .._checks import check_alike, check_choice, check_number, check_shape, check_tensor, once
 from .._register import call
 from ..errors import message
 from ..reference import partial_batch_norm as reference
@@ -172,6 +172,7 @@ _NAMES = reference.Vectors._fields
 _STATISTICS = _NAMES[:4]
 
 
+@once
 def _check_fwd(
     x: Tensor, active_mean: Tensor, active_var: Tensor, free_mean: Tensor, *rest: Any
 ) -> None:

@@ -88,9 +88,8 @@ def input_gradient(
 ) -> Tensor:
     """The gradient [B, I, H, W] of the input of `convolve`."""
     stride, padding, dilation, depthwise = geometry
-    grad_x = grad_z.new_zeros(shape)
-    if not (grad_x.numel() and grad_z.numel()):
-        return grad_x
+    if 0 in shape or not grad_z.numel():
+        return grad_z.new_zeros(shape)
     groups, layout = shape[1] if depthwise else 1, memory_format(grad_z)
     grad_z, weight = dense(grad_z, layout), dense(weight, layout)
     return conv2d_input(list(shape), weight, grad_z, stride, padding, dilation, groups)

@@ -29,10 +29,13 @@ class Vectors(NamedTuple):
         """Mean, variance, weight and bias of the active channels."""
         return self[0], self[1], self[4], self[6]
 
+    def free(self) -> tuple[Any, ...]:
+        """Mean, variance, weight and bias of the free channels."""
+        return self[2], self[3], self[5], self[7]
+
     def joined(self) -> list[Any]:
         """Mean, variance, weight and bias of all channels."""
-        free: tuple[Any, ...] = (self[2], self[3], self[5], self[7])
-        pairs = zip(self.active(), free, strict=True)
+        pairs = zip(self.active(), self.free(), strict=True)
         return [None if a is None else torch.cat((a, f)) for a, f in pairs]
 
 

@@ -1,4 +1,8 @@
-"""`partial_batch_norm` by PyTorch's batch normalisation on slices of channels."""
+"""`partial_batch_norm` by PyTorch's batch normalisation.
+
+The statistics of the batch are those of the free channels alone; then one pass over all channels
+normalises each by the statistics that are its own, so nothing has to be joined.
+"""
 
 from typing import Any
 
@@ -15,43 +19,42 @@ def _wide(vector: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if vector is None else vector.to(dtype)
 
 
-def _batch_var(invstd: Tensor, eps: float) -> Tensor:
-    """The variance (divided by the number of values) from 1 / sqrt(variance + eps)."""
-    return (invstd.double().pow(-2) - eps).clamp_min(0).to(invstd.dtype)
+def _statistics(free: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and variance [Cf] of each channel, in `dtype`; NaN is what the mean of no values is."""
+    channels = free.shape[1]
+    if not free.numel():
+        return tuple(free.new_full((2, channels), float("nan"), dtype=dtype).clone().unbind())
+    # Without running statistics PyTorch's are rounded to the dtype of the images on the CPU.
+    narrow = free.dtype != dtype
+    running = free.new_empty(2, channels, dtype=dtype).unbind() if narrow else (None, None)
+    mean, var = torch.batch_norm_update_stats(free, *running, 0.0)
+    return mean, var
 
 
+@torch.no_grad()
 def partial_batch_norm_fwd(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y [B, C, H, W], activity [C] or empty, the free channels' batch mean and variance [Cf]."""
     vectors, (training, eps, activation, activity) = Vectors(*rest[:8]), rest[8:]
-    free_weight, free_count = vectors.free_weight, len(vectors.free_mean)
     split, dtype = len(vectors.active_mean), accumulator(x.dtype)
-    parts: list[Tensor] = []
     mean, var = x.new_empty(0, dtype=dtype), x.new_empty(0, dtype=dtype)
-    if split or not training:
-        stop = split if training else x.shape[1]
-        chosen = vectors.active() if training else vectors.joined()
-        m, v, w, b = (_wide(vector, dtype) for vector in chosen)
-        parts.append(torch.native_batch_norm(x[:, :stop], w, b, m, v, False, 0.0, eps)[0])
     if training:
-        # Without weights PyTorch's statistics on the CPU are rounded to the dtype of x.
-        w = x.new_ones(free_count, dtype=dtype) if free_weight is None else free_weight.to(dtype)
-        b = _wide(vectors.free_bias, dtype)
-        if x.numel() and free_count:
-            arguments = (w, b, None, None, True, 0.0, eps)
-            free, mean, invstd = torch.native_batch_norm(x[:, split:], *arguments)
-            var = _batch_var(invstd, eps)
-        else:  # what the mean of no values is
-            free = x[:, split:].clone()
-            mean = var = x.new_full((free_count,), float("nan"), dtype=dtype)
-        parts.append(free)
-    y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        mean, var = _statistics(x[:, split:] if split else x, dtype)
+        vectors = vectors._replace(free_mean=mean, free_var=var)
+    if x.numel():
+        m, v, w, b = (
+            _wide(vector, dtype) for vector in (vectors.joined() if split else vectors.free())
+        )
+        y = torch.native_batch_norm(x, w, b, m, v, False, 0.0, eps)[0]
+    else:
+        y = torch.empty_like(x)
     y = y.contiguous(memory_format=memory_format(x))
     if activation == "relu":
         y.relu_()
     sums = channel_activity(y, 1) if activity else x.new_empty(0, dtype=dtype)
-    return y, sums, mean, var.clone() if var is mean else var
+    return y, sums, mean, var
 
 
+@torch.no_grad()
 def partial_batch_norm_bwd(
     grad_y: Tensor,  # [B, C, H, W]
     x: Tensor,  # [B, C, H, W]
@@ -65,24 +68,27 @@ def partial_batch_norm_bwd(
     """Gradients of x [B, C, H, W], zero for active channels, and of the free weight and bias
     [Cf].
     """
-    split, dtype = x.shape[1] - len(free_mean), accumulator(x.dtype)
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-    grad_x[:, :split] = 0
+    split, dtype, layout = x.shape[1] - len(free_mean), accumulator(x.dtype), memory_format(x)
     free, inner = grad_y[:, split:], x[:, split:]
     if y is not None:
-        free = free.masked_fill(y[:, split:] <= 0, 0)
+        free = torch.ops.aten.threshold_backward(free, y[:, split:], 0)
     if not inner.numel():
-        zeros = x.new_zeros(len(free_mean), dtype=dtype)
-        return grad_x, zeros, zeros.clone()
+        grad_x = torch.zeros_like(x, memory_format=layout)
+        return grad_x, *(x.new_zeros(len(free_mean), dtype=dtype) for _ in range(2))
     mean, var, w = free_mean.to(dtype), free_var.to(dtype), _wide(free_weight, dtype)
     invstd = (var + eps).rsqrt()
     stored = (None, None) if training else (mean, var)
     saved = (mean, invstd) if training else (None, None)
     if w is None:  # gradients of it are wanted all the same
         w = torch.ones_like(mean)
-    grads = torch.ops.aten.native_batch_norm_backward(
-        free.contiguous(memory_format=memory_format(x)), inner, w, *stored, *saved, training, eps,
+    inside, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+        free.contiguous(memory_format=layout), inner, w, *stored, *saved, training, eps,
         [True, True, True],
     )  # fmt: skip
-    grad_x[:, split:] = grads[0]
-    return grad_x, grads[1].to(dtype), grads[2].to(dtype)
+    if split:
+        grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
+        grad_x[:, :split].zero_()
+        grad_x[:, split:].copy_(inside)
+    else:
+        grad_x = inside.contiguous(memory_format=layout)
+    return grad_x, grad_weight.to(dtype), grad_bias.to(dtype)

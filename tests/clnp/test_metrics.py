@@ -60,7 +60,7 @@ def test_one_task():
 )
 def test_bad_matrix(bad):
     with pytest.raises(DataError, match=r"^R: "):
-        d.average_accuracy(bad)
+        d.accuracy_matrix(bad)
 
 
 CAPACITIES = [

@@ -21,9 +21,9 @@ from clnp import callbacks, data, methods, metrics, models, plots
 
 # A folder of clnp imports only folders before it.
 ORDER = (
-    *("errors", "ranges", "metrics", "files", "graph", "parallel", "data", "models", "network"),
-    *("plots", "callbacks", "html", "deploy", "training", "pruning", "learner", "methods"),
-    *("integrations", "cli"),
+    *("errors", "ranges", "metrics", "files", "graph", "parallel", "objectives", "data", "models"),
+    *("network", "plots", "callbacks", "html", "deploy", "training", "pruning", "learner"),
+    *("methods", "integrations", "cli"),
 )
 ROOTS = {name: Path(package.__path__[0]) for name, package in
          (("clnp", clnp), ("clnp_kernels", clnp_kernels))}  # fmt: skip

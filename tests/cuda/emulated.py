@@ -1,5 +1,6 @@
 """The CUDA C++ library compiled for the CPU, where the threads of a block take turns."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -13,8 +14,14 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 
 
 def build(folder: Path) -> Path:
-    """Compile the library into a folder."""
-    library = folder / "_emulated.so"
+    """The library, compiled once for each state of its sources.
+
+    Arguments:
+        folder: for the compiler's work.
+
+    Returns:
+        a file below the build folder of the checkout, which later runs find there.
+    """
     sources = sorted(map(str, [*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp")]))
     headers = [part for path in include_paths() for part in ("-isystem", path)]
     command = [
@@ -23,8 +30,26 @@ def build(folder: Path) -> Path:
         *("-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT / 'tests/cuda/emulator'}"),
         *headers,
         *("-x", "c++", *sources, "-x", "none"),
-        *(f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-o", str(library)),
+        *(f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"),
     ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    library = ROOT / "build" / f"emulated-{_digest(command)}.so"
+    if not library.exists():
+        made = folder / "_emulated.so"
+        result = subprocess.run(
+            [*command, "-o", str(made)], capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        library.parent.mkdir(exist_ok=True)
+        aside = library.with_suffix(f".{os.getpid()}")
+        shutil.copy(made, aside)
+        aside.replace(library)
     return library
+
+
+def _digest(command: list[str]) -> str:
+    """Hash of a command, of torch's version and of everything that the sources may include."""
+    sha = hashlib.sha256(f"{torch.__version__} {command}".encode())
+    folders = (ROOT / "csrc", ROOT / "tests/cuda/emulator")
+    for path in sorted(file for folder in folders for file in folder.rglob("*") if file.is_file()):
+        sha.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return sha.hexdigest()[:16]

@@ -43,6 +43,7 @@ class EsaCL(Method):
     """
 
     name = "esacl"
+    own_loss = True
     options: ClassVar[Options] = dict(OPTIONS)
     fixed: ClassVar[Mapping[str, Any]] = {"schedule": "step"}
 

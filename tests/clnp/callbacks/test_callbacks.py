@@ -150,7 +150,7 @@ def test_csv_files_hold_every_epoch_and_task(tmp_path: Path) -> None:
     for report in reports:
         chosen = next(i for i, point in enumerate(report.grid) if point["chosen"])
         own = [
-            {name: float(row[name]) for name in ("epoch", "loss", "lr", "validation_accuracy")}
+            {name: float(row[name]) for name in ("epoch", "loss", "lr", "validation_metric")}
             for row in rows
             if row["name"] == report.name and (row["phase"], row["point"]) == ("fit", str(chosen))
         ]

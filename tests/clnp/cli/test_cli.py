@@ -342,7 +342,7 @@ def test_bar_on_a_terminal():
     console = Console(file=io.StringIO(), force_terminal=True)
     reporter = Reporter(console, None, tasks=4, learned=1)
     learner = SimpleNamespace(settings=Settings(epochs=3, fine_tune=FineTune(epochs=4)))
-    record = {"loss": 1.0, "train_accuracy": 0.5, "validation_accuracy": 0.25}
+    record = {"loss": 1.0, "train_metric": 0.5, "validation_metric": 0.25}
     with reporter:
         reporter.on_task_begin(learner, 1, "b", 10)  # 2 grid points of 3 epochs, 4 of fine-tuning
         reporter.on_batch_end(learner, 1.0, 0.5, 1, 2)

@@ -142,7 +142,7 @@ def learned() -> clnp.Model:
         ({"margin": True}, "margin: expected a fraction .* got True"),
         ({"validation": 0}, "validation: expected a fraction .* got 0"),
         ({"validation": None}, "validation: expected a fraction .* got None"),
-        ({"score": "f1"}, "score: expected one of .* got 'f1'"),
+        ({"metric": "f1"}, "score: expected one of .* got 'f1'"),
         ({"search": "best"}, "search: expected one of .* got 'best'"),
         ({"granularity": 0}, "granularity: expected an integer >= 1.* got 0"),
         ({"task_labels": True}, "task_labels: expected one of .* got True"),

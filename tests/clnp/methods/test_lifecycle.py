@@ -122,11 +122,11 @@ def test_networks_of_one_layer_and_without_biases(name: str, head: str) -> None:
 @pytest.mark.parametrize("kill", [(0, 3), (1, 4)], ids=["first", "second"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_killed_run_resumes_bit_by_bit(name: str, kill: tuple[int, int], tmp_path: Path) -> None:
-    tasks = [blobs(0), blobs(1)]
-    whole = make(name)
+    tasks, few = [blobs(0), blobs(1)], {"epochs": 5}
+    whole = make(name, **few)
     learn_all(whole, tasks)
 
-    killed = make(name, checkpoint_dir=tmp_path, callbacks=[KillAfter(*kill)])
+    killed = make(name, **few, checkpoint_dir=tmp_path, callbacks=[KillAfter(*kill)])
     killed._progress.interval = 0.0
     with pytest.raises(KilledError):
         learn_all(killed, tasks)
@@ -135,7 +135,7 @@ def test_a_killed_run_resumes_bit_by_bit(name: str, kill: tuple[int, int], tmp_p
     if (tmp_path / "checkpoint.safetensors").exists():
         again = methods.load(tmp_path, tasks=tasks, checkpoint_dir=tmp_path)
     else:
-        again = make(name, checkpoint_dir=tmp_path)
+        again = make(name, **few, checkpoint_dir=tmp_path)
     learn_all(again, tasks[len(again.reports) :])
     assert_same(whole, again)
     assert not (tmp_path / "progress").exists()

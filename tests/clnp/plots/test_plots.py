@@ -30,7 +30,7 @@ def numbers(tasks: int, seed: int = 0):
         counts = {"size": 100, "used": used, "new": new, "reused": task, "free": 100 - used}
         capacities.append(dict.fromkeys(GROUPS, counts))
         reuses.append(dict.fromkeys(GROUPS, earlier))
-    epoch = {"epoch": 0, "loss": 0.5, "train_accuracy": 0.9, "validation_accuracy": 0.8}
+    epoch = {"epoch": 0, "loss": 0.5, "train_metric": 0.9, "validation_metric": 0.8}
     return R, capacities, reuses, [[epoch, epoch]] * tasks
 
 

@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 import clnp
 from clnp.data import Task
 from clnp.errors import MarginWarning
+from clnp.objectives.objective import objective_of
 from clnp.pruning.margin import warn_of_chance, warn_of_classes, warn_of_noise
-from clnp.training.score import Validation
-from tests.clnp import scores
+from clnp.training.validation import Validation
+from tests.clnp import own_metrics
 from tests.clnp.cases import blobs, convert, mlp
 from tests.clnp.conv_cases import Plan, patterns
 from tests.clnp.conv_cases import convert as convert_images
@@ -40,9 +41,9 @@ def split(*sizes: int) -> Part:
     return torch.zeros(len(y), 1), y
 
 
-def told(*sizes: int, train: Part | None = None, margin: float, score: Any) -> list[str]:
+def told(*sizes: int, train: Part | None = None, margin: float, metric: Any) -> list[str]:
     """The warnings for a validation split with such classes."""
-    validation = Validation(split(*sizes), score, CPU)
+    validation = Validation(split(*sizes), objective_of(None, metric), CPU)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warn_of_classes("t", train or split(*sizes), validation, margin, 1)
@@ -52,40 +53,40 @@ def told(*sizes: int, train: Part | None = None, margin: float, score: Any) -> l
 
 
 @pytest.mark.parametrize(
-    ("sizes", "margin", "score", "lost"),
+    ("sizes", "margin", "metric", "lost"),
     [
         ((970, 30), 0.02, "accuracy", "67% of class 1, which has 30 of 1000"),
         ((970, 30), 0.04, "accuracy", "100% of class 1"),
         ((970, 30), 0.015, "accuracy", None),
         ((9700, 300), 0.02, "balanced accuracy", None),
         ((500, 20, 480), 0.2, "balanced accuracy", "60% of class 0"),
-        ((970, 30), 0.02, scores.least_recall, None),
+        ((970, 30), 0.02, own_metrics.least_recall, None),
         ((5000, 5000), 0.0005, "accuracy", None),
         ((50,) * 1000, 0.0005, "accuracy", None),
         ((1000,), 0.5, "accuracy", None),
     ],
 )
 def test_a_margin_that_is_wider_than_half_a_class(
-    sizes: tuple[int, ...], margin: float, score: Any, lost: str | None
+    sizes: tuple[int, ...], margin: float, metric: Any, lost: str | None
 ) -> None:
-    found = told(*sizes, margin=margin, score=score)
+    found = told(*sizes, margin=margin, metric=metric)
     assert len(found) == (lost is not None)
     if lost is not None:
         assert f"margin={margin:g} lets pruning lose {lost}" in found[0]
-        assert ("balanced accuracy" in found[0]) == (score == "accuracy")
+        assert ("balanced accuracy" in found[0]) == (metric == "accuracy")
 
 
-@pytest.mark.parametrize("score", ["accuracy", "balanced accuracy", scores.least_recall])
-def test_a_class_without_validation_examples(score: Any) -> None:
-    found = told(500, 0, 500, train=split(9, 9, 9, 9), margin=0, score=score)
+@pytest.mark.parametrize("metric", ["accuracy", "balanced accuracy", own_metrics.least_recall])
+def test_a_class_without_validation_examples(metric: Any) -> None:
+    found = told(500, 0, 500, train=split(9, 9, 9, 9), margin=0, metric=metric)
     assert len(found) == 1
     assert "classes [1, 3] occur in training but not in validation" in found[0]
     # Classes of the head that no example has are no loss.
-    assert told(500, 0, 500, margin=0, score=score) == []
+    assert told(500, 0, 500, margin=0, metric=metric) == []
 
 
 @pytest.mark.parametrize(
-    ("sizes", "margin", "score", "noise"),
+    ("sizes", "margin", "metric", "noise"),
     [
         ((60, 60), 0.01, "accuracy", "0.03"),
         ((60, 60), 0.0, "accuracy", "0.03"),
@@ -95,13 +96,13 @@ def test_a_class_without_validation_examples(score: Any) -> None:
         ((5000, 5000), 0.0005, "accuracy", None),
         ((996, 4), 0.01, "balanced accuracy", "0.08"),
         ((996, 4), 0.001, "accuracy", None),
-        ((60, 60), 0.0, scores.least_recall, None),
+        ((60, 60), 0.0, own_metrics.least_recall, None),
     ],
 )
 def test_a_margin_that_is_finer_than_the_validation_split(
-    sizes: tuple[int, ...], margin: float, score: Any, noise: str | None
+    sizes: tuple[int, ...], margin: float, metric: Any, noise: str | None
 ) -> None:
-    found = told(*sizes, margin=margin, score=score)
+    found = told(*sizes, margin=margin, metric=metric)
     assert len(found) == (noise is not None)
     if noise is not None:
         assert f"margin={margin:g} is finer than {sum(sizes)} validation examples" in found[0]
@@ -128,7 +129,7 @@ def learner(classes: int = 3, **given: Any) -> clnp.Learner:
 
 @pytest.mark.parametrize("read", [False, True], ids=["tensors", "data set"])
 def test_a_task_warns_of_its_classes_where_learn_was_called(read: bool) -> None:
-    rare = scores.rare(0)
+    rare = own_metrics.rare(0)
     validation = Items(rare.validation) if read else rare.validation
     lt = learner(margin=0.025)
     for k in range(2):
@@ -167,9 +168,12 @@ def states(lt: clnp.Learner) -> dict[str, Tensor]:
     return {k: v for k, v in lt.model.state_dict().items() if isinstance(v, Tensor)}
 
 
-@pytest.mark.parametrize("score", ["accuracy", "balanced accuracy", scores.log_likelihood])
-def test_fine_tuning_that_makes_it_worse_is_taken_back(score: Any) -> None:
-    plain, tuned = learner(epochs=8, score=score), learner(epochs=8, score=score, fine_tune=RUIN)
+@pytest.mark.parametrize("metric", ["accuracy", "balanced accuracy", own_metrics.log_likelihood])
+def test_fine_tuning_that_makes_it_worse_is_taken_back(metric: Any) -> None:
+    plain, tuned = (
+        learner(epochs=8, metric=metric),
+        learner(epochs=8, metric=metric, fine_tune=RUIN),
+    )
     for k in range(2):
         wanted, got = plain.learn(blobs(k)), tuned.learn(blobs(k))
         assert (wanted.fine_tuned, got.fine_tuned) == ("", "rolled back")
@@ -225,21 +229,21 @@ def test_fine_tuning_of_a_head_alone_can_be_taken_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "score", "best", "chance"),
+    ("sizes", "metric", "best", "chance"),
     [
-        ((500, 500), "accuracy", 0.51, "50.0%"),
+        ((500, 500), "accuracy", 0.51, "50.0 %"),
         ((500, 500), "accuracy", 0.60, None),
-        ((970, 30), "accuracy", 0.97, "97.0%"),
+        ((970, 30), "accuracy", 0.97, "97.0 %"),
         ((970, 30), "balanced accuracy", 0.97, None),
-        ((970, 30), "balanced accuracy", 0.5, "50.0%"),
-        ((100,) * 10, "accuracy", 0.1, "10.0%"),
+        ((970, 30), "balanced accuracy", 0.5, "50.0 %"),
+        ((100,) * 10, "accuracy", 0.1, "10.0 %"),
         ((100,) * 10, "accuracy", 0.2, None),
         ((100,), "accuracy", 1.0, None),
-        ((500, 500), scores.log_likelihood, -1.0, None),
+        ((500, 500), own_metrics.log_likelihood, -1.0, None),
     ],
 )
-def test_a_task_at_chance_is_named(sizes: Any, score: Any, best: float, chance: Any) -> None:
-    validation = Validation(split(*sizes), score, CPU)
+def test_a_task_at_chance_is_named(sizes: Any, metric: Any, best: float, chance: Any) -> None:
+    validation = Validation(split(*sizes), objective_of(None, metric), CPU)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warn_of_chance("t", validation, best, 1)

@@ -14,12 +14,15 @@ from clnp.errors import ConfigError, TrainingError
 from clnp.learner.grid import candidates, grid_points, per_layer, sparsest
 from clnp.network.keep import check_keep, keep_first
 from clnp.network.model import Model
+from clnp.objectives import Objective
+from clnp.objectives.metrics import floor_of
 from clnp.pruning.activity import measure_activity, measure_contribution
+from clnp.pruning.line_search import hardest
 from clnp.pruning.search import ThresholdSearch, find_pruning, threshold_between
 from clnp.pruning.sparsifiers import sparsifier
 from clnp.training.evaluation import accuracy, count_correct
 from clnp.training.fit import Fit, FitSettings
-from clnp.training.score import Validation, floor_of
+from clnp.training.validation import Validation
 from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep
 
 CPU = torch.device("cpu")
@@ -45,7 +48,7 @@ def trained(net: torch.nn.Module, task: Task, head: str = "single", before: int 
 
 
 def scored(task: Task) -> Validation:
-    return Validation(task.validation, "accuracy", CPU)
+    return Validation(task.validation, Objective(), CPU)
 
 
 def test_activity_is_the_mean_absolute_value_the_readers_see() -> None:
@@ -226,8 +229,43 @@ def test_no_single_channel_of_the_result_can_go() -> None:
     search = ThresholdSearch(model, activity, scored(task), best)
     kept = search.joint().keep["0"].numel()
     # Bisection finds a boundary: at it the floor holds, one below it does not.
-    assert search.score({"0": kept}) >= best
-    assert kept == 1 or search.score({"0": kept - 1}) < best
+    assert search.value({"0": kept}) >= best
+    assert kept == 1 or search.value({"0": kept - 1}) < best
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.01, 0.1])
+def test_a_search_that_looks_at_the_hardest_examples_holds_the_floor_on_all(margin: float) -> None:
+    """On splits large enough for it, no channel less would do either."""
+    task = blobs(8, classes=4, rows=4 * 600)
+    model = trained(mlp([30], classes=4), task)
+    validation = scored(task)
+    floor = validation.floor(validation(model.net), margin)
+    search = ThresholdSearch(model, measure_activity(model, task.train, CPU), validation, floor)
+    assert search._hard is not None
+    assert len(search._hard[1]) < validation.total / 2
+    (kept,) = search.joint().keep.values()
+    (name,) = search.order
+    assert validation(model.pruned_network({name: kept})) >= floor
+    n = len(kept)
+    assert n == 1 or search.value({name: n - 1}) < floor
+
+
+@given(rows=st.integers(1, 30), n=st.integers(0, 40), seed=st.integers(0, 99))
+def test_the_hardest_examples_have_the_least_distance(rows: int, n: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, 3, generator=generator)
+    labels = torch.randint(0, 3, (rows,), generator=generator)
+    found = hardest(logits, labels, n).tolist()
+    assert found == sorted(set(found))
+    assert len(found) == min(n, rows)
+    right = [float(row[y]) for row, y in zip(logits, labels, strict=True)]
+    others = [
+        max(float(v) for j, v in enumerate(row) if j != y)
+        for row, y in zip(logits, labels, strict=True)
+    ]
+    distance = [a - b for a, b in zip(right, others, strict=True)]
+    rest = [d for i, d in enumerate(distance) if i not in found]
+    assert max((distance[i] for i in found), default=-9e9) <= min(rest, default=9e9)
 
 
 def test_dead_channels_cost_nothing_to_cut() -> None:

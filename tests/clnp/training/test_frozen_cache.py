@@ -9,8 +9,10 @@ from torch import nn
 import clnp
 from clnp.data import Task
 from clnp.errors import ConfigError
+from clnp.objectives import Objective
 from clnp.training.evaluation import accuracy, evaluating
 from clnp.training.frozen_cache import FrozenActivations, deterministic_layers
+from clnp.training.validation import Validation
 from tests.clnp import conv_cases
 from tests.clnp.cases import Residual, blobs, convert, mlp, random_keep
 from tests.clnp.conv_cases import Plan
@@ -95,13 +97,14 @@ def test_accuracy_of_a_network_in_evaluation_mode(make: Any) -> None:
     assert cache.names[0] == model.layer_names[0]
     assert len(cache.names) > 1
     model.train()
+    validation = Validation((x, y), Objective(), model.device)
     before = [t.clone() for t in model.running_statistics()]
-    assert cache.accuracy((x, y)) == accuracy(model, (x, y), model.device)
-    assert cache.accuracy((x, y)) == pytest.approx(2 / 3, abs=1e-3)
+    assert float(cache.measured(validation)) == accuracy(model, (x, y), model.device)
+    assert float(cache.measured(validation)) == pytest.approx(2 / 3, abs=1e-3)
     assert all(torch.equal(*pair) for pair in zip(before, model.running_statistics(), strict=True))
     assert model.training
     empty = FrozenActivations(model, None, torch.float32, training=False)
-    assert empty.accuracy((x, y)) == cache.accuracy((x, y))
+    assert float(empty.measured(validation)) == float(cache.measured(validation))
 
 
 def test_only_what_is_the_same_in_every_epoch_is_kept() -> None:
@@ -149,7 +152,7 @@ def test_a_task_with_one_example_in_the_last_batch() -> None:
 
     class Sizes:
         def on_epoch_end(self, learner: clnp.Learner, record: dict[str, Any]) -> None:
-            seen.append(record["train_accuracy"])
+            seen.append(record["train_metric"])
 
     lt.callbacks.append(Sizes())
     lt.learn(Task(task.name, task.train, task.validation, task.test, classes=3))

@@ -143,8 +143,8 @@ def test_a_point_ends_where_its_own_fit_ends() -> None:
         assert [row["lr"] for row in states[p].history] == [row["lr"] for row in state.history]
         for mine, wanted in zip(states[p].history, state.history, strict=True):
             assert mine["loss"] == pytest.approx(wanted["loss"], rel=1e-10)
-            assert mine["validation_accuracy"] == wanted["validation_accuracy"]
-            assert mine["train_accuracy"] == wanted["train_accuracy"]
+            assert mine["validation_metric"] == wanted["validation_metric"]
+            assert mine["train_metric"] == wanted["train_metric"]
 
 
 def test_goes_on_from_saved_states_bit_for_bit() -> None:

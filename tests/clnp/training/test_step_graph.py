@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,43 +13,19 @@ from torch import Tensor
 
 from clnp.data.batches import fits
 from clnp.training import step_graph
-from clnp.training.step_graph import StepGraph, rates_on_device, resident_batches, set_rate
+from clnp.training.step_graph import (
+    StepGraph,
+    rates_on_device,
+    resident_batches,
+    set_rate,
+    share_rate,
+)
 from clnp_kernels import chooser
 from clnp_kernels.nn import MaskedLinear
-from clnp_kernels.optim import SGDL1, AdamL1
+from clnp_kernels.optim import SGDL1, AdamL1, _common
+from tests.clnp.replays import Replays
 
 CPU = torch.device("cpu")
-
-
-class Replays:
-    """Captures by remembering the step; a replay calls it and overwrites the outputs."""
-
-    def __init__(self, fails: bool = False) -> None:
-        self.fails, self.ran, self.captured = fails, 0, 0
-        self.waits = ""  # why the step can't be recorded
-
-    def run(self, step: step_graph.Step, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        self.ran += 1
-        return step(*inputs)
-
-    def rehearse(
-        self, step: step_graph.Step, inputs: tuple[Tensor, ...]
-    ) -> tuple[tuple[Tensor, ...], str]:
-        return self.run(step, inputs), self.waits
-
-    def capture(
-        self, step: step_graph.Step, inputs: tuple[Tensor, ...]
-    ) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
-        if self.fails:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
-        self.captured += 1
-        outputs = (torch.zeros(()), torch.zeros((), dtype=torch.int64))
-
-        def replay() -> None:
-            for static, now in zip(outputs, step(*inputs), strict=True):
-                static.copy_(now)
-
-        return replay, outputs
 
 
 def setting(kind: type = AdamL1) -> tuple[torch.nn.Module, torch.optim.Optimizer, step_graph.Step]:
@@ -103,6 +79,42 @@ def test_every_call_is_one_step(kind: type) -> None:
     assert "cpu" in eager.reason
     for one, two in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_several_steps_are_one_launch(fails: bool) -> None:
+    """The same numbers bit for bit as one by one, whatever is left over."""
+    runs = []
+    for together in (1, 4):
+        net, optimizer, step = setting()
+        x, y = data(16)
+        backend = Replays(fails)
+        graph = StepGraph(
+            lambda step=step, x=x, y=y: step(x, y),
+            optimizer,
+            CPU,
+            backend,
+            lambda _: None,
+            together,
+        )
+        counts = [list(graph.steps(n)) for n in (9, 6)]
+        assert list(map(sum, counts)) == [9, 6]
+        runs.append([p.detach().clone() for p in net.parameters()])
+        if not fails and together == 4:
+            assert counts == [[1, 1, 1, 4, 1, 1], [4, 1, 1]]
+            assert (backend.captured, backend.replayed, graph.replays) == (2, 6, 12)
+        graph.close()
+        assert backend.closed == 1
+        assert all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_another_step_runs_with_the_kernels_of_the_graph() -> None:
+    _, optimizer, step = setting()
+    modes = []
+    graph = StepGraph(step, optimizer, CPU, Replays())
+    graph.once(lambda: (modes.append(bool(chooser._captured)),))  # type: ignore[func-returns-value]
+    assert modes == [True]
 
 
 def test_inputs_are_copied() -> None:
@@ -200,7 +212,7 @@ class NoGraph:
 
     def __init__(self) -> None:
         self.asked: dict[str, Any] = {}
-        self.mode = 0
+        self.mode = self.empty = 0
 
     def capture(self, graph: object, **options: Any) -> Any:
         self.asked = options
@@ -209,29 +221,48 @@ class NoGraph:
     def set_mode(self, mode: Any) -> None:
         self.mode = mode
 
+    def emptied(self) -> None:
+        self.empty += 1
+
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> NoGraph:
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[NoGraph]:
     stand_in = NoGraph()
     stream = SimpleNamespace(wait_stream=lambda _: None)
     names = {
         "graph": stand_in.capture,
-        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
-        "Stream": lambda _: stream,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None, pool=lambda: "its pool"),
+        "Stream": lambda _: SimpleNamespace(wait_stream=lambda _: None),
         "current_stream": lambda _: stream,
         "stream": lambda _: contextlib.nullcontext(),
         "synchronize": lambda _: None,
+        "empty_cache": stand_in.emptied,
         "get_sync_debug_mode": lambda: stand_in.mode,
         "set_sync_debug_mode": stand_in.set_mode,
     }
     for name, value in names.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    return stand_in
+    step_graph._side_stream.cache_clear()
+    yield stand_in
+    step_graph._side_stream.cache_clear()
 
 
 def test_other_threads_do_not_end_a_capture(cuda: NoGraph) -> None:
     step_graph.CudaGraphs(CPU).capture(lambda: (), ())
     assert cuda.asked["capture_error_mode"] == "thread_local"
+
+
+def test_captures_share_a_stream_and_their_memory(cuda: NoGraph) -> None:
+    """Memory of one stream serves no other, so every task has the same; it is freed at the end."""
+    backends = [step_graph.CudaGraphs(CPU) for _ in range(2)]
+    assert backends[0].stream is backends[1].stream
+    pools = []
+    for _ in range(2):
+        backends[0].capture(lambda: (), ())
+        pools.append(cuda.asked["pool"])
+    assert pools == [None, "its pool"]
+    backends[0].close()
+    assert (cuda.empty, backends[0].pool) == (1, None)
 
 
 def test_the_rehearsal_finds_what_waits(cuda: NoGraph) -> None:
@@ -262,6 +293,19 @@ def test_rates() -> None:
     set_rate(optimizer, 0.25)
     assert optimizer.param_groups[0]["lr"] is rate
     assert float(rate) == 0.25
+
+
+def test_groups_with_one_rate_are_one_launch() -> None:
+    net, _, _ = setting()
+    optimizer = AdamL1([{"params": [p]} for p in net.parameters()], lr=0.5)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    share_rate(optimizer.param_groups, CPU)
+    set_rate(optimizer, 0.25)
+    assert {float(group["lr"]) for group in optimizer.param_groups} == {0.25}
+    assert len(list(_common._trained(optimizer))) == 1
+    rates_on_device(optimizer, CPU)
+    assert len({id(group["lr"]) for group in optimizer.param_groups}) == 1
 
 
 def test_batches_hold_everything_once() -> None:

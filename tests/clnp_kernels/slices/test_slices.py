@@ -10,8 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-# masked_conv2d's is the reference, which has its own run
-FILES = ("masked_linear", "partial_batch_norm", "channel_activity", "adam_l1", "sgd_l1")
+FILES = (
+    "masked_linear",
+    "masked_conv2d",
+    "partial_batch_norm",
+    "channel_activity",
+    "adam_l1",
+    "sgd_l1",
+)
 # A long column is summed one by one on the CPU; the fused step and the one for odd strides round
 # differently.
 LEFT_OUT = "not (test_channel_activity and shape4) and not (test_adam_l1 and test_strides)"

@@ -44,7 +44,9 @@ def version(package: str) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that run")
-@pytest.mark.parametrize("name", ["test_values.py", "test_conv_values.py"])
+@pytest.mark.parametrize(
+    "name", ["test_values.py", "test_conv_values.py", "test_optimizer_values.py"]
+)
 def test_values(name: str) -> None:
     run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/clnp_kernels/triton/{name}")
 

@@ -56,11 +56,10 @@ def test_wrong_numbers_of_every_operator(
 
 
 def test_each_failure_is_that_operators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash, a hang, an error and the end of memory; the operators between them pass."""
+    """A crash, an error and the end of memory; the operators between them pass."""
     linear = [operator for operator in OPERATORS if operator.startswith("masked_linear")]
     faults = {
         "masked_linear_fwd": "crash",
-        "masked_linear_dgrad": "hang",
         "masked_conv2d_relu_grad": "raise",
         "partial_batch_norm_bwd": "memory",
         "partial_batch_norm_fwd": "random",
@@ -69,15 +68,20 @@ def test_each_failure_is_that_operators_alone(monkeypatch: pytest.MonkeyPatch) -
     order = [*linear, *(name for name in faults if name not in linear), "channel_activity"]
     monkeypatch.setenv("CLNP_TEST_FAULTS", json.dumps(faults))
     monkeypatch.setenv("CLNP_TEST_LEAST", "1")
-    found = answers([job(operator) for operator in order], seconds=40)
+    found = answers([job(operator) for operator in order])
     assert found["masked_linear_fwd"] == "error: crashed (SIGSEGV)"
-    assert found["masked_linear_dgrad"] == "error: no answer within 40 seconds"
     assert found["masked_conv2d_relu_grad"] == "error: RuntimeError: no compiler was found"
     assert found["partial_batch_norm_bwd"].startswith("memory: OutOfMemoryError")
     assert "two runs differ" in found["partial_batch_norm_fwd"]
     assert "not finite or were not written" in found["masked_linear_wgrad"]
-    passed = ("masked_linear_relu_grad", "channel_activity")
+    passed = ("masked_linear_dgrad", "masked_linear_relu_grad", "channel_activity")
     assert {found[operator] for operator in passed} == {"reason: "}
+
+
+def test_a_kernel_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLNP_TEST_FAULTS", json.dumps({"channel_activity": "hang"}))
+    found = answers([job("channel_activity")], seconds=2)
+    assert found["channel_activity"] == "error: no answer within 2 seconds"
 
 
 def test_a_process_that_does_not_start_is_no_verdict() -> None:

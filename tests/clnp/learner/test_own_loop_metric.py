@@ -1,4 +1,4 @@
-"""`prune` on a score of one's own: other targets than class labels, in tensors and data sets."""
+"""`prune` on a metric of one's own: other targets than class labels, in tensors and data sets."""
 
 from typing import Any
 
@@ -73,34 +73,34 @@ def trained(split: Split, loss: Any) -> Model:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_margin_is_held_on_the_score(name: str) -> None:
-    make, loss, score = CASES[name]
+def test_the_margin_is_held_on_the_metric(name: str) -> None:
+    make, loss, metric = CASES[name]
     train, validation = make()
     x, y = validation
     kept = []
     for margin in (0.0, 0.02, 0.5):
         model = trained(train, loss).eval()
-        before = float(score(model(x).detach(), y))
-        pruning = clnp.prune(model, train, validation, margin=margin, score=score)
-        after = float(score(model(x).detach(), y))
+        before = float(metric(model(x).detach(), y))
+        pruning = clnp.prune(model, train, validation, margin=margin, metric=metric)
+        after = float(metric(model(x).detach(), y))
         assert after >= before - margin - 1e-6
         assert pruning.validation == pytest.approx(after, abs=1e-5)
         kept.append(pruning.kept)
         clnp.consolidate(model)
-        assert float(score(model(x, task=0), y)) == pytest.approx(after, abs=1e-5)
+        assert float(metric(model(x, task=0), y)) == pytest.approx(after, abs=1e-5)
     assert kept[0] >= kept[1] >= kept[2]
     assert kept[2] < kept[0]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_data_sets_give_what_tensors_give(name: str) -> None:
-    make, loss, score = CASES[name]
+    make, loss, metric = CASES[name]
     found = []
     for wrap in (tuple, Rows):
         train, validation = make()
         model = trained(train, loss)
         found.append(
-            clnp.prune(model, wrap(train), wrap(validation), margin=0.05, score=score)  # type: ignore[arg-type]
+            clnp.prune(model, wrap(train), wrap(validation), margin=0.05, metric=metric)  # type: ignore[arg-type]
         )
     assert found[0].validation == found[1].validation
     for group, keep in found[0].keep.items():
@@ -109,7 +109,7 @@ def test_data_sets_give_what_tensors_give(name: str) -> None:
 
 def test_accuracy_as_a_function_keeps_what_accuracy_keeps() -> None:
     task, found = blobs(0), []
-    for score in ("accuracy", lambda outputs, y: (outputs.argmax(-1) == y).double().mean()):
+    for metric in ("accuracy", lambda outputs, y: (outputs.argmax(-1) == y).double().mean()):
         torch.manual_seed(0)
         model = convert(mlp([24]))
         clnp.begin_task(model)
@@ -119,16 +119,16 @@ def test_accuracy_as_a_function_keeps_what_accuracy_keeps() -> None:
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
-        found.append(clnp.prune(model, task.train, task.validation, margin=0.05, score=score))
+        found.append(clnp.prune(model, task.train, task.validation, margin=0.05, metric=metric))
     assert found[0].validation == pytest.approx(found[1].validation)
     assert all(torch.equal(keep, found[1].keep[group]) for group, keep in found[0].keep.items())
 
 
 @pytest.mark.parametrize(
-    ("validation", "score", "error", "message"),
+    ("validation", "metric", "error", "message"),
     [
-        (regression()[1], lambda outputs, y: outputs, ConfigError, "score .*expected a number"),
-        (regression()[1], lambda outputs: 1.0, ConfigError, "score .*TypeError"),
+        (regression()[1], lambda outputs, y: outputs, ConfigError, "metric .*expected a number"),
+        (regression()[1], lambda outputs: 1.0, ConfigError, "metric .*TypeError"),
         (regression()[1], lambda outputs, y: torch.nan, ConfigError, "expected a finite number"),
         (
             (regression()[1][0], torch.zeros(3)),
@@ -146,10 +146,10 @@ def test_accuracy_as_a_function_keeps_what_accuracy_keeps() -> None:
     ids=["no number", "one argument", "NaN", "few targets", "ragged targets"],
 )
 def test_what_does_not_fit_is_refused(
-    validation: Any, score: Any, error: type[Exception], message: str
+    validation: Any, metric: Any, error: type[Exception], message: str
 ) -> None:
     train, _ = regression()
     model = trained(train, F.mse_loss)
     with pytest.raises(error, match=message):
-        clnp.prune(model, train, validation, score=score)
+        clnp.prune(model, train, validation, metric=metric)
     assert model.free("0") == budgets(convert(mlp([40, 30])))["0"]
