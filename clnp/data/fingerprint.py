@@ -51,9 +51,11 @@ class Fingerprint:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Fingerprint:
         """Rebuild from `dataclasses.asdict`; raises TypeError for other data."""
-        fields = dict(data)
-        shapes = {name: tuple(fields[name]) for name in ("shape", "targets") if name in fields}
-        return cls(**{**fields, **shapes})
+        fields: dict[str, Any] = dict(data)
+        for name in ("shape", "targets"):
+            if name in fields:
+                fields[name] = tuple(fields[name])
+        return cls(**fields)
 
     def difference(self, now: Fingerprint) -> str:
         """Describe the difference from a later fingerprint; "" if there is none."""

@@ -149,7 +149,7 @@ class CrossEntropy(Loss):
         _check_length("cross_entropy weight", self.weight, outputs)
 
     def dropped(self, y: Tensor) -> Tensor | None:
-        return y == self.ignore_index if self.ignores else None
+        return None if self.ignore_index is None else y.eq(self.ignore_index)
 
     def fitted(self, sizes: Callable[[], Tensor]) -> Loss:
         if self.weight != "balanced":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +134,7 @@ def described(found: Loss | Metric) -> Any:
     """Plain data of a loss or metric: its name, or {"name", and the options that are not the
     defaults}. A function is described by its name only.
     """
-    fields = dataclasses.fields(found) if dataclasses.is_dataclass(found) else ()
+    fields: Sequence[Any] = dataclasses.fields(found) if dataclasses.is_dataclass(found) else ()
     own = {
         field.name: list(value) if isinstance(value, tuple) else value
         for field in fields

@@ -68,7 +68,9 @@ class Resident:
         if graph is not None:
             yield from ((taken * self.size, *self.sums) for taken in graph.steps(self.full))
         else:
-            yield from ((self.size, *self.take(step)) for _ in range(self.full))
+            for _ in range(self.full):
+                self.take(step)
+                yield self.size, *self.sums
         rest = self.order[self.full * self.size :]
         if len(rest):
             last = graph.once if graph is not None else _at_once

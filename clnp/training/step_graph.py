@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -170,7 +170,7 @@ class StepGraph:
         while count:
             several = count >= self.together > 1 and self._calls >= WARM_UP and not self.reason
             taken = self.together if several else 1
-            self._within(lambda backend, n=taken: self._call(backend, (), n), self.step)
+            self._within(partial(self._call, inputs=(), count=taken), self.step)
             # Where they can't be captured, they ran one by one.
             yield taken
             count -= taken

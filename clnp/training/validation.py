@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +75,9 @@ class Validation:
         with ranks.together(f"metric {metric.name!r}"):
             if not isinstance(metric, MetricFunction):
                 outputs, y = self.objective.rows(outputs, y)
-            value = metric.of(outputs, y)
-        return ranks.from_first(value)
+            value: Any = metric.of(outputs, y)
+        found: Value = ranks.from_first(value)
+        return found
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         return batches(self.split, evaluation_batch(self.split), self.device, ranks=current())

@@ -209,15 +209,15 @@ class _PartialNorm(Partial):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Take the boundaries of the state, unless they are wrong: then nothing is changed."""
         ends = state_dict.get(f"{prefix}ends")
-        known = isinstance(ends, Tensor) and not ends.is_meta
-        problem = self._wrong_ends(ends, state_dict, prefix) if known else ""
+        known = ends if isinstance(ends, Tensor) and not ends.is_meta else None
+        problem = "" if known is None else self._wrong_ends(known, state_dict, prefix)
         if problem:
             args[4].append(f"{prefix[:-1] or type(self).__name__}: {problem}")
             return
         before = len(args[4])
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if known and len(args[4]) == before:
-            self.boundaries = tuple(ends.tolist())
+        if known is not None and len(args[4]) == before:
+            self.boundaries = tuple(known.tolist())
 
     def _wrong_ends(self, ends: Tensor, state_dict: Mapping[str, Any], prefix: str) -> str:
         """Describe what is wrong with the boundaries of a state, or return ''."""
@@ -321,8 +321,10 @@ class PartialLayerNorm(_PartialNorm):
         Raises:
             ValueError: there are several blocks, each with statistics of its own.
         """
-        options = (self.eps, self.elementwise_affine, self.free_bias is not None)
-        return self._copy_to(nn.LayerNorm(self.num_features, *options, **_like(self.free_weight)))
+        eps, affine, like = self.eps, self.elementwise_affine, _like(self.free_weight)
+        bias = self.free_bias is not None
+        assert eps is not None
+        return self._copy_to(nn.LayerNorm(self.num_features, eps, affine, bias, **like))
 
 
 class PartialRMSNorm(_PartialNorm):

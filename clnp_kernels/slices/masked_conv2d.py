@@ -56,7 +56,8 @@ def masked_conv2d_fwd(
     if pixels:
         weights = active_weight.flatten(1), free_weight.flatten(1)
         biases = active_bias, free_bias
-        y, sums = linear.masked_linear_fwd(*pixels, *weights, *biases, activation, activity)
+        (flat,) = pixels
+        y, sums = linear.masked_linear_fwd(flat, *weights, *biases, activation, activity)
         return images_of(y, x.shape[0], output_size(x, kernel, *geometry[:3])), sums
     depthwise, active_out = geometry[3], active_weight.shape[0]
     split = active_out if depthwise else active_weight.shape[1]
@@ -121,7 +122,8 @@ def masked_conv2d_wgrad(
     grad_bias = grad_z.sum((0, 2, 3)) if bias else grad_z.new_empty(0)
     pixels = pixels_of(kernel, geometry, grad_z, x)
     if pixels:
-        weight = linear.masked_linear_wgrad(*pixels, False)[0]
+        grad, flat = pixels
+        weight = linear.masked_linear_wgrad(grad, flat, False)[0]
         weight = weight.view(grad_z.shape[1], x.shape[1], 1, 1)
     else:
         if geometry[3]:

@@ -23,11 +23,12 @@ def _statistics(free: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean and variance [Cf] of each channel, in `dtype`; NaN is what the mean of no values is."""
     channels = free.shape[1]
     if not free.numel():
-        return tuple(free.new_full((2, channels), float("nan"), dtype=dtype).clone().unbind())
+        mean = free.new_full((channels,), float("nan"), dtype=dtype)
+        return mean, mean.clone()
     # Without running statistics PyTorch's are rounded to the dtype of the images on the CPU.
     narrow = free.dtype != dtype
-    running = free.new_empty(2, channels, dtype=dtype).unbind() if narrow else (None, None)
-    mean, var = torch.batch_norm_update_stats(free, *running, 0.0)
+    running = [free.new_empty(channels, dtype=dtype) if narrow else None for _ in range(2)]
+    mean, var = torch.batch_norm_update_stats(free, running[0], running[1], 0.0)
     return mean, var
 
 
@@ -73,8 +74,8 @@ def partial_batch_norm_bwd(
     if y is not None:
         free = torch.ops.aten.threshold_backward(free, y[:, split:], 0)
     if not inner.numel():
-        grad_x = torch.zeros_like(x, memory_format=layout)
-        return grad_x, *(x.new_zeros(len(free_mean), dtype=dtype) for _ in range(2))
+        none = x.new_zeros(len(free_mean), dtype=dtype)
+        return torch.zeros_like(x, memory_format=layout), none, none.clone()
     mean, var, w = free_mean.to(dtype), free_var.to(dtype), _wide(free_weight, dtype)
     invstd = (var + eps).rsqrt()
     stored = (None, None) if training else (mean, var)
