@@ -431,3 +431,29 @@ def test_settings_of_older_files_get_their_present_names() -> None:
     old = {**kept, "score": data["metric"]}
 
     assert Settings(**without_removed(old)).metric == "balanced accuracy"
+
+
+@pytest.mark.parametrize("form", ["pixels", "tokens"])
+@pytest.mark.filterwarnings("ignore::clnp.errors.ChanceWarning")
+def test_a_class_per_place_does_not_move(form: str) -> None:
+    shape = (1, 6, 6) if form == "pixels" else (5, 6)
+    head: dict[str, torch.nn.Module] = {
+        "pixels": torch.nn.Sequential(
+            *(torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1))
+        ),
+        "tokens": torch.nn.Sequential(
+            *(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        ),
+    }
+    torch.manual_seed(0)
+    model = clnp.convert(head[form], torch.zeros(1, *shape), verbose=False)
+    lt = clnp.Learner(model, **QUICK)
+    outputs = []
+    for k in range(2):
+        x = torch.randn(240, *shape)
+        y = ((-1) ** k * x.sum(1) > 0).long() if form == "pixels" else (x[..., k] > 0).long()
+        splits = [(x[a:b], y[a:b]) for a, b in ((0, 120), (120, 180), (180, 240))]
+        lt.learn(Task(f"{form} {k}", *splits, loss="cross_entropy", classes=2))
+        outputs.append((splits[2][0], lt.model(splits[2][0], task=k)))
+    assert all(torch.equal(lt.model(x, task=k), y) for k, (x, y) in enumerate(outputs))
+    assert all(verdict.identical for verdict in lt.verify())
