@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from . import chooser, torch_private
-from ._checks import REMEMBERED, look_of
+from ._checks import ORDINARY, REMEMBERED
 from .errors import MissingImplementationError, ReferenceWarning
 from .triton_kernels import tiles
 
@@ -243,13 +243,16 @@ def _cuda_server(name: str) -> Callable[..., Any]:
 def _look_of(args: tuple[Any, ...]) -> Hashable:
     """Everything that the choice for a call depends on; None where it is chosen every time."""
     first = args[0]
-    if not isinstance(first, Tensor):
-        return None  # of an optimizer, once in a step
-    look = look_of([tuple(arg) if type(arg) is list else arg for arg in args])
-    if look is None:
-        return None
-    strides = [arg.stride() for arg in args if isinstance(arg, Tensor) and arg.ndim == 4]
-    return (look, first.stride(), *strides, *chooser.conditions(first.device.index))
+    if type(first) not in ORDINARY:
+        return None  # lists of an optimizer, once in a step; tensors of a compiler
+    device = first.device
+    look = [first.dtype, first.stride(), device, *chooser.conditions(device.index)]
+    for arg in args:
+        if isinstance(arg, Tensor):
+            look += (arg.shape, arg.stride()) if arg.ndim == 4 else (arg.shape,)
+        else:
+            look.append(tuple(arg) if type(arg) is list else arg)
+    return tuple(look)
 
 
 def _choose(name: str, args: tuple[Any, ...]) -> tuple[ModuleType, tuple[int, ...], str]:
@@ -279,8 +282,10 @@ def _unsupported(implementation: str, args: tuple[Any, ...]) -> str:
     if implementation == "torch":
         return ""
     folder = "triton_kernels" if implementation == "triton" else "cuda_kernels"
-    first = args[0] if isinstance(args[0], Tensor) else args[0][0]
-    return str(import_module(f"{__package__}.{folder}").unsupported(first))
+    unsupported = import_module(f"{__package__}.{folder}").unsupported
+    given = args[:1] if isinstance(args[0], Tensor) else args[0]
+    kinds = {tensor.dtype: tensor for tensor in given}  # a list is on one device
+    return next((reason for reason in map(unsupported, kinds.values()) if reason), "")
 
 
 def owner(name: str, device: str) -> tuple[str, str]:

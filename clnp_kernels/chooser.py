@@ -43,8 +43,10 @@ OFFERS: dict[str, dict[str, str]] = {
         "cuda": "cuda_kernels",
     },
     "dropout": {TORCH: "reference.dropout"},
-    "adam_l1": {TORCH: "slices.adam_l1", "cuda": "cuda_kernels"},
-    "sgd_l1": {TORCH: "slices.sgd_l1", "cuda": "cuda_kernels"},
+    **{
+        name: {TORCH: f"slices.{name}", "triton": f"triton_kernels.{name}", "cuda": "cuda_kernels"}
+        for name in ("adam_l1", "sgd_l1")
+    },
 }
 absent: dict[str, str] = {}  # implementation -> why it is not there, by `_register`
 _preferred: list[str] = []
@@ -164,9 +166,8 @@ def choose(name: str, args: tuple[Any, ...]) -> Choice:
 
 def conditions(device: int | None) -> tuple[Hashable, ...]:
     """What choices depend on besides the call; a choice holds while they are the same."""
-    environment = os.environ.get("CLNP_GPU"), os.environ.get("CLNP_TUNE")
-    preferred = _preferred[-1] if _preferred else ""
-    return *environment, preferred, bool(_captured), _tables.get(device), *absent.items()
+    preferred = _preferred[-1] if _preferred else os.environ.get("CLNP_GPU")
+    return preferred, bool(_captured), _tables.get(device), *absent.items()
 
 
 def explain(name: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import _register
-from .._checks import check_alike, check_count, check_shape, check_tensor, once
+from .._checks import check_alike, check_count, check_shape, check_tensor
 from .._register import call
 from ..casts import frozen
 from ..errors import message
@@ -37,7 +37,6 @@ def check_biases(
         check_shape("free_bias", free_bias, free_weight.shape[:1], "[Of]")
 
 
-@once
 def check_dtypes(x: Tensor, *others: Tensor | None) -> None:
     """Raise unless the weights and biases have the dtype and the device of `x`."""
     for name, other in zip(NAMES, others, strict=True):

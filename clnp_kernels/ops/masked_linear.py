@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor
 from torch.nn.functional import linear, pad, relu
 
-from .._checks import check_alike, check_choice, check_count, check_shape, check_tensor, once
+from .._checks import check_alike, check_choice, check_count, check_shape, check_tensor
 from .._register import call
 from ..errors import message
 from ..reference import masked_linear as reference
@@ -170,7 +170,6 @@ def masked_linear_wgrad(grad_z: Tensor, x: Tensor, bias: bool = True) -> tuple[T
     return cast(tuple[Tensor, Tensor], call("masked_linear_wgrad", grad_z, x, bias))
 
 
-@once
 def _check(
     x: Tensor,
     active_weight: Tensor,

@@ -203,16 +203,20 @@ def _lists(make: Maker, count: int) -> list[list[Tensor]]:
 def _adam(make: Maker) -> tuple[Any, ...]:
     params, grads, first, second = _lists(make, 4)
     steps = [torch.full((), 3.0, device=make.device) for _ in params]
-    rate = torch.tensor(1e-2, device=make.device)
-    state = (params, grads, first, [tensor.abs() for tensor in second], steps, rate)
+    state = (params, grads, first, [tensor.abs() for tensor in second], steps, _rates(make))
     return (*state, [0.05] * len(params), 0.9, 0.99, 1e-8, 0.1, False, None, None)
 
 
 def _sgd(make: Maker) -> tuple[Any, ...]:
     params, grads, buffers = _lists(make, 3)
-    count, rate = len(params), torch.tensor(1e-2, device=make.device)
-    rest = (0.9, 0.1, False, 0.1, False, None, None)
-    return (params, grads, buffers, [False] * count, rate, [0.05] * count, *rest)
+    count, rest = len(params), (0.9, 0.1, False, 0.1, False, None, None)
+    return (params, grads, buffers, [False] * count, _rates(make), [0.05] * count, *rest)
+
+
+def _rates(make: Maker) -> list[Tensor]:
+    """A learning rate for each tensor of `_lists`, of two groups of parameters."""
+    one, other = (torch.tensor(rate, device=make.device) for rate in (1e-2, 3e-3))
+    return [one, one, other]
 
 
 _MAKERS: dict[str, Callable[[Maker], tuple[Any, ...]]] = {

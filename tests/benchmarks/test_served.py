@@ -34,7 +34,7 @@ def test_an_absent_library_is_a_refusal(
     mains = {
         "run": lambda: run.main(["--size", "tiny", "--out", str(tmp_path / "out")]),
         "reproduce": lambda: reproduce.main(["table1", "--quick", "--out", str(tmp_path / "out")]),
-        "gpu_suite": lambda: gpu_suite.main(["ops", "--out", str(tmp_path / "out")]),
+        "gpu_suite": lambda: gpu_suite.main(["C", "--out", str(tmp_path / "out")]),
     }
     with pytest.raises(SystemExit, match=r"not built here.*`make build`.*--reference"):
         mains[program]()

@@ -80,7 +80,8 @@ def stepped(op: str, args: dict[str, Any], ours: bool) -> list[Tensor]:
     if ours:
         getattr(ops, op)(**args)
     else:
-        args["lr"] = torch.as_tensor(args["lr"], dtype=torch.float64)
+        rate = torch.as_tensor(args["lr"], dtype=torch.float64)
+        args["lr"] = [rate] * len(args["params"])
         if op == "sgd_l1":
             args["first"] = args["first"] or [False] * len(args["params"])
         reference(op)(**args)
