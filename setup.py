@@ -58,39 +58,58 @@ SANITIZE = [
 ]
 CUDA = "clnp_kernels._cuda"
 ROOT = Path(__file__).parent
-# sm_90a: what only Hopper has; the PTX of the last one serves whatever comes after it
-ARCHITECTURES = ("80", "90a", "100")
+# One binary for each major version of compute capability that nvcc knows; the PTX of the last one
+# serves whatever comes after it.
+ARCHITECTURES = ("80", "90", "100", "120")
 
 
 def find_nvcc() -> str:
-    """The path of nvcc, or an empty string."""
+    """The path of nvcc, or an empty string: of the system, or of the package `nvidia-cuda-nvcc`."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    return shutil.which(str(Path(home, "bin", "nvcc"))) or shutil.which("nvcc") or ""
+    packaged = sorted(Path(torch.__file__).parents[1].glob("nvidia/cu*/bin/nvcc"))
+    places = [Path(home, "bin", "nvcc"), "nvcc", *packaged]
+    return next(filter(None, (shutil.which(str(place)) for place in places)), "")
+
+
+def output_of(*command: str) -> str:
+    """What a command prints, '' if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "" if done.returncode else done.stdout
+
+
+def architectures() -> tuple[str, ...]:
+    """Those of `ARCHITECTURES` that nvcc compiles for: older ones lack 100 and 120, newer ones drop
+    what is old.
+    """
+    known = re.findall(r"\bsm_(\d+[a-z]?)\b", output_of(find_nvcc(), "--list-gpu-code"))
+    return tuple(name for name in ARCHITECTURES if name in known)
 
 
 def no_cuda() -> str:
     """Why the CUDA library can't be built here, or an empty string."""
     nvcc = find_nvcc()
+    if torch.version.hip is not None:
+        return "this torch is built for ROCm, and the kernels are CUDA's"
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
     if not nvcc:
         return "nvcc was not found (set CUDA_HOME)"
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"release (\d+)\.(\d+)", text)
+    found = re.search(r"release (\d+)\.(\d+)", output_of(nvcc, "--version"))
     if found is None or found[1] != torch.version.cuda.split(".")[0]:
         return f"nvcc is {found and found[0]}, torch was built with CUDA {torch.version.cuda}"
+    if not architectures():
+        return f"nvcc ({found[0]}) compiles for none of sm_{', sm_'.join(ARCHITECTURES)}"
     return ""
 
 
-def nvcc_command(output: Path, architectures: tuple[str, ...] = ARCHITECTURES) -> list[str]:
-    """The call of nvcc that makes the CUDA library.
+def nvcc_command(output: Path, names: tuple[str, ...]) -> list[str]:
+    """The call of nvcc that makes the CUDA library for these architectures.
 
     The kernels (.cu) include no header of PyTorch, and the operators (.cpp) none of CUDA, so all
     of it takes seconds.
     """
-    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
-    last = architectures[-1]
-    codes[-1] = f"-gencode=arch=compute_{last},code=[sm_{last},compute_{last}]"
+    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
+    codes[-1] = f"-gencode=arch=compute_{names[-1]},code=[sm_{names[-1]},compute_{names[-1]}]"
     sources = [
         str(path) for kind in ("cu", "cpp") for path in sorted(ROOT.glob(f"csrc/cuda/*.{kind}"))
     ]
@@ -183,7 +202,8 @@ class Build(BuildExtension):
         if reason:
             raise RuntimeError(reason)
         output.parent.mkdir(parents=True, exist_ok=True)
-        result = subprocess.run(nvcc_command(output), capture_output=True, text=True, check=False)
+        command = nvcc_command(output, architectures())
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             raise RuntimeError(f"nvcc failed\n{(result.stdout + result.stderr)[-3000:]}")
 

@@ -127,7 +127,7 @@ def product(layer: Layer) -> Iterator[Count]:
     free_in, free_out = inputs - active_in, outputs - active_out
     conv, m, m_in = layer.kernel > 1, layer.pixels, layer.pixels_in
     name = "masked_conv2d" if conv else "masked_linear"
-    aligned = all(n % 16 == 0 for n in (inputs, active_in, free_out))
+    aligned = all(n % 8 == 0 for n in (inputs, active_in, free_out))  # 16 bytes
     weights = taps * (active_out * active_in + free_out * inputs)
     y, x, grad = m * outputs * BF16, m_in * inputs * BF16, m * free_out * BF16
 
@@ -163,9 +163,13 @@ def _wgrad(layer: Layer, name: str, aligned: bool, conv: bool, read: int) -> Cou
 
         parts = max(1, masked_conv2d.WAVES * PROCESSORS // max(number, 1))
         parts = max(1, min(parts, m // masked_conv2d.PART))
-        if parts > 1:  # written and read in float32
-            moved += 2 * parts * result * FP32
-        reason = SPLIT if moved > LIMIT * least else reason
+    else:
+        from clnp_kernels.triton_kernels import tiles
+
+        parts = tiles.parts_of(number, m, PROCESSORS)
+    if parts > 1:  # written and read in float32
+        moved += 2 * parts * result * FP32
+    reason = SPLIT if moved > LIMIT * least else reason
     return Count(f"{name}_wgrad", flop, done, least, moved, reason)
 
 

@@ -282,8 +282,10 @@ def _unsupported(implementation: str, args: tuple[Any, ...]) -> str:
     if implementation == "torch":
         return ""
     folder = "triton_kernels" if implementation == "triton" else "cuda_kernels"
-    first = args[0] if isinstance(args[0], Tensor) else args[0][0]
-    return str(import_module(f"{__package__}.{folder}").unsupported(first))
+    unsupported = import_module(f"{__package__}.{folder}").unsupported
+    given = args[:1] if isinstance(args[0], Tensor) else args[0]
+    kinds = {tensor.dtype: tensor for tensor in given}  # a list is on one device
+    return next((reason for reason in map(unsupported, kinds.values()) if reason), "")
 
 
 def owner(name: str, device: str) -> tuple[str, str]:

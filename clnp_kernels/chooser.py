@@ -31,18 +31,22 @@ UNCHECKED = "the kernels are not checked on this GPU yet: `clnp tune`, or a Lear
 _LINEAR = {TORCH: "slices.masked_linear", "triton": "triton_kernels.masked_linear"}
 _CONV = {TORCH: "slices.masked_conv2d", "triton": "triton_kernels.masked_conv2d"}
 _NORM = {TORCH: "slices.partial_batch_norm", "triton": "triton_kernels.partial_batch_norm"}
+_LAYER_NORM = {TORCH: "slices.partial_layer_norm", "triton": "triton_kernels.partial_layer_norm"}
 OFFERS: dict[str, dict[str, str]] = {
     **{f"masked_linear_{part}": _LINEAR for part in ("fwd", "relu_grad", "dgrad", "wgrad")},
     **{f"masked_conv2d_{part}": _CONV for part in ("fwd", "relu_grad", "dgrad", "wgrad")},
     **{f"partial_batch_norm_{part}": _NORM for part in ("fwd", "bwd")},
+    **{f"partial_layer_norm_{part}": _LAYER_NORM for part in ("fwd", "bwd")},
     "channel_activity": {
         TORCH: "slices.channel_activity",
         "triton": "triton_kernels.channel_activity",
         "cuda": "cuda_kernels",
     },
     "dropout": {TORCH: "reference.dropout"},
-    "adam_l1": {TORCH: "slices.adam_l1", "cuda": "cuda_kernels"},
-    "sgd_l1": {TORCH: "slices.sgd_l1", "cuda": "cuda_kernels"},
+    **{
+        name: {TORCH: f"slices.{name}", "triton": f"triton_kernels.{name}", "cuda": "cuda_kernels"}
+        for name in ("adam_l1", "sgd_l1")
+    },
 }
 absent: dict[str, str] = {}  # implementation -> why it is not there, by `_register`
 _preferred: list[str] = []

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks import settings
+from benchmarks import compiled, settings
 from benchmarks.documented import COMPARED
 from benchmarks.pages import conversion, esacl, gpu, readme, reproduced, suites, sweeps
 from benchmarks.pages.markdown import filled
@@ -34,11 +34,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "results": readme.results,
     "peers": readme.peers,
     "settings": sweeps.every_setting,
+    "recipes": sweeps.recipes,
     "sweeps": sweeps.conditions,
     **{name: partial(sweeps.sweep, name) for name in settings.SWEEPS},
     "operations": conversion.operations,
     "coverage": conversion.models,
     "tables": lambda: suites.text(SUITES, DOCS),
+    "compiled": compiled.text,
     "launches": lambda: gpu.launches(RESULTS / "launches.csv"),
     "gpus": lambda: gpu.measured(RESULTS),
     "compare": lambda: reproduced.methods(COMPARED),

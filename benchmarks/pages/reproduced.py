@@ -91,7 +91,7 @@ def methods(folder: Path) -> str:
         {key: None if value == "" else value for key, value in row.items()}
         for row in read(folder / "methods.csv")
     ]
-    head = ["", *(title for title, _, _ in compare.COLUMNS)]
+    head = ["", *compare.titles()]
     lines = [[f"`{row['method']}`", *compare.cells(row)] for row in rows]
     spread = compare.spread_of([float(row["seeds"] or 0) for row in rows])
     notes: dict[str, list[str]] = {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import settings
+from benchmarks import defaults, settings
 from benchmarks.pages.markdown import table
+from benchmarks.record import rows_in
 from clnp.learner.settings import FineTune, Settings, settings_table
 from clnp.metrics import mean_std
 
@@ -42,6 +43,22 @@ def conditions() -> str:
         f"{settings.TASKS} tasks of permuted digits, MLP with two hidden layers, one head, one "
         f"thread of a shared CPU, torch {torches}, means over {seeds} seeds. Where a table does "
         f"not say otherwise: {base}."
+    )
+
+
+def recipes() -> str:
+    """Return the table of `benchmarks.defaults`: a line for each stream and choice of settings."""
+    rows = rows_in(defaults.RESULTS)
+    lines = []
+    for stream, choice in dict.fromkeys((row["stream"], row["choice"]) for row in rows):
+        own = [row for row in rows if (row["stream"], row["choice"]) == (stream, choice)]
+        gap = mean_std([100 * float(row["gap"]) for row in own])["mean"] or 0
+        worst = min(100 * float(row["worst_gap"]) for row in own)
+        used = max(100 * float(row["used_most"]) for row in own)
+        lines.append([stream, choice, f"{gap:+.1f}", f"{worst:+.1f}", f"{used:.0f}", str(len(own))])
+    head = ("tasks, network", "settings", "mean gap", "worst task", "fullest group, %", "seeds")
+    return table(
+        head, sorted(lines, key=lambda line: [row["stream"] for row in rows].index(line[0]))
     )
 
 

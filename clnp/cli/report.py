@@ -129,10 +129,10 @@ def accuracy_table(metrics: Mapping[str, Any]) -> Table:
 
 def numbers_line(metrics: Mapping[str, Any]) -> str:
     """ "ACC 0.9842, BWT 0, forgetting 0": zero is printed as 0 only where it is exactly zero. Of
-    tasks with different metrics, those of each: "accuracy: ACC 0.98, ...; R2: ...".
+    other metrics than accuracy, those of each: "accuracy: ACC 0.98, ...; R2: ACC ...".
     """
-    groups = metrics.get("by_metric", {})
-    if len(groups) < 2:
+    groups = metrics.get("by_metric") or {Shown().name: metrics}
+    if list(groups) == [Shown().name]:
         return _numbers(metrics)
     return "; ".join(f"{name}: {_numbers(group)}" for name, group in groups.items())
 

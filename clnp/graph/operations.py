@@ -79,6 +79,10 @@ def _concat(*inputs: Any, dim: int, sizes: list[int]) -> Any:
     return torch.cat(inputs, dim)
 
 
+def _shuffled(x: Any, groups: int) -> Any:
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
 def _parts(*inputs: Any, dim: int, parts: list[list[int]]) -> Any:
     slices = [_part(inputs[i], dim, start, stop, 1) for i, start, stop in parts]
     return slices[0] if len(slices) == 1 else torch.cat(slices, dim)
@@ -261,9 +265,7 @@ OPS: dict[str, Op] = {
     ),
     "concat": Op("concat", None, _concat, ("dim", "sizes"), kind="sums", label="cat"),
     "channel_shuffle": Op(
-        *("shuffle", None, lambda x, groups: torch.channel_shuffle(x, groups), ("groups",)),
-        kind="shapes",
-        label="channel shuffle",
+        *("shuffle", None, _shuffled, ("groups",)), kind="shapes", label="channel shuffle"
     ),
     "parts": Op("parts", None, _parts, ("dim", "parts")),
     "picked": Op("parts", None, _picked, ("dim", "index")),

@@ -263,7 +263,7 @@ class Settings:
         1,
         whole(1),
         "active channels per group are rounded up to a multiple of this",
-        "1 on a CPU; 16 may pay on a GPU",
+        "1 on a CPU; 8 may pay on a GPU",
         "--granularity",
     )
     tasks_expected: int | None = setting(

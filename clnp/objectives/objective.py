@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .losses import LOSSES, CrossEntropy, Loss, LossFunction
-from .metrics import METRICS, PERCENT, Metric, MetricFunction, Value
+from .metrics import METRICS, PERCENT, Metric, MetricFunction, Value, Whole
 from .names import canonical, name_of
 from .shapes import CLASSES, LABELS, matched
 
@@ -67,9 +67,9 @@ class Objective:
         """Sum of the metric over the examples of a batch, [] float64; NaN where the metric is no
         mean over examples.
         """
-        dropped = self.loss.dropped(y)
-        rows, own = matched(self.targets, outputs.detach(), y)
-        found = self.metric.each(rows, own)
+        dropped, found = self.loss.dropped(y), None
+        if not isinstance(self.metric, Whole):
+            found = self.metric.each(*matched(self.targets, outputs.detach(), y))
         if found is None:
             return torch.full((), torch.nan, dtype=torch.float64, device=outputs.device)
         if dropped is not None:  # without a choice of rows, which a CUDA graph can't hold

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clnp_kernels.nn import MaskedConv2d, MaskedLinear
+from clnp_kernels.nn import MaskedConv2d, MaskedGroupedConv2d, MaskedLinear
 
 from ..network.heads import Head
 from ..network.layout import entries
@@ -21,7 +21,7 @@ from ..network.model import Model
 from .evaluation import evaluating
 
 DENSE = (nn.Linear, nn.Conv2d)
-MASKED = (MaskedLinear, MaskedConv2d, Head)
+MASKED = (MaskedLinear, MaskedConv2d, MaskedGroupedConv2d, Head)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ def _products_of(module: nn.Module, x: Tensor, y: Tensor, batch: int) -> Product
     kernel = free.shape[2:].numel()
     if bool(getattr(module, "depthwise", False)):
         frozen = 0 if skip else active.shape[0]
-        return _depthwise(free.shape[0], frozen, places * kernel, x.requires_grad, read)
+        each = places * free.shape[1:].numel()
+        return _depthwise(free.shape[0], frozen, each, x.requires_grad, read)
     return products(
         outputs,
         free.shape[1],

@@ -110,7 +110,8 @@ class Validation:
 
     def _tried(self, outputs: Tensor, y: Tensor) -> None:
         loss = self.objective.loss
-        self.objective.rows(outputs, y)
+        if not isinstance(self.metric, MetricFunction):
+            self.objective.rows(outputs, y)
         try:
             value = loss.mean(outputs, y)
         except (ConfigError, DataError):

@@ -6,6 +6,7 @@ from .masked_conv2d import MaskedConv2d
 from .masked_grouped_conv2d import MaskedGroupedConv2d
 from .masked_linear import MaskedLinear
 from .partial_batch_norm import PartialBatchNorm1d, PartialBatchNorm2d
+from .partial_layer_norm import PartialLayerNorm, PartialRMSNorm
 from .partial_per_channel import PartialPerChannel
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "MaskedLinear",
     "PartialBatchNorm1d",
     "PartialBatchNorm2d",
+    "PartialLayerNorm",
     "PartialPerChannel",
+    "PartialRMSNorm",
     "retire",
 ]

@@ -19,6 +19,7 @@ from .masked_linear import (
     masked_linear_wgrad,
 )
 from .partial_batch_norm import partial_batch_norm, partial_batch_norm_bwd, partial_batch_norm_fwd
+from .partial_layer_norm import partial_layer_norm, partial_layer_norm_bwd, partial_layer_norm_fwd
 from .sgd_l1 import sgd_l1
 
 __all__ = [
@@ -38,6 +39,9 @@ __all__ = [
     "partial_batch_norm",
     "partial_batch_norm_bwd",
     "partial_batch_norm_fwd",
+    "partial_layer_norm",
+    "partial_layer_norm_bwd",
+    "partial_layer_norm_fwd",
     "sgd_l1",
 ]
 

@@ -13,7 +13,7 @@ from ._optimizers import check_length, check_step
 
 SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-    "Tensor(d!)[] steps, Tensor lr, float[] l1, float beta1, float beta2, float eps, "
+    "Tensor(d!)[] steps, Tensor[] lr, float[] l1, float beta1, float beta2, float eps, "
     "float weight_decay, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()"
 )
 _register.define("adam_l1", SCHEMA, reference.adam_l1, lambda *args: None)
@@ -26,7 +26,7 @@ def adam_l1(
     exp_avg_sqs: Sequence[Tensor],
     steps: Sequence[Tensor],
     *,
-    lr: float | Tensor,
+    lr: float | Tensor | Sequence[float | Tensor],
     l1: Sequence[float],
     beta1: float,
     beta2: float,
@@ -47,7 +47,7 @@ def adam_l1(
         params, grads, exp_avgs, exp_avg_sqs: lists of tensors, alike in shape, dtype and device.
         steps: tensors without dimensions, float32, counting the steps made; raised by 1 by this
             call. On the device of the parameters or on the CPU, for which a GPU has to wait.
-        lr: learning rate, a number or a tensor of one element.
+        lr: learning rate, a number or a tensor of one element; or a list, one for each tensor.
         l1: one alpha for each tensor.
         beta1, beta2, eps, weight_decay, maximize: as `torch.optim.Adam`.
         grad_scale: gradients are divided by it (one element), as `torch.amp.GradScaler` wants.
@@ -59,8 +59,8 @@ def adam_l1(
         ValueError: lengths, shapes or devices differ, or a number is out of its range.
     """
     lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    scalars = {"lr": lr, "grad_scale": grad_scale, "found_inf": found_inf}
-    rate = check_step(lists, l1, weight_decay, scalars)
+    scalars = {"grad_scale": grad_scale, "found_inf": found_inf}
+    rates = check_step(lists, l1, weight_decay, lr, scalars)
     _check_steps(steps, len(params))
     check_number("beta1", beta1, below=1.0)
     check_number("beta2", beta2, below=1.0)
@@ -69,7 +69,7 @@ def adam_l1(
         return
     tensors = map(list, (params, grads, exp_avgs, exp_avg_sqs, steps))
     numbers = (list(l1), beta1, beta2, eps, weight_decay, maximize)
-    torch.ops.clnp_kernels.adam_l1(*tensors, rate, *numbers, grad_scale, found_inf)
+    torch.ops.clnp_kernels.adam_l1(*tensors, rates, *numbers, grad_scale, found_inf)
 
 
 def _check_steps(steps: Sequence[Tensor], count: int) -> None:

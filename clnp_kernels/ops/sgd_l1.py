@@ -12,7 +12,7 @@ from ._optimizers import check_length, check_step
 
 SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, bool[] first, "
-    "Tensor lr, float[] l1, float momentum, float dampening, bool nesterov, float weight_decay, "
+    "Tensor[] lr, float[] l1, float momentum, float dampening, bool nesterov, float weight_decay, "
     "bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()"
 )
 _register.define("sgd_l1", SCHEMA, reference.sgd_l1, lambda *args: None)
@@ -23,7 +23,7 @@ def sgd_l1(
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor],
     *,
-    lr: float | Tensor,
+    lr: float | Tensor | Sequence[float | Tensor],
     l1: Sequence[float],
     momentum: float,
     dampening: float,
@@ -42,7 +42,7 @@ def sgd_l1(
     Arguments:
         params, grads: lists of tensors, alike in shape, dtype and device.
         momentum_buffers: as `params`; an empty list if `momentum` is 0.
-        lr: learning rate, a number or a tensor of one element.
+        lr: learning rate, a number or a tensor of one element; or a list, one for each tensor.
         l1: one alpha for each tensor.
         momentum, dampening, nesterov, weight_decay, maximize: as `torch.optim.SGD`.
         grad_scale: gradients are divided by it (one element).
@@ -57,8 +57,8 @@ def sgd_l1(
     lists = {"params": params, "grads": grads}
     if momentum:
         lists["momentum_buffers"] = momentum_buffers
-    scalars = {"lr": lr, "grad_scale": grad_scale, "found_inf": found_inf}
-    rate = check_step(lists, l1, weight_decay, scalars)
+    scalars = {"grad_scale": grad_scale, "found_inf": found_inf}
+    rates = check_step(lists, l1, weight_decay, lr, scalars)
     check_number("momentum", momentum)
     check_number("dampening", dampening, low=float("-inf"))
     flags = [False] * len(params) if first is None else first
@@ -68,4 +68,4 @@ def sgd_l1(
     buffers = momentum_buffers if momentum else []
     tensors = map(list, (params, grads, buffers, flags))
     numbers = (list(l1), momentum, dampening, nesterov, weight_decay, maximize)
-    torch.ops.clnp_kernels.sgd_l1(*tensors, rate, *numbers, grad_scale, found_inf)
+    torch.ops.clnp_kernels.sgd_l1(*tensors, rates, *numbers, grad_scale, found_inf)

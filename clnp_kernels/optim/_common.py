@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,9 +83,9 @@ class CoupledL1(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         scaler = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
-        for group, params, l1 in _trained(self):
+        for group, params, lr, l1 in _trained(self):
             grads = [param.grad for param in params if param.grad is not None]
-            self._step_alike(group, params, grads, lr=group["lr"], l1=l1, **scaler)
+            self._step_alike(group, params, grads, lr=lr, l1=l1, **scaler)
         return loss
 
     @abstractmethod
@@ -97,7 +97,7 @@ class CoupledL1(torch.optim.Optimizer):
         Arguments:
             group: options.
             params, grads: the parameters and their gradients.
-            common: arguments of the operator: lr, l1 (one for each parameter), grad_scale and
+            common: arguments of the operator: lr and l1 (one for each parameter), grad_scale and
                 found_inf, which `torch.amp.GradScaler` has set for this step.
         """
 
@@ -133,17 +133,24 @@ def check_state(name: str, param: Tensor, values: dict[str, Any], entries: Colle
             raise ValueError(message(f"{name}['{entry}'].shape", got, f"{shape}", way_out))
 
 
-def _trained(
-    optimizer: torch.optim.Optimizer,
-) -> Iterator[tuple[dict[str, Any], list[Tensor], list[float]]]:
-    """Yield the parameters with gradients by device and options: a group with these options, the
-    parameters, and the alpha of each of them. Groups that differ in `l1` only are one.
+class _Alike(NamedTuple):
+    """Parameters that one call steps: a group with their options, and rate and alpha of each."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    lr: list[float | Tensor]
+    l1: list[float]
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> Iterator[_Alike]:
+    """Yield the parameters with gradients by device and options. Groups that differ in `lr` and
+    `l1` only are one, so that one call steps them.
 
     Raises:
         TypeError: a gradient is sparse.
     """
-    found: dict[Any, tuple[dict[str, Any], list[Tensor], list[float]]] = {}
-    names = [name for name in optimizer.defaults if name != "l1"]
+    found: dict[Any, _Alike] = {}
+    names = [name for name in optimizer.defaults if name not in ("lr", "l1")]
     for group in optimizer.param_groups:
         options = tuple(_key(group.get(name)) for name in names)
         for param in group["params"]:
@@ -154,15 +161,16 @@ def _trained(
                 raise TypeError(
                     message("param.grad", param.grad.layout, wanted, "use a dense layer")
                 )
-            _, params, l1 = found.setdefault((param.device, options), (group, [], []))
-            params.append(param)
-            l1.append(group["l1"])
+            alike = found.setdefault((param.device, options), _Alike(group, [], [], []))
+            alike.params.append(param)
+            alike.lr.append(group["lr"])
+            alike.l1.append(group["l1"])
     yield from found.values()
 
 
 def _key(option: Any) -> Any:
-    """A key that is equal for equal options, and for tensors if they are one object: reading a rate
-    on the device would wait for it.
+    """A key that is equal for equal options, and for tensors if they are one object: reading a
+    number on the device would wait for it.
     """
     if isinstance(option, Tensor):
         return id(option)

@@ -10,7 +10,7 @@ from torch import Tensor
 class Options(NamedTuple):
     """Arguments of the operator behind the five lists of tensors, in their order."""
 
-    lr: Tensor
+    lr: Sequence[Tensor]
     l1: Sequence[float]
     beta1: float
     beta2: float
@@ -45,14 +45,15 @@ def adam_l1(*arguments: Any) -> None:
     lists, options = arguments[:5], Options(*arguments[5:])
     if options.found_inf is not None and options.found_inf.item():
         return
-    beta1, beta2, rate = options.beta1, options.beta2, float(options.lr)
-    for param, grad, exp_avg, exp_avg_sq, step, alpha in zip(*lists, options.l1, strict=True):
+    beta1, beta2 = options.beta1, options.beta2
+    for i, (param, grad, exp_avg, exp_avg_sq, step) in enumerate(zip(*lists, strict=True)):
         step += 1
-        g = gradient_l1(param, grad, alpha, options)
+        g = gradient_l1(param, grad, options.l1[i], options)
         m = exp_avg.to(g.dtype).lerp(g, 1 - beta1)
         v = exp_avg_sq.to(g.dtype) * beta2 + (1 - beta2) * g * g
         correction1, correction2 = 1 - beta1 ** float(step), 1 - beta2 ** float(step)
         denominator = v.sqrt() / correction2**0.5 + options.eps
-        param.copy_(param.to(g.dtype) - (rate / correction1) * m / denominator)
+        rate = float(options.lr[i]) / correction1
+        param.copy_(param.to(g.dtype) - rate * m / denominator)
         exp_avg.copy_(m)
         exp_avg_sq.copy_(v)

@@ -12,7 +12,7 @@ class Options(NamedTuple):
     """Arguments of the operator behind the three lists of tensors, in their order."""
 
     first: Sequence[bool]
-    lr: Tensor
+    lr: Sequence[Tensor]
     l1: Sequence[float]
     momentum: float
     dampening: float
@@ -42,9 +42,8 @@ def sgd_l1(
     options = Options(*rest)
     if options.found_inf is not None and options.found_inf.item():
         return
-    rate = float(options.lr)
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         g, buffer = step_of(i, param, grad, buffers, options)
         if buffer is not None:
             buffers[i].copy_(buffer)
-        param.copy_(param.to(g.dtype) - rate * g)
+        param.copy_(param.to(g.dtype) - float(options.lr[i]) * g)

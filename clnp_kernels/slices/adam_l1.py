@@ -15,15 +15,15 @@ FUSED = (torch.float32, torch.float64)  # in narrower ones the penalty would be 
 def adam_l1(*arguments: Any) -> None:
     """One step of Adam (Kingma & Ba 2015, Algorithm 1) with a coupled L1 subgradient, in place."""
     state, options = arguments[:5], Options(*arguments[5:])
-    together: dict[torch.dtype, list[int]] = {dtype: [] for dtype in FUSED}
+    together: dict[tuple[torch.dtype, int], list[int]] = {}  # by dtype and rate
     for i, tensors in enumerate(zip(*state, strict=True)):
         if tensors[0].dtype in FUSED and _fusible(*tensors):
-            together[tensors[0].dtype].append(i)
+            together.setdefault((tensors[0].dtype, id(options.lr[i])), []).append(i)
         else:
-            _one(tensors, options.l1[i], options)
-    for chosen in filter(None, together.values()):
+            _one(tensors, i, options)
+    for chosen in together.values():
         lists = [[part[i] for i in chosen] for part in state]
-        _fused(lists, [options.l1[i] for i in chosen], options)
+        _fused(lists, options.lr[chosen[0]], [options.l1[i] for i in chosen], options)
 
 
 def _fusible(
@@ -39,10 +39,10 @@ def _fusible(
     return alike and (last or param.is_contiguous())
 
 
-def _fused(state: list[list[Tensor]], l1: list[float], options: Options) -> None:
-    """All tensors, of one dtype, at once."""
+def _fused(state: list[list[Tensor]], lr: Tensor, l1: list[float], options: Options) -> None:
+    """Tensors of one dtype and rate at once."""
     params, grads, firsts, seconds, steps = state
-    lr, found_inf = options.lr, options.found_inf
+    found_inf = options.found_inf
     if options.grad_scale is not None:
         grads = list(private.foreach_div(grads, options.grad_scale))
     if any(l1):
@@ -61,17 +61,17 @@ def _fused(state: list[list[Tensor]], l1: list[float], options: Options) -> None
         private.foreach_sub_(steps, [found_inf.reshape(())] * len(steps))
 
 
-def _one(state: Sequence[Tensor], l1: float, options: Options) -> None:
-    """One tensor: the definition, in operations that a CUDA graph can hold."""
+def _one(state: Sequence[Tensor], i: int, options: Options) -> None:
+    """Tensor i: the definition, in operations that a CUDA graph can hold."""
     param, grad, exp_avg, exp_avg_sq, step = state
     beta1, beta2, found_inf = options.beta1, options.beta2, options.found_inf
     before = [tensor.clone() for tensor in (param, exp_avg, exp_avg_sq, step)]
     step += 1
-    g = gradient_l1(param, grad, l1, options)
+    g = gradient_l1(param, grad, options.l1[i], options)
     count = step.double()
     m = exp_avg.to(g.dtype).lerp(g, 1 - beta1)
     v = exp_avg_sq.to(g.dtype) * beta2 + (1 - beta2) * g * g
-    rate = options.lr.double() / (1 - beta1**count)
+    rate = options.lr[i].double() / (1 - beta1**count)
     correction = (1 - beta2**count).sqrt()
     denominator = v.sqrt() / correction.to(g.dtype) + options.eps
     param.copy_(param.to(g.dtype) - rate.to(g.dtype) * m / denominator)

@@ -18,7 +18,7 @@ def sgd_l1(
         g, buffer = step_of(i, param, grad, buffers, options)
         if buffer is not None:
             _put(buffers[i], buffer, options.found_inf)
-        _put(param, param.to(g.dtype) - options.lr.to(g.dtype) * g, options.found_inf)
+        _put(param, param.to(g.dtype) - options.lr[i].to(g.dtype) * g, options.found_inf)
 
 
 def _put(tensor: Tensor, value: Tensor, found_inf: Tensor | None) -> None:

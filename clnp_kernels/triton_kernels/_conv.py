@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._product import offsets_of, store_outputs, tile_of
+from ._product import NUMBERS, offsets_of, store_outputs, tile_of
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def gathered_product(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def fwd_kernel(
     x,  # [B, I, H, W]
     active_weight,  # [Oa, Ia, K, K']
@@ -94,6 +94,9 @@ def fwd_kernel(
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
     ACTIVITY: tl.constexpr,
+    IN: tl.constexpr,  # unit of I and the strides of x and free_weight
+    ACTIVE: tl.constexpr,  # of Ia and the strides of active_weight
+    OUT: tl.constexpr,  # of Oa and Of
     NARROW: tl.constexpr,
     G: tl.constexpr,  # _images.Geometry
     PRECISION: tl.constexpr,
@@ -103,6 +106,10 @@ def fwd_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
+    I, x_b, x_h, x_w = I * IN, x_b * IN, x_h * IN, x_w * IN  # noqa: E741
+    free_o, free_kh, free_kw = free_o * IN, free_kh * IN, free_kw * IN
+    Ia, active_o = Ia * ACTIVE, active_o * ACTIVE
+    active_kh, active_kw, Oa, Of = active_kh * ACTIVE, active_kw * ACTIVE, Oa * OUT, Of * OUT
     tiles_free = tl.cdiv(Of, BN)
     tiles_n = tiles_free + tl.cdiv(Oa, BN)
     m, n = tile_of(tl.program_id(0), tl.cdiv(pixels, BM), tiles_n, GROUP)
@@ -149,7 +156,7 @@ def first_tap(
     return first, count, (rest + P - first * D) // S  # exact where count > 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def dgrad_kernel(
     grad_z,  # [B, Of, H', W']
     free_weight,  # [Of, I, K, K']
@@ -170,6 +177,8 @@ def dgrad_kernel(
     free_o,
     free_kh,
     free_kw,
+    IN: tl.constexpr,  # unit of Ia, I and the strides of free_weight
+    OUT: tl.constexpr,  # of Of and the strides of grad_z
     NARROW: tl.constexpr,
     G: tl.constexpr,  # _images.Geometry
     PRECISION: tl.constexpr,
@@ -182,6 +191,9 @@ def dgrad_kernel(
     """With a stride, pixels are worked on by class (line and column modulo the stride): all pixels
     of a class meet the same taps, so no multiplication is by a zero between the strides.
     """
+    Ia, I, free_o = Ia * IN, I * IN, free_o * IN  # noqa: E741
+    free_kh, free_kw = free_kh * IN, free_kw * IN
+    Of, grad_b, grad_h, grad_w = Of * OUT, grad_b * OUT, grad_h * OUT, grad_w * OUT
     tiles_free = tl.cdiv(I - Ia, BN)
     tiles_n = tiles_free + tl.cdiv(Ia, BN)
     m, n = tile_of(tl.program_id(0), tl.cdiv(pixels, BM), tiles_n, GROUP)
@@ -216,7 +228,7 @@ def dgrad_kernel(
     tl.store(grad_x + (at[:, None] * I + column[None, :]), value, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def wgrad_kernel(
     grad_z,  # [B, Of, H', W']
     x,  # [B, I, H, W]
@@ -235,6 +247,8 @@ def wgrad_kernel(
     x_b,
     x_h,
     x_w,
+    IN: tl.constexpr,  # unit of I and the strides of x
+    OUT: tl.constexpr,  # of Of and the strides of grad_z
     NARROW: tl.constexpr,
     G: tl.constexpr,  # _images.Geometry
     PRECISION: tl.constexpr,
@@ -245,6 +259,8 @@ def wgrad_kernel(
     GROUP: tl.constexpr,
 ):
     """One tap, a tile of its [Of, I] and a part of the pixels."""
+    I, x_b, x_h, x_w = I * IN, x_b * IN, x_h * IN, x_w * IN  # noqa: E741
+    Of, grad_b, grad_h, grad_w = Of * OUT, grad_b * OUT, grad_h * OUT, grad_w * OUT
     tiles_m, tiles_n = tl.cdiv(Of, BM), tl.cdiv(I, BN)
     program, part = tl.program_id(0), tl.program_id(1)
     tap = program // (tiles_m * tiles_n)

@@ -31,13 +31,10 @@ def strides_of(prefix: str, t: Tensor) -> dict[str, int]:
     return dict(zip(names, (t.stride(0), t.stride(2), t.stride(3)), strict=True))
 
 
-def weights_of(**weights: Tensor) -> dict[str, Any]:
-    """Weights, and their distances from output to output and from tap to tap."""
-    found: dict[str, Any] = {}
-    for name, t in weights.items():
-        found |= {f"{name}_weight": t, f"{name}_o": t.stride(0)}
-        found |= {f"{name}_kh": t.stride(2), f"{name}_kw": t.stride(3)}
-    return found
+def weight_strides(name: str, weight: Tensor) -> dict[str, int]:
+    """Distances from output to output and from tap to tap."""
+    names = (f"{name}_o", f"{name}_kh", f"{name}_kw")
+    return dict(zip(names, (weight.stride(0), *weight.stride()[2:]), strict=True))
 
 
 def images_of(t: Tensor) -> Tensor:

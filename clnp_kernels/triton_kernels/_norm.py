@@ -3,11 +3,13 @@
 import triton
 import triton.language as tl
 
-from ._product import offsets_of
-from .channel_activity import places
+from ._product import NUMBERS, offsets_of
+from .channel_activity import channels_at, offsets_in, places, sizes_of
+
+ROWS, CHANNELS = 64, 16  # of a block of the passes over channels
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def sums_kernel(
     x,  # [P, Cf, Q]
     grad,  # [P, Cf, Q], of y; only with GRAD
@@ -30,10 +32,14 @@ def sums_kernel(
     blocks,  # per stripe
     GRAD: tl.constexpr,
     RELU: tl.constexpr,
+    ALIGN: tl.constexpr,
+    NEXT: tl.constexpr,
+    FLAT: tl.constexpr,
     NARROW: tl.constexpr,
     LENGTH: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
+    C, Q, count = sizes_of(C, Q, count, ALIGN, NEXT)
     stripe = tl.program_id(1)
     c = offsets_of(tl.program_id(0), CHANNELS)
     inside = c < C
@@ -41,19 +47,19 @@ def sums_kernel(
     if GRAD:
         shift = tl.load(mean + c, mask=inside, other=0.0).to(tl.float32)
     else:
-        shift = tl.load(x + c * x_c, mask=inside, other=0.0).to(tl.float32)
+        shift = tl.load(x + channels_at(c, x_c, ALIGN, NEXT), mask=inside, other=0.0).to(tl.float32)
     one, two = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
     for block in range(stripe * blocks, stripe * blocks + blocks):
-        p, q, exists = places(block, count, Q, NARROW, LENGTH)
+        p, q, exists = places(block, count, Q, ALIGN, NEXT, FLAT, NARROW, LENGTH)
         mask = exists[:, None] & inside[None, :]
-        at = p[:, None] * x_p + q[:, None] * x_q + c[None, :] * x_c
+        at = offsets_in(p, q, c, x_p, x_c, x_q, ALIGN, NEXT)
         value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         distance = tl.where(mask, value - shift[None, :], 0.0)
         if GRAD:
-            at = p[:, None] * grad_p + q[:, None] * grad_q + c[None, :] * grad_c
+            at = offsets_in(p, q, c, grad_p, grad_c, grad_q, ALIGN, NEXT)
             weight = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
             if RELU:
-                at = p[:, None] * y_p + q[:, None] * y_q + c[None, :] * y_c
+                at = offsets_in(p, q, c, y_p, y_c, y_q, ALIGN, NEXT)
                 out = tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
                 weight = tl.where(out <= 0.0, 0.0, weight)
             one += tl.sum(weight, 0)
@@ -67,16 +73,18 @@ def sums_kernel(
 
 
 @triton.jit
-def total(partial, stripes, c, C, CHANNELS: tl.constexpr):
-    """[CHANNELS] float64: the sum over the stripes."""
+def total(partial, stripes, c, C, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """[CHANNELS] float64: the sum over the stripes, ROWS of them at a time."""
     acc = tl.zeros((CHANNELS,), tl.float64)
-    for stripe in range(stripes):
-        at = stripe * tl.full([], 1, tl.int64) * C + c
-        acc += tl.load(partial + at, mask=c < C, other=0.0).to(tl.float64)
+    for start in range(0, stripes, ROWS):
+        stripe = start + tl.arange(0, ROWS).to(tl.int64)
+        mask = (stripe < stripes)[:, None] & (c < C)[None, :]
+        part = tl.load(partial + (stripe[:, None] * C + c[None, :]), mask=mask, other=0.0)
+        acc += tl.sum(part.to(tl.float64), 0)
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def forward_numbers_kernel(
     x,  # the first value of each free channel, at c * x_c
     first,  # [stripes, Cf]
@@ -102,6 +110,7 @@ def forward_numbers_kernel(
     TRAINING: tl.constexpr,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """y = x * scale + offset for each channel, and the statistics of the batch."""
@@ -113,8 +122,8 @@ def forward_numbers_kernel(
     if TRAINING:
         inside = tl.where(free, f, Cf)
         shift = tl.load(x + f * x_c, mask=free, other=0.0).to(tl.float64)
-        distance = total(first, stripes, inside, Cf, CHANNELS) / count
-        square = total(second, stripes, inside, Cf, CHANNELS) / count
+        distance = total(first, stripes, inside, Cf, ROWS, CHANNELS) / count
+        square = total(second, stripes, inside, Cf, ROWS, CHANNELS) / count
         spread = square - distance * distance
         spread = tl.where(spread < 0.0, 0.0, spread)  # a NaN stays
         tl.store(batch_mean + f, (shift + distance).to(tl.float32), mask=free)
@@ -139,7 +148,7 @@ def forward_numbers_kernel(
     tl.store(offset + c, shifted.to(tl.float32), mask=active | free)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def normal_kernel(
     x,  # [P, C, Q]
     y,  # [P, C, Q]
@@ -158,10 +167,14 @@ def normal_kernel(
     blocks,  # per stripe
     RELU: tl.constexpr,
     ACTIVITY: tl.constexpr,
+    ALIGN: tl.constexpr,
+    NEXT: tl.constexpr,
+    FLAT: tl.constexpr,
     NARROW: tl.constexpr,
     LENGTH: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
+    C, Q, count = sizes_of(C, Q, count, ALIGN, NEXT)
     stripe = tl.program_id(1)
     c = offsets_of(tl.program_id(0), CHANNELS)
     inside = c < C
@@ -169,15 +182,15 @@ def normal_kernel(
     shift = tl.load(offset + c, mask=inside, other=0.0)
     sums = tl.zeros((CHANNELS,), tl.float32)
     for block in range(stripe * blocks, stripe * blocks + blocks):
-        p, q, exists = places(block, count, Q, NARROW, LENGTH)
+        p, q, exists = places(block, count, Q, ALIGN, NEXT, FLAT, NARROW, LENGTH)
         mask = exists[:, None] & inside[None, :]
-        at = p[:, None] * x_p + q[:, None] * x_q + c[None, :] * x_c
+        at = offsets_in(p, q, c, x_p, x_c, x_q, ALIGN, NEXT)
         value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         value = value * factor[None, :] + shift[None, :]
         if RELU:  # a NaN stays
             value = tl.where(value <= 0.0, 0.0, value)
         out = value.to(y.dtype.element_ty)
-        at = p[:, None] * y_p + q[:, None] * y_q + c[None, :] * y_c
+        at = offsets_in(p, q, c, y_p, y_c, y_q, ALIGN, NEXT)
         tl.store(y + at, out, mask=mask)
         if ACTIVITY:
             sums += tl.sum(tl.where(mask, tl.abs(out.to(tl.float32)), 0.0), 0)
@@ -185,7 +198,7 @@ def normal_kernel(
         tl.store(partial + (stripe.to(tl.int64) * C + c), sums, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def backward_numbers_kernel(
     first,  # [stripes, Cf]: sums of the gradient
     second,  # [stripes, Cf]: sums of gradient * (x - mean)
@@ -201,6 +214,7 @@ def backward_numbers_kernel(
     eps,
     TRAINING: tl.constexpr,
     WEIGHT: tl.constexpr,
+    ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """grad_x = grad * scale + (x - mean) * slope + offset for each free channel."""
@@ -211,8 +225,8 @@ def backward_numbers_kernel(
     scale = invstd
     if WEIGHT:
         scale *= tl.load(free_weight + f, mask=free, other=0.0).to(tl.float64)
-    sum_grad = total(first, stripes, f, Cf, CHANNELS)
-    sum_moment = total(second, stripes, f, Cf, CHANNELS)
+    sum_grad = total(first, stripes, f, Cf, ROWS, CHANNELS)
+    sum_moment = total(second, stripes, f, Cf, ROWS, CHANNELS)
     tl.store(grad_bias + f, sum_grad.to(tl.float32), mask=free)
     tl.store(grad_weight + f, (sum_moment * invstd).to(tl.float32), mask=free)
     slope, offset = tl.zeros((CHANNELS,), tl.float64), tl.zeros((CHANNELS,), tl.float64)
@@ -227,7 +241,7 @@ def backward_numbers_kernel(
     tl.store(numbers + (row * 3 + f), offset.to(tl.float32), mask=free)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def slope_kernel(
     x,  # [P, C, Q]
     grad,  # [P, C, Q]
@@ -247,17 +261,23 @@ def slope_kernel(
     y_p,
     y_c,
     y_q,
-    out_p,
-    out_c,
-    out_q,
+    grad_x_p,
+    grad_x_c,
+    grad_x_q,
     blocks,
     RELU: tl.constexpr,
     TRAINING: tl.constexpr,
+    SPLIT: tl.constexpr,  # unit of Ca
+    ALIGN: tl.constexpr,
+    NEXT: tl.constexpr,
+    FLAT: tl.constexpr,
     NARROW: tl.constexpr,
     LENGTH: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Active channels are not read and get zero."""
+    C, Q, count = sizes_of(C, Q, count, ALIGN, NEXT)
+    Ca *= SPLIT
     stripe = tl.program_id(1)
     c = offsets_of(tl.program_id(0), CHANNELS)
     inside = c < C
@@ -268,19 +288,19 @@ def slope_kernel(
     slope = tl.load(numbers + (row * 2 + f), mask=free, other=0.0)
     offset = tl.load(numbers + (row * 3 + f), mask=free, other=0.0)
     for block in range(stripe * blocks, stripe * blocks + blocks):
-        p, q, exists = places(block, count, Q, NARROW, LENGTH)
+        p, q, exists = places(block, count, Q, ALIGN, NEXT, FLAT, NARROW, LENGTH)
         read = exists[:, None] & free[None, :]
-        at = p[:, None] * grad_p + q[:, None] * grad_q + c[None, :] * grad_c
+        at = offsets_in(p, q, c, grad_p, grad_c, grad_q, ALIGN, NEXT)
         value = tl.load(grad + at, mask=read, other=0.0).to(tl.float32)
         if RELU:
-            at = p[:, None] * y_p + q[:, None] * y_q + c[None, :] * y_c
+            at = offsets_in(p, q, c, y_p, y_c, y_q, ALIGN, NEXT)
             out = tl.load(y + at, mask=read, other=0.0).to(tl.float32)
             value = tl.where(out <= 0.0, 0.0, value)
         value = value * scale[None, :]
         if TRAINING:
-            at = p[:, None] * x_p + q[:, None] * x_q + c[None, :] * x_c
+            at = offsets_in(p, q, c, x_p, x_c, x_q, ALIGN, NEXT)
             near = tl.load(x + at, mask=read, other=0.0).to(tl.float32) - mean[None, :]
             value += tl.where(read, near * slope[None, :] + offset[None, :], 0.0)
-        at = p[:, None] * out_p + q[:, None] * out_q + c[None, :] * out_c
+        at = offsets_in(p, q, c, grad_x_p, grad_x_c, grad_x_q, ALIGN, NEXT)
         value = tl.where(read, value, 0.0).to(grad_x.dtype.element_ty)
         tl.store(grad_x + at, value, mask=exists[:, None] & inside[None, :])

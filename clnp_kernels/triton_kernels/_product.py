@@ -1,7 +1,34 @@
-"""Parts that the kernels of `masked_linear` and `masked_conv2d` share."""
+"""Parts that the kernels of `masked_linear` and `masked_conv2d` share.
+
+Sizes and strides come in units of a power of two that divides them (`_launch.align_of`) and are
+multiplied again in the kernel, so the compiler knows what they are multiples of: 16 bytes are then
+loaded at once. Triton's own specialisation asks for multiples of 16 elements, and compiles anew
+whenever a boundary moves from one to something else; so it is off for these numbers.
+"""
 
 import triton
 import triton.language as tl
+
+NUMBERS = (
+    *("B", "I", "Ia", "Oa", "Of", "x_stride", "active_stride", "free_stride", "grad_stride"),
+    *("y_stride", "columns", "blocks", "pixels", "H", "W", "out_H", "out_W", "class_H", "class_W"),
+    *("x_b", "x_h", "x_w", "grad_b", "grad_h", "grad_w", "active_o", "active_kh", "active_kw"),
+    *(
+        "free_o",
+        "free_kh",
+        "free_kw",
+        "C",
+        "Ca",
+        "Cf",
+        "Q",
+        "count",
+        "stripes",
+        "x_p",
+        "x_c",
+        "x_q",
+    ),
+    *("y_p", "y_c", "y_q", "grad_p", "grad_c", "grad_q", "grad_x_p", "grad_x_c", "grad_x_q"),
+)
 
 
 @triton.jit

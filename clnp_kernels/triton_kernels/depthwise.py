@@ -9,8 +9,8 @@ from torch import Tensor
 
 from . import _launch
 from ._conv import pixel_of
-from ._images import Geometry, sizes_of, strides_of, weights_of
-from ._product import offsets_of, store_outputs
+from ._images import Geometry, sizes_of, strides_of, weight_strides
+from ._product import NUMBERS, offsets_of, store_outputs
 
 # pixels and channels of a block; the most parts that the sum of a weight's gradient is cut into
 PIXELS, CHANNELS, PARTS = 32, 64, 128
@@ -27,7 +27,7 @@ def tap_weights(active_weight, free_weight, c, Ca, C, kh, kw, active_o, active_k
     return tl.where(c < Ca, active.to(tl.float32), free.to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def fwd_kernel(
     x,  # [B, C, H, W]
     active_weight,  # [Ca, 1, K, K']
@@ -55,11 +55,13 @@ def fwd_kernel(
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
     ACTIVITY: tl.constexpr,
+    ALIGN: tl.constexpr,  # unit of channels and strides of images
     NARROW: tl.constexpr,
     G: tl.constexpr,  # _images.Geometry
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
+    Ca, C, x_b, x_h, x_w = Ca * ALIGN, C * ALIGN, x_b * ALIGN, x_h * ALIGN, x_w * ALIGN
     m = tl.program_id(0)
     i, c = offsets_of(m, BP), offsets_of(tl.program_id(1), BC)
     exists, inside = i < pixels, c < C
@@ -84,7 +86,7 @@ def fwd_kernel(
     store_outputs(acc, y, partial, i, exists, c, inside, m, C, RELU, ACTIVITY)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def dgrad_kernel(
     grad_z,  # [B, Cf, H', W']
     free_weight,  # [Cf, 1, K, K']
@@ -102,11 +104,14 @@ def dgrad_kernel(
     free_o,
     free_kh,
     free_kw,
+    ALIGN: tl.constexpr,  # unit of channels and strides of images
     NARROW: tl.constexpr,
     G: tl.constexpr,  # _images.Geometry
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
+    Ca, C = Ca * ALIGN, C * ALIGN
+    grad_b, grad_h, grad_w = grad_b * ALIGN, grad_h * ALIGN, grad_w * ALIGN
     i, c = offsets_of(tl.program_id(0), BP), offsets_of(tl.program_id(1), BC)
     exists, inside = i < pixels, c < C
     b, h, w = pixel_of(i, H, W, NARROW)
@@ -129,7 +134,7 @@ def dgrad_kernel(
     tl.store(grad_x + (i[:, None] * C + c[None, :]), value, mask=exists[:, None] & inside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def wgrad_kernel(
     grad_z,  # [B, Cf, H', W']
     x,  # [B, Cf, H, W]
@@ -147,12 +152,15 @@ def wgrad_kernel(
     x_b,
     x_h,
     x_w,
+    ALIGN: tl.constexpr,  # unit of channels and strides of images
     NARROW: tl.constexpr,
     G: tl.constexpr,  # _images.Geometry
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
     """One tap, some channels and a part of the pixels."""
+    C, x_b, x_h, x_w = C * ALIGN, x_b * ALIGN, x_h * ALIGN, x_w * ALIGN
+    grad_b, grad_h, grad_w = grad_b * ALIGN, grad_h * ALIGN, grad_w * ALIGN
     tap, part = tl.program_id(0), tl.program_id(2)
     c = offsets_of(tl.program_id(1), BC)
     inside = c < C
@@ -176,6 +184,12 @@ def wgrad_kernel(
 BLOCKS = {"BP": PIXELS, "BC": CHANNELS}
 
 
+def _sizes(**numbers: int) -> dict[str, int]:
+    """Numbers of channels and strides of images in their unit, and the unit."""
+    unit = _launch.align_of(*numbers.values())
+    return {**_launch.in_units(unit, **numbers), "ALIGN": unit}
+
+
 def fwd(
     x: Tensor,  # [B, C, H, W]
     active_weight: Tensor,  # [Ca, 1, K, K']
@@ -193,10 +207,11 @@ def fwd(
         "x": x,
         "y": y,
         "partial": partial,
-        "Ca": active_weight.shape[0],
-        "C": channels,
-        **weights_of(active=active_weight, free=free_weight),
-        **strides_of("x", x),
+        **_sizes(Ca=active_weight.shape[0], C=channels, **strides_of("x", x)),
+        "active_weight": active_weight,
+        "free_weight": free_weight,
+        **weight_strides("active", active_weight),
+        **weight_strides("free", free_weight),
         **sizes_of(x, y, pixels, geometry),
         **outputs,
         **BLOCKS,
@@ -213,10 +228,9 @@ def dgrad(grad: Tensor, free_weight: Tensor, grad_x: Tensor, geometry: Geometry)
     arguments: dict[str, Any] = {
         "grad_z": grad,
         "grad_x": grad_x,
-        "Ca": channels - free_weight.shape[0],
-        "C": channels,
-        **weights_of(free=free_weight),
-        **strides_of("grad", grad),
+        **_sizes(Ca=channels - free_weight.shape[0], C=channels, **strides_of("grad", grad)),
+        "free_weight": free_weight,
+        **weight_strides("free", free_weight),
         **sizes_of(grad_x, grad, pixels, geometry),
         **BLOCKS,
     }
@@ -236,9 +250,7 @@ def wgrad(grad: Tensor, x: Tensor, taps: int, geometry: Geometry) -> Tensor:
         "x": x,
         "partial": partial,
         "blocks": blocks,
-        "C": channels,
-        **strides_of("grad", grad),
-        **strides_of("x", x),
+        **_sizes(C=channels, **strides_of("grad", grad), **strides_of("x", x)),
         **sizes_of(x, grad, pixels, geometry),
         **BLOCKS,
     }

@@ -64,13 +64,14 @@ def masked_conv2d_fwd(
         sums = depthwise.fwd(x, active_weight, free_weight, y, geometry, writes)
         return dense(y, layout), sums
     active, free = _images.images_of(active_weight), _images.images_of(free_weight)
-    arguments = {
-        **_images.weights_of(active=active, free=free),
-        **_images.strides_of("x", x),
-        **_images.sizes_of(x, y, pixels, geometry),
-        **writes,
-    }
-    sums = _launch.launch_fwd(fwd_kernel, pixels, (x, active, free), y, arguments, CONV)
+    strides = _launch.Strides(
+        _images.strides_of("x", x),
+        _images.weight_strides("active", active),
+        _images.weight_strides("free", free),
+    )
+    arguments = {**_images.sizes_of(x, y, pixels, geometry), **writes}
+    operands = (x, active, free)
+    sums = _launch.launch_fwd(fwd_kernel, pixels, operands, strides, y, arguments, CONV)
     return dense(y, layout), sums
 
 
@@ -121,12 +122,11 @@ def masked_conv2d_dgrad(
     arguments = {
         "class_H": class_h,
         "class_W": class_w,
-        **_images.weights_of(free=free),
-        **_images.strides_of("grad", grad),
         **_images.sizes_of(x, grad, pixels, geometry),
     }
-    operands = (grad, free)
-    _launch.launch_dgrad(dgrad_kernel, pixels, operands, grad_x, active, arguments, classes, CONV)
+    strides = _images.strides_of("grad", grad), _images.weight_strides("free", free)
+    of_x = (grad_x, active, arguments, classes, CONV)
+    _launch.launch_dgrad(dgrad_kernel, pixels, (grad, free), strides, *of_x)
     return dense(grad_x, layout)
 
 
@@ -169,8 +169,9 @@ def masked_conv2d_wgrad(
 def _wgrad_parts(grad: Tensor, x: Tensor, taps: int, geometry: _images.Geometry) -> Tensor:
     """[parts, taps, Of, I] float32: sums over parts of the pixels."""
     pixels, free_out, inputs = grad.numel() // grad.shape[1], grad.shape[1], x.shape[1]
-    lengths = (free_out, inputs)
-    options = _launch.product_options(free_out, (inputs,) * taps, (grad, x), lengths, CONV)
+    strides = _images.strides_of("grad", grad), _images.strides_of("x", x)
+    arguments, unit = _launch.wgrad_arguments((grad, x), strides)
+    options = _launch.product_options(free_out, (inputs,) * taps, (grad, x), unit, CONV)
     tiles = triton.cdiv(free_out, options["BM"]) * triton.cdiv(inputs, options["BN"]) * taps
     processors = _launch.describe(grad.device).processors
     wanted = max(1, WAVES * processors // tiles)
@@ -179,16 +180,7 @@ def _wgrad_parts(grad: Tensor, x: Tensor, taps: int, geometry: _images.Geometry)
     blocks = triton.cdiv(blocks, parts)
     parts = triton.cdiv(pixels, blocks * options["BK"])
     partial = x.new_empty(parts, taps, free_out, inputs, dtype=torch.float32)
-    arguments: dict[str, Any] = {
-        "grad_z": grad,
-        "x": x,
-        "partial": partial,
-        "blocks": blocks,
-        "I": inputs,
-        "Of": free_out,
-        **_images.strides_of("grad", grad),
-        **_images.strides_of("x", x),
-        **_images.sizes_of(x, grad, pixels, geometry),
-    }
+    arguments |= {"partial": partial, "blocks": blocks}
+    arguments |= _images.sizes_of(x, grad, pixels, geometry)
     _launch.launch(wgrad_kernel, (tiles, parts), grad, arguments | options)
     return partial

@@ -16,13 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _launch
-from ._product import offsets_of, product, store_outputs, tile_of
+from ._product import NUMBERS, offsets_of, product, store_outputs, tile_of
+from .tiles import parts_of
 
-# relu_grad: elements of a block, and the most stripes of rows that are summed apart
-BLOCK_ROWS, BLOCK_COLUMNS, STRIPES = 32, 128, 256
+# relu_grad: elements of a block (rows by whether at least 8 bytes are loaded at once), and the most
+# stripes of rows that are summed apart
+BLOCK_ROWS, BLOCK_COLUMNS, STRIPES = {True: 32, False: 8}, 128, 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def fwd_kernel(
     x,  # [B, I]
     active_weight,  # [Oa, Ia]
@@ -42,6 +44,9 @@ def fwd_kernel(
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
     ACTIVITY: tl.constexpr,
+    IN: tl.constexpr,  # unit of I and the strides of x and free_weight
+    ACTIVE: tl.constexpr,  # of Ia and active_stride
+    OUT: tl.constexpr,  # of Oa and Of
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BM: tl.constexpr,
@@ -49,6 +54,8 @@ def fwd_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
+    I, x_stride, free_stride = I * IN, x_stride * IN, free_stride * IN  # noqa: E741
+    Ia, active_stride, Oa, Of = Ia * ACTIVE, active_stride * ACTIVE, Oa * OUT, Of * OUT
     tiles_free = tl.cdiv(Of, BN)
     tiles_n = tiles_free + tl.cdiv(Oa, BN)
     m, n = tile_of(tl.program_id(0), tl.cdiv(B, BM), tiles_n, GROUP)
@@ -75,7 +82,7 @@ def fwd_kernel(
     store_outputs(acc, y, partial, i, i < B, column, inside, m, outputs, RELU, ACTIVITY)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def relu_grad_kernel(
     grad_y,  # [B, O], from the first wanted column on
     y,  # [B, O], from the first wanted column on
@@ -87,9 +94,11 @@ def relu_grad_kernel(
     y_stride,
     blocks,  # of rows, per stripe
     BIAS: tl.constexpr,
+    ALIGN: tl.constexpr,  # unit of columns and strides
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    columns, grad_stride, y_stride = columns * ALIGN, grad_stride * ALIGN, y_stride * ALIGN
     stripe = tl.program_id(1)
     j = offsets_of(tl.program_id(0), COLUMNS)
     sums = tl.zeros((COLUMNS,), tl.float32)
@@ -106,7 +115,7 @@ def relu_grad_kernel(
         tl.store(partial + (stripe.to(tl.int64) * columns + j), sums, mask=j < columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def dgrad_kernel(
     grad_z,  # [B, Of]
     free_weight,  # [Of, I]
@@ -117,6 +126,8 @@ def dgrad_kernel(
     Of,
     grad_stride,
     free_stride,
+    IN: tl.constexpr,  # unit of Ia, I and free_stride
+    OUT: tl.constexpr,  # of Of and grad_stride
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BM: tl.constexpr,
@@ -124,6 +135,8 @@ def dgrad_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
+    Ia, I, free_stride = Ia * IN, I * IN, free_stride * IN  # noqa: E741
+    Of, grad_stride = Of * OUT, grad_stride * OUT
     tiles_free = tl.cdiv(I - Ia, BN)
     tiles_n = tiles_free + tl.cdiv(Ia, BN)
     m, n = tile_of(tl.program_id(0), tl.cdiv(B, BM), tiles_n, GROUP)
@@ -145,18 +158,21 @@ def dgrad_kernel(
     tl.store(grad_x + (i[:, None] * I + column[None, :]), value, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def wgrad_kernel(
     grad_z,  # [B, Of]
     x,  # [B, I]
-    grad_weight,  # [Of, I], contiguous
-    grad_bias,  # [Of]
+    grad_weight,  # [parts, Of, I], contiguous
+    grad_bias,  # [parts, Of]
     B,
     I,  # noqa: E741
     Of,
     grad_stride,
     x_stride,
+    blocks,  # of BK rows, per part
     BIAS: tl.constexpr,
+    IN: tl.constexpr,  # unit of I and x_stride
+    OUT: tl.constexpr,  # of Of and grad_stride
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BM: tl.constexpr,
@@ -164,27 +180,32 @@ def wgrad_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
+    I, x_stride, Of, grad_stride = I * IN, x_stride * IN, Of * OUT, grad_stride * OUT  # noqa: E741
     tiles_m = tl.cdiv(Of, BM)
     tiles_n = tl.cdiv(I, BN)
-    program = tl.program_id(0)
+    program, part = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    first = part * blocks * BK
+    rows = tl.minimum(B - first, blocks * BK).to(tl.int32)
+    grad_z += first * grad_stride
+    x += first * x_stride
     if program < tiles_m * tiles_n:
         m, n = tile_of(program, tiles_m, tiles_n, GROUP)
         i, j = offsets_of(m, BM), offsets_of(n, BN)
         acc = tl.zeros((BM, BN), tl.float32)
-        acc = product(acc, grad_z, 1, grad_stride, x, x_stride, 1, i, j, Of, I, B,
+        acc = product(acc, grad_z, 1, grad_stride, x, x_stride, 1, i, j, Of, I, rows,
                       PRECISION, WIDEN, BK)  # fmt: skip
         mask = (i < Of)[:, None] & (j < I)[None, :]
         value = acc.to(grad_weight.dtype.element_ty)
-        tl.store(grad_weight + (i[:, None] * I + j[None, :]), value, mask=mask)
+        tl.store(grad_weight + ((part * Of + i)[:, None] * I + j[None, :]), value, mask=mask)
     elif BIAS:  # programs of their own: a sum within the product's loop would slow the product
         i = offsets_of(program - tiles_m * tiles_n, BM)
         sums = tl.zeros((BM,), tl.float32)
-        for start in range(0, B, BK):
+        for start in range(0, rows, BK):
             k = start + tl.arange(0, BK).to(tl.int64)
-            mask = (k < B)[:, None] & (i < Of)[None, :]
+            mask = (k < rows)[:, None] & (i < Of)[None, :]
             grad = tl.load(grad_z + (k[:, None] * grad_stride + i[None, :]), mask=mask, other=0.0)
             sums += tl.sum(grad.to(tl.float32), 0)
-        tl.store(grad_bias + i, sums.to(grad_bias.dtype.element_ty), mask=i < Of)
+        tl.store(grad_bias + (part * Of + i), sums.to(grad_bias.dtype.element_ty), mask=i < Of)
 
 
 def masked_linear_fwd(
@@ -202,14 +223,14 @@ def masked_linear_fwd(
     if rows == 0 or outputs == 0:
         return y, x.new_zeros(outputs if activity else 0, dtype=torch.float32)
     x, active, free = map(_launch.rows_of, (x, active_weight, free_weight))
-    numbers = {
-        "B": rows,
-        "x_stride": x.stride(0),
-        "active_stride": active.stride(0),
-        "free_stride": free.stride(0),
-        **_launch.output_arguments(active_bias, free_bias, activation, activity),
-    }
-    return y, _launch.launch_fwd(fwd_kernel, rows, (x, active, free), y, numbers)
+    strides = _launch.Strides(
+        {"x_stride": x.stride(0)},
+        {"active_stride": active.stride(0)},
+        {"free_stride": free.stride(0)},
+    )
+    writes = _launch.output_arguments(active_bias, free_bias, activation, activity)
+    operands = (x, active, free)
+    return y, _launch.launch_fwd(fwd_kernel, rows, operands, strides, y, {"B": rows, **writes})
 
 
 def masked_linear_relu_grad(
@@ -224,8 +245,11 @@ def masked_linear_relu_grad(
     grad_z = grad.new_empty(rows, columns)
     if rows == 0 or columns == 0:
         return grad_z, grad.new_zeros(columns if bias else 0)
-    blocks = triton.cdiv(rows, BLOCK_ROWS * STRIPES)
-    stripes = triton.cdiv(rows, BLOCK_ROWS * blocks)
+    strides = {"grad_stride": grad.stride(0), "y_stride": y.stride(0)}
+    unit = _launch.align_of(columns, *strides.values())
+    block_rows = BLOCK_ROWS[unit * grad.itemsize >= 8]
+    blocks = triton.cdiv(rows, block_rows * STRIPES)
+    stripes = triton.cdiv(rows, block_rows * blocks)
     partial = grad.new_empty(stripes if bias else 0, columns, dtype=torch.float32)
     arguments: dict[str, Any] = {
         "grad_y": grad,
@@ -233,12 +257,11 @@ def masked_linear_relu_grad(
         "grad_z": grad_z,
         "partial": partial,
         "B": rows,
-        "columns": columns,
-        "grad_stride": grad.stride(0),
-        "y_stride": y.stride(0),
         "blocks": blocks,
+        **_launch.in_units(unit, columns=columns, **strides),
         "BIAS": bias,
-        "ROWS": BLOCK_ROWS,
+        "ALIGN": unit,
+        "ROWS": block_rows,
         "COLUMNS": BLOCK_COLUMNS,
     }
     programs = (triton.cdiv(columns, BLOCK_COLUMNS), stripes)
@@ -257,8 +280,9 @@ def masked_linear_dgrad(
     if rows == 0 or inputs == 0:
         return grad_x
     grad, free = _launch.rows_of(grad_z), _launch.rows_of(free_weight)
-    numbers = {"B": rows, "grad_stride": grad.stride(0), "free_stride": free.stride(0)}
-    _launch.launch_dgrad(dgrad_kernel, rows, (grad, free), grad_x, active, numbers)
+    strides = {"grad_stride": grad.stride(0)}, {"free_stride": free.stride(0)}
+    operands = (grad, free)
+    _launch.launch_dgrad(dgrad_kernel, rows, operands, strides, grad_x, active, {"B": rows})
     return grad_x
 
 
@@ -268,25 +292,23 @@ def masked_linear_wgrad(grad_z: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, 
     `grad_z` is [B, Of] and `x` [B, I].
     """
     (rows, free_out), inputs = grad_z.shape, x.shape[1]
-    grad_weight = grad_z.new_empty(free_out, inputs)
-    grad_bias = grad_z.new_empty(free_out if bias else 0)
     grad, x = map(_launch.rows_of, (grad_z, x))
-    options = _launch.product_options(free_out, (inputs,), (grad, x), (free_out, inputs))
+    strides = {"grad_stride": grad.stride(0)}, {"x_stride": x.stride(0)}
+    arguments, unit = _launch.wgrad_arguments((grad, x), strides)
+    options = _launch.product_options(free_out, (inputs,), (grad, x), unit)
     tiles_m = triton.cdiv(free_out, options["BM"])
-    programs = tiles_m * (triton.cdiv(inputs, options["BN"]) + bias)
-    if programs == 0:
-        return grad_weight, grad_bias
-    arguments: dict[str, Any] = {
-        "grad_z": grad,
-        "x": x,
-        "grad_weight": grad_weight,
-        "grad_bias": grad_bias,
-        "B": rows,
-        "I": inputs,
-        "Of": free_out,
-        "grad_stride": grad.stride(0),
-        "x_stride": x.stride(0),
-        "BIAS": bias,
-    }
-    _launch.launch(wgrad_kernel, (programs,), grad, arguments | options)
-    return grad_weight, grad_bias
+    tiles_n, processors = triton.cdiv(inputs, options["BN"]), _launch.describe(x.device).processors
+    blocks = triton.cdiv(rows, parts_of(tiles_m * tiles_n, rows, processors) * options["BK"])
+    parts = max(1, triton.cdiv(rows, blocks * options["BK"])) if blocks else 1
+    dtype = grad.dtype if parts == 1 else torch.float32
+    grad_weight = grad.new_empty(parts, free_out, inputs, dtype=dtype)
+    grad_bias = grad.new_empty(parts, free_out if bias else 0, dtype=dtype)
+    programs = tiles_m * (tiles_n + bias), parts
+    if programs[0]:
+        arguments |= {"grad_weight": grad_weight, "grad_bias": grad_bias, "B": rows, "BIAS": bias}
+        arguments["blocks"] = blocks
+        _launch.launch(wgrad_kernel, programs, grad, arguments | options)
+    weight, sums = (
+        _launch.sum_parts(partial).to(grad.dtype) for partial in (grad_weight, grad_bias)
+    )
+    return weight, sums

@@ -15,15 +15,15 @@ from ..reference.masked_conv2d import memory_format
 from ..reference.partial_batch_norm import Vectors
 from . import _launch
 from ._norm import (
+    CHANNELS,
+    ROWS,
     backward_numbers_kernel,
     forward_numbers_kernel,
     normal_kernel,
     slope_kernel,
     sums_kernel,
 )
-from .channel_activity import grid_of, strides_of
-
-CHANNELS = 64  # of a block of the pass over channels
+from .channel_activity import grid_of
 
 
 def _planes(t: Tensor, last: bool) -> Tensor:
@@ -43,23 +43,10 @@ def _sums(
     x: Tensor, grad: Tensor | None, y: Tensor | None, mean: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """[stripes, C] float32 twice, as `sums_kernel` says."""
-    programs, sizes = grid_of(x)
-    first = x.new_empty(programs[1], x.shape[1], dtype=torch.float32)
-    second = torch.empty_like(first)
-    arguments: dict[str, Any] = {
-        "x": x,
-        "grad": grad,
-        "y": y,
-        "mean": mean,
-        "first": first,
-        "second": second,
-        **sizes,
-        **strides_of("x", x),
-        **strides_of("grad", x if grad is None else grad),
-        **strides_of("y", x if y is None else y),
-        "GRAD": grad is not None,
-        "RELU": y is not None,
-    }
+    programs, arguments = grid_of(x=x, grad=grad, y=y)
+    first, second = (x.new_empty(programs[1], x.shape[1], dtype=torch.float32) for _ in range(2))
+    arguments |= {"mean": mean, "first": first, "second": second}
+    arguments |= {"GRAD": grad is not None, "RELU": y is not None}
     _launch.launch(sums_kernel, programs, x, arguments)
     return first, second
 
@@ -70,12 +57,10 @@ def partial_batch_norm_fwd(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tenso
     split, free = len(vectors.active_mean), len(vectors.free_mean)
     layout, channels = memory_format(x), x.shape[1]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    nothing = float("nan") if x.numel() == 0 else 0.0
-    mean = x.new_full((free if training else 0,), nothing, dtype=torch.float32)
-    var = torch.empty_like(mean).copy_(mean)
-    sums = x.new_zeros(channels if activity else 0, dtype=torch.float32)
+    mean, var = (x.new_empty(free if training else 0, dtype=torch.float32) for _ in range(2))
     if x.numel() == 0:
-        return y, sums, mean, var
+        sums = x.new_zeros(channels if activity else 0, dtype=torch.float32)
+        return y, sums, mean.fill_(torch.nan), var.fill_(torch.nan)
     planes = _planes(x, layout == torch.channels_last)
     inner = planes[:, split:]
     parts = x.new_empty(0, free, dtype=torch.float32)
@@ -100,27 +85,17 @@ def partial_batch_norm_fwd(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tenso
         "TRAINING": training,
         "WEIGHT": vectors.free_weight is not None,
         "BIAS": vectors.free_bias is not None,
+        "ROWS": ROWS,
         "CHANNELS": CHANNELS,
     }
     programs: tuple[int, ...] = (triton.cdiv(channels, CHANNELS),)
     _launch.launch(forward_numbers_kernel, programs, x, arguments)
-    programs, sizes = grid_of(planes)
-    out = _planes(y, layout == torch.channels_last)
+    programs, arguments = grid_of(x=planes, y=_planes(y, layout == torch.channels_last))
     partial = x.new_empty(programs[1] if activity else 0, channels, dtype=torch.float32)
-    arguments = {
-        "x": planes,
-        "y": out,
-        "scale": scale,
-        "offset": offset,
-        "partial": partial,
-        **sizes,
-        **strides_of("x", planes),
-        **strides_of("y", out),
-        "RELU": activation == "relu",
-        "ACTIVITY": activity,
-    }
+    arguments |= {"scale": scale, "offset": offset, "partial": partial}
+    arguments |= {"RELU": activation == "relu", "ACTIVITY": activity}
     _launch.launch(normal_kernel, programs, x, arguments)
-    return y, partial.sum(0) if activity else sums, mean, var
+    return y, _launch.sum_parts(partial) if activity else partial.view(-1), mean, var
 
 
 def partial_batch_norm_bwd(
@@ -139,10 +114,9 @@ def partial_batch_norm_bwd(
     layout, channels, free = memory_format(x), x.shape[1], len(free_mean)
     split = channels - free
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    grad_weight = x.new_zeros(free, dtype=torch.float32)
-    grad_bias = torch.zeros_like(grad_weight)
+    grad_weight, grad_bias = (x.new_empty(free, dtype=torch.float32) for _ in range(2))
     if x.numel() == 0:
-        return grad_x, grad_weight, grad_bias
+        return grad_x, grad_weight.zero_(), grad_bias.zero_()
     last = layout == torch.channels_last
     planes, grads = _planes(x, last), _planes(grad_y, last)
     outs = None if y is None else _planes(y, last)
@@ -167,27 +141,15 @@ def partial_batch_norm_bwd(
         "eps": eps,
         "TRAINING": training,
         "WEIGHT": free_weight is not None,
+        "ROWS": ROWS,
         "CHANNELS": CHANNELS,
     }
     programs: tuple[int, ...] = (triton.cdiv(free, CHANNELS),)
     if free:
         _launch.launch(backward_numbers_kernel, programs, x, arguments)
-    programs, sizes = grid_of(planes)
-    result = _planes(grad_x, last)
-    arguments = {
-        "x": planes,
-        "grad": grads,
-        "y": outs,
-        "grad_x": result,
-        "numbers": numbers,
-        "Ca": split,
-        **sizes,
-        **strides_of("x", planes),
-        **strides_of("grad", grads),
-        **strides_of("y", planes if outs is None else outs),
-        **strides_of("out", result),
-        "RELU": outs is not None,
-        "TRAINING": training,
-    }
+    programs, arguments = grid_of(x=planes, grad=grads, y=outs, grad_x=_planes(grad_x, last))
+    unit = _launch.align_of(split)
+    arguments |= {"numbers": numbers, "Ca": split // unit, "SPLIT": unit}
+    arguments |= {"RELU": outs is not None, "TRAINING": training}
     _launch.launch(slope_kernel, programs, x, arguments)
     return grad_x, grad_weight, grad_bias

@@ -179,6 +179,19 @@ def _norm(x: Tensor, active: int, options: Sequence[Any]) -> Parts:
     return (active, channels), (_pixels(x), channels), (active, channels), options, 0
 
 
+def _layer_norm_fwd(x: Tensor, ends: Sequence[int], *rest: Any) -> Parts:
+    rms, skip_active, activity = rest[-3:]
+    active = ends[-2] if len(ends) > 1 else 0
+    options = (rms and "rms", skip_active and "skip_active", activity and "activity")
+    return ends, tuple(x.shape), (active, x.shape[1]), options, 0
+
+
+def _layer_norm_bwd(grad: Tensor, x: Tensor, *rest: Any) -> Parts:
+    channels, rms, affine = x.shape[1], *rest[-2:]
+    active, options = channels - grad.shape[1], (rms and "rms", affine and "affine")
+    return (active, channels), tuple(x.shape), (active, channels), options, 0
+
+
 def _activity(x: Tensor, dim: int) -> Parts:
     channels = x.shape[dim]
     last = "last" if x.stride(dim) == 1 else ""
@@ -200,6 +213,8 @@ _PARTS: dict[str, Callable[..., Parts]] = {
     "masked_conv2d_wgrad": _conv_wgrad,
     "partial_batch_norm_fwd": _norm_fwd,
     "partial_batch_norm_bwd": _norm_bwd,
+    "partial_layer_norm_fwd": _layer_norm_fwd,
+    "partial_layer_norm_bwd": _layer_norm_bwd,
     "channel_activity": _activity,
     "adam_l1": _optimizer,
     "sgd_l1": _optimizer,

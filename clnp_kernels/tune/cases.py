@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import gcd
 from typing import Any
 
 import torch
@@ -169,6 +170,25 @@ def _norm_bwd(make: Maker) -> tuple[Any, ...]:
     return (grad, x, None if plain else y.relu(), mean, var, *last)
 
 
+def _layer_norm_fwd(make: Maker) -> tuple[Any, ...]:
+    active, free = make.layer.active_out, make.layer.free_out
+    sizes = (active, free, active, free)
+    affine = [None] * 4 if make.layer.plain else _vectors(make, *sizes)
+    step = gcd(16, active)  # two frozen blocks, of the same alignment
+    ends = [active // (2 * step) * step, active, active + free]
+    x, plain = make.randn(make.layer.rows, active + free), make.layer.plain
+    return (x, ends, *affine, 1e-5, plain, False, not plain)
+
+
+def _layer_norm_bwd(make: Maker) -> tuple[Any, ...]:
+    layer = make.layer
+    grad, x = make.randn(layer.rows, layer.free_out), make.randn(layer.rows, layer.outputs)
+    mean, rstd, weight = _vectors(make, layer.rows, layer.rows, layer.free_out)
+    if layer.plain:
+        return grad, x, mean[:0], rstd, None, True, True
+    return grad, x, mean, rstd, weight, False, True
+
+
 def _activity(make: Maker) -> tuple[Any, ...]:
     return make.images(make.layer.free_out), 1
 
@@ -183,16 +203,20 @@ def _lists(make: Maker, count: int) -> list[list[Tensor]]:
 def _adam(make: Maker) -> tuple[Any, ...]:
     params, grads, first, second = _lists(make, 4)
     steps = [torch.full((), 3.0, device=make.device) for _ in params]
-    rate = torch.tensor(1e-2, device=make.device)
-    state = (params, grads, first, [tensor.abs() for tensor in second], steps, rate)
+    state = (params, grads, first, [tensor.abs() for tensor in second], steps, _rates(make))
     return (*state, [0.05] * len(params), 0.9, 0.99, 1e-8, 0.1, False, None, None)
 
 
 def _sgd(make: Maker) -> tuple[Any, ...]:
     params, grads, buffers = _lists(make, 3)
-    count, rate = len(params), torch.tensor(1e-2, device=make.device)
-    rest = (0.9, 0.1, False, 0.1, False, None, None)
-    return (params, grads, buffers, [False] * count, rate, [0.05] * count, *rest)
+    count, rest = len(params), (0.9, 0.1, False, 0.1, False, None, None)
+    return (params, grads, buffers, [False] * count, _rates(make), [0.05] * count, *rest)
+
+
+def _rates(make: Maker) -> list[Tensor]:
+    """A learning rate for each tensor of `_lists`, of two groups of parameters."""
+    one, other = (torch.tensor(rate, device=make.device) for rate in (1e-2, 3e-3))
+    return [one, one, other]
 
 
 _MAKERS: dict[str, Callable[[Maker], tuple[Any, ...]]] = {
@@ -202,6 +226,8 @@ _MAKERS: dict[str, Callable[[Maker], tuple[Any, ...]]] = {
     **{f"masked_{stem}_wgrad": _wgrad for stem in ("linear", "conv2d")},
     "partial_batch_norm_fwd": _norm_fwd,
     "partial_batch_norm_bwd": _norm_bwd,
+    "partial_layer_norm_fwd": _layer_norm_fwd,
+    "partial_layer_norm_bwd": _layer_norm_bwd,
     "channel_activity": _activity,
     "adam_l1": _adam,
     "sgd_l1": _sgd,

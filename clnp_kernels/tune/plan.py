@@ -18,6 +18,7 @@ DTYPES = ("bfloat16", "float32")
 LINEAR = tuple(f"masked_linear_{part}" for part in ("fwd", "relu_grad", "dgrad", "wgrad"))
 CONV = tuple(f"masked_conv2d_{part}" for part in ("fwd", "relu_grad", "dgrad", "wgrad"))
 NORM = ("partial_batch_norm_fwd", "partial_batch_norm_bwd", "channel_activity")
+LAYER_NORM = ("partial_layer_norm_fwd", "partial_layer_norm_bwd")
 OPTIMIZERS = ("adam_l1", "sgd_l1")
 ROWS, SIDE = 256, 16  # examples of a batch; height of an image where a file does not say
 LONGEST = 100 << 20  # bytes of a file's header
@@ -78,7 +79,8 @@ def measurements(layers: Sequence[Layer] | None, *, full: bool) -> list[Job]:
     """The jobs for these layers, or for usual ones; the most telling first."""
     jobs = []
     for layer in layers or usual_layers(full=full):
-        operators = (*CONV, *NORM) if layer.side else (*LINEAR, "channel_activity", *OPTIMIZERS)
+        linear = (*LINEAR, "channel_activity", *LAYER_NORM, *OPTIMIZERS)
+        operators = (*CONV, *NORM) if layer.side else linear
         for operator in operators:
             for mode in reversed(MODES):
                 dtypes = ("float32",) if operator in OPTIMIZERS else DTYPES

@@ -128,6 +128,8 @@ DEFAULTS = {
     "channel_activity": _ONE_PASS,
     "masked_linear_relu_grad": _CAPTURED,
     "masked_conv2d_relu_grad": _CAPTURED,
+    "partial_batch_norm_fwd": _CAPTURED,
+    "partial_batch_norm_bwd": _CAPTURED,
     "masked_linear_fwd": Default(("triton",), "graph", 8, 4_000_000_000),
 }
 

@@ -32,7 +32,7 @@ CLNP_ELEMENT_TYPES(CLNP_FOR)
 namespace {
 
 void adam_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> exp_avgs,
-             std::vector<Tensor> exp_avg_sqs, std::vector<Tensor> steps, const Tensor& lr,
+             std::vector<Tensor> exp_avg_sqs, std::vector<Tensor> steps, std::vector<Tensor> lr,
              std::vector<double> l1, double beta1, double beta2, double eps, double weight_decay,
              bool maximize, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   check_list("params", params, params);
@@ -40,15 +40,17 @@ void adam_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<
   check_list("exp_avgs", exp_avgs, params);
   check_list("exp_avg_sqs", exp_avg_sqs, params);
   check_steps(steps, params);
+  check_numbers("lr", lr, params);
   check_numbers("l1", l1, params);
   if (is_set(found_inf)) return;
-  const double rate = scalar_of("lr", lr), factor = gradient_factor(maximize, grad_scale);
+  const double factor = gradient_factor(maximize, grad_scale);
+  const std::vector<double> rates = scalars_of("lr", lr);
   std::vector<AdamNumbers<double>> numbers;
   std::vector<Flat> p, g, m, v;
   for (size_t i = 0; i < params.size(); ++i) {
     float* step = pointer<float>(steps[i]);
     *step += 1;
-    numbers.push_back(adam_numbers(factor, weight_decay, l1[i], rate, beta1, beta2, eps, *step));
+    numbers.push_back(adam_numbers(factor, weight_decay, l1[i], rates[i], beta1, beta2, eps, *step));
     const bool alike = same_layout({params[i], grads[i], exp_avgs[i], exp_avg_sqs[i]});
     p.emplace_back(params[i], alike, true);
     g.emplace_back(grads[i], alike, false);

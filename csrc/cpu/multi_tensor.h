@@ -44,6 +44,12 @@ inline double scalar_of(const char* name, const Tensor& t) {
   return value;
 }
 
+inline std::vector<double> scalars_of(const char* name, const std::vector<Tensor>& tensors) {
+  std::vector<double> values;
+  for (const Tensor& t : tensors) values.push_back(scalar_of(name, t));
+  return values;
+}
+
 inline bool is_set(const std::optional<Tensor>& found_inf) {
   return found_inf && scalar_of("found_inf", *found_inf) != 0;
 }

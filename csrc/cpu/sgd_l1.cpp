@@ -40,21 +40,23 @@ CLNP_ELEMENT_TYPES(CLNP_FOR)
 namespace {
 
 void sgd_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> buffers,
-            std::vector<bool> first, const Tensor& lr, std::vector<double> l1, double momentum,
+            std::vector<bool> first, std::vector<Tensor> lr, std::vector<double> l1, double momentum,
             double dampening, bool nesterov, double weight_decay, bool maximize,
             std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   check_list("params", params, params);
   check_list("grads", grads, params);
   if (momentum != 0) check_list("momentum_buffers", buffers, params);
+  check_numbers("lr", lr, params);
   check_numbers("l1", l1, params);
   check_numbers("first", first, params);
   if (is_set(found_inf)) return;
-  const double rate = scalar_of("lr", lr), factor = gradient_factor(maximize, grad_scale);
+  const double factor = gradient_factor(maximize, grad_scale);
+  const std::vector<double> rates = scalars_of("lr", lr);
   std::vector<SgdNumbers<double>> numbers;
   std::vector<Flat> p, g, b;
   for (size_t i = 0; i < params.size(); ++i) {
     numbers.push_back(
-        sgd_numbers(factor, weight_decay, l1[i], rate, momentum, dampening, nesterov, first[i]));
+        sgd_numbers(factor, weight_decay, l1[i], rates[i], momentum, dampening, nesterov, first[i]));
     const bool alike = same_layout({params[i], grads[i], momentum != 0 ? buffers[i] : grads[i]});
     p.emplace_back(params[i], alike, true);
     g.emplace_back(grads[i], alike, false);

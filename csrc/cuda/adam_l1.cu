@@ -17,7 +17,7 @@ __global__ void advance_kernel(const __grid_constant__ Table<AdamTensor> table,
   const AdamTensor& tensor = table.tensors[i];
   const float step = *tensor.step + 1.0f;
   *tensor.step = step;
-  numbers[i] = adam_numbers(factor_of(options), options.decay, tensor.l1, read(options.lr),
+  numbers[i] = adam_numbers(factor_of(options), options.decay, tensor.l1, read(tensor.lr),
                             options.beta1, options.beta2, options.eps, step)
                    .template as<W>();
 }

@@ -5,7 +5,7 @@ namespace clnp::cuda {
 namespace {
 
 void adam_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> exp_avgs,
-             std::vector<Tensor> exp_avg_sqs, std::vector<Tensor> steps, const Tensor& lr,
+             std::vector<Tensor> exp_avg_sqs, std::vector<Tensor> steps, std::vector<Tensor> lr,
              std::vector<double> l1, double beta1, double beta2, double eps, double weight_decay,
              bool maximize, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   if (params.empty()) return;
@@ -15,10 +15,10 @@ void adam_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<
   check_list("exp_avgs", exp_avgs, params);
   check_list("exp_avg_sqs", exp_avg_sqs, params);
   check_steps(steps, params);
+  check_numbers("lr", lr, params);
   check_numbers("l1", l1, params);
   const Guard guard(params[0].get_device());
   AdamOptions options{};
-  options.lr = number_of("lr", lr);
   options.beta1 = beta1, options.beta2 = beta2, options.eps = eps, options.decay = weight_decay;
   options.maximize = maximize;
   options.grad_scale = flag_of("grad_scale", grad_scale);
@@ -39,6 +39,7 @@ void adam_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<
                           runs[i].data(3),
                           params[i].numel(),
                           static_cast<float*>(const_cast<void*>(steps[i].const_data_ptr())),
+                          number_of("lr", lr[i]),
                           l1[i]};
       },
       [&](Type type, const Table<AdamTensor>& table) {
@@ -55,7 +56,7 @@ void adam_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<
 STABLE_TORCH_LIBRARY_FRAGMENT(clnp_kernels_cuda, m) {
   m.def(
       "adam_l1(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] "
-      "exp_avg_sqs, Tensor(d!)[] steps, Tensor lr, float[] l1, float beta1, float beta2, float "
+      "exp_avg_sqs, Tensor(d!)[] steps, Tensor[] lr, float[] l1, float beta1, float beta2, float "
       "eps, float weight_decay, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(clnp_kernels_cuda, CLNP_DEVICE_KEY, m) {

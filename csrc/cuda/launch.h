@@ -30,6 +30,7 @@ struct AdamTensor {
   void* exp_avg_sq;
   int64_t count;
   float* step;
+  Number lr;
   double l1;
 };
 
@@ -38,6 +39,7 @@ struct SgdTensor {
   const void* grad;
   void* buffer;  // null without momentum
   int64_t count;
+  Number lr;
   double l1;
   bool first;
 };
@@ -53,7 +55,6 @@ struct Table {
 };
 
 struct AdamOptions {
-  Number lr;
   double beta1, beta2, eps, decay;
   bool maximize;
   const float* grad_scale;  // or null
@@ -61,7 +62,6 @@ struct AdamOptions {
 };
 
 struct SgdOptions {
-  Number lr;
   double momentum, dampening, decay;
   bool nesterov, maximize;
   const float* grad_scale;

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads)
   const int i = tensor_of(table, blockIdx.x);
   const SgdTensor& tensor = table.tensors[i];
   const SgdNumbers<wide_t<T>> n =
-      sgd_numbers(factor_of(options), options.decay, tensor.l1, read(options.lr), options.momentum,
+      sgd_numbers(factor_of(options), options.decay, tensor.l1, read(tensor.lr), options.momentum,
                   options.dampening, options.nesterov, tensor.first)
           .template as<wide_t<T>>();
   constexpr int64_t chunk = kChunk / sizeof(T);

@@ -4,6 +4,7 @@ CLNP_EMULATED names the library of tests/cuda/emulator, in which the threads of 
 """
 
 import os
+import re
 from typing import Any
 
 import pytest
@@ -52,7 +53,8 @@ class Adam:
     def step(self, function: Any, grads: list[Tensor], lr: Tensor, l1: float, *rest: Any) -> None:
         grads = [g.to(p.dtype) for g, p in zip(grads, self.params, strict=True)]
         state = (self.params, grads, self.firsts, self.seconds, self.steps)
-        function(*state, lr, [l1] * len(grads), *NUMBERS, *(rest or (False, None, None)))
+        count = len(grads)
+        function(*state, [lr] * count, [l1] * count, *NUMBERS, *(rest or (False, None, None)))
 
     def state(self) -> list[Tensor]:
         return [*self.params, *self.firsts, *self.seconds]
@@ -85,9 +87,9 @@ def test_found_inf_changes_nothing(generator: torch.Generator) -> None:
         assert torch.equal(now, old)
     buffers = [torch.ones_like(p) for p in params]
     before = [t.clone() for t in (*run.params, *buffers)]
-    cuda_kernels.sgd_l1(run.params, params, buffers, [False] * len(params), number(0.1),
-                        [0.1] * len(params), 0.9, 0.0, False, 0.0, False, None,
-                        number(1.0))  # fmt: skip
+    count = len(params)
+    cuda_kernels.sgd_l1(run.params, params, buffers, [False] * count, [number(0.1)] * count,
+                        [0.1] * count, 0.9, 0.0, False, 0.0, False, None, number(1.0))  # fmt: skip
     for now, old in zip((*run.params, *buffers), before, strict=True):
         assert torch.equal(now, old)
 
@@ -110,16 +112,16 @@ def test_sgd(
         grads = randoms(dtype, generator)
         for (function, t), own, buffer in zip(runs, sets, buffers, strict=True):
             kept, first = (buffer if momentum else []), [step == 0] * len(own)
-            function(own, [g.to(t) for g in grads], kept, first, number(0.1), [0.05] * len(own),
-                     momentum, 0.0 if nesterov else 0.2, nesterov, 0.1, False, number(2.0),
-                     None)  # fmt: skip
+            function(own, [g.to(t) for g in grads], kept, first, [number(0.1)] * len(own),
+                     [0.05] * len(own), momentum, 0.0 if nesterov else 0.2, nesterov, 0.1, False,
+                     number(2.0), None)  # fmt: skip
     assert_accurate(*(joined(each) for each in sets))
     if momentum:
         assert_accurate(*(joined(each) for each in buffers))
 
 
 def test_many_tensors_of_several_dtypes(generator: torch.Generator) -> None:
-    """More than one launch takes; each tensor gets its own alpha and its own step."""
+    """More than one launch takes; each tensor gets its own rate, alpha and step."""
     kinds = [DTYPES[i % 4] for i in range(300)]
     params = [torch.randn(i % 7, generator=generator).to(DEVICE, t) for i, t in enumerate(kinds)]
     grads = [torch.randn(p.shape, generator=generator).to(p) for p in params]
@@ -128,7 +130,8 @@ def test_many_tensors_of_several_dtypes(generator: torch.Generator) -> None:
     for run, function in ((ours, cuda_kernels.adam_l1), (theirs, adam_reference.adam_l1)):
         run.steps = [torch.tensor(float(i), device=DEVICE) for i in range(300)]
         state = (run.params, grads, run.firsts, run.seconds, run.steps)
-        function(*state, number(0.1), alphas, *NUMBERS, False, None, None)
+        function(*state, [number(0.1 + i / 1000) for i in range(300)], alphas, *NUMBERS, False,
+                 None, None)  # fmt: skip
     for our, their in zip(ours.state(), theirs.state(), strict=True):
         tolerance = {torch.float64: 1e-12, torch.float32: 1e-6}.get(our.dtype, 1e-2)
         torch.testing.assert_close(our, their, rtol=tolerance, atol=tolerance / 10)
@@ -202,7 +205,8 @@ BAD: dict[str, Any] = {
     "grads": lambda run: run.params[:1],
     "grads.shape": lambda run: [p[:1] for p in run.params],
     "steps": lambda run: run.steps[:1],
-    "lr": lambda run: number(1.0).repeat(2),
+    "lr": lambda run: [number(1.0).repeat(2)] * 2,
+    "lr's length": lambda run: [number(1.0)],
     "l1": lambda run: [0.0],
     "found_inf": lambda run: number(0.0, torch.float64),
 }
@@ -215,12 +219,13 @@ def test_direct_calls_are_safe(name: str) -> None:
     arguments = {
         "grads": run.params,
         "steps": run.steps,
-        "lr": number(0.1),
+        "lr": [number(0.1)] * 2,
         "l1": [0.0, 0.0],
         "found_inf": None,
     }
-    arguments[name.split(".")[0]] = BAD[name](run)
-    with pytest.raises(RuntimeError, match=name.split(".")[0]):
+    argument = re.split(r"\W", name)[0]
+    arguments[argument] = BAD[name](run)
+    with pytest.raises(RuntimeError, match=argument):
         torch.ops.clnp_kernels_cuda.adam_l1(
             run.params, arguments["grads"], run.firsts, run.seconds, arguments["steps"],
             arguments["lr"], arguments["l1"], *NUMBERS, False, None, arguments["found_inf"],

@@ -190,6 +190,38 @@ def norm(draw: st.DrawFn, op: str) -> Call:
 
 
 @st.composite
+def layer_norm(draw: st.DrawFn, op: str) -> Call:
+    """partial_layer_norm and its gradient."""
+    sizes = draw(st.lists(SIZES, min_size=1, max_size=4))
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    rows, free, channels = draw(SIZES), sizes[-1], ends[-1]
+    dtype = draw(st.sampled_from(DTYPES))
+    wide = draw(st.sampled_from((dtype, torch.float32))) if dtype != torch.float64 else dtype
+    rms, affine, shift = (draw(st.booleans()) for _ in range(3))
+
+    def vector(n: int, low: float, kind: torch.dtype = wide) -> Tensor:
+        return draw(tensor(n, dtype=kind, low=low))
+
+    x = draw(tensor(rows, channels, dtype=dtype))
+    if op == "partial_layer_norm_bwd":
+        saved = torch.float64 if dtype == torch.float64 else torch.float32
+        args = {"grad_y": draw(tensor(rows, free, dtype=dtype)), "x": x}
+        args |= {"mean": vector(0 if rms else rows, -0.5, saved)}
+        args |= {"rstd": vector(rows, 0.5, saved)}
+        args |= {"free_weight": vector(free, -0.5) if affine else None}
+        return Call(op, {**args, "rms": rms, "affine": draw(st.booleans())})
+    args = {"x": x, "boundaries": ends}
+    for kind, has in (("weight", affine), ("bias", shift)):
+        for part, n in (("active", channels - free), ("free", free)):
+            args[f"{part}_{kind}"] = vector(n, -0.5) if has else None
+    args |= {"eps": draw(st.sampled_from((1e-5, 1e-3, 0.5))), "rms": rms}
+    args |= {"skip_active": draw(st.booleans()), "activity": draw(st.booleans())}
+    if op == "partial_layer_norm":
+        args |= {"full_input_grad": draw(st.booleans())}
+    return Call(op, args)
+
+
+@st.composite
 def activity(draw: st.DrawFn, op: str) -> Call:
     """channel_activity."""
     shape = draw(st.lists(st.integers(0, 9), min_size=1, max_size=5))
@@ -240,6 +272,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     **{f"masked_linear{part}": linear for part in ("", "_fwd", "_relu_grad", "_dgrad", "_wgrad")},
     **{f"masked_conv2d{part}": conv for part in ("", "_fwd", "_relu_grad", "_dgrad", "_wgrad")},
     **{f"partial_batch_norm{part}": norm for part in ("", "_fwd", "_bwd")},
+    **{f"partial_layer_norm{part}": layer_norm for part in ("", "_fwd", "_bwd")},
     "channel_activity": activity,
     "dropout": dropout,
     "adam_l1": optimizer,

@@ -30,7 +30,7 @@ FUZZ = settings(
 OURS = re.compile(r"[\w\])]: expected .*, got ")
 
 
-WHOLE = ("masked_linear", "masked_conv2d", "partial_batch_norm")
+WHOLE = ("masked_linear", "masked_conv2d", "partial_batch_norm", "partial_layer_norm")
 
 
 def reference(op: str) -> Any:
@@ -80,7 +80,8 @@ def stepped(op: str, args: dict[str, Any], ours: bool) -> list[Tensor]:
     if ours:
         getattr(ops, op)(**args)
     else:
-        args["lr"] = torch.as_tensor(args["lr"], dtype=torch.float64)
+        rate = torch.as_tensor(args["lr"], dtype=torch.float64)
+        args["lr"] = [rate] * len(args["params"])
         if op == "sgd_l1":
             args["first"] = args["first"] or [False] * len(args["params"])
         reference(op)(**args)
@@ -109,6 +110,8 @@ def magnitudes(call: Call, exact: list[Tensor]) -> list[float]:
         distances = (x[:, x.shape[1] - len(mean) :] - mean[:, None, None]).abs()
         most = 1 + float(distances.max()) if distances.numel() else 1.0
         return [size(t) + most**2 * rows * size(args["grad_y"]) for t in exact]
+    if call.op.startswith("partial_layer_norm"):
+        return [size(t) + layer_norm_terms(call) for t in exact]
     vectors = [wide(args[name]) for name in ("active_mean", "active_var", "free_mean", "free_var")]
     if args["training"]:
         vectors[2:] = exact[2:]
@@ -116,6 +119,20 @@ def magnitudes(call: Call, exact: list[Tensor]) -> list[float]:
     terms = (x.abs() + mean.abs()[:, None, None]) * (var + args["eps"]).rsqrt()[:, None, None]
     shift = size(args["active_bias"], args["free_bias"])
     return [size(t, x) + rows * (size(terms) + shift) for t in exact]
+
+
+def layer_norm_terms(call: Call) -> float:
+    """What a rounding of x, its mean or the gradient can become: 1 / deviation is at most 1 /
+    sqrt(eps), and 1.5 where it is an argument.
+    """
+    args, x = call.args, wide(call.args["x"])
+    rows = max(len(x), 1) ** 0.5
+    if call.op == "partial_layer_norm_bwd":
+        mean = 0 if args["rms"] else wide(args["mean"])[:, None]
+        most = float((x - mean).abs().max()) if x.numel() else 0.0
+        return 1.5 * (1 + 1.5 * most) ** 2 * rows * size(args["grad_y"])
+    shift = size(args["active_bias"], args["free_bias"])
+    return rows * (size(x) * args["eps"] ** -0.5 + shift)
 
 
 def check_values(call: Call) -> None:

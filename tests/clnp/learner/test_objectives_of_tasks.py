@@ -64,7 +64,7 @@ def same(one: clnp.Learner, other: clnp.Learner) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stream_of_three_tasks_does_not_move_earlier_ones(kind: str, tmp_path: Path) -> None:
+def test_a_stream_of_three_tasks_does_not_move_earlier_ones(kind: str) -> None:
     lt, outputs = learner(), []
     for k in range(3):
         report = lt.learn(task(kind, k))
@@ -79,8 +79,6 @@ def test_a_stream_of_three_tasks_does_not_move_earlier_ones(kind: str, tmp_path:
         assert torch.equal(lt.model(task(kind, k).test[0], task=k), before)
     assert all(verdict.identical for verdict in lt.verify())
     assert (np.diag(lt.accuracy_matrix) == lt.accuracy_matrix[-1]).all()
-    page = lt.report(tmp_path / "report.html").read_text()
-    assert lt.shown.title in page
 
 
 def test_the_margin_of_an_error_is_in_its_units() -> None:
@@ -215,7 +213,7 @@ def shared(kind: str) -> list[float]:
 @pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
 )
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["numbers", "weighted"])
 def test_ranks_learn_as_one_process_does(kind: str) -> None:
     alone = shared(kind)
     for found in together(shared, kind):

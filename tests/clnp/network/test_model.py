@@ -194,7 +194,7 @@ def test_dense_weights_travel_through_from_structure() -> None:
     assert torch.equal(other(x, task=0), model(x, task=0))
 
 
-@pytest.mark.parametrize("damage", ["graph", "sizes", "head", "tasks"])
+@pytest.mark.parametrize("damage", ["graph", "sizes", "head", "tasks", "left"])
 def test_structure_that_is_none_is_refused(damage: str) -> None:
     data = convert(mlp([8])).structure()
     del data[damage]

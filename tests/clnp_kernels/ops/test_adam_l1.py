@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clnp_kernels import ops
+from clnp_kernels import ops, optim
 from tests.oracles import DTYPES, assert_accurate, joined
 
 # no element, one, an odd number, more than one piece of work, a matrix
@@ -131,6 +131,42 @@ def test_scale_and_found_inf(generator: torch.Generator) -> None:
         assert torch.equal(after, want)
 
 
+def test_a_rate_for_each_tensor(generator: torch.Generator) -> None:
+    """Numbers and tensors; the same as one call for each."""
+    params, grads = randoms(torch.float32, generator), randoms(torch.float32, generator)
+    rates = [0.1 if i % 2 else torch.tensor(0.02) for i in range(len(params))]
+    together = Run(params)
+    together.step(grads, lr=rates)
+    for i, rate in enumerate(rates):
+        alone = Run(params[i : i + 1])
+        alone.step(grads[i : i + 1], lr=rate)
+        assert torch.equal(alone.params[0], together.params[i])
+
+
+@pytest.mark.parametrize("kind", [optim.AdamL1, optim.SGDL1])
+def test_groups_of_other_rates_are_one_call(
+    kind: Any, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    """So that a captured step has one launch, with a tensor as rate of each group."""
+    lists: list[list[Any]] = []
+    leaves = [p.requires_grad_() for p in randoms(torch.float32, generator)]
+    for leaf in leaves:
+        leaf.grad = torch.ones_like(leaf)
+    before = [leaf.detach().clone() for leaf in leaves]
+    rates = [torch.tensor(0.1), torch.tensor(0.02)]
+    groups = [{"params": leaves[i::2], "lr": rate} for i, rate in enumerate(rates)]
+    optimizer = kind(groups)
+    name = "adam_l1" if kind is optim.AdamL1 else "sgd_l1"
+    step = getattr(ops, name)
+    monkeypatch.setattr(
+        ops, name, lambda *args, **rest: (lists.append(args[0]), step(*args, **rest))
+    )
+    optimizer.step()
+    assert [len(params) for params in lists] == [len(leaves)]
+    for i, (leaf, old) in enumerate(zip(leaves, before, strict=True)):
+        torch.testing.assert_close(old - leaf.detach(), rates[i % 2].expand_as(old))
+
+
 def test_rate_as_tensor(generator: torch.Generator) -> None:
     params, grads = randoms(torch.float32, generator), randoms(torch.float32, generator)
     number, tensor = Run(params), Run(params)
@@ -147,7 +183,9 @@ def test_opcheck(generator: torch.Generator) -> None:
     numbers = ([0.1] * 5, 0.9, 0.99, 1e-8, 0.0, False, None, None)
     checks = ("test_schema", "test_faketensor")
     op = torch.ops.clnp_kernels.adam_l1.default
-    torch.library.opcheck(op, (*lists, torch.tensor(0.1), *numbers), test_utils=checks)
+    torch.library.opcheck(
+        op, (*lists, [torch.tensor(0.1)] * len(lists[0]), *numbers), test_utils=checks
+    )
 
 
 def test_nothing_to_do() -> None:
@@ -179,6 +217,9 @@ ONE = torch.zeros(3)
         ({"l1": []}, ValueError, r"^len\(l1\): expected .*, got 0"),
         ({"lr": float("nan")}, ValueError, "^lr: expected .*, got nan"),
         ({"lr": torch.zeros(2)}, ValueError, r"^lr\.shape: expected .*, got \[2\]"),
+        ({"lr": [torch.zeros(2)]}, ValueError, r"^lr\[0\]\.shape: expected .*, got \[2\]"),
+        ({"lr": [-1.0]}, ValueError, r"^lr\[0\]: expected .*, got -1"),
+        ({"lr": [0.1, 0.1]}, ValueError, r"^len\(lr\): expected 1, .*, got 2"),
         ({"grad_scale": 2.0}, TypeError, "^grad_scale: expected a torch.Tensor, got float"),
         ({"beta1": 1.0}, ValueError, "^beta1: expected .*, got 1.0"),
         ({"eps": -1.0}, ValueError, "^eps: expected .*, got -1.0"),
@@ -192,11 +233,11 @@ def test_bad_arguments(change: dict[str, Any], kind: type[Exception], match: str
         ops.adam_l1(**{**good, **change})
 
 
-@pytest.mark.parametrize("name", ["grads", "exp_avgs", "exp_avg_sqs", "steps", "l1"])
+@pytest.mark.parametrize("name", ["grads", "exp_avgs", "exp_avg_sqs", "steps", "lr", "l1"])
 def test_direct_calls_are_safe(name: str, compiled: None) -> None:
     """Without the Python checks the C++ ones raise: nothing is read out of bounds."""
     good: dict[str, Any] = {key: [torch.zeros(3)] for key in ("params", "grads", "exp_avgs")}
-    good |= {"exp_avg_sqs": [torch.zeros(3)], "steps": [torch.zeros(())], "lr": torch.tensor(0.1)}
+    good |= {"exp_avg_sqs": [torch.zeros(3)], "steps": [torch.zeros(())], "lr": [torch.tensor(0.1)]}
     good |= {"l1": [0.0], "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0}
     good |= {"maximize": False, "grad_scale": None, "found_inf": None}
     torch.ops.clnp_kernels.adam_l1(**good)

@@ -12,7 +12,8 @@ import torch
 from clnp_kernels import _register, info, ops
 
 ROOT = Path(__file__).parents[3]
-PREFIXES = ("masked_linear", "masked_conv2d", "partial_batch_norm")  # operators of one stem
+# operators of one stem
+PREFIXES = ("masked_linear", "masked_conv2d", "partial_batch_norm", "partial_layer_norm")
 
 
 def stem(name: str) -> str:

@@ -87,7 +87,18 @@ def test_strides(generator: torch.Generator) -> None:
 def test_opcheck(generator: torch.Generator) -> None:
     params, grads = randoms(torch.float32, generator), randoms(torch.float32, generator)
     buffers = [torch.zeros_like(param) for param in params]
-    rest = ([False] * 5, torch.tensor(0.1), [0.1] * 5, 0.9, 0.0, False, 0.0, False, None, None)
+    rest = (
+        [False] * 5,
+        [torch.tensor(0.1)] * 5,
+        [0.1] * 5,
+        0.9,
+        0.0,
+        False,
+        0.0,
+        False,
+        None,
+        None,
+    )
     checks = ("test_schema", "test_faketensor")
     op = torch.ops.clnp_kernels.sgd_l1.default
     torch.library.opcheck(op, (params, grads, buffers, *rest), test_utils=checks)
@@ -115,13 +126,13 @@ def test_bad_arguments(change: dict[str, Any], kind: type[Exception], match: str
         ops.sgd_l1(**{**good, **change})
 
 
-@pytest.mark.parametrize("name", ["grads", "momentum_buffers", "first", "l1"])
+@pytest.mark.parametrize("name", ["grads", "momentum_buffers", "first", "lr", "l1"])
 def test_direct_calls_are_safe(name: str, compiled: None) -> None:
     """Without the Python checks the C++ ones raise: nothing is read out of bounds."""
     good: dict[str, Any] = {
         key: [torch.zeros(3)] for key in ("params", "grads", "momentum_buffers")
     }
-    good |= {"first": [True], "lr": torch.tensor(0.1), "l1": [0.0], **DEFAULTS, "momentum": 0.9}
+    good |= {"first": [True], "lr": [torch.tensor(0.1)], "l1": [0.0], **DEFAULTS, "momentum": 0.9}
     good |= {"maximize": False, "grad_scale": None, "found_inf": None}
     torch.ops.clnp_kernels.sgd_l1(**good)
     with pytest.raises(RuntimeError, match="expected"):

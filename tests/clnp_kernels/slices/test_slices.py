@@ -14,6 +14,7 @@ FILES = (
     "masked_linear",
     "masked_conv2d",
     "partial_batch_norm",
+    "partial_layer_norm",
     "channel_activity",
     "adam_l1",
     "sgd_l1",

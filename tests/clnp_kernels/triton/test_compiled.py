@@ -20,7 +20,9 @@ pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels can't be compiled", allow_module_level=True)
 
-from clnp_kernels.triton_kernels import channel_activity, masked_linear, tiles
+from clnp_kernels.triton_kernels import _launch, channel_activity, masked_linear, tiles
+from clnp_kernels.tune.cases import Layer, Maker
+from clnp_kernels.tune.check import function_of
 from tests.clnp_kernels.triton import aot
 
 EVERY_TILE = os.environ.get("CLNP_EVERY_TILE") == "1"
@@ -109,6 +111,62 @@ def test_odd_sizes(architecture: int, precision: str) -> None:
                 assert (MATRIX[architecture] in binary.ptx) == (precision != "ieee")
 
 
+def constants(boundary: int, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What triton compiles a launch for: its constants, and numbers that it specialises on."""
+    seen: list[dict[str, Any]] = []
+
+    def note(kernel: Any, programs: Any, like: Tensor, arguments: dict[str, Any]) -> None:
+        names = [p.name for p in kernel.params if p.is_constexpr or not p.do_not_specialize]
+        options = [name for name in arguments if name.startswith("num_")]
+        seen.append({
+            name: arguments[name]
+            for name in (*names, *options)
+            if not isinstance(arguments[name], Tensor)
+        })  # fmt: skip
+
+    device = _launch.Device(90, *aot.DEVICES[90])
+    with monkeypatch.context() as patch:
+        patch.setattr(_launch, "describe", lambda _: device)
+        patch.setattr(_launch, "launch", note)
+        calls("half", 4096, boundary, 3 * boundary)[name]()
+    return seen[0]
+
+
+@pytest.mark.parametrize("name", [*PRODUCTS, "relu_grad", "activity of rows"])
+def test_one_binary_for_an_alignment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A boundary that moves by multiples of 8 compiles nothing, and an odd one is told apart."""
+    one, other, odd = (constants(n, name, monkeypatch) for n in (1000, 1008, 1001))
+    assert one == other
+    assert 8 in one.values()
+    assert odd != one
+
+
+def test_units() -> None:
+    """What divides all numbers, up to 8 elements; products with it stay below 2^31."""
+    assert _launch.align_of(1000, 2008) == 8
+    assert _launch.align_of(1000, 2004) == 4
+    assert _launch.align_of(1001, 16) == 1
+    assert _launch.align_of(0, 16) == 8
+    assert _launch.align_of() == 8
+    assert _launch.align_of(16, 2**31 + 16) == 1
+    assert _launch.in_units(8, a=1000, b=0) == {"a": 125, "b": 0}
+
+
+OPTIMIZERS = ("adam_l1", "sgd_l1")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES if EVERY_TILE else (90,))
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers(name: str, architecture: int) -> None:
+    """A launch that fills the table, and one for all tensors; no copy from the host."""
+    layer = Layer(64, 16, 16, 16, 16)
+    arguments = Maker(layer, torch.bfloat16, "meta").arguments(name)
+    binaries = aot.compile_launches(architecture, lambda: function_of(name, "triton")(*arguments))
+    assert len(binaries) == 2
+    for binary in binaries:
+        aot.check_launchable(binary)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_choice(architecture: int) -> None:
     """Large results take large tiles, small ones smaller tiles; little memory is respected."""
@@ -138,8 +196,24 @@ def test_choice_wastes_little() -> None:
     assert choose(100_000, 10).columns == 32
     assert choose(100_000, 256).columns == 256
     assert choose(100_000, 128, 128).columns == 128
-    assert choose(256, 10).columns == 32
     assert choose(256, 2000) == tiles.TILES[90]["half"][-1]
+
+
+def test_choice_counts_waves() -> None:
+    """128 tiles of 128 x 128 are one wave of 132 multiprocessors, and stay whole."""
+    processors, shared = aot.DEVICES[90]
+    tile = tiles.choose(90, "half", 1024, (2048,), True, processors, shared)
+    assert (tile.rows, tile.columns) == (128, 128)
+    tile = tiles.choose(90, "half", 1024 + 128, (2048,), True, processors, shared)
+    assert tile.cover(1152, (2048,)) <= processors or tile.rows * tile.columns < 128 * 128
+
+
+def test_long_sums_of_few_tiles_are_cut() -> None:
+    assert tiles.parts_of(100, 1 << 20, 132) == 1
+    assert tiles.parts_of(4, 256, 132) == 1
+    assert tiles.parts_of(4, 4096, 132) == 8
+    assert tiles.parts_of(0, 0, 132) == 1
+    assert tiles.parts_of(66, 1 << 20, 132) == 2
 
 
 def test_rows_of_the_table() -> None:

@@ -44,9 +44,17 @@ def version(package: str) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that run")
-@pytest.mark.parametrize("name", ["test_values.py", "test_conv_values.py"])
+@pytest.mark.parametrize("name", ["values", "conv_values", "optimizer_values", "layer_norm_values"])
 def test_values(name: str) -> None:
-    run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/clnp_kernels/triton/{name}")
+    run(
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        f"tests/clnp_kernels/triton/test_{name}.py",
+    )
 
 
 # The Triton kernels in place of the C++ library, on the CPU: a network of two layers learns.

@@ -102,6 +102,20 @@ def test_gradients(shape: str, dtype: torch.dtype, generator: torch.Generator) -
     assert_accurate(grad_bias, part.sum(0), part.double().sum(0))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sum_in_parts(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    """The gradient of a weight where there are few tiles and many rows: the last part is short."""
+    grad, x = (torch.randn(200, n, generator=generator).to(DEVICE, dtype) for n in (9, 20))
+    monkeypatch.setattr(kernels, "parts_of", lambda *_: 3)
+    weight, bias = kernels.masked_linear_wgrad(grad, x, True)
+    assert_accurate(weight, grad.t() @ x, grad.double().t() @ x.double())
+    assert_accurate(bias, grad.sum(0), grad.double().sum(0))
+    for ours, again in zip(kernels.masked_linear_wgrad(grad, x, True), (weight, bias), strict=True):
+        assert torch.equal(ours, again)
+
+
 def test_without_bias_gradient(generator: torch.Generator) -> None:
     x = torch.randn(9, 20, generator=generator).to(DEVICE)
     grad_z, empty = kernels.masked_linear_relu_grad(x, x, 3, False)

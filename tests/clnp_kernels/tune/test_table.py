@@ -52,10 +52,20 @@ def test_defaults() -> None:
         for mode in ("eager", "graph")
     }
     assert served["eager"] == {"adam_l1", "sgd_l1", "channel_activity"}
-    relu = {"masked_linear_relu_grad", "masked_conv2d_relu_grad"}
-    assert served["graph"] == served["eager"] | relu | {"masked_linear_fwd"}
+    captured = {"masked_linear_fwd", "masked_linear_relu_grad", "masked_conv2d_relu_grad"}
+    captured |= {"partial_batch_norm_fwd", "partial_batch_norm_bwd"}
+    assert served["graph"] == served["eager"] | captured
     assert table.choose(call("adam_l1")).implementation == "cuda"
     assert "default by byte count, checked on this card" in table.choose(call("sgd_l1")).reason
+
+
+def test_optimizers_serve_without_the_cuda_library() -> None:
+    """A wheel without it has them in Triton."""
+    found = [check for check in checks() if check.implementation == "triton"]
+    table = Table("e", found, absent={"cuda": "the CUDA library is not built"})
+    for operator in ("adam_l1", "sgd_l1", "channel_activity"):
+        assert table.choose(call(operator)).implementation == "triton"
+        assert table.choose(call(operator)).missed == ""
 
 
 def test_limits_of_the_default_product() -> None:
