@@ -50,7 +50,8 @@ void adam_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<
   for (size_t i = 0; i < params.size(); ++i) {
     float* step = pointer<float>(steps[i]);
     *step += 1;
-    numbers.push_back(adam_numbers(factor, weight_decay, l1[i], rates[i], beta1, beta2, eps, *step));
+    numbers.push_back(
+        adam_numbers(factor, weight_decay, l1[i], rates[i], beta1, beta2, eps, *step));
     const bool alike = same_layout({params[i], grads[i], exp_avgs[i], exp_avg_sqs[i]});
     p.emplace_back(params[i], alike, true);
     g.emplace_back(grads[i], alike, false);
