@@ -27,6 +27,8 @@ from clnp_kernels.tune.cases import Layer, Maker
 FILE = Path(__file__).parent / "results" / "compiled" / "boundaries.csv"
 ARCHITECTURES = (80, 86, 90, 100, 120)
 BOUNDARIES = (1000, 1001, 1008)
+# Newer than the committed file, which the next run of the command completes.
+NOT_YET = {"partial_layer_norm_fwd", "partial_layer_norm_bwd"}
 COLUMNS = ("triton", "architecture", "operator", "images", "kernel", "dtype", "boundary", "tile",
            "warps", "registers", "local", "shared", "widest", "copies")  # fmt: skip
 Row = dict[str, Any]
@@ -35,7 +37,7 @@ Row = dict[str, Any]
 def layers(operator: str, n: int) -> Iterator[tuple[str, Layer]]:
     """Layers of an operator, and a word for their images."""
     layer = Layer(1024, n, 2 * n, n, 2 * n)
-    if operator in LISTS or "linear" in operator:
+    if operator in LISTS or "linear" in operator or "layer_norm" in operator:
         yield "", layer
         return
     images = replace(layer, rows=64, side=16)  # 16 x 15 pixels
