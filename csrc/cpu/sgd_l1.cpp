@@ -40,8 +40,8 @@ CLNP_ELEMENT_TYPES(CLNP_FOR)
 namespace {
 
 void sgd_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> buffers,
-            std::vector<bool> first, std::vector<Tensor> lr, std::vector<double> l1, double momentum,
-            double dampening, bool nesterov, double weight_decay, bool maximize,
+            std::vector<bool> first, std::vector<Tensor> lr, std::vector<double> l1,
+            double momentum, double dampening, bool nesterov, double weight_decay, bool maximize,
             std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   check_list("params", params, params);
   check_list("grads", grads, params);
@@ -55,8 +55,8 @@ void sgd_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<T
   std::vector<SgdNumbers<double>> numbers;
   std::vector<Flat> p, g, b;
   for (size_t i = 0; i < params.size(); ++i) {
-    numbers.push_back(
-        sgd_numbers(factor, weight_decay, l1[i], rates[i], momentum, dampening, nesterov, first[i]));
+    numbers.push_back(sgd_numbers(factor, weight_decay, l1[i], rates[i], momentum, dampening,
+                                  nesterov, first[i]));
     const bool alike = same_layout({params[i], grads[i], momentum != 0 ? buffers[i] : grads[i]});
     p.emplace_back(params[i], alike, true);
     g.emplace_back(grads[i], alike, false);

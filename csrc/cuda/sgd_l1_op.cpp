@@ -5,8 +5,8 @@ namespace clnp::cuda {
 namespace {
 
 void sgd_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> buffers,
-            std::vector<bool> first, std::vector<Tensor> lr, std::vector<double> l1, double momentum,
-            double dampening, bool nesterov, double weight_decay, bool maximize,
+            std::vector<bool> first, std::vector<Tensor> lr, std::vector<double> l1,
+            double momentum, double dampening, bool nesterov, double weight_decay, bool maximize,
             std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   if (params.empty()) return;
   check_device(params);
@@ -33,7 +33,7 @@ void sgd_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<T
       params, runs,
       [&](size_t i) {
         void* buffer = momentum != 0 ? runs[i].data(2) : nullptr;
-        return SgdTensor{runs[i].data(0),         runs[i].data(1), buffer,  params[i].numel(),
+        return SgdTensor{runs[i].data(0),        runs[i].data(1), buffer,  params[i].numel(),
                          number_of("lr", lr[i]), l1[i],           first[i]};
       },
       [&](Type type, const Table<SgdTensor>& table) {
@@ -51,7 +51,8 @@ void sgd_l1(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<T
 STABLE_TORCH_LIBRARY_FRAGMENT(clnp_kernels_cuda, m) {
   m.def(
       "sgd_l1(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, bool[] first, "
-      "Tensor[] lr, float[] l1, float momentum, float dampening, bool nesterov, float weight_decay, "
+      "Tensor[] lr, float[] l1, float momentum, float dampening, bool nesterov, float "
+      "weight_decay, "
       "bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(clnp_kernels_cuda, CLNP_DEVICE_KEY, m) {
