@@ -34,6 +34,8 @@ def frozen(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         tensor: of any shape and device.
         dtype: of the result.
     """
+    if torch.compiler.is_compiling():  # first: a compiler can't look at what follows
+        return tensor.to(dtype)
     if tensor.dtype == dtype or not tensor.numel() or not _can_be_kept(tensor):
         return tensor.to(dtype)
     state = (torch_private.version(tensor), tensor.data_ptr(), tensor.stride(), dtype)
@@ -48,7 +50,7 @@ def frozen(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _can_be_kept(tensor: Tensor) -> bool:
     """Return whether PyTorch notes changes of a tensor that nothing but its owner changes."""
     ordinary = type(tensor) is Tensor and not tensor.requires_grad and not tensor.is_inference()
-    if torch.compiler.is_compiling() or torch_private.within_transform():
+    if torch_private.within_transform():
         return False
     return ordinary and not torch.is_inference_mode_enabled()
 

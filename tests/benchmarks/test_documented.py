@@ -84,7 +84,8 @@ def holds(value: Any, text: str) -> bool:
         return len(parts) == len(value) and all(map(holds, value, parts))
     if isinstance(value, (int, float)):
         return value == float(text)
-    return text in (str(value), str(value).replace(" ", "-"))  # a name's words may be joined
+    known = str(value).casefold()  # a name may be written small, and its words joined
+    return text.casefold() in (known, known.replace(" ", "-"))
 
 
 @pytest.mark.parametrize(("program", "words"), ALL)
