@@ -114,8 +114,8 @@ class Structured(Network):
         self.tasks = _tasks_of(data)
         if "left" not in data:
             raise CheckpointError(
-                "state: expected the free units (left) of every group, got none; it was saved by an older "
-                "version, so convert and train again"
+                "state: expected the free units (left) of every group, got none; it was saved by "
+                "an older version, so convert and train again"
             )
         self.left = {str(name): int(units) for name, units in data["left"].items()}
         self._check_left()
