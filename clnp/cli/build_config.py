@@ -12,6 +12,9 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..learner.budget import AUTO
+from ..learner.settings import check_objective
+from ..objectives.objective import metric_of
+from ..pruning.margin import check_margin
 from . import config as configs
 from .config import SHARED, Config, option
 from .defaults import AUTHORS, DEFAULTS, METHODS, NAMED, NETS, SOME, SPLITS, STREAMS, WITH_NET
@@ -83,7 +86,9 @@ def settings(
         given["net"] = NETS.get(base["stream"], {}).get(given["net"], given["net"])
     config = Config(**{**base, **given, "method": name})
     configs.validate(config)
-    if name != "clnp":
+    if name == "clnp":
+        _check_margin(config)
+    else:
         _check_options(config)
     return config, places
 
@@ -117,6 +122,14 @@ def _check_options(config: Config) -> None:
         resolve(config.method, {key: given[key] for key in given if key != "device"})
     except ConfigError as error:
         raise ConfigError(f"--set: {error}" if config.options else str(error)) from None
+
+
+def _check_margin(config: Config) -> None:
+    try:
+        metric = check_objective(config.loss, config.metric) or metric_of("accuracy")
+        check_margin(config.margin, metric)
+    except ConfigError as error:
+        raise ConfigError(f"--{error}") from None
 
 
 def _check_fine_tuning(base: Mapping[str, Any], given: Mapping[str, Any]) -> None:

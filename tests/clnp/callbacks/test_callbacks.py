@@ -159,11 +159,11 @@ def test_csv_files_hold_every_epoch_and_task(tmp_path: Path) -> None:
     for row, report in zip(tasks, reports, strict=True):
         assert float(row["test"]) == report.test
         assert int(row["used_0"]) == report.capacity["0"]["used"]
-        assert float(row["mean_accuracy"]) == pytest.approx(sum(report.row) / len(report.row))
+        assert float(row["mean"]) == pytest.approx(sum(report.row) / len(report.row))
         assert float(row["seconds_total"]) == report.seconds["total"]
         both = report.inferred["energy"]["class_incremental"]
         assert float(row["class_incremental_by_energy"]) == pytest.approx(sum(both) / len(both))
-    assert [row["accuracy_1"] for row in tasks] == ["", str(reports[1].row[1])]
+    assert [row["metric_1"] for row in tasks] == ["", str(reports[1].row[1])]
 
 
 @pytest.mark.parametrize("event", ["on_epoch_end", "on_task_end"])
@@ -260,9 +260,9 @@ def test_tensorboard_files_hold_the_numbers(tmp_path: Path) -> None:
     assert list(epochs["epoch/loss"]) == list(range(10))
     assert [epochs["epoch/loss"][step] for step in trained] == pytest.approx(losses)
     R = lt.accuracy_matrix
-    assert tasks["accuracy/0"] == pytest.approx({0: R[0, 0], 1: R[1, 0]})
-    assert tasks["accuracy/1"] == pytest.approx({1: R[1, 1]})
-    assert tasks["accuracy/mean"] == pytest.approx({0: R[0, 0], 1: R[1].mean()})
+    assert tasks["metric/0"] == pytest.approx({0: R[0, 0], 1: R[1, 0]})
+    assert tasks["metric/1"] == pytest.approx({1: R[1, 1]})
+    assert tasks["metric/mean"] == pytest.approx({0: R[0, 0], 1: R[1].mean()})
     capacity = lt.reports[1].capacity["0"]
     assert tasks["capacity/used_0"][1] == pytest.approx(capacity["used"] / capacity["size"])
     assert tasks["task/validation"][1] == pytest.approx(lt.reports[1].validation)

@@ -47,7 +47,7 @@ def test_the_line_of_a_task() -> None:
     bar.on_batch_end(lt, 1.5, 0.25, 8, 16)
     row = bar._bar.tasks[0]
     assert (row.description, row.completed) == ("task 1 a, epoch 1/3", 0.5)
-    assert row.fields["numbers"] == "loss 1.500, accuracy 25.0%"
+    assert row.fields["numbers"] == "loss 1.500, accuracy 25.0 %"
     last = {"epoch": 0, "loss": 1.0, "validation_metric": 0.5, "fine_tune": True, "round": 0}
     bar.on_epoch_end(lt, last)
     assert (row.description, row.completed) == ("task 1 a, epoch 3/3", 3)

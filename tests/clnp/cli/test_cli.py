@@ -47,7 +47,7 @@ BAD_RUNS: dict[str, tuple[list[str], str | tuple[str, ...]]] = {
         "--l1: expected one number, or one per layer (3), got 2 (1e-05,1e-05)",
     ),
     "l1 words": (["--l1", "a,b"], ("--l1", "a,b")),
-    "margin": (["--margin", "1"], "--margin: expected a number >= 0 and < 1, got 1"),
+    "margin": (["--margin", "1"], "--margin: expected a fraction in [0, 1) of accuracy, got 1.0"),
     "width": (["--width", "0"], "--width: expected an integer from 1 to 1000000, got 0"),
     "depth": (["--depth", "0"], "--depth: expected an integer from 1 to 100, got 0"),
     "dropout": (["--dropout", "1"], "--dropout: expected a number >= 0 and < 1, got 1"),
