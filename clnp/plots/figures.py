@@ -251,16 +251,16 @@ def training_curves(
     if metric:
         for field, colour, label in (("train", "#E69F00", "training"), VALIDATION_LINE):
             lines.append((below, f"{field}_metric", colour, label, metric.scale))
-    start = 0
+    start, labelled = 0, set[str]()
     for task, history in enumerate(histories):
         epochs = np.arange(start, start + len(history)) + 1
         for axes, field, colour, label, scale in lines:
             values = scale * np.array([record[field] for record in history], dtype=float)
-            if np.isnan(values).all() and axes is not above:
+            if np.isnan(values).all():  # also of a network that was adopted, without an epoch
                 continue
-            axes.plot(
-                epochs, values, "-", color=colour, lw=1.2, ms=3, label=None if task else label
-            )
+            own = label if label not in labelled else None
+            axes.plot(epochs, values, "-", color=colour, lw=1.2, ms=3, label=own)
+            labelled.add(label)
         if task:
             for axes in panels:
                 axes.axvline(start + 0.5, color="#BBBBBB", lw=0.8, zorder=0)
@@ -272,7 +272,8 @@ def training_curves(
     if metric:
         place = "lower right" if metric.higher_is_better else "upper right"
         below.set(ylabel=plain(metric.title))
-        below.legend(frameon=False, loc=place)
+        if below.get_legend_handles_labels()[0]:
+            below.legend(frameon=False, loc=place)
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in panels:
         axes.grid(alpha=0.3)

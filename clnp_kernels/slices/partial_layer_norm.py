@@ -50,7 +50,7 @@ def _normal(
     y, start = torch.empty_like(x), 0
     mean, squares = x.new_zeros(x.shape[0], 1), x.new_zeros(x.shape[0], 1)
     rstd = torch.full_like(squares, eps).rsqrt()
-    for end in boundaries:
+    for end in boundaries if len(x) else ():
         block, count = x[:, start:end], end - start
         if count and rms:
             squares = squares + block.square().sum(1, keepdim=True)

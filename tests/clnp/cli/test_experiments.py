@@ -175,8 +175,8 @@ def test_adopt_a_trained_network(folders, tmp_path, capsys):
     torch.save(net.state_dict(), tmp_path / "net.pt")
     words = ["run", "folder", *folders, *NARROW, "--pretrained", tmp_path / "net.pt", "--adopt"]
     words += ["--dropout", 0, "--no-augment", *short(margin=0)]
-    code, _, _ = clnp(capsys, *words, "--out", tmp_path / "a")
-    assert code == 0
+    code, _, err = clnp(capsys, *words, "--out", tmp_path / "a")
+    assert code == 0, err
     metrics = RunFolder(tmp_path / "a").read_metrics()
     first, second = metrics["reports"]
     assert first["epochs"] == 0

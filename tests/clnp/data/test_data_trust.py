@@ -279,9 +279,9 @@ def test_earlier_tests_are_read_again_only_if_the_network_moved(
     lt = learner("clnp", infer_tasks=False)
     lt.learn(blobs(0))
     measured: list[Any] = []
-    accuracy = learned_data.accuracy
+    measure = learned_data.measured
     monkeypatch.setattr(
-        learned_data, "accuracy", lambda *args: measured.append(1) or accuracy(*args)
+        learned_data, "measured", lambda *args: measured.append(1) or measure(*args)
     )
     row = lt.learn(blobs(1)).row
     assert len(measured) == 1
