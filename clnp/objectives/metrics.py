@@ -348,6 +348,7 @@ class MeanAbsoluteError(_OfErrors):
     name: ClassVar[str] = "MAE"
 
     def errors(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Absolute differences, of the shape of `outputs`."""
         return (wide(outputs) - wide(y)).abs()
 
     def each(self, outputs: Tensor, y: Tensor) -> Tensor:

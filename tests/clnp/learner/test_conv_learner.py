@@ -225,7 +225,7 @@ def test_adopting_without_pruning_changes_nothing() -> None:
 
 def test_adopting_is_for_the_first_task_only() -> None:
     lt = clnp.Learner(convert(PLAIN.build()), **FAST)
-    with pytest.raises(ConfigError, match=r"^margin: expected a fraction in \[0, 1\), got 2"):
+    with pytest.raises(ConfigError, match=r"^margin: expected a fraction in .* of accuracy, got 2"):
         lt.adopt(patterns(0), margin=2)
     with pytest.raises(ConfigError, match=r"expected 3 classes, .*outputs, got 5; adopt"):
         lt.adopt(patterns(0, classes=5))

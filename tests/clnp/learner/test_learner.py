@@ -466,7 +466,7 @@ def test_bad_tasks(make: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"margin": -0.1}, r"^margin: expected a fraction in \[0, 1\), got -0\.1"),
+        ({"margin": -0.1}, r"^margin: expected a fraction in \[0, 1\) of accuracy, got -0\.1"),
         ({"margin": 1.0}, "margin"),
         ({"margin": float("nan")}, "margin"),
         ({"epochs": 0}, "epochs: .*got 0"),

@@ -200,7 +200,7 @@ def test_forgetting_eval_changes_nothing() -> None:
         (lambda m, t: clnp.parameter_groups(m.net, 0.0), "GraphModule"),  # type: ignore[arg-type]
         (
             lambda m, t: begun_prune(m, t, margin=1.5),
-            r"^margin: expected a fraction in \[0, 1\), got 1\.5",
+            r"^margin: expected a fraction in \[0, 1\) of accuracy, got 1\.5",
         ),
         (
             lambda m, t: begun_prune(m, t, search="best"),
