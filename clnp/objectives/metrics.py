@@ -421,16 +421,19 @@ class MetricFunction(Whole):
     def of(self, outputs: Tensor, y: Tensor) -> float:
         """The value. Raises ConfigError where the function fails or returns no finite number."""
         shapes = list(outputs.shape), list(y.shape)
-        what = f"metric {self.name!r} of outputs {shapes[0]} and targets {shapes[1]}"
         try:
             returned = self.function(outputs, y)
             value = math.nan if isinstance(returned, (str, bytes)) else float(returned)
         except Exception as error:
             raise ConfigError(
-                f"{what}: expected a number, got {type(error).__name__}: {error}"
+                f"metric {self.name!r} of outputs {shapes[0]} and targets {shapes[1]}: expected a "
+                f"number, got {type(error).__name__}: {error}"
             ) from error
         if not math.isfinite(value):
-            raise ConfigError(f"{what}: expected a finite number, got {returned!r}")
+            raise ConfigError(
+                f"metric {self.name!r} of outputs {shapes[0]} and targets {shapes[1]}: expected a "
+                f"finite number, got {returned!r}"
+            )
         return value
 
 
