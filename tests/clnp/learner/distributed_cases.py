@@ -127,7 +127,12 @@ def masks() -> np.ndarray:
     model = converted("dropout")
     seen: list[Tensor] = []
     drop = next(m for m in model.modules() if isinstance(m, nn.Dropout))
-    drop.register_forward_hook(lambda module, args, y: seen.append((y != 0) & (args[0] != 0)))
+
+    def note(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+        if module.training:
+            seen.append((y != 0) & (args[0] != 0))
+
+    drop.register_forward_hook(note)
     clnp.Learner(model, distributed=True, **{**SETTINGS, "epochs": 1}).learn(task_of("mlp", 0))
     return seen[0][:8].numpy()
 
