@@ -133,8 +133,8 @@ def test_arguments_of_begin_task_are_checked_first(name: str, value: Any) -> Non
     "use",
     [
         lambda: clnp.consolidate(begun(), name=5),  # type: ignore[arg-type]
-        lambda: clnp.prune(begun(), TASK.train, TASK.validation, metric="f1"),
-        lambda: clnp.prune(begun(), TASK.train, TASK.validation, metric=None),
+        lambda: clnp.prune(begun(), TASK.train, TASK.validation, metric="f9"),
+        lambda: clnp.prune(begun(), TASK.train, TASK.validation, metric=5),
         lambda: clnp.prune(begun(), TASK.train, TASK.validation, margin=float("nan")),
         lambda: clnp.prune(None, TASK.train, TASK.validation),  # type: ignore[arg-type]
         lambda: clnp.prune(torch.compile(begun()), TASK.train, TASK.validation),  # type: ignore[arg-type]
