@@ -42,9 +42,9 @@ def test_boundaries_follow_the_tasks() -> None:
         model.begin_task(generator=torch.Generator().manual_seed(k))
         model.consolidate(first(model, counts))
     assert [task.active for task in model.tasks] == [
-        {"input": 12, "0": 3, "2": 2},
-        {"input": 12, "0": 3, "2": 3},
-        {"input": 12, "0": 8, "2": 6},
+        {"input": 1, "0": 3, "2": 2},
+        {"input": 1, "0": 3, "2": 3},
+        {"input": 1, "0": 8, "2": 6},
     ]
     layers = model.masked_layers
     assert layers["0"].active_weight.shape == (8, 12)
