@@ -412,7 +412,7 @@ def test_a_group_that_is_added_takes_the_defaults(kind: Any) -> None:
     train(model, optimizer, 1)
 
 
-def test_groups_that_differ_in_rate_and_l1_only_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_of_other_rates_and_l1_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net()
     groups = [{"params": [p], "l1": 0.1 * i} for i, p in enumerate(model.parameters())]
     groups[-1]["lr"] = 0.5
