@@ -57,9 +57,7 @@ class Binary(NamedTuple):
 
     @property
     def copies(self) -> str:
-        """How global memory comes to shared memory behind the thread's back: "tma", "cp.async", or
-        "" for not at all.
-        """
+        """The asynchronous copy from global to shared memory: "tma", "cp.async", or "" for none."""
         if "cp.async.bulk" in self.ptx:
             return "tma"
         return "cp.async" if re.search(r"cp\.async\.c[ag]\.shared", self.ptx) else ""
@@ -130,7 +128,7 @@ def _types(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _special(parameter: Any) -> bool:
-    """Whether triton looks at the value of a number."""
+    """Return True if triton looks at the value of a number."""
     return not parameter.do_not_specialize
 
 

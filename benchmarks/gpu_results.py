@@ -1,4 +1,4 @@
-"""What the archive of a GPU run becomes: the table that the package ships, and results of pages."""
+"""Results of a GPU run's archive: the table that the package ships, and figures of pages."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _interpreted(stage: Stage) -> Iterator[Any]:
 
 
 def jobs(*, dry: bool) -> list[Any]:
-    """What is measured, the most telling first: usual layers, and widths of several alignments."""
+    """Measurements, the most telling first: usual layers, and widths of several alignments."""
     from clnp_kernels.tune.cases import Layer
     from clnp_kernels.tune.plan import Job, measurements
 
@@ -269,7 +269,7 @@ def step(stage: Stage) -> None:
 
 @contextmanager
 def _table(stage: Stage) -> Iterator[None]:
-    """What serves by the table that the call before has measured."""
+    """Serve by the table that the call before has measured."""
     from clnp_kernels import chooser
 
     file = stage.out / "table.json"

@@ -126,7 +126,7 @@ def settings_of(learner: Any) -> dict[str, Any]:
 
 
 def alike(reports: Sequence[Any], task: int) -> list[bool]:
-    """Whether each of the tasks 0..task has the metric of that task."""
+    """For each of the tasks 0..task, True if it has the metric of that task."""
     return [reports[j].metric == reports[task].metric for j in range(task + 1)]
 
 

@@ -201,8 +201,12 @@ class Method:
     def logits(self, x: Tensor, task: int | Tensor | None = None) -> Tensor:
         """Logits [B, C] in float32 or wider, computed under the settings' autocast."""
         with self.autocast():
-            y = self.net(x, task)
+            y = self.forward(x, task)
         return y.float() if y.dtype in (torch.bfloat16, torch.float16) else y
+
+    def forward(self, x: Tensor, task: int | Tensor | None) -> Tensor:
+        """Logits [B, C] of the network that a training step descends."""
+        return self.net(x, task)
 
     def autocast(self) -> torch.autocast:
         """bf16 autocast if the settings ask for it."""

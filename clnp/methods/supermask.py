@@ -68,14 +68,13 @@ class Supermask(Isolation):
     def _named_scores(self) -> dict[str, nn.Parameter]:
         return {f"score.{name}": score for name, score in self.scores.items()}
 
-    def logits(self, x: Tensor, task: int | Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, task: int | Tensor | None) -> Tensor:
         masked = {}
         for name, p in self.weights().items():
             weight = p if self.trains_weights else p.detach()
             masked[name] = weight * _Top.apply(self.scores[name].abs(), 1 - self.o["keep"])
-        with self.autocast():
-            y = functional_call(self.net, masked, (x, task))
-        return y.float() if y.dtype in (torch.bfloat16, torch.float16) else y
+        logits: Tensor = functional_call(self.net, masked, (x, task))
+        return logits
 
     def end(self, task: Task) -> None:
         for name in self.weights():

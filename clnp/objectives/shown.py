@@ -14,7 +14,7 @@ MISSING = "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Shown:
-    """How a metric is written.
+    """Name and unit under which a metric is written.
 
     Attributes:
         name: of the metric.
@@ -28,12 +28,12 @@ class Shown:
 
     @classmethod
     def of(cls, metric: Metric) -> Shown:
-        """That of a metric."""
+        """Build it for a metric."""
         return cls(metric.name.rpartition(".")[2], metric.unit, metric.higher_is_better)
 
     @classmethod
     def of_report(cls, report: Mapping[str, Any]) -> Shown:
-        """That of a `TaskReport` as plain data; older files hold accuracies."""
+        """Build it for a `TaskReport` as plain data; older files hold accuracies."""
         name = str(report.get("metric", Accuracy.name)).rpartition(".")[2]
         return cls(name, report.get("unit", PERCENT), report.get("higher_is_better", True))
 

@@ -12,11 +12,8 @@ from torch import Tensor
 from ..reference.channel_activity import accumulator
 from ..reference.masked_conv2d import memory_format
 from ..reference.partial_batch_norm import Vectors
+from ._vectors import widened
 from .channel_activity import channel_activity
-
-
-def _wide(vector: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if vector is None else vector.to(dtype)
 
 
 def _statistics(free: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -43,7 +40,7 @@ def partial_batch_norm_fwd(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tenso
         vectors = vectors._replace(free_mean=mean, free_var=var)
     if x.numel():
         m, v, w, b = (
-            _wide(vector, dtype) for vector in (vectors.joined() if split else vectors.free())
+            widened(vector, dtype) for vector in (vectors.joined() if split else vectors.free())
         )
         y = torch.native_batch_norm(x, w, b, m, v, False, 0.0, eps)[0]
     else:
@@ -76,7 +73,7 @@ def partial_batch_norm_bwd(
     if not inner.numel():
         none = x.new_zeros(len(free_mean), dtype=dtype)
         return torch.zeros_like(x, memory_format=layout), none, none.clone()
-    mean, var, w = free_mean.to(dtype), free_var.to(dtype), _wide(free_weight, dtype)
+    mean, var, w = free_mean.to(dtype), free_var.to(dtype), widened(free_weight, dtype)
     invstd = (var + eps).rsqrt()
     stored = (None, None) if training else (mean, var)
     saved = (mean, invstd) if training else (None, None)

@@ -7,11 +7,8 @@ from torch import Tensor
 
 from ..reference.channel_activity import accumulator
 from ..reference.partial_layer_norm import free_start, joined
+from ._vectors import widened
 from .channel_activity import channel_activity
-
-
-def _wide(vector: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if vector is None else vector.to(dtype)
 
 
 def partial_layer_norm_fwd(
@@ -29,8 +26,8 @@ def partial_layer_norm_fwd(
     """y [M, C] or [M, Cf], its activity (or an empty tensor), mean and rstd [M]."""
     split, dtype = free_start(boundaries), accumulator(x.dtype)
     wide = x.to(dtype)
-    weight = _wide(joined(active_weight, free_weight), dtype)
-    bias = _wide(joined(active_bias, free_bias), dtype)
+    weight = widened(joined(active_weight, free_weight), dtype)
+    bias = widened(joined(active_bias, free_bias), dtype)
     if split == 0 and not rms and x.numel():
         y, mean, rstd = torch.native_layer_norm(wide, [x.shape[1]], weight, bias, eps)
         mean, rstd = mean.flatten(), rstd.flatten()
@@ -81,7 +78,7 @@ def partial_layer_norm_bwd(
     """
     channels, dtype = x.shape[1], accumulator(x.dtype)
     split = channels - grad_y.shape[1]
-    grad, wide, weight = grad_y.to(dtype), x.to(dtype), _wide(free_weight, dtype)
+    grad, wide, weight = grad_y.to(dtype), x.to(dtype), widened(free_weight, dtype)
     if split == 0 and not rms and x.numel():
         w = wide.new_ones(channels) if weight is None else weight
         grads = torch.ops.aten.native_layer_norm_backward(
