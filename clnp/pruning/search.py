@@ -379,8 +379,8 @@ class ThresholdSearch:
             return lambda n, floor: self.value({**counts, group.name: n})
         easy, ranks = 0, current()
         if self._hard is not None:
-            easy = ranks.rows(self.validation.total).stop - ranks.rows(self.validation.total).start
-            easy -= len(self._hard[1])
+            mine = ranks.rows(self.validation.total)
+            easy = mine.stop - mine.start - len(self._hard[1])
             split, ranks = self._hard, ALONE
         values, labels = features(first, split, device, ranks)
         sliced = Sliced(layers[reader])

@@ -75,14 +75,12 @@ class MaskedConv2d(Masked):
         if self.depthwise and active_in != active_out:
             wanted = f"active_out = {active_out}, as the layer is depthwise"
             raise ValueError(message("active_in", active_in, wanted))
-        kernel = [kernel_size] * 2 if isinstance(kernel_size, int) else list(kernel_size)
-        if len(kernel) != 2 or min(kernel) < 1:
-            raise ValueError(message("kernel_size", kernel_size, "one number or two, at least 1"))
+        kernel = kernel_of(kernel_size)
         pairs = [(first, second) for first, second in _pairs(stride, padding, dilation)]
         self.stride, self.padding, self.dilation = pairs
         ins = (1, 1) if self.depthwise else (active_in, in_channels)
         active, free = (active_out, ins[0]), (out_channels - active_out, ins[1])
-        self._fill(active, free, tuple(kernel), bias, {"device": device, "dtype": dtype})
+        self._fill(active, free, kernel, bias, {"device": device, "dtype": dtype})
 
     @property
     def in_channels(self) -> int:
@@ -174,6 +172,14 @@ class MaskedConv2d(Masked):
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         text += f", stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
         return text + self._boundaries()
+
+
+def kernel_of(kernel_size: Pair) -> tuple[int, int]:
+    """K and K'. Raises ValueError for other than one number or two, at least 1."""
+    kernel = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
+    if len(kernel) != 2 or min(kernel) < 1:
+        raise ValueError(message("kernel_size", kernel_size, "one number or two, at least 1"))
+    return kernel
 
 
 def _padding(conv: nn.Conv2d) -> tuple[int, int]:

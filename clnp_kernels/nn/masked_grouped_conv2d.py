@@ -11,8 +11,7 @@ from .. import ops
 from ..errors import message
 from ..ops.masked_conv2d import _pairs
 from ._masked import Masked, check_added, check_boundary, check_index
-
-Pair = int | tuple[int, int]
+from .masked_conv2d import Pair, kernel_of
 
 
 class MaskedGroupedConv2d(Masked):
@@ -64,15 +63,13 @@ class MaskedGroupedConv2d(Masked):
         for name, size in (("in_channels", in_channels), ("out_channels", out_channels)):
             if groups < 1 or size < 1 or size % groups:
                 raise ValueError(message(name, size, f"a multiple of groups = {groups}"))
-        kernel = [kernel_size] * 2 if isinstance(kernel_size, int) else list(kernel_size)
-        if len(kernel) != 2 or min(kernel) < 1:
-            raise ValueError(message("kernel_size", kernel_size, "one number or two, at least 1"))
+        kernel = kernel_of(kernel_size)
         pairs = [(first, second) for first, second in _pairs(stride, padding, dilation)]
         self.stride, self.padding, self.dilation = pairs
         self.per_group = in_channels // groups, out_channels // groups
         ins, outs = self.per_group
         active, free = (active_groups * outs, ins), ((groups - active_groups) * outs, ins)
-        self._fill(active, free, tuple(kernel), bias, {"device": device, "dtype": dtype})
+        self._fill(active, free, kernel, bias, {"device": device, "dtype": dtype})
 
     @property
     def active_in(self) -> int:
