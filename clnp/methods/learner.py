@@ -409,6 +409,7 @@ class MethodLearner(BaseLearner):
             self._tests.splits = [None] * len(self.reports)
             return
         for task in learned_tasks(self.reports, tasks):
+            assert task is not None  # only CLNP forgets on request
             found = task.objective(self.shared.loss, self.shared.metric)
             self._tests.add(test_split(task), found)
             self.method.remember(task)
