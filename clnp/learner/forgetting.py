@@ -7,17 +7,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import CertificateError, ConfigError
 from ..network.forgetting import Forgotten
 from .report import TaskReport
 
-if TYPE_CHECKING:
-    from .learner import Learner
 
-
-def task_index(learner: Learner, task: Any) -> int:
+def task_index(learner: Any, task: Any) -> int:
     """Return the index of a learned task that is given by its index or name. Raises ConfigError."""
     if not isinstance(task, str):
         return learner.model.check_task(task)
@@ -27,7 +24,7 @@ def task_index(learner: Learner, task: Any) -> int:
     return names[task]
 
 
-def forget(learner: Learner, task: int, cascade: bool) -> Forgotten:
+def forget(learner: Any, task: int, cascade: bool) -> Forgotten:
     """Forget a task of a learner; see `Learner.forget`. The learner stays as it was if the kept
     tasks are not what their certificate says, or would not be.
     """
@@ -54,13 +51,13 @@ def forget(learner: Learner, task: int, cascade: bool) -> Forgotten:
     return gone
 
 
-def _differing(learner: Learner) -> list[str]:
+def _differing(learner: Any) -> list[str]:
     """Names of the tasks with other bits, unless they were recorded under other conditions."""
     verdicts = learner.verify()
     return [v.name for v in verdicts if not v.identical and (v.moved or not v.conditions)]
 
 
-def _forget_results(learner: Learner, tasks: Collection[int]) -> None:
+def _forget_results(learner: Any, tasks: Collection[int]) -> None:
     """Drop reports and test splits of forgotten tasks; of those in between an empty report stays,
     so that indices do too.
     """
