@@ -205,7 +205,7 @@ class Settings:
         "--l1",
     )
     lr: float = setting(
-        1e-3, number(above=True), "learning rate of Adam", "1e-3 for most networks", "--lr"
+        2e-3, number(above=True), "learning rate of Adam", "1e-3 where training is unsteady", "--lr"
     )
     epochs: int = setting(
         10,
