@@ -7,7 +7,8 @@ table gets PyTorch's operators: kernels serve where they have been checked.
 
 Environment: `CLNP_GPU=torch`, or another of these names, prefers that one wherever it has the
 operator and has not failed its check, `CLNP_GPU=ours` our kernels (Triton or CUDA C++); `prefer`
-does the same within a block. `CLNP_TUNE=off` leaves tables out, `CLNP_TUNE=require` makes a GPU without one an error.
+does the same within a block. `CLNP_TUNE=off` leaves tables out, `CLNP_TUNE=require` makes a GPU
+without one an error.
 """
 
 from __future__ import annotations

@@ -9,10 +9,13 @@ import torch
 from clnp_kernels import cublaslt, cuda_kernels, ops  # noqa: F401  (loads the libraries)
 from tests.cuda.emulated import COMPILER, ROOT
 
+# Where the headers are that it includes; triton brings some for its own launcher.
+PACKAGES = Path(torch.__file__).parents[1]
+COMPILERS = [*PACKAGES.glob("triton/backends/nvidia/include/crt/host_defines.h")]
 HEADERS = [
     folder
     for pattern in ("nvidia/cu*/include", "nvidia/cublas/include")
-    for folder in Path(torch.__file__).parents[1].glob(pattern)
+    for folder in PACKAGES.glob(pattern)
     if (folder / "cublasLt.h").is_file()
 ]
 # ours -> NVIDIA's
@@ -41,16 +44,21 @@ SAME = {
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-@pytest.mark.skipif(not HEADERS, reason="no header of cuBLASLt")
+@pytest.mark.skipif(not (HEADERS and COMPILERS), reason="no header of cuBLASLt")
 def test_declarations(tmp_path: Path) -> None:
-    lines = ["#include <cublasLt.h>", f'#include "{ROOT}/csrc/cuda/cublaslt.h"']
+    # The types of 2 bytes need headers that no package but nvcc's brings; nothing here needs them.
+    lines = ["#define __CUDA_FP16_H__", "#define __CUDA_BF16_H__", "struct __half;"]
+    lines.append("struct __nv_bfloat16;")
+    lines += ["#include <cublasLt.h>", f'#include "{ROOT}/csrc/cuda/cublaslt.h"']
     lines.append("using namespace clnp::cuda::lt;")
     for ours, theirs in SAME.items():
         lines.append(f"static_assert(int64_t({ours}) == int64_t({theirs}));")
     source = tmp_path / "same.cpp"
     source.write_text("\n".join(lines))
-    command = [str(COMPILER), "-std=c++17", "-fsyntax-only", "-isystem", str(HEADERS[0])]
-    result = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
+    folders = (HEADERS[0], COMPILERS[0].parents[1])
+    headers = [part for folder in folders for part in ("-isystem", str(folder))]
+    command = [str(COMPILER), "-std=c++17", "-fsyntax-only", *headers, str(source)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
 
 

@@ -1,4 +1,4 @@
-"""Runs test_values.py and test_cublaslt_values.py with the CUDA kernels compiled for the CPU, where threads take turns.
+"""Runs the tests of values with the CUDA kernels compiled for the CPU, where threads take turns.
 
 It covers the kernels' arithmetic, tails, tables and sums, and the operators' checks; not what only
 a GPU has: its memory model, its compiler, its streams.

@@ -14,9 +14,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs a GPU or TRITON_INTERPRET=1", allow_module_level=True)
 
-from clnp_kernels.triton_kernels import masked_linear, persistent
-from tests import oracles
-from tests.oracles import Arguments, assert_accurate
+from clnp_kernels.triton_kernels import masked_linear, persistent  # noqa: E402
+from tests import oracles  # noqa: E402
+from tests.oracles import Arguments, assert_accurate  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 HALF = (torch.bfloat16, torch.float16)
