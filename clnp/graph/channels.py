@@ -380,7 +380,15 @@ class Walk:
         others = {self.root(c) for c in range(len(self.parent)) if not own[0] <= c <= own[-1]}
         roots = {self.root(c) for c in own}
         if len(roots) < len(own) or roots & others:
-            raise ConvertError(f"the output layer {key!r} shares its channels with hidden layers")
+            layers = [n.name for n in self.nodes.values() if n.role == "layer" and n.name != key]
+            joined = [
+                name for name in layers if roots & set(map(self.root, self.values[name].channels))
+            ]
+            raise ConvertError(
+                f"the output layer {key!r}: expected outputs of its own, got some that are joined "
+                f"with {joined or 'one another'} by a later operation; give the network one layer "
+                "at its end"
+            )
 
 
 def raw(count: int) -> tuple[int, ...]:

@@ -1,9 +1,12 @@
-"""A convolution of single pixels that gives the logits, as a Linear of each pixel."""
+"""The output layer: a convolution of single pixels as a Linear, a sum of two layers as one."""
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,3 +55,67 @@ def linear_of(conv: nn.Module) -> nn.Linear:
     linear.weight = nn.Parameter(conv.weight.detach().view(conv.out_channels, conv.in_channels))
     linear.bias = conv.bias  # type: ignore[assignment]
     return linear.train(conv.training)
+
+
+def sum_of_heads(nodes: Sequence[Node], key: str) -> Node | None:
+    """Return a sum of two output layers, the first of which is `key`; None if there is none.
+
+    Both are a Linear, or both a convolution of single pixels, and nothing else reads them.
+    """
+    known = {node.name: node for node in nodes}
+    readers = Counter(name for node in nodes for name in node.inputs)
+    for node in nodes:
+        parts = [known[name] for name in node.inputs]
+        if node.op != "add" or len(parts) != 2 or key not in node.inputs:
+            continue
+        alone = all(readers[part.name] == 1 for part in parts) and parts[0] != parts[1]
+        pixels = all(map(is_linear_per_pixel, parts))
+        if alone and (pixels or all(part.op == "linear" for part in parts)):
+            return node
+    return None
+
+
+def with_one_head(
+    nodes: Sequence[Node], joined: Node, name: str, dim: int, concat: str
+) -> list[Node]:
+    """Replace a sum of two output layers by one that reads the inputs of both.
+
+    Arguments:
+        nodes: all nodes, in execution order.
+        joined: the sum.
+        name: name of the new layer, that of one of the two.
+        dim: axis of the inputs of both.
+        concat: name of the concatenation of their inputs.
+    """
+    known = {node.name: node for node in nodes}
+    parts = [known[part] for part in joined.inputs]
+    key = "in_channels" if parts[0].op == "conv2d" else "in_features"
+    sizes = [part.attrs[key] for part in parts]
+    attrs = {"dim": dim, "sizes": sizes}
+    bias = any(part.attrs["bias"] for part in parts)
+    made = [
+        Node(concat, "concat", tuple(part.inputs[0] for part in parts), attrs),
+        Node(name, parts[0].op, (concat,), {**parts[0].attrs, key: sum(sizes), "bias": bias}),
+    ]
+    found: list[Node] = []
+    for node in nodes:
+        if node == joined:
+            found += made
+        elif node not in parts:
+            inputs = tuple(name if n == joined.name else n for n in node.inputs)
+            found.append(replace(node, inputs=inputs))
+    return found
+
+
+def one_head(first: nn.Module, second: nn.Module) -> nn.Module:
+    """Return the layer whose outputs are the sums of those of two layers."""
+    made = copy.deepcopy(first)
+    weights: list[Any] = [first.weight, second.weight]
+    biases: list[Any] = [b for b in (first.bias, second.bias) if b is not None]
+    made.weight = nn.Parameter(torch.cat([w.detach() for w in weights], dim=1))
+    made.bias = nn.Parameter(sum(b.detach() for b in biases)) if biases else None
+    if isinstance(made, nn.Conv2d):
+        made.in_channels = made.weight.shape[1]
+    elif isinstance(made, nn.Linear):
+        made.in_features = made.weight.shape[1]
+    return made

@@ -18,7 +18,7 @@ from .axes import Step, UnclearError, parts_of, shuffle_before
 from .calls import name_of
 from .channels import Value, Walk
 from .graph import Graph, Node
-from .head import is_linear_per_pixel, linear_of, with_linear
+from .head import is_linear_per_pixel, linear_of, one_head, sum_of_heads, with_linear, with_one_head
 from .mutation import make_functional
 from .operands import Operands
 from .operations import OPS, WITH_WEIGHTS, Attrs
@@ -117,15 +117,32 @@ class _Lowering:
                 f"the network: expected outputs [B, ...], got shape {_text(shown)} for an input "
                 f"of shape {_text(['B', *self.traced.x.shape[1:]])}"
             )
-        last = self.names[result]
+        last = self._end(self.names[result])
+        graph = Graph(tuple(self.nodes), last)
+        return Lowered(graph, self.layers, self.tensors, self.folded)
+
+    def _end(self, last: str) -> str:
+        """Write the output layer as one Linear; return the name of the result."""
         key = self.walk.values[last].key
-        if is_linear_per_pixel(self.walk.nodes[key]):
+        shapes = {name: self.shapes.get(node.name, ()) for node, name in self.names.items()}
+        while (joined := sum_of_heads(self.nodes, key)) is not None:
+            parts = [node for name in joined.inputs for node in self.nodes if node.name == name]
+            read = [list(shapes.get(part.inputs[0], ())) for part in parts]
+            dim = 1 if parts[0].op == "conv2d" else len(read[0]) - 1
+            if len(read[0]) < 2 or _without(read[0], dim) != _without(read[1], dim):
+                break  # one is broadcast over the places of the other
+            concat = self._name(f"{key}_inputs".replace(".", "_"))
+            shapes[concat] = tuple(read[0])  # but for the axis of the inputs
+            self.nodes = with_one_head(self.nodes, joined, key, dim, concat)
+            self.layers[key] = one_head(*(self.layers.pop(part.name) for part in parts))
+            self.folded.append(key)
+            last = key if last == joined.name else last
+        if any(is_linear_per_pixel(node) for node in self.nodes if node.name == key):
             sides = [self._name(f"{key}_{side}".replace(".", "_")) for side in ("in", "out")]
             self.nodes = with_linear(self.nodes, key, sides)
             self.layers[key] = linear_of(self.layers[key])
             last = sides[1] if last == key else last
-        graph = Graph(tuple(self.nodes), last)
-        return Lowered(graph, self.layers, self.tensors, self.folded)
+        return last
 
     def _needed(self, result: fx.Node) -> list[fx.Node]:
         """Return the nodes that the result depends on, without weights, in execution order."""
@@ -465,3 +482,7 @@ class _Lowering:
 
 def _text(shape: Sequence[object]) -> str:
     return f"[{', '.join(map(str, shape))}]"
+
+
+def _without(shape: list[int], dim: int) -> list[int]:
+    return [*shape[:dim], *shape[dim + 1 :]]
