@@ -299,8 +299,8 @@ class Walk:
     def _merge(self, node: Node, source: Value) -> Value:
         for name in node.inputs[1:]:
             other = self.values[name]
-            if node.attrs.get("broadcast"):  # a raw input with one channel for all
-                source = other if source.axis is None else source
+            if node.attrs.get("broadcast"):
+                source = self._broadcast(source, other)
                 continue
             places = {(v.axis - v.dims, v.positions) for v in (source, other) if v.axis is not None}
             if len(places) > 1:
@@ -312,6 +312,16 @@ class Walk:
             if source.axis is None or (other.axis is not None and other.dims > source.dims):
                 source = other
         return source
+
+    def _broadcast(self, a: Value, b: Value) -> Value:
+        """One channel for all of another value: of the input, or of a gate, which is not pruned."""
+        for gate, wide in ((a, b), (b, a)):
+            if gate.axis is None:
+                return wide
+            if len(gate.channels) == 1 < len(wide.channels):
+                self.join(gate.channels, (RAW,))
+                return wide
+        raise ConvertError("one of two values: expected a single channel, got several of both")
 
     def _join_values(self, node: Node, a: Value, b: Value) -> None:
         if a.channels is b.channels:

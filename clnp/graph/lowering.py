@@ -64,7 +64,7 @@ def lower(net: nn.Module, traced: Traced) -> Lowered:
 LEARNED = ("weight", "bias")
 # Operations of several steps or inputs -> the method that reads them
 SPECIAL = {
-    **dict.fromkeys(("cat", "concat", "concatenate"), "_concat"),
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), "_concat"),
     **dict.fromkeys(("view", "reshape", "flatten"), "_shuffled"),
     "glu": "_glu",
 }
@@ -219,8 +219,11 @@ class _Lowering:
         if special is not None and getattr(self, special)(node):
             return
         layers = layers_of(node, self._dims(first), self._channels(first))
-        for layer in layers:
-            self._layer(node, layer)
+        for i, layer in enumerate(layers):
+            if isinstance(layer, Layer):
+                self._layer(node, layer)
+            else:
+                self._chain(node, [self.names[node if i else node.all_input_nodes[0]]], layer)
         if layers:
             return
         operands = Operands.of(node, self.shapes)
@@ -307,8 +310,14 @@ class _Lowering:
         dim %= len(shape)
         if dim in self.traced.batched[node.name]:
             raise UnclearError("it makes a larger batch")
-        sizes = [self.shapes[n.name][dim] for n in given]
         inputs = [self.names[n] for n in given]
+        if name_of(node.target) == "stack":
+            inputs = [
+                self._emit("insert_axis", [n], {"dim": dim}, f"{node.name}_axis") for n in inputs
+            ]
+            sizes = [1] * len(given)
+        else:
+            sizes = [self.shapes[n.name][dim] for n in given]
         self._chain(node, inputs, [("concat", {"dim": dim, "sizes": sizes})])
         return True
 

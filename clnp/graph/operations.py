@@ -98,6 +98,14 @@ def _group_norm(x: Any, each: int, eps: float) -> Any:
     return F.group_norm(x, x.shape[1] // each, eps=eps)
 
 
+def _filtered(
+    x: Any, kernel: list[Any], stride: list[int], padding: list[int], dilation: list[int]
+) -> Any:
+    channels, rows, columns = x.shape[1], len(kernel), len(kernel[0])
+    weight = x.new_tensor(kernel).expand(channels, 1, rows, columns)
+    return F.conv2d(x, weight, None, stride, padding, dilation, channels)
+
+
 def _part(x: Any, dim: int, start: int, stop: int, step: int) -> Any:
     return x[(*[slice(None)] * dim, slice(start, stop, step))]
 
@@ -257,6 +265,11 @@ OPS: dict[str, Op] = {
     ),
     "group_norm": Op(
         *("units", None, _group_norm, ("each", "eps")), kind="norms", label="GroupNorm"
+    ),
+    "filter": Op(
+        *("spatial", None, _filtered, ("kernel", "stride", "padding", "dilation")),
+        kind="images",
+        label="blurs (one constant filter for all channels)",
     ),
     "pixel_shuffle": Op(
         *("pixels", None, lambda x, factor: F.pixel_shuffle(x, factor), ("factor",)),

@@ -139,7 +139,7 @@ def _describe(lowered: Lowered, model: Model, outputs: list[str | int]) -> Conve
             left.append((name, f"output layer with {classes} classes, becomes the head"))
         elif node.role in WITH_WEIGHTS:
             relu = ", ReLU fused" if "activation" in fused[name].attrs else ""
-            whole = ", all frozen by the first task, since it is added to the network's input"
+            whole = ", all frozen by the first task, since the network's input or a gate needs it"
             groups = [model.groups[group] for group, _ in model.groups.of(name)]
             note = "" if any(group.prunable for group in groups) else whole
             if name in lowered.folded:
