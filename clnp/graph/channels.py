@@ -131,13 +131,15 @@ class Walk:
                     f"{source.axis} of {source.dims}; flatten images first, or permute the axes"
                 )
             return Value(node.name, source.dims - 1, source.dims, channels=channels)
-        self._images(node, source)
-        return Value(node.name, 1, 4, channels=channels)
+        dims = 5 if node.op == "conv3d" else 4
+        self._images(node, source, dims)
+        return Value(node.name, 1, dims, channels=channels)
 
-    def _images(self, node: Node, source: Value) -> None:
-        if source.axis not in (None, 1) or source.dims != 4 or source.positions > 1:
+    def _images(self, node: Node, source: Value, dims: int = 4) -> None:
+        if source.axis not in (None, 1) or source.dims != dims or source.positions > 1:
+            wanted = "images [B, C, H, W]" if dims == 4 else "volumes [B, C, D, H, W]"
             raise ConvertError(
-                f"{node.name!r} ({node.op}): expected images [B, C, H, W], got a value with "
+                f"{node.name!r} ({node.op}): expected {wanted}, got a value with "
                 f"{source.dims} axes and its channels on axis {source.axis}, which it would mix"
             )
 

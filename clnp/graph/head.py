@@ -13,12 +13,14 @@ from torch import nn
 
 from .graph import Node
 
-PLAIN = {"kernel_size": [1, 1], "stride": [1, 1], "padding": [0, 0], "groups": 1}
+AXES = {"conv2d": 2, "conv3d": 3}
+PLAIN = {"kernel_size": 1, "stride": 1, "padding": 0}  # along every axis
 
 
 def is_linear_per_pixel(node: Node) -> bool:
     """Return whether a node is a dense convolution of single pixels."""
-    return node.op == "conv2d" and all(node.attrs[key] == value for key, value in PLAIN.items())
+    axes = AXES.get(node.op)
+    return axes is not None and all(node.attrs[k] == [v] * axes for k, v in PLAIN.items())
 
 
 def with_linear(nodes: Sequence[Node], name: str, sides: Sequence[str]) -> list[Node]:
@@ -32,6 +34,7 @@ def with_linear(nodes: Sequence[Node], name: str, sides: Sequence[str]) -> list[
     before, after = sides
     at = next(i for i, node in enumerate(nodes) if node.name == name)
     conv = nodes[at]
+    axes = AXES[conv.op]
     inputs, outputs = conv.attrs["in_channels"], conv.attrs["out_channels"]
     attrs = {"in_features": inputs, "out_features": outputs, "bias": conv.attrs["bias"]}
     rest = [
@@ -40,16 +43,16 @@ def with_linear(nodes: Sequence[Node], name: str, sides: Sequence[str]) -> list[
     ]
     return [
         *nodes[:at],
-        Node(before, "permute", conv.inputs, {"dims": [0, 2, 3, 1]}),
+        Node(before, "permute", conv.inputs, {"dims": [0, *range(2, axes + 2), 1]}),
         Node(name, "linear", (before,), attrs),
-        Node(after, "permute", (name,), {"dims": [0, 3, 1, 2]}),
+        Node(after, "permute", (name,), {"dims": [0, axes + 1, *range(1, axes + 1)]}),
         *rest,
     ]
 
 
 def linear_of(conv: nn.Module) -> nn.Linear:
     """Return a Linear that shares memory with the weight of a convolution, and its bias."""
-    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(conv, nn.Conv2d | nn.Conv3d)
     with torch.device("meta"):
         linear = nn.Linear(conv.in_channels, conv.out_channels, conv.bias is not None)
     linear.weight = nn.Parameter(conv.weight.detach().view(conv.out_channels, conv.in_channels))
@@ -89,7 +92,7 @@ def with_one_head(
     """
     known = {node.name: node for node in nodes}
     parts = [known[part] for part in joined.inputs]
-    key = "in_channels" if parts[0].op == "conv2d" else "in_features"
+    key = "in_features" if parts[0].op == "linear" else "in_channels"
     sizes = [part.attrs[key] for part in parts]
     attrs = {"dim": dim, "sizes": sizes}
     bias = any(part.attrs["bias"] for part in parts)
@@ -114,7 +117,7 @@ def one_head(first: nn.Module, second: nn.Module) -> nn.Module:
     biases: list[Any] = [b for b in (first.bias, second.bias) if b is not None]
     made.weight = nn.Parameter(torch.cat([w.detach() for w in weights], dim=1))
     made.bias = nn.Parameter(sum(b.detach() for b in biases)) if biases else None
-    if isinstance(made, nn.Conv2d):
+    if isinstance(made, nn.Conv2d | nn.Conv3d):
         made.in_channels = made.weight.shape[1]
     elif isinstance(made, nn.Linear):
         made.in_features = made.weight.shape[1]

@@ -128,7 +128,7 @@ class _Lowering:
         while (joined := sum_of_heads(self.nodes, key)) is not None:
             parts = [node for name in joined.inputs for node in self.nodes if node.name == name]
             read = [list(shapes.get(part.inputs[0], ())) for part in parts]
-            dim = 1 if parts[0].op == "conv2d" else len(read[0]) - 1
+            dim = len(read[0]) - 1 if parts[0].op == "linear" else 1
             if len(read[0]) < 2 or _without(read[0], dim) != _without(read[1], dim):
                 break  # one is broadcast over the places of the other
             concat = self._name(f"{key}_inputs".replace(".", "_"))
@@ -218,7 +218,7 @@ class _Lowering:
         special = SPECIAL.get(name_of(node.target))
         if special is not None and getattr(self, special)(node):
             return
-        layers = layers_of(node, self._dims(first), self._channels(first))
+        layers = layers_of(node, self._shape(first), self._channels(first))
         for i, layer in enumerate(layers):
             if isinstance(layer, Layer):
                 self._layer(node, layer)
@@ -239,8 +239,8 @@ class _Lowering:
     def _inputs(self, node: fx.Node) -> list[str]:
         return [self.names[n] for n in node.all_input_nodes if n in self.names]
 
-    def _dims(self, node: object) -> int:
-        return len(self.shapes.get(node.name, ())) if isinstance(node, fx.Node) else 0
+    def _shape(self, node: object) -> tuple[int, ...]:
+        return self.shapes.get(node.name, ()) if isinstance(node, fx.Node) else ()
 
     def _value(self, node: fx.Node) -> Value:
         return self.walk.values[self.names[node]]

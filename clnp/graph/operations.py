@@ -173,6 +173,15 @@ def _pool(make: Callable[..., nn.Module], *attrs: str) -> Op:
     return Op("spatial", make, attrs=attrs, kind="images", label=make.__name__)
 
 
+def _volume(make: Callable[..., nn.Module], *attrs: str) -> Op:
+    """Row of a pool over the last three axes."""
+    return Op(
+        *("axes", make, None, attrs, lambda attrs, dims: range(dims - 3, dims)),
+        kind="images",
+        label=make.__name__,
+    )
+
+
 def _number(function: Callable[..., Any], label: str = "") -> Op:
     return Op("elementwise", function=function, attrs=("value",), kind="numbers", label=label)
 
@@ -341,6 +350,13 @@ OPS: dict[str, Op] = {
     "scale": _carrier(lambda x, w: x * w, "layer scale and other factors per channel"),
     "shift": _carrier(lambda x, w: x + w, "offsets per channel"),
     "prelu": _carrier(lambda x, w: torch.where(x > 0, x, x * w), "PReLU"),
+}
+OPS |= {
+    "conv3d": _layer(nn.Conv3d, "layer", CONV, "Conv3d"),
+    "max_pool3d": _volume(nn.MaxPool3d, *MAX_POOL),
+    "avg_pool3d": _volume(nn.AvgPool3d, *AVG_POOL),
+    "adaptive_avg_pool3d": _volume(nn.AdaptiveAvgPool3d, "output_size"),
+    "adaptive_max_pool3d": _volume(nn.AdaptiveMaxPool3d, "output_size"),
 }
 MATHS = (
     *("neg", "abs", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal"),

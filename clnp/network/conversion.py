@@ -160,6 +160,6 @@ def _text(node: Node) -> str:
     if "channels" in a:
         return f"{node.op} of {a['channels']} channels"
     kinds = {"depthwise_conv2d": "depthwise ", "grouped_conv2d": f"{a['groups']} groups of "}
-    kind = f"{kinds.get(node.op, '')}Conv2d"
+    kind = f"{kinds.get(node.op, '')}Conv{3 if node.op == 'conv3d' else 2}d"
     kernel = "x".join(map(str, a["kernel_size"]))
     return f"{kind} {a['in_channels']} -> {a['out_channels']}, {kernel}"

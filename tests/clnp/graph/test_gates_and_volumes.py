@@ -99,6 +99,44 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+class Residual3d(nn.Module):
+    """A block of a network for videos, its convolution divided into one of pixels and of time."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pixels = nn.Conv3d(channels, 6, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.time = nn.Conv3d(6, channels, (3, 1, 1), padding=(1, 0, 0))
+        self.norm, self.last = nn.BatchNorm3d(6), nn.BatchNorm3d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.last(self.time(F.relu(self.norm(self.pixels(x)))))
+        return F.relu(x + y)
+
+
+def volumes(*end: nn.Module) -> nn.Module:
+    stem = nn.Conv3d(2, 8, 3, stride=(1, 2, 2), padding=1)
+    return nn.Sequential(stem, nn.ReLU(), nn.MaxPool3d((1, 2, 2)), Residual3d(8), *end)
+
+
+class MeanOfVolume(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3, 4))
+
+
+VOLUMES = (2, 4, 12, 12)
+CASES |= {
+    "volumes": (lambda: volumes(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 3)), VOLUMES),
+    "volumes to their end": (
+        lambda: volumes(nn.AvgPool3d(2), nn.Conv3d(8, 3, 1), MeanOfVolume()),
+        VOLUMES,
+    ),
+    "flattened volumes": (
+        lambda: volumes(nn.AdaptiveMaxPool3d(2), nn.Flatten(), nn.Linear(64, 3)),
+        VOLUMES,
+    ),
+}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_same_function_and_bits_that_stay(name: str) -> None:
     torch.manual_seed(0)
