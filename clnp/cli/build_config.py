@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..learner.budget import AUTO
 from ..learner.settings import check_objective
+from ..models.own_file import absolute
 from ..objectives.objective import metric_of
 from ..pruning.margin import check_margin
 from . import config as configs
@@ -83,7 +84,7 @@ def settings(
     before = base.get("options", ()) if base.get("method", name) == name else ()
     given["options"] = tuple(sorted((dict(before) | chosen).items()))
     if "net" in given:
-        given["net"] = NETS.get(base["stream"], {}).get(given["net"], given["net"])
+        given["net"] = NETS.get(base["stream"], {}).get(given["net"], absolute(given["net"]))
     config = Config(**{**base, **given, "method": name})
     configs.validate(config)
     if name == "clnp":
@@ -126,7 +127,7 @@ def _check_options(config: Config) -> None:
 
 def _check_margin(config: Config) -> None:
     try:
-        metric = check_objective(config.loss, config.metric) or metric_of("accuracy")
+        metric = check_objective(config.loss_setting, config.metric) or metric_of("accuracy")
         check_margin(config.margin, metric)
     except ConfigError as error:
         raise ConfigError(f"--{error}") from None

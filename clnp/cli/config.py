@@ -85,6 +85,8 @@ class Config:
     image_range: Numbers = ()
     loss: str | None = None
     metric: str | None = None
+    class_weights: str | Numbers | None = None
+    ignore_label: int | None = None
     tasks_expected: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -134,6 +136,7 @@ class Config:
         own = ["margin", "search", "granularity", "grid_first_only", "sparsifier"]
         return {
             **{name: getattr(self, name) for name in (*SHARED, *own)},
+            "loss": self.loss_setting,
             "seed": self.seeds[0],
             "l1": _one_or_list(self.l1),
             "growth": _one_or_list(self.growth) if self.growth else None,
@@ -143,9 +146,22 @@ class Config:
             "fine_tune": fine_tune,
         }
 
+    @property
+    def loss_setting(self) -> Any:
+        """The loss with its options, for `clnp.objectives.objective.loss_of`; None if none is
+        given.
+        """
+        weights = self.class_weights
+        options = {
+            "weight": list(weights) if isinstance(weights, tuple) else weights,
+            "ignore_index": self.ignore_label,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        return {"name": self.loss or "cross_entropy", **given} if given else self.loss
+
     def method_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `clnp.methods.make` for these settings; needs a single seed."""
-        shared = {name: getattr(self, name) for name in SHARED}
+        shared = {name: getattr(self, name) for name in SHARED} | {"loss": self.loss_setting}
         return {**shared, "seed": self.seeds[0], **dict(self.options)}
 
     def net_arguments(self) -> dict[str, Any]:
@@ -204,6 +220,13 @@ def validate(config: Config) -> None:
         if not row.holds(value):
             raise ConfigError(f"{option(field)}: expected {row.expected}, got {shown(value)}")
     _check_net(config)
+    if config.loss not in (None, "cross_entropy"):
+        for field in ("class_weights", "ignore_label"):
+            if getattr(config, field) is not None:
+                raise ConfigError(
+                    f"{option(field)} applies to --loss cross_entropy only (got --loss "
+                    f"{config.loss})"
+                )
     if config.adopt and config.pretrained is None:
         raise ConfigError("--adopt: expected a trained network by --pretrained FILE, got none")
     if len(set(config.seeds)) != len(config.seeds):

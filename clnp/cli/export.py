@@ -37,7 +37,7 @@ def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False)
     if names is not None and len(names) != learner.model.tasks[task].classes:
         names = None  # a single head with outputs that the task does not use
     export(narrow, path, probe, class_names=names)
-    layers = [m for m in narrow.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    layers = [m for m in narrow.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.Conv3d))]
     widths = [str(layer.weight.shape[0]) for layer in layers]
     if len(widths) > 8:
         widths[4:-3] = ["..."]

@@ -43,6 +43,11 @@ def tuned_epochs(text: str) -> int | str:
     return AUTO if text == AUTO else int(text)
 
 
+def class_weights(text: str) -> str | tuple[float, ...]:
+    """ "balanced" -> "balanced"; "1,2.5" -> (1.0, 2.5)."""
+    return text if text == "balanced" else numbers(text)
+
+
 @dataclass(frozen=True)
 class Option:
     """An option of `clnp run` and `compare`.
@@ -100,6 +105,11 @@ def is_text(value: Any) -> bool:
 def _is_range(value: Any) -> bool:
     known = isinstance(value, tuple) and all(map(number(-math.inf).holds, value))
     return known and (not value or (len(value) == 2 and value[0] < value[1]))
+
+
+def _are_weights(value: Any) -> bool:
+    several = isinstance(value, tuple) and bool(value)
+    return value == "balanced" or (several and all(map(number(above=True).holds, value)))
 
 
 def _of(
@@ -218,6 +228,17 @@ OPTIONS: dict[str, dict[str, Option]] = {
             unset="cross_entropy",
             words={"type": lambda text: text.replace("-", "_")},
         ),
+        "class-weights": Option(
+            "cross_entropy: weights of the classes, or balanced, from the training split",
+            Range("balanced or a list of numbers > 0", _are_weights, str),
+            unset="all alike",
+            words={"type": class_weights, "metavar": "balanced|A[,A...]"},
+        ),
+        "ignore-label": Option(
+            "cross_entropy: label of places that don't count, as in masks of pixels",
+            whole(-(2**31), 2**31),
+            unset="none",
+        ),
         "metric": Option(
             "metric in reports and of the margin",
             choice(METRICS),
@@ -237,7 +258,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
     },
     "network": {
         "net model": Option(
-            "mlp, narrow, wide, resnet18_small, or one of torchvision's",
+            "mlp, narrow, wide, resnet18_small, one of torchvision's, or FILE.py:NAME, a class or "
+            "function of your own",
             Range("the name of a network", is_text, str),
             words={"metavar": "NAME"},
         ),

@@ -69,9 +69,13 @@ def folder(config: Config, places: Places) -> Stream:
 
 
 def arrays(config: Config, places: Places) -> Stream:
-    """Array files, one per task."""
-    options = {**_images(config), "validation": config.validation or 0.1, "loss": config.loss}
-    return ArrayFiles(_named(places, ".npz files or folders of .npy files"), **options)
+    """Array files or tables, one per task."""
+    options = {
+        **_images(config),
+        "validation": config.validation or 0.1,
+        "loss": config.loss_setting,
+    }
+    return ArrayFiles(_named(places, ".npz files, folders of .npy files or .csv tables"), **options)
 
 
 MAKERS: dict[str, Callable[[Config, Places], Stream]] = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clnp_kernels.nn import (
     MaskedConv2d,
+    MaskedConv3d,
     MaskedGroupedConv2d,
     MaskedLinear,
     PartialBatchNorm1d,
@@ -25,11 +26,12 @@ from ..graph.groups import Group, find_groups
 from .heads import Head, MultiHead
 from .layout import Counts, Gathering, entries, gathered
 
-MaskedLayer = MaskedLinear | MaskedConv2d | MaskedGroupedConv2d
+MaskedLayer = MaskedLinear | MaskedConv2d | MaskedConv3d | MaskedGroupedConv2d
 Carrier = PartialBatchNorm2d | PartialPerChannel
 MASKED: dict[str, Any] = {
     "linear": MaskedLinear,
     "conv2d": MaskedConv2d,
+    "conv3d": MaskedConv3d,
     "depthwise_conv2d": MaskedConv2d,
     "grouped_conv2d": MaskedGroupedConv2d,
     "batch_norm1d": PartialBatchNorm1d,
@@ -170,7 +172,7 @@ class Boundaries(nn.Module):
     @property
     def is_convolutional(self) -> bool:
         """True if the network works on images [B, C, H, W]."""
-        return any("conv2d" in node.op for node in self.graph.nodes)
+        return any("conv" in node.op for node in self.graph.nodes)
 
     def running_statistics(self) -> list[Tensor]:
         """Return the buffers that training changes.

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clnp_kernels.nn import MaskedConv2d, MaskedGroupedConv2d, MaskedLinear
+from clnp_kernels.nn import MaskedConv2d, MaskedConv3d, MaskedGroupedConv2d, MaskedLinear
 
 from ..network.heads import Head
 from ..network.layout import entries
 from ..network.model import Model
 from .evaluation import evaluating
 
-DENSE = (nn.Linear, nn.Conv2d)
-MASKED = (MaskedLinear, MaskedConv2d, MaskedGroupedConv2d, Head)
+DENSE = (nn.Linear, nn.Conv2d, nn.Conv3d)
+MASKED = (MaskedLinear, MaskedConv2d, MaskedConv3d, MaskedGroupedConv2d, Head)
 
 
 @dataclass(frozen=True)
