@@ -102,7 +102,8 @@ class Network(Boundaries):
             x: [B, ...].
 
         Returns:
-            logits [B, C], or [B, C, H, W] and the like, per task, equal to `model(x, task=k)` up to rounding.
+            logits [B, C], or [B, C, H, W] and the like, per task, equal to `model(x, task=k)` up to
+            rounding.
 
         Raises:
             DataError: x doesn't fit the network.
