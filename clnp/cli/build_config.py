@@ -135,10 +135,11 @@ def _check_margin(config: Config) -> None:
 
 def _check_fine_tuning(base: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     names = [name for name in given if name.startswith("fine_tune_")]
-    if names and "fine_tune_epochs" not in given and not base["fine_tune_epochs"]:
+    epochs = given.get("fine_tune_epochs", base["fine_tune_epochs"])
+    if set(names) - {"fine_tune_epochs"} and epochs in (0, AUTO):
         raise ConfigError(
-            f"{option(names[0])} applies to runs with fine-tuning only (got {base['stream']}, "
-            "without); ask for it with --fine-tune-epochs N"
+            f"{option(names[0])} applies to runs with epochs of fine-tuning only (got "
+            f"--fine-tune-epochs {epochs}); ask for it with --fine-tune-epochs N"
         )
 
 
@@ -224,8 +225,9 @@ def _same_epochs(stream: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all_epochs(settings: Mapping[str, Any]) -> int:
-    rounds: int = settings.get("fine_tune_rounds", 1)
-    return int(settings["epochs"] + rounds * settings["fine_tune_epochs"])
+    rounds, tuned = settings.get("fine_tune_rounds", 1), settings["fine_tune_epochs"]
+    # Those of auto are within the epochs.
+    return int(settings["epochs"] + (0 if tuned == AUTO else rounds * tuned))
 
 
 def _check_some(stream: str, given: dict[str, Any], paths: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from ..learner.budget import AUTO
 from ..learner.settings import without_removed
 from ..ranges import Range, choice, whole
 from .defaults import DEFAULTS
@@ -53,8 +54,8 @@ class Config:
     grid_l1: tuple[Numbers, ...]
     grid_lr: Numbers
     grid_first_only: bool
-    fine_tune_epochs: int
-    fine_tune_lr: float
+    fine_tune_epochs: int | str
+    fine_tune_lr: float | None
     fine_tune_l1: Numbers
     granularity: int
     dtype: str
@@ -124,17 +125,15 @@ class Config:
             grid["l1"] = [_one_or_list(point) for point in self.grid_l1]
         if self.grid_lr:
             grid["lr"] = list(self.grid_lr)
-        fine_tune = {
+        own_epochs = {
             "epochs": self.fine_tune_epochs,
             "lr": self.fine_tune_lr,
             "schedule": self.fine_tune_schedule,
             "rounds": self.fine_tune_rounds,
             "l1": _one_or_list(self.fine_tune_l1) if self.fine_tune_l1 else None,
         }
-        own = ["margin", "search", "granularity", "grid_first_only"]
-        # Settings without a sparsifier know none but activity.
-        if self.sparsifier != "activity":
-            own.append("sparsifier")
+        fine_tune = {0: None, AUTO: AUTO}.get(self.fine_tune_epochs, own_epochs)
+        own = ["margin", "search", "granularity", "grid_first_only", "sparsifier"]
         return {
             **{name: getattr(self, name) for name in (*SHARED, *own)},
             "loss": self.loss_setting,
@@ -144,7 +143,7 @@ class Config:
             "first_growth": _one_or_list(self.first_growth) if self.first_growth else None,
             "tasks_expected": self.tasks_expected or self.tasks,
             "grid": grid or None,
-            "fine_tune": fine_tune if self.fine_tune_epochs else None,
+            "fine_tune": fine_tune,
         }
 
     @property

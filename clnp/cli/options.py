@@ -38,6 +38,11 @@ def channel_limits(text: str) -> tuple[int | str, ...]:
     return named[text] if text in named else whole_numbers(text)
 
 
+def tuned_epochs(text: str) -> int | str:
+    """ "auto" -> "auto"; "10" -> 10."""
+    return AUTO if text == AUTO else int(text)
+
+
 def class_weights(text: str) -> str | tuple[float, ...]:
     """ "balanced" -> "balanced"; "1,2.5" -> (1.0, 2.5)."""
     return text if text == "balanced" else numbers(text)
@@ -123,6 +128,7 @@ def _metric_name(text: str) -> str:
 LEARNER, TUNING = rows(Settings), rows(FineTune)
 L1, CHANNELS = number(), whole(1, 10_000_000)
 LIMIT = Range(f"auto or {CHANNELS.expected}", lambda v: v == AUTO or CHANNELS.holds(v), int)
+TUNED = Range("auto or an integer >= 0", lambda v: v == AUTO or whole(0).holds(v), int)
 LIMITS = {"type": channel_limits, "metavar": "auto|none|N[,N...]"}
 # Where things are, and which seeds: no settings of `Config`.
 PLACES: dict[str, dict[str, Option]] = {
@@ -290,8 +296,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         ),
         "grid-first-only": _of(LEARNER["grid_first_only"]),
         "granularity": _of(LEARNER["granularity"]),
-        "fine-tune-epochs": _of(TUNING["epochs"], whole(0)),
-        "fine-tune-lr": _of(TUNING["lr"]),
+        "fine-tune-epochs": _of(LEARNER["fine_tune"], TUNED, type=tuned_epochs, metavar="auto|N"),
+        "fine-tune-lr": _of(TUNING["lr"], number(above=True), unset="that of training"),
         "fine-tune-l1": _of(TUNING["l1"], L1, 0, "that of training"),
         "fine-tune-schedule": _of(TUNING["schedule"]),
         "fine-tune-rounds": _of(TUNING["rounds"]),

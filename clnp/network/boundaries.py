@@ -44,14 +44,19 @@ class LearnedTask:
     """Record of a learned task.
 
     Attributes:
-        name: name of the task.
-        classes: number of outputs C of its head.
+        name: name of the task; "" if it was forgotten.
+        classes: number of outputs C of its head; 0 if it was forgotten.
         active: group -> number of active units after the task (its boundary).
     """
 
     name: str
     classes: int
     active: dict[str, int]
+
+    @property
+    def forgotten(self) -> bool:
+        """True if only the boundary is left, because later tasks stand behind it."""
+        return self.classes == 0
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LearnedTask:
@@ -247,7 +252,15 @@ class Boundaries(nn.Module):
         if isinstance(task, bool) or not isinstance(task, int) or not -learned <= task < learned:
             known = f"0 to {learned - 1}" if learned else "none yet"
             raise ConfigError(f"task: expected the index of a learned task ({known}), got {task!r}")
-        return task % learned
+        task %= learned
+        if self.tasks[task].forgotten:
+            raise ConfigError(f"task: expected a learned task, got {task}, which was forgotten")
+        return task
+
+    @property
+    def present(self) -> list[int]:
+        """Indices of the learned tasks that have not been forgotten."""
+        return [k for k, task in enumerate(self.tasks) if not task.forgotten]
 
     def width(self, layer: str, active: Counts) -> int:
         """Return the inputs of a layer if only the given active units exist."""

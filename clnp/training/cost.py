@@ -198,9 +198,10 @@ def clnp_cost(learner: Any, task: int, examples: int) -> dict[str, int | float]:
     # Structured SDP passes twice: at the weights, and where the loss is highest nearby.
     passes = 2 if settings.sparsifier == "sdp" else 1
     flops = 2 * passes * epochs * examples * sum(p.total for p in work.values())
-    if settings.fine_tune is not None:
+    tune = settings.tuning
+    if tune is not None and report.fine_tuned:
         tuned = _Shapes(model, after, before, classes).products(report.transfer_only)
-        again = settings.fine_tune.epochs * settings.fine_tune.rounds
+        again = tune.epochs * tune.rounds
         flops += 2 * again * examples * sum(p.total for p in tuned.values())
         epochs += again
     memory = sum(
