@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ConvertError
 from .graph import OPS, WITH_WEIGHTS, Graph, Node
+from .head_rules import HeadRules
 
 MIXES = "it mixes channels, so later tasks' channels would change the outputs of earlier tasks"
 PARTS = "a part of a layer's channels can't be pruned separately"
@@ -52,7 +53,7 @@ class Gathered:
     order: Sequence[int]
 
 
-class Walk:
+class Walk(HeadRules):
     """Walk over nodes in execution order, which joins channels (union-find).
 
     A layer makes channels of its own. A concatenation has those of its inputs, a slice has some of
@@ -124,6 +125,8 @@ class Walk:
 
     def _layer(self, node: Node, source: Value) -> Value:
         channels = self.new(outputs_of(node))
+        if node.op == "embedding":
+            return self._embedding(node, source, Value(node.name, 0, 1, channels=channels))
         if node.op == "linear":
             if source.axis not in (None, source.dims - 1):
                 raise ConvertError(

@@ -87,6 +87,7 @@ class Groups:
     logits: str
     rows: dict[str, list[int]] = field(default_factory=dict)
     columns: dict[str, list[int]] = field(default_factory=dict)
+    across: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Group:
         for group in self.all:
@@ -123,6 +124,7 @@ class Groups:
         layouts += [self.reads[self.head]]
         gathered = {name for gather in self.gathers.values() for name, _ in gather.result}
         alone = all(len(layout) == 1 for layout in layouts) and last.name not in gathered
+        alone = alone and not set(last.carriers) & set(self.across)  # these need all channels
         return last.prunable and last.consumers == (self.head,) and alone
 
 
@@ -197,6 +199,7 @@ class _Finder:
             walk.logits,
             {name: order for name, order in rows.items() if order},
             {name: order for name, order in columns.items() if order},
+            tuple(node.name for node in graph.nodes if node.role == "norm_across"),
         )
 
     def _signatures(self) -> dict[int, list[object]]:

@@ -142,10 +142,15 @@ def _describe(lowered: Lowered, model: Model) -> Conversion:
 
 def _text(node: Node) -> str:
     a = node.attrs
+    if node.op == "embedding":
+        return f"Embedding of {a['in_features']} numbers in {a['out_features']} channels"
     if node.op == "linear":
         return f"Linear {a['in_features']} -> {a['out_features']}"
     if node.op.startswith("batch_norm"):
         return f"BatchNorm of {a['num_features']} channels"
+    if node.role == "norm_across":
+        kind = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm"}[node.op]
+        return f"{kind} of {a['num_features']} channels, block by block"
     if "channels" in a:
         return f"{node.op} of {a['channels']} channels"
     kinds = {"depthwise_conv2d": "depthwise ", "grouped_conv2d": f"{a['groups']} groups of "}

@@ -58,7 +58,7 @@ def stackable(model: Model) -> bool:
         own = [name in stacked for name in node.inputs]
         if node.op == "linear":
             stacked.add(node.name)
-        elif node.role in ("layer", "channelwise"):
+        elif node.role in WITH_WEIGHTS:
             return False
         elif any(own):
             follows = node.role == "elementwise" and node.op not in EXCEPT
