@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from .axes import Step, UnclearError
+from .axes import UnclearError
 from .constants import encoded
 from .statics import Static
 from .trace import argument

@@ -49,7 +49,8 @@ def reshape_steps(
         old = [(before[k], _role(k, value.axis, batch[0])) for k in range(i, m)]
         new = [(after[k], "batch" if k in batch[1] else "") for k in range(j, n)]
         if old != new:
-            steps += _block_steps(i, old, new, value.positions, lambda k, j=j: is_divided(j + k))
+            divided = {k - j for k in range(j, n) if is_divided(k)}
+            steps += _block_steps(i, old, new, value.positions, divided)
     return steps
 
 
@@ -81,7 +82,7 @@ def _block_steps(
     old: list[tuple[int, str]],
     new: list[tuple[int, str]],
     positions: int,
-    is_divided: Callable[[int], bool],
+    divided: set[int],
 ) -> list[Step]:
     steps: list[Step] = []
     gone = [k for k, (size, role) in enumerate(old) if size == 1 and not role]
@@ -100,11 +101,11 @@ def _block_steps(
     if len(kept) > 1:
         attrs: Attrs = {"start_dim": start, "end_dim": start + len(kept) - 1}
         steps.append(("flatten", attrs | ({"positions": whole // channels} if channels else {})))
-    return steps + _split_steps(start, new, channels, is_divided)
+    return steps + _split_steps(start, new, channels, divided)
 
 
 def _split_steps(
-    start: int, new: list[tuple[int, str]], channels: int, is_divided: Callable[[int], bool]
+    start: int, new: list[tuple[int, str]], channels: int, divided: set[int]
 ) -> list[Step]:
     """Steps from one axis to several; the channels, if any, go to the first of a size above 1.
 
@@ -121,7 +122,7 @@ def _split_steps(
         sizes[0] = -1
         if first % channels == 0:
             attrs["positions"] = first // channels
-        elif is_divided(large[0]) and len(large) > 1:
+        elif large[0] in divided and len(large) > 1:
             op, sizes[1] = "packed", first
         else:
             op = "heads"

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 NORMS = ("layer_norm", "rms_norm")
 NORMS_OPTIONAL = ("ends", "order")  # attributes of a task's network
 Blocks = list[int] | None
@@ -27,6 +26,9 @@ class _BlockNorm(nn.Module):
         kinds: "weight" and "bias", which it has [C].
         order: the channels, block after block, as indices of the input's; None if they stand so.
     """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(
         self, ends: Sequence[int], kinds: Sequence[str], order: Sequence[int] | None

@@ -361,7 +361,6 @@ class _Lowering:
     # Layers
 
     def _layer(self, node: fx.Node, layer: Layer) -> None:
-        statics = [static for static in layer.tensors.values() if static is not None]
         if not all(s.learned for key, s in layer.tensors.items() if s and key in LEARNED):
             raise UnclearError("its weight is a constant, which no task could learn")
         path = self._path_of(node, layer)

@@ -13,7 +13,6 @@ from .trace import argument
 from .weights import READERS, Layer, per_channel, static_of
 
 Channels = tuple[int | None, int]  # axis and number of the channels of a value
-BAGS = ("sum", "mean", "max")
 
 
 def embedding(node: fx.Node, dims: int, channels: Channels) -> list[Layer]:
@@ -35,8 +34,10 @@ def embedding(node: fx.Node, dims: int, channels: Channels) -> list[Layer]:
 
 def embedding_bag(node: fx.Node, dims: int, channels: Channels) -> list[Layer]:
     """Read F.embedding_bag of [B, T]: the sum, mean or maximum of T vectors."""
-    names = ("offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode", "sparse")
-    names += ("per_sample_weights", "include_last_offset", "padding_idx")
+    names = (
+        *("offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode", "sparse"),
+        *("per_sample_weights", "include_last_offset", "padding_idx"),
+    )
     given = {name: argument(node, 2 + i, name, None) for i, name in enumerate(names)}
     odd = [
         n

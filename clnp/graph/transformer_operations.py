@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+
 from .block_norm import NORMS, NORMS_OPTIONAL, layer_norm, rms_norm
 from .constants import AddTensor, Fill, MultiplyTensor
 from .operations import OPS, Attrs, Op, carrier

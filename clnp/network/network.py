@@ -40,6 +40,19 @@ class Network(Boundaries):
             task = len(self.tasks) - 1
         return self.subnetwork(task)(x)
 
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Dtype of x: that of the weights, or int64 for a network that begins with an embedding."""
+        integers = self.graph.nodes[0].attrs.get("integers", False)
+        return torch.int64 if integers else self.head.free_weight.dtype
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of integers that every embedding knows; 0 for a network that reads none."""
+        return min(
+            (n.attrs["in_features"] for n in self.graph.nodes if n.op == "embedding"), default=0
+        )
+
     def check_input(self, x: Tensor) -> None:
         """Raise DataError unless x [B, ...] has the shape, dtype and device of this network."""
         if not isinstance(x, Tensor):
@@ -54,15 +67,11 @@ class Network(Boundaries):
                 f"x: expected a tensor on {weight.device}, like the network, got {x.device}; move "
                 "one of them"
             )
-        if self.graph.nodes[0].attrs.get("integers"):
-            if x.dtype != torch.int64:
-                raise DataError(
-                    f"x: expected int64, as this network reads embeddings, got {x.dtype}; use "
-                    "x.long()"
-                )
-        elif x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        dtype = self.input_dtype
+        cast = dtype != torch.int64 and torch.is_autocast_enabled(x.device.type)
+        if x.dtype != dtype and not (cast and x.is_floating_point()):
             raise DataError(
-                f"x: expected {weight.dtype}, like the network, got {x.dtype}; convert one of them"
+                f"x: expected {dtype}, like the network, got {x.dtype}; convert one of them"
             )
 
     def subnetwork(self, task: int, *, fresh: bool = False) -> fx.GraphModule:

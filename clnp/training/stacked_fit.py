@@ -22,7 +22,7 @@ from clnp_kernels.stacked import stacked_linear
 from ..data.batches import batches, evaluation_batch
 from ..data.inputs import Split
 from ..errors import TrainingError
-from ..graph.graph import OPS, Node
+from ..graph.graph import OPS, WITH_WEIGHTS, Node
 from ..network.boundaries import MaskedLayer
 from ..network.model import Model
 from ..objectives.objective import Objective

@@ -162,6 +162,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"num_features": 9, "eps": None, "affine": True} | {"ends": [4, 9], "order": None},
     ],
     **{f"{name}_within": [{"dims": 2, "eps": 0.01}] for name in ("layer_norm", "rms_norm")},
+    **{
+        name: [{"axis": 1, "channels": 3, "shape": [1, 2], "fresh": 0.3}]
+        for name in ("before", "behind")
+    },
     "normalize": [{"dim": 2, "p": 2.0, "eps": 1e-12}],
     "heads": [{"dim": 1, "sizes": [-1, 3]}],
     **{name: [{"dim": 1, "sizes": [-1, 3, 1]}] for name in ("packed", "packed_units")},
@@ -180,7 +184,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         for name in ("scale", "shift", "prelu")
     },
 }
-CASES = [(op, attrs) for op in OPS if op != "input" for attrs in VARIANTS.get(op, [{}])]
+APART = ("input", "embedding")  # embeddings read integers: see test_transformers
+CASES = [(op, attrs) for op in OPS if op not in APART for attrs in VARIANTS.get(op, [{}])]
 FLAT = ("batch_norm1d", "unsqueeze")
 
 
@@ -194,6 +199,9 @@ def one_operation(op: str, attrs: dict[str, Any]) -> tuple[fx.GraphModule, Tenso
         # Values from 0.5 to 1.5: onnxruntime's log(sigmoid(x)) is off by 1e-3 for x = -12.
         between = Node("c", "add_number", ("a",), {"value": 0.5})
         nodes += [Node("a", "sigmoid", ("x",)), between, Node("b", op, ("c",), attrs)]
+    elif op in ("before", "behind"):
+        flat = Node("a", "flatten", ("x",), {"start_dim": 2, "end_dim": 3})
+        nodes += [flat, Node("b", op, ("a",), attrs)]
     elif op == "product":
         turned = Node("a", "permute", ("x",), {"dims": [0, 1, 3, 2]})
         nodes += [turned, Node("b", op, ("x", "a"), attrs)]
@@ -233,7 +241,7 @@ def outputs(path: Path, x: Tensor) -> Tensor:
 
 
 def test_every_operation_has_a_case() -> None:
-    assert {op for op, _ in CASES} == set(OPS) - {"input"}
+    assert {op for op, _ in CASES} == set(OPS) - set(APART)
 
 
 class Together(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import clnp
+from tests.clnp.deploy.test_export import needs_onnx
 from tests.clnp.graph.test_any_network import check_same, force_three_tasks
 from tests.clnp.transformer_cases import (
     CASES,
@@ -156,14 +157,19 @@ def test_refused_with_the_reason(name: str) -> None:
         clnp.convert(make(), x, verbose=False)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt2"])
-def test_extracted_networks_are_written(suffix: str, tmp_path: Any) -> None:
-    net, x = made("attention by unbind")
-    model = clnp.convert(net.eval().float(), x.float(), verbose=False)
+SUFFIXES = [".safetensors", ".pt2", pytest.param(".onnx", marks=needs_onnx)]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("name", ["attention by unbind", "language"])
+def test_extracted_networks_are_written(name: str, suffix: str, tmp_path: Any) -> None:
+    net, x = made(name)
+    x = x.float() if x.is_floating_point() else x
+    model = clnp.convert(net.eval().float(), x, verbose=False)
     for k in range(2):
         model.begin_task(generator=torch.Generator().manual_seed(k))
         model.consolidate({g.name: torch.arange(1 + k) for g in model.groups.prunable})
     narrow = clnp.extract(model, 1)
-    path = clnp.export(narrow, tmp_path / f"net{suffix}", x[:1].float())
+    path = clnp.export(narrow, tmp_path / f"net{suffix}", x[:1])  # compares the logits
     if suffix == ".safetensors":
-        assert torch.equal(clnp.load_network(path)(x.float()), narrow(x.float()))
+        assert torch.equal(clnp.load_network(path)(x), narrow(x))
