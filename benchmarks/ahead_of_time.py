@@ -89,6 +89,10 @@ def _compile(architecture: int, kernel: Any, arguments: dict[str, Any]) -> Binar
         value = arguments[parameter.name]
         if isinstance(value, Tensor):
             signature[parameter.name] = "*" + TYPES[value.dtype]
+        elif hasattr(value, "block_shape"):  # a descriptor of a tensor
+            signature[parameter.name] = (
+                f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
+            )
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
         elif isinstance(value, tuple) and not parameter.is_constexpr:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from dataclasses import replace
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,13 @@ import torch
 
 from benchmarks.pages.markdown import table
 from clnp.cli.once import OnceParser
-from clnp_kernels.tune.calls import LISTS, OPERATORS
+from clnp_kernels.chooser import OFFERS, PERSISTENT
+from clnp_kernels.tune.calls import ALIGNMENTS, LISTS, OPERATORS, runs, takes
 from clnp_kernels.tune.cases import Layer, Maker
 
 FILE = Path(__file__).parent / "results" / "compiled" / "boundaries.csv"
 ARCHITECTURES = (80, 86, 90, 100, 120)
 BOUNDARIES = (1000, 1001, 1008)
-# Newer than the committed file, which the next run of the command completes.
-NOT_YET = {"partial_layer_norm_fwd", "partial_layer_norm_bwd"}
 COLUMNS = ("triton", "architecture", "operator", "images", "kernel", "dtype", "boundary", "tile",
            "warps", "registers", "local", "shared", "widest", "copies")  # fmt: skip
 Row = dict[str, Any]
@@ -49,6 +49,18 @@ def layers(operator: str, n: int) -> Iterator[tuple[str, Layer]]:
         yield "planes", replace(images, last=False)
 
 
+def kinds(architecture: int, n: int) -> Iterator[tuple[str, str, torch.dtype]]:
+    """Operators, their implementations in Triton for an architecture, and dtypes."""
+    for operator in OPERATORS:
+        dtypes = (torch.bfloat16, torch.float32) if operator in LISTS else (torch.bfloat16,)
+        for implementation in ("triton", PERSISTENT):
+            if implementation not in OFFERS[operator] or not runs(implementation, architecture):
+                continue
+            for dtype in dtypes:
+                if takes(implementation, dtype, gcd(n, ALIGNMENTS[0])):
+                    yield operator, implementation, dtype
+
+
 def rows(architecture: int, n: int) -> Iterator[Row]:
     """All kernels for boundaries at n and 3 n."""
     import triton
@@ -56,21 +68,18 @@ def rows(architecture: int, n: int) -> Iterator[Row]:
     from benchmarks.ahead_of_time import compile_launches
     from clnp_kernels.tune.check import function_of
 
-    for operator in OPERATORS:
-        function = function_of(operator, "triton")
+    for operator, implementation, dtype in kinds(architecture, n):
+        function = function_of(operator, implementation)
         for images, layer in layers(operator, n):
-            for dtype in (
-                (torch.bfloat16, torch.float32) if operator in LISTS else (torch.bfloat16,)
-            ):
-                arguments = Maker(layer, dtype, "meta").arguments(operator)
-                for one in compile_launches(architecture, lambda: function(*arguments)):  # noqa: B023
-                    yield {
-                        **{"triton": triton.__version__, "architecture": architecture},
-                        **{"operator": operator, "images": images, "kernel": one.name},
-                        **{"dtype": str(dtype).partition(".")[2], "boundary": n, "tile": one.tile},
-                        **{"warps": one.warps, "registers": one.registers, "local": one.local},
-                        **{"shared": one.shared, "widest": one.widest, "copies": one.copies},
-                    }
+            arguments = Maker(layer, dtype, "meta").arguments(operator)
+            for one in compile_launches(architecture, lambda: function(*arguments)):  # noqa: B023
+                yield {
+                    **{"triton": triton.__version__, "architecture": architecture},
+                    **{"operator": operator, "images": images, "kernel": one.name},
+                    **{"dtype": str(dtype).partition(".")[2], "boundary": n, "tile": one.tile},
+                    **{"warps": one.warps, "registers": one.registers, "local": one.local},
+                    **{"shared": one.shared, "widest": one.widest, "copies": one.copies},
+                }
 
 
 def read() -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ than the chosen one, has to serve. `chooser` has the variables for CUDA.
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,8 +37,18 @@ LIBRARIES = {"cpu": ("CPU", "C++ (csrc/cpu)", "_cpu*.so"), "cuda": ("CUDA", "CUD
 CUDA_NAMES = {
     "torch": "PyTorch on slices",
     "triton": "Triton (triton_kernels)",
+    "triton-persistent": "Triton, persistent",
     "cuda": "CUDA C++ (csrc/cuda)",
+    "cublaslt": "cuBLASLt on slices",
 }
+# where each of them says what it can't take, in `unsupported`
+FOLDERS = {
+    "triton": "triton_kernels",
+    "triton-persistent": "triton_kernels",
+    "cuda": "cuda_kernels",
+    "cublaslt": "cublaslt",
+}
+OLDEST_TRITON = (3, 4)  # with descriptors of tensors
 OPS: list[str] = []
 
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -153,13 +163,23 @@ def load_libraries() -> None:
     """Load the compiled libraries, and record the reason for each one that can't be loaded."""
     for device, (_, _, pattern) in LIBRARIES.items():
         _reasons[device] = _load(pattern)
-    if find_spec("triton") is None:
-        chooser.absent["triton"] = "triton is not installed"
-    if _reasons["cuda"]:
-        chooser.absent["cuda"] = f"the CUDA library is {_reasons['cuda']}"
+    chooser.absent.update({name: reason for name, reason in _absent() if reason})
     if not reference_forced():
         for name in OPS:
             _library.impl(name, _cuda_server(name), "CUDA")
+
+
+def _absent() -> Iterator[tuple[str, str]]:
+    """Implementations on CUDA, and the reason why each is not there, or ''."""
+    installed = find_spec("triton") is not None
+    yield "triton", "" if installed else "triton is not installed"
+    version = metadata.version("triton") if installed else ""
+    new = tuple(map(int, version.split(".")[:2])) >= OLDEST_TRITON if installed else False
+    reason = f"triton {version} is too old for descriptors of tensors" if version else ""
+    yield "triton-persistent", "" if new else reason or "triton is not installed"
+    library = _reasons["cuda"] and f"the CUDA library is {_reasons['cuda']}"
+    yield "cuda", library
+    yield "cublaslt", library or import_module(f"{__package__}.cublaslt").load()
 
 
 def library_state(device: str) -> str:
@@ -281,8 +301,7 @@ def _unsupported(implementation: str, args: tuple[Any, ...]) -> str:
     """Return the reason why an implementation can't take these arguments, or ''."""
     if implementation == "torch":
         return ""
-    folder = "triton_kernels" if implementation == "triton" else "cuda_kernels"
-    unsupported = import_module(f"{__package__}.{folder}").unsupported
+    unsupported = import_module(f"{__package__}.{FOLDERS[implementation]}").unsupported
     given = args[:1] if isinstance(args[0], Tensor) else args[0]
     kinds = {tensor.dtype: tensor for tensor in given}  # a list is on one device
     return next((reason for reason in map(unsupported, kinds.values()) if reason), "")

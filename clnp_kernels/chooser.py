@@ -1,12 +1,14 @@
 """Choice of the implementation of an operator on CUDA, by the table of the GPU (`tune`).
 
 `"torch"`: PyTorch's own operators (cuBLAS, cuDNN and ATen kernels) on contiguous slices.
-`"triton"`: `clnp_kernels/triton_kernels`. `"cuda"`: the CUDA C++ of `csrc/cuda`. A GPU without a
+`"triton"`: `clnp_kernels/triton_kernels`; `"triton-persistent"`: its products with copies by TMA.
+`"cuda"`: the CUDA C++ of `csrc/cuda`. `"cublaslt"`: products of cuBLASLt on slices. A GPU without a
 table gets PyTorch's operators: kernels serve where they have been checked.
 
-Environment: `CLNP_GPU=torch`, `triton` or `cuda` prefers that one wherever it has the operator and
-has not failed its check, `CLNP_GPU=ours` whichever of ours has it; `prefer` does the same within a
-block. `CLNP_TUNE=off` leaves tables out, `CLNP_TUNE=require` makes a GPU without one an error.
+Environment: `CLNP_GPU=torch`, or another of these names, prefers that one wherever it has the
+operator and has not failed its check, `CLNP_GPU=ours` our kernels (Triton or CUDA C++); `prefer`
+does the same within a block. `CLNP_TUNE=off` leaves tables out, `CLNP_TUNE=require` makes a GPU
+without one an error.
 """
 
 from __future__ import annotations
@@ -24,16 +26,20 @@ from .tune.calls import call_of
 from .tune.table import Choice, Table
 
 TORCH = "torch"
-PREFERENCES = (TORCH, "triton", "cuda", "ours")
+PERSISTENT, CUBLASLT = "triton-persistent", "cublaslt"
+PREFERENCES = (TORCH, "triton", PERSISTENT, "cuda", CUBLASLT, "ours")
 TUNE = ("auto", "off", "require")
 UNCHECKED = "the kernels are not checked on this GPU yet: `clnp tune`, or a Learner's first task"
 # operator -> implementation -> the module of this package that has it, under the operator's name
 _LINEAR = {TORCH: "slices.masked_linear", "triton": "triton_kernels.masked_linear"}
+_PRODUCT = {**_LINEAR, CUBLASLT: "cublaslt"}
 _CONV = {TORCH: "slices.masked_conv2d", "triton": "triton_kernels.masked_conv2d"}
 _NORM = {TORCH: "slices.partial_batch_norm", "triton": "triton_kernels.partial_batch_norm"}
 _LAYER_NORM = {TORCH: "slices.partial_layer_norm", "triton": "triton_kernels.partial_layer_norm"}
 OFFERS: dict[str, dict[str, str]] = {
-    **{f"masked_linear_{part}": _LINEAR for part in ("fwd", "relu_grad", "dgrad", "wgrad")},
+    "masked_linear_fwd": {**_PRODUCT, PERSISTENT: "triton_kernels.persistent"},
+    "masked_linear_relu_grad": _LINEAR,
+    **{f"masked_linear_{part}": _PRODUCT for part in ("dgrad", "wgrad")},
     **{f"masked_conv2d_{part}": _CONV for part in ("fwd", "relu_grad", "dgrad", "wgrad")},
     **{f"partial_batch_norm_{part}": _NORM for part in ("fwd", "bwd")},
     **{f"partial_layer_norm_{part}": _LAYER_NORM for part in ("fwd", "bwd")},
@@ -85,7 +91,7 @@ def prefer(implementation: str) -> Iterator[None]:
     """Prefer an implementation within a block, on CUDA; for tests and measurements.
 
     Arguments:
-        implementation: "torch", "triton", "cuda" or "ours".
+        implementation: one of `PREFERENCES`.
 
     Raises:
         ValueError: it is none of these.

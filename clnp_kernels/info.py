@@ -22,7 +22,7 @@ def implementations() -> dict[tuple[str, str], tuple[str, str]]:
 
 def versions() -> dict[str, str]:
     """Return the versions that results and speed depend on."""
-    from . import _register, ops  # noqa: F401  (importing ops loads the libraries)
+    from . import _register, chooser, ops  # noqa: F401  (importing ops loads the libraries)
 
     return {
         "clnp_kernels": __version__,
@@ -36,6 +36,7 @@ def versions() -> dict[str, str]:
         "imported from": "a source tree" if _register.in_source_tree() else "an installation",
         "cpu library": _register.library_state("cpu"),
         "cuda library": _register.library_state("cuda"),
+        "cublaslt": chooser.absent.get("cublaslt", "loaded"),
     }
 
 

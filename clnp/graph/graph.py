@@ -23,7 +23,15 @@ from .operations import OPS as OPS
 from .operations import WITH_WEIGHTS as WITH_WEIGHTS
 from .operations import Attrs as Attrs
 
-FUSES = ("linear", "conv2d", "depthwise_conv2d", "grouped_conv2d", "batch_norm1d", "batch_norm2d")
+FUSES = (
+    "linear",
+    "conv2d",
+    "conv3d",
+    "depthwise_conv2d",
+    "grouped_conv2d",
+    "batch_norm1d",
+    "batch_norm2d",
+)
 # torch.fx writes names into the code that it runs and looks them up as attributes, so a name from a
 # file must be neither code nor a path to a class.
 NAME = re.compile(r"(?!__)[\w -]+(\.(?!__)[\w -]+)*")

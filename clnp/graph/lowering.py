@@ -20,7 +20,7 @@ from .axes import Step, UnclearError, parts_of, shuffle_before
 from .calls import name_of
 from .channels import Value, Walk
 from .graph import Graph, Node
-from .head import is_linear_per_pixel, linear_of, with_linear
+from .head import is_linear_per_pixel, linear_of, one_head, sum_of_heads, with_linear, with_one_head
 from .mutation import make_functional
 from .operands import Operands
 from .operations import OPS, WITH_WEIGHTS, Attrs
@@ -67,7 +67,7 @@ def lower(net: nn.Module, traced: Traced) -> Lowered:
 LEARNED = ("weight", "bias")
 # Operations of several steps or inputs -> the method that reads them
 SPECIAL = {
-    **dict.fromkeys(("cat", "concat", "concatenate"), "_concat"),
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), "_concat"),
     **dict.fromkeys(("view", "reshape", "flatten"), "_shuffled"),
     "glu": "_glu",
 }
@@ -121,15 +121,32 @@ class _Lowering:
                 f"the network: expected outputs [B, ...], got shape {_text(shown)} for an input "
                 f"of shape {_text(['B', *self.traced.x.shape[1:]])}"
             )
-        last = self.names[result]
+        last = self._end(self.names[result])
+        graph = Graph(tuple(self.nodes), last)
+        return Lowered(graph, self.layers, self.tensors, self.folded)
+
+    def _end(self, last: str) -> str:
+        """Write the output layer as one Linear; return the name of the result."""
         key = self.walk.values[last].key
-        if is_linear_per_pixel(self.walk.nodes[key]):
+        shapes = {name: self.shapes.get(node.name, ()) for node, name in self.names.items()}
+        while (joined := sum_of_heads(self.nodes, key)) is not None:
+            parts = [node for name in joined.inputs for node in self.nodes if node.name == name]
+            read = [list(shapes.get(part.inputs[0], ())) for part in parts]
+            dim = len(read[0]) - 1 if parts[0].op == "linear" else 1
+            if len(read[0]) < 2 or _without(read[0], dim) != _without(read[1], dim):
+                break  # one is broadcast over the places of the other
+            concat = self._name(f"{key}_inputs".replace(".", "_"))
+            shapes[concat] = tuple(read[0])  # but for the axis of the inputs
+            self.nodes = with_one_head(self.nodes, joined, key, dim, concat)
+            self.layers[key] = one_head(*(self.layers.pop(part.name) for part in parts))
+            self.folded.append(key)
+            last = key if last == joined.name else last
+        if any(is_linear_per_pixel(node) for node in self.nodes if node.name == key):
             sides = [self._name(f"{key}_{side}".replace(".", "_")) for side in ("in", "out")]
             self.nodes = with_linear(self.nodes, key, sides)
             self.layers[key] = linear_of(self.layers[key])
             last = sides[1] if last == key else last
-        graph = Graph(tuple(self.nodes), last)
-        return Lowered(graph, self.layers, self.tensors, self.folded)
+        return last
 
     def _needed(self, result: fx.Node) -> list[fx.Node]:
         """Return the nodes that the result depends on, without weights, in execution order."""
@@ -212,9 +229,12 @@ class _Lowering:
         reader = JOINED.get(name_of(node.target))
         if reader is not None and reader(self, node):
             return
-        layers = layers_of(node, self._dims(first), self._channels(first))
-        for layer in layers:
-            self._layer(node, layer)
+        layers = layers_of(node, self._shape(first), self._channels(first))
+        for i, layer in enumerate(layers):
+            if isinstance(layer, Layer):
+                self._layer(node, layer)
+            else:
+                self._chain(node, [self.names[node if i else node.all_input_nodes[0]]], layer)
         if layers:
             return
         operands = Operands.of(node, self.shapes)
@@ -230,8 +250,8 @@ class _Lowering:
     def _inputs(self, node: fx.Node) -> list[str]:
         return [self.names[n] for n in node.all_input_nodes if n in self.names]
 
-    def _dims(self, node: object) -> int:
-        return len(self.shapes.get(node.name, ())) if isinstance(node, fx.Node) else 0
+    def _shape(self, node: object) -> tuple[int, ...]:
+        return self.shapes.get(node.name, ()) if isinstance(node, fx.Node) else ()
 
     def _value(self, node: fx.Node) -> Value:
         return self.walk.values[self.names[node]]
@@ -306,8 +326,14 @@ class _Lowering:
         dim %= len(shape)
         if dim in self.traced.batched[node.name]:
             raise UnclearError("it makes a larger batch")
-        sizes = [self.shapes[n.name][dim] for n in given]
         inputs = [self.names[n] for n in given]
+        if name_of(node.target) == "stack":
+            inputs = [
+                self._emit("insert_axis", [n], {"dim": dim}, f"{node.name}_axis") for n in inputs
+            ]
+            sizes = [1] * len(given)
+        else:
+            sizes = [self.shapes[n.name][dim] for n in given]
         self._chain(node, inputs, [("concat", {"dim": dim, "sizes": sizes})])
         return True
 
@@ -489,3 +515,7 @@ class _Lowering:
 
 def _text(shape: Sequence[object]) -> str:
     return f"[{', '.join(map(str, shape))}]"
+
+
+def _without(shape: list[int], dim: int) -> list[int]:
+    return [*shape[:dim], *shape[dim + 1 :]]

@@ -155,16 +155,15 @@ class Operands:
             return [(self.op, {})]
         axis = axes[0]
         sizes = [s[axis] if len(s) >= -axis else 1 for s in shapes]
-        raw_single = (
-            any(v.axis is None and n == 1 for v, n in zip(values, sizes, strict=True))
-            and sizes[0] != sizes[1]
-        )
-        if sizes[0] != sizes[1] and not raw_single:
+        if sizes[0] == sizes[1]:
+            return [(self.op, {})]
+        wide = values[sizes.index(max(sizes))]
+        if min(sizes) > 1 or wide.axis is None or wide.axis - wide.dims != axis:
             raise UnclearError(
                 f"it joins values of shape {list(a)} and {list(b)}; broadcasting over channels "
                 "can't be pruned"
             )
-        return [(self.op, {"broadcast": True} if raw_single else {})]
+        return [(self.op, {"broadcast": True})]
 
 
 def _check_broadcast(small: Shape | torch.Size, large: Shape) -> None:

@@ -100,6 +100,14 @@ def _group_norm(x: Any, each: int, eps: float) -> Any:
     return F.group_norm(x, x.shape[1] // each, eps=eps)
 
 
+def _filtered(
+    x: Any, kernel: list[Any], stride: list[int], padding: list[int], dilation: list[int]
+) -> Any:
+    channels, rows, columns = x.shape[1], len(kernel), len(kernel[0])
+    weight = x.new_tensor(kernel).expand(channels, 1, rows, columns)
+    return F.conv2d(x, weight, None, stride, padding, dilation, channels)
+
+
 def _part(x: Any, dim: int, start: int, stop: int, step: int) -> Any:
     return x[(*[slice(None)] * dim, slice(start, stop, step))]
 
@@ -165,6 +173,15 @@ def _layer(
 
 def _pool(make: Callable[..., nn.Module], *attrs: str) -> Op:
     return Op("spatial", make, attrs=attrs, kind="images", label=make.__name__)
+
+
+def _volume(make: Callable[..., nn.Module], *attrs: str) -> Op:
+    """Row of a pool over the last three axes."""
+    return Op(
+        *("axes", make, None, attrs, lambda attrs, dims: range(dims - 3, dims)),
+        kind="images",
+        label=make.__name__,
+    )
 
 
 def _number(function: Callable[..., Any], label: str = "") -> Op:
@@ -260,6 +277,11 @@ OPS: dict[str, Op] = {
     "group_norm": Op(
         *("units", None, _group_norm, ("each", "eps")), kind="norms", label="GroupNorm"
     ),
+    "filter": Op(
+        *("spatial", None, _filtered, ("kernel", "stride", "padding", "dilation")),
+        kind="images",
+        label="blurs (one constant filter for all channels)",
+    ),
     "pixel_shuffle": Op(
         *("pixels", None, lambda x, factor: F.pixel_shuffle(x, factor), ("factor",)),
         kind="images",
@@ -330,6 +352,13 @@ OPS: dict[str, Op] = {
     "scale": carrier(lambda x, w, axis: x * w, "layer scale and other factors per channel"),
     "shift": carrier(lambda x, w, axis: x + w, "offsets per channel"),
     "prelu": carrier(lambda x, w, axis: torch.where(x > 0, x, x * w), "PReLU"),
+}
+OPS |= {
+    "conv3d": _layer(nn.Conv3d, "layer", CONV, "Conv3d"),
+    "max_pool3d": _volume(nn.MaxPool3d, *MAX_POOL),
+    "avg_pool3d": _volume(nn.AvgPool3d, *AVG_POOL),
+    "adaptive_avg_pool3d": _volume(nn.AdaptiveAvgPool3d, "output_size"),
+    "adaptive_max_pool3d": _volume(nn.AdaptiveMaxPool3d, "output_size"),
 }
 MATHS = (
     *("neg", "abs", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal"),

@@ -48,7 +48,7 @@ def plain_module(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor
     It supports gradients even if it is made within `torch.inference_mode`.
 
     Arguments:
-        op: "linear", "conv2d", "depthwise_conv2d", "grouped_conv2d", "batch_norm1d",
+        op: "linear", "conv2d", "conv3d", "depthwise_conv2d", "grouped_conv2d", "batch_norm1d",
             "batch_norm2d", or a weight per channel: "scale", "shift" or "prelu".
         attrs: attributes of the node in the graph; sizes are taken from the tensors.
         tensors: weight [O, I, ...] and bias [O] (or None); for a batch norm, weight, bias, mean
@@ -95,7 +95,8 @@ def _empty(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor | Non
     groups = 1
     if op in ("depthwise_conv2d", "grouped_conv2d"):
         groups = outputs * attrs["groups"] // attrs["out_channels"]
-    return nn.Conv2d(
+    make_conv: Any = nn.Conv3d if op == "conv3d" else nn.Conv2d
+    return make_conv(
         inputs * groups,
         outputs,
         kernel,

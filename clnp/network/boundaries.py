@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clnp_kernels.nn import (
     MaskedConv2d,
+    MaskedConv3d,
     MaskedEmbedding,
     MaskedGroupedConv2d,
     MaskedLinear,
@@ -28,12 +29,13 @@ from ..graph.groups import Group, find_groups
 from .heads import Head, MultiHead
 from .layout import Counts, Gathering, entries, gathered
 
-MaskedLayer = MaskedLinear | MaskedConv2d | MaskedGroupedConv2d | MaskedEmbedding
+MaskedLayer = MaskedLinear | MaskedConv2d | MaskedConv3d | MaskedGroupedConv2d | MaskedEmbedding
 NormAcross = PartialLayerNorm | PartialRMSNorm
 Carrier = PartialBatchNorm2d | PartialPerChannel | NormAcross
 MASKED: dict[str, Any] = {
     "linear": MaskedLinear,
     "conv2d": MaskedConv2d,
+    "conv3d": MaskedConv3d,
     "depthwise_conv2d": MaskedConv2d,
     "grouped_conv2d": MaskedGroupedConv2d,
     "batch_norm1d": PartialBatchNorm1d,
@@ -49,14 +51,19 @@ class LearnedTask:
     """Record of a learned task.
 
     Attributes:
-        name: name of the task.
-        classes: number of outputs C of its head.
+        name: name of the task; "" if it was forgotten.
+        classes: number of outputs C of its head; 0 if it was forgotten.
         active: group -> number of active units after the task (its boundary).
     """
 
     name: str
     classes: int
     active: dict[str, int]
+
+    @property
+    def forgotten(self) -> bool:
+        """True if only the boundary is left, because later tasks stand behind it."""
+        return self.classes == 0
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LearnedTask:
@@ -176,7 +183,7 @@ class Boundaries(nn.Module):
     @property
     def is_convolutional(self) -> bool:
         """True if the network works on images [B, C, H, W]."""
-        return any("conv2d" in node.op for node in self.graph.nodes)
+        return any("conv" in node.op for node in self.graph.nodes)
 
     def running_statistics(self) -> list[Tensor]:
         """Return the buffers that training changes.
@@ -256,7 +263,15 @@ class Boundaries(nn.Module):
         if isinstance(task, bool) or not isinstance(task, int) or not -learned <= task < learned:
             known = f"0 to {learned - 1}" if learned else "none yet"
             raise ConfigError(f"task: expected the index of a learned task ({known}), got {task!r}")
-        return task % learned
+        task %= learned
+        if self.tasks[task].forgotten:
+            raise ConfigError(f"task: expected a learned task, got {task}, which was forgotten")
+        return task
+
+    @property
+    def present(self) -> list[int]:
+        """Indices of the learned tasks that have not been forgotten."""
+        return [k for k, task in enumerate(self.tasks) if not task.forgotten]
 
     def width(self, layer: str, active: Counts) -> int:
         """Return the inputs of a layer if only the given active units exist."""

@@ -60,7 +60,7 @@ def union_layers(model: Boundaries) -> dict[str, nn.Module]:
     layers = _corner(model, len(model.tasks) - 1, {})
     inputs = model.width(model.groups.head, bounds)
     weights, biases = [], []
-    for task in range(len(model.tasks)):
+    for task in model.present:
         own = _own_columns(model, task)
         weight, bias = model.head.task_weights(task, *own)
         start = own[0] if model.head.kind == "single" else 0

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..graph.graph import Graph, build, for_inference
 from .boundaries import Boundaries
-from .inference import check_rule, choose
+from .inference import Rule, check_rule, choose
 from .layout import Counts, blocks, gathered
 from .narrow import task_layers, union_layers
 
@@ -91,21 +91,27 @@ class Network(Boundaries):
             self._narrow[task] = narrow
         return self._narrow[task]
 
-    def predict(self, x: Tensor, rule: str = "entropy") -> tuple[Tensor, Tensor]:
+    def predict(self, x: Tensor, rule: str | Rule = "entropy") -> tuple[Tensor, Tensor]:
         """Infer task and class of examples of unknown task: the most confident task wins.
 
         Arguments:
             x: [B, ...].
-            rule: "entropy" or "energy", see `clnp.network.inference.choose`.
+            rule: "entropy" or "energy", see `clnp.network.inference.choose`; or a classifier of the
+                task from `clnp.calibrated`, which is right far more often.
 
         Returns:
             the task [B] and the class within it [B], int64.
 
         Raises:
             DataError: x doesn't fit the network.
-            ConfigError: no task has been learned, or an unknown rule.
+            ConfigError: no task has been learned; an unknown rule, or one fitted for other tasks.
         """
         check_rule(rule)
+        if not isinstance(rule, str) and list(rule.tasks) != self.present:
+            raise ConfigError(
+                f"rule: expected one for tasks {self.present}, got one for {list(rule.tasks)}; "
+                "calibrate again after every task"
+            )
         return choose(self.all_tasks(x), rule)
 
     def all_tasks(self, x: Tensor) -> list[Tensor]:
@@ -117,7 +123,8 @@ class Network(Boundaries):
             x: [B, ...].
 
         Returns:
-            logits [B, C] per task, equal to `model(x, task=k)` up to rounding.
+            logits [B, C] per task, equal to `model(x, task=k)` up to rounding; [B, 0] of a
+            forgotten task.
 
         Raises:
             DataError: x doesn't fit the network.

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clnp_kernels.nn import MaskedConv2d, MaskedGroupedConv2d, MaskedLinear
+from clnp_kernels.nn import MaskedConv2d, MaskedConv3d, MaskedGroupedConv2d, MaskedLinear
 
 from ..network.heads import Head
 from ..network.layout import entries
 from ..network.model import Model
 from .evaluation import evaluating
 
-DENSE = (nn.Linear, nn.Conv2d)
-MASKED = (MaskedLinear, MaskedConv2d, MaskedGroupedConv2d, Head)
+DENSE = (nn.Linear, nn.Conv2d, nn.Conv3d)
+MASKED = (MaskedLinear, MaskedConv2d, MaskedConv3d, MaskedGroupedConv2d, Head)
 
 
 @dataclass(frozen=True)
@@ -198,9 +198,10 @@ def clnp_cost(learner: Any, task: int, examples: int) -> dict[str, int | float]:
     # Structured SDP passes twice: at the weights, and where the loss is highest nearby.
     passes = 2 if settings.sparsifier == "sdp" else 1
     flops = 2 * passes * epochs * examples * sum(p.total for p in work.values())
-    if settings.fine_tune is not None:
+    tune = settings.tuning
+    if tune is not None and report.fine_tuned:
         tuned = _Shapes(model, after, before, classes).products(report.transfer_only)
-        again = settings.fine_tune.epochs * settings.fine_tune.rounds
+        again = tune.epochs * tune.rounds
         flops += 2 * again * examples * sum(p.total for p in tuned.values())
         epochs += again
     memory = sum(

@@ -61,17 +61,36 @@ def masked_conv2d_fwd(
         return images_of(y, x.shape[0], output_size(x, kernel, *geometry[:3])), sums
     depthwise, active_out = geometry[3], active_weight.shape[0]
     split = active_out if depthwise else active_weight.shape[1]
-    parts = []
-    if active_out:
-        parts.append(convolve(x[:, :split], active_weight, active_bias, *geometry))
-    if free_weight.shape[0] or not active_out:
-        seen = x[:, split:] if depthwise and split else x
-        parts.append(convolve(seen, free_weight, free_bias, *geometry))
-    y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    seen = x[:, split:] if depthwise and split else x
+    if not active_out:
+        y = convolve(seen, free_weight, free_bias, *geometry)
+    elif not free_weight.shape[0]:
+        y = convolve(x[:, :split], active_weight, active_bias, *geometry)
+    else:
+        active = convolve(x[:, :split], active_weight, None, *geometry)
+        free = convolve(seen, free_weight, None, *geometry)
+        y = _joined((active, free), (active_bias, free_bias), memory_format(x))
     y = y.contiguous(memory_format=memory_format(x))
     if activation == "relu":
         y.relu_()
     return y, channel_activity(y, 1) if activity else y.new_empty(0, dtype=accumulator(y.dtype))
+
+
+def _joined(
+    parts: tuple[Tensor, Tensor],
+    biases: tuple[Tensor | None, Tensor | None],
+    layout: torch.memory_format,
+) -> Tensor:
+    """Both parts [B, ., H, W] in one tensor; the copy that joins them adds the biases."""
+    active, free = parts
+    if biases[0] is None or biases[1] is None:
+        return torch.cat(parts, 1)
+    split = active.shape[1]
+    shape = (active.shape[0], split + free.shape[1], *active.shape[2:])
+    y = torch.empty(shape, dtype=active.dtype, device=active.device, memory_format=layout)
+    torch.add(active, biases[0][:, None, None], out=y[:, :split])
+    torch.add(free, biases[1][:, None, None], out=y[:, split:])
+    return y
 
 
 def masked_conv2d_relu_grad(

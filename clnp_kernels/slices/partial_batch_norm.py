@@ -29,6 +29,17 @@ def _statistics(free: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
+def _joined(vectors: Vectors, dtype: torch.dtype) -> list[Tensor | None]:
+    """Mean, variance, weight and bias [C] of all channels, in `dtype`, by one copy at most."""
+    pairs = [*zip(vectors.active(), vectors.free(), strict=True)]
+    if not len(vectors.active_mean):
+        return [widened(free, dtype) for _, free in pairs]
+    given = [widened(vector, dtype) for pair in pairs for vector in pair if vector is not None]
+    channels = len(vectors.active_mean) + len(vectors.free_mean)
+    rows = iter(torch.cat(given).view(-1, channels).unbind())
+    return [None if free is None else next(rows) for _, free in pairs]
+
+
 @torch.no_grad()
 def partial_batch_norm_fwd(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y [B, C, H, W], activity [C] or empty, the free channels' batch mean and variance [Cf]."""
@@ -39,9 +50,7 @@ def partial_batch_norm_fwd(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tenso
         mean, var = _statistics(x[:, split:] if split else x, dtype)
         vectors = vectors._replace(free_mean=mean, free_var=var)
     if x.numel():
-        m, v, w, b = (
-            widened(vector, dtype) for vector in (vectors.joined() if split else vectors.free())
-        )
+        m, v, w, b = _joined(vectors, dtype)
         y = torch.native_batch_norm(x, w, b, m, v, False, 0.0, eps)[0]
     else:
         y = torch.empty_like(x)

@@ -1,7 +1,9 @@
 """The kernels of `partial_layer_norm`.
 
-Tiles of channels begin anew at every block, and no size is specialised: one binary serves all
-boundaries, so a block has the same bits whatever lies behind it.
+Tiles of channels begin anew at every block. Sizes, ends of blocks and strides come in units of what
+divides them all (`ALIGN`, up to 8 channels), so 16 bytes are loaded at once. Nothing else of them
+is specialised: for each unit one binary serves all boundaries, so a block has the same bits
+whatever lies behind it.
 """
 
 import triton
@@ -28,7 +30,7 @@ def vector_of(active, free, c, Ca, C):
 def normal_kernel(
     x,  # [M, C]
     y,  # [M, C], without the first `skipped` columns
-    ends,  # [blocks] int64
+    ends,  # [blocks] int64, in units
     active_weight,  # [Ca]
     free_weight,  # [Cf]
     active_bias,  # [Ca]
@@ -46,9 +48,17 @@ def normal_kernel(
     RMS: tl.constexpr,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
+    ALIGN: tl.constexpr,  # unit of the ends, C, Ca, skipped and the strides
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
+    C, Ca, skipped, x_row, y_row = (
+        C * ALIGN,
+        Ca * ALIGN,
+        skipped * ALIGN,
+        x_row * ALIGN,
+        y_row * ALIGN,
+    )
     r = offsets_of(tl.program_id(0), ROWS)
     exists = r < rows
     centre, squares = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
@@ -56,7 +66,7 @@ def normal_kernel(
     zero = tl.full([], 0, tl.int64)
     start = zero
     for b in range(blocks):
-        end = tl.load(ends + (zero + b))
+        end = tl.load(ends + (zero + b)) * ALIGN
         for first in range(start, end, CHANNELS):
             c = run_of(first, CHANNELS)
             mask = exists[:, None] & (c < end)[None, :]
@@ -124,10 +134,12 @@ def slope_kernel(
     x_row,
     RMS: tl.constexpr,
     WEIGHT: tl.constexpr,
+    ALIGN: tl.constexpr,  # unit of C, Ca, Cf and the strides
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """grad_x = grad * weight * rstd + (x - mean) * slope + offset; active channels get zero."""
+    C, Ca, Cf, grad_row, x_row = C * ALIGN, Ca * ALIGN, Cf * ALIGN, grad_row * ALIGN, x_row * ALIGN
     r = offsets_of(tl.program_id(0), ROWS)
     exists = r < rows
     factor = tl.load(rstd + r, mask=exists, other=0.0)
@@ -177,10 +189,12 @@ def sums_kernel(
     x_row,
     tiles,  # of rows, per stripe
     RMS: tl.constexpr,
+    ALIGN: tl.constexpr,  # unit of Ca, Cf and the strides
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Sums over rows of the gradient times the normalised x, and of the gradient."""
+    Ca, Cf, grad_row, x_row = Ca * ALIGN, Cf * ALIGN, grad_row * ALIGN, x_row * ALIGN
     stripe = tl.program_id(1)
     c = offsets_of(tl.program_id(0), CHANNELS)
     one, two = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)

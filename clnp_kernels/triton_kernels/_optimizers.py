@@ -221,6 +221,38 @@ def step(
                 given[place].copy_(run)
 
 
+def prepared(
+    kernel: Any,
+    like: Tensor,
+    options: Any,
+    rates: Sequence[Tensor],
+    kinds: dict[str, bool],
+    own: Callable[[list[int]], dict[str, Any]],
+) -> Callable[[list[int], dict[str, Any]], None]:
+    """The function that `step` calls to fill a table: a launch with a program for each tensor.
+
+    Arguments:
+        kernel: writes the table.
+        like: a parameter.
+        options: the operator's, with `l1`, `maximize`, `grad_scale` and `found_inf`.
+        rates, kinds: as `rates_of` returns them.
+        own: further arguments for the tensors at some places.
+    """
+
+    def prepare(places: list[int], table: dict[str, Any]) -> None:
+        arguments = {
+            "rates": _rate_arguments([rates[k] for k in places], kinds["HOST"]),
+            "l1": tuple(float(options.l1[k]) for k in places),
+            "sign": -1.0 if options.maximize else 1.0,
+            "grad_scale": options.grad_scale,
+            "found_inf": options.found_inf,
+        }
+        programs = (len(dict.fromkeys(places)),)
+        _launch.launch(kernel, programs, like, table | arguments | own(places) | kinds)
+
+    return prepare
+
+
 def rates_of(rates: Sequence[Tensor], like: Tensor) -> tuple[list[Tensor], dict[str, bool]]:
     """Learning rates that a kernel can read, and the constants that say how."""
     if all(not rate.is_cuda for rate in rates) and like.is_cuda:
@@ -233,7 +265,7 @@ def rates_of(rates: Sequence[Tensor], like: Tensor) -> tuple[list[Tensor], dict[
     return list(rates), READ
 
 
-def rate_arguments(rates: Sequence[Tensor], host: bool) -> tuple[Any, ...]:
+def _rate_arguments(rates: Sequence[Tensor], host: bool) -> tuple[Any, ...]:
     """Rates of the tensors of a launch, as `rate_of` reads them."""
     if host:
         return tuple(float(rate) for rate in rates)

@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.adam_l1 import Options
-from . import _launch
 from . import _optimizers as tables
 from ._optimizers import (
     column_of,
@@ -132,19 +131,14 @@ def adam_l1(
         counts = list(torch.stack([step.to(device) for step in steps]).unbind())
     rates, kinds = tables.rates_of(options.lr, params[0])
 
-    def advance(places: list[int], table: dict[str, Any]) -> None:
-        arguments = {
+    def own(places: list[int]) -> dict[str, Any]:
+        return {
             "steps": tables.coded([counts[k].data_ptr() for k in places]),
-            "rates": tables.rate_arguments([rates[k] for k in places], kinds["HOST"]),
-            "l1": tuple(float(options.l1[k]) for k in places),
             "log_beta1": _log(options.beta1),
             "log_beta2": _log(options.beta2),
-            "sign": -1.0 if options.maximize else 1.0,
-            "grad_scale": options.grad_scale,
-            "found_inf": options.found_inf,
         }
-        programs = (len(dict.fromkeys(places)),)
-        _launch.launch(advance_kernel, programs, params[0], table | arguments | kinds)
+
+    advance = tables.prepared(advance_kernel, params[0], options, rates, kinds, own)
 
     numbers = {
         "decay": float(options.weight_decay),

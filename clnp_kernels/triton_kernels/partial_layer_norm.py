@@ -24,7 +24,7 @@ STRIPES = 128  # the most sums over rows that are added apart
 
 @lru_cache(maxsize=256)
 def _ends_on(device: torch.device, boundaries: tuple[int, ...]) -> Tensor:
-    """The boundaries in the memory of a device. Kept, as a captured call can't copy them there."""
+    """Boundaries on a device, in units. Kept, as a captured call can't copy them there."""
     return torch.tensor(boundaries, dtype=torch.int64, device=device)
 
 
@@ -52,11 +52,14 @@ def partial_layer_norm_fwd(
     y = x.new_empty(rows, channels - skipped)
     mean = x.new_empty(0 if rms else rows, dtype=torch.float32)
     rstd = x.new_empty(rows, dtype=torch.float32)
-    x = _launch.rows_of(x)
+    x, ends = _launch.rows_of(x), tuple(map(int, boundaries))
+    sizes = {"C": channels, "Ca": split, "skipped": skipped}
+    sizes |= {"x_row": x.stride(0), "y_row": y.stride(0)}
+    unit = _launch.align_of(*ends, *sizes.values())
     arguments: dict[str, Any] = {
         "x": x,
         "y": y,
-        "ends": _ends_on(x.device, tuple(map(int, boundaries))),
+        "ends": _ends_on(x.device, tuple(end // unit for end in ends)),
         "active_weight": _contiguous(active_weight, free_weight),
         "free_weight": _contiguous(free_weight, active_weight),
         "active_bias": _contiguous(active_bias, free_bias),
@@ -65,11 +68,8 @@ def partial_layer_norm_fwd(
         "rstd": rstd,
         "blocks": len(boundaries),
         "rows": rows,
-        "C": channels,
-        "Ca": split,
-        "skipped": skipped,
-        "x_row": x.stride(0),
-        "y_row": y.stride(0),
+        **_launch.in_units(unit, **sizes),
+        "ALIGN": unit,
         "eps": eps,
         "RMS": rms,
         "WEIGHT": free_weight is not None,
@@ -98,21 +98,22 @@ def partial_layer_norm_bwd(
     (rows, channels), free = x.shape, grad_y.shape[1]
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grad, x = _launch.rows_of(grad_y), _launch.rows_of(x)
-    sizes = {"rows": rows, "Ca": channels - free, "Cf": free}
+    sizes = {"Ca": channels - free, "Cf": free, "grad_row": grad.stride(0), "x_row": x.stride(0)}
+    unit = _launch.align_of(channels, *sizes.values())
     common: dict[str, Any] = {
         "grad": grad,
         "x": x,
         "mean": mean.contiguous(),
         "rstd": rstd.contiguous(),
-        **sizes,
-        "grad_row": grad.stride(0),
-        "x_row": x.stride(0),
+        "rows": rows,
+        **_launch.in_units(unit, **sizes),
+        "ALIGN": unit,
         "RMS": rms,
     }
     arguments = common | {
         "grad_x": grad_x,
         "free_weight": _contiguous(free_weight, None),
-        "C": channels,
+        "C": channels // unit,
         "WEIGHT": free_weight is not None,
         "ROWS": ROWS,
         "CHANNELS": CHANNELS,

@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.sgd_l1 import Options
-from . import _launch
 from . import _optimizers as tables
 from ._optimizers import (
     column_of,
@@ -109,19 +108,14 @@ def sgd_l1(
     momentum = float(options.momentum)
     rates, kinds = tables.rates_of(options.lr, params[0])
 
-    def prepare(places: list[int], table: dict[str, Any]) -> None:
+    def own(places: list[int]) -> dict[str, Any]:
         first = [options.first[k] for k in places]
-        arguments = {
-            "rates": tables.rate_arguments([rates[k] for k in places], kinds["HOST"]),
-            "l1": tuple(float(options.l1[k]) for k in places),
+        return {
             "keep": tuple(0.0 if new else momentum for new in first),
             "take": tuple(1.0 if new else 1.0 - options.dampening for new in first),
-            "sign": -1.0 if options.maximize else 1.0,
-            "grad_scale": options.grad_scale,
-            "found_inf": options.found_inf,
         }
-        programs = (len(dict.fromkeys(places)),)
-        _launch.launch(prepare_kernel, programs, params[0], table | arguments | kinds)
+
+    prepare = tables.prepared(prepare_kernel, params[0], options, rates, kinds, own)
 
     numbers = {
         "decay": float(options.weight_decay),

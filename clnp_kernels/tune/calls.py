@@ -96,6 +96,16 @@ def _dtypes(tensors: Sequence[Tensor]) -> str:
     return "+".join(sorted({name_of(tensor.dtype) for tensor in tensors}))
 
 
+def runs(implementation: str, capability: int) -> bool:
+    """Return whether an implementation is meant for a compute capability (major * 10 + minor)."""
+    return implementation != "triton-persistent" or capability >= TMA
+
+
+def takes(implementation: str, dtype: torch.dtype, alignment: int) -> bool:
+    """Return whether an implementation is made for boundaries at multiples of `alignment`."""
+    return implementation not in ALIGNED or alignment * dtype.itemsize % 16 == 0
+
+
 def name_of(dtype: torch.dtype) -> str:
     """Return "float32" for `torch.float32`."""
     return str(dtype).rpartition(".")[2]
@@ -220,4 +230,7 @@ _PARTS: dict[str, Callable[..., Parts]] = {
     "sgd_l1": _optimizer,
 }
 OPERATORS = (*_PARTS,)
+# Implementations that take runs of memory at multiples of 16 bytes only.
+ALIGNED = ("cublaslt", "triton-persistent")
+TMA = 90  # compute capability from which on the processors copy tiles in the background
 LISTS = ("adam_l1", "sgd_l1")  # take lists of any tensors, so they have no boundaries

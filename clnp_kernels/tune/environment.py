@@ -20,7 +20,14 @@ from ..support import unsupported_device
 SCHEMA = 1  # of the entries; another one is another folder
 PACKAGE = Path(__file__).parent.parent
 # What decides which numbers the kernels compute, and how they are checked.
-SOURCES = ("triton_kernels/*.py", "tune/*.py", "cuda_kernels.py", "_planes.py", "_cuda*.so")
+SOURCES = (
+    "triton_kernels/*.py",
+    "tune/*.py",
+    "cuda_kernels.py",
+    "cublaslt.py",
+    "_planes.py",
+    "_cuda*.so",
+)
 
 
 @dataclass(frozen=True)

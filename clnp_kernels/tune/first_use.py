@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from .. import chooser, triton_kernels
+from .. import chooser, cublaslt, triton_kernels
 from .._checks import FLOATING
 from .._register import strict
 from ..errors import MissingImplementationError
 from . import environment
-from .calls import ALIGNMENTS, LISTS, OPERATORS, name_of
+from .calls import ALIGNMENTS, LISTS, OPERATORS, name_of, runs, takes
 from .environment import Card, differences
 from .store import Store
 from .stored import open_store, read, table, warn
@@ -199,7 +199,7 @@ def _kept(card: Card, store: Store, digest: str) -> Table | None:
 
 def jobs_of_check() -> list[dict[str, Any]]:
     """One job per operator, implementation, dtype and alignment, for what is installed."""
-    dtypes = {"triton": triton_kernels.DTYPES, "cuda": FLOATING}
+    dtypes = {"cuda": FLOATING, "cublaslt": cublaslt.DTYPES}
     return [
         {
             "kind": "check",
@@ -214,14 +214,19 @@ def jobs_of_check() -> list[dict[str, Any]]:
         if alignment == 1 or operator not in LISTS
         for implementation in chooser.OFFERS[operator]
         if implementation != chooser.TORCH and implementation not in chooser.absent
-        for dtype in dtypes[implementation]
+        for dtype in dtypes.get(implementation, triton_kernels.DTYPES)
+        if takes(implementation, dtype, alignment)
     ]
 
 
 def check_missing(card: Card, entries: Sequence[Entry], store: Store, say: Say) -> list[Check]:
     """Run the checks that are not among the entries; each result is kept as soon as it is there."""
     known = {entry.kernel for entry in entries if isinstance(entry, Check)}
-    jobs = [job for job in jobs_of_check() if (*[*job.values()][1:],) not in known]
+    jobs = [
+        job
+        for job in jobs_of_check()
+        if (*[*job.values()][1:],) not in known and runs(job["implementation"], card.capability)
+    ]
     if not jobs:
         return []
     say(

@@ -11,11 +11,11 @@ import torch
 from .. import chooser
 from ..triton_kernels import tiles
 from . import cases
-from .calls import Call, call_of
+from .calls import Call, call_of, runs, takes
 from .check import equal, function_of, small
 from .clock import CudaClock
 from .environment import Card
-from .table import DEFAULTS, Measured
+from .table import Measured, default_of
 
 LEAST = 0.03  # of the time, by which another implementation has to be faster than the default
 AGAIN = "torch again"  # the same implementation once more: the noise
@@ -88,8 +88,8 @@ def _on(way: Callable[..., Any], sets: Sequence[Sequence[Any]]) -> Timed:
 
 def _default(call: Call, ways: Mapping[str, Any]) -> str:
     """The candidate that would serve without a measurement."""
-    default = DEFAULTS.get(call.operator)
-    if default is None or not default.holds(call):
+    default = default_of(call)
+    if default is None:
         return chooser.TORCH
     return next((name for name in default.implementations if name in ways), chooser.TORCH)
 
@@ -101,12 +101,14 @@ def _candidates(
 
     A name is that of the implementation, then its tile if it is not that of the rule.
     """
-    torchs = function_of(operator, chooser.TORCH)
+    torchs, first = function_of(operator, chooser.TORCH), next(cases.tensors_in(args))
     ways: dict[str, Callable[..., Any]] = {}
     dropped: dict[str, str] = {}
     reference = _results(torchs, args)
     for name in chooser.OFFERS[operator]:
-        if name == chooser.TORCH or name in chooser.absent:
+        if name == chooser.TORCH or name in chooser.absent or not runs(name, card.capability):
+            continue
+        if not takes(name, first.dtype, call_of(operator, args, "eager").alignment):
             continue
         function = function_of(operator, name)
         ways[name] = function

@@ -22,7 +22,7 @@ class Choice(NamedTuple):
     """The implementation of a call.
 
     Attributes:
-        implementation: "torch", "triton" or "cuda".
+        implementation: one of those that `chooser.OFFERS` has.
         reason: for it.
         missed: why a faster one can't serve; "" where none was due.
         tile: of a product that was measured with it; () for the rule of `tiles`.
@@ -107,31 +107,48 @@ class Default(NamedTuple):
         mode: "graph" where it takes a captured step to pay; "" for any.
         alignment: the least of the boundaries.
         most: floating-point operations up to which it holds; 0 for any number.
+        frozen: only where channels are active.
     """
 
     implementations: tuple[str, ...]
     mode: str = ""
     alignment: int = 1
     most: int = 0
+    frozen: bool = False
 
     def holds(self, call: Call) -> bool:
         """Return whether it is meant for a call."""
         fits = not self.most or call.flop <= self.most
+        fits = fits and (call.fraction > 0 or not self.frozen)
         return self.mode in ("", call.mode) and call.alignment % self.alignment == 0 and fits
 
 
 _ONE_PASS = Default(("cuda", "triton"))
 _CAPTURED = Default(("triton",), "graph")
-DEFAULTS = {
-    "adam_l1": _ONE_PASS,
-    "sgd_l1": _ONE_PASS,
-    "channel_activity": _ONE_PASS,
-    "masked_linear_relu_grad": _CAPTURED,
-    "masked_conv2d_relu_grad": _CAPTURED,
-    "partial_batch_norm_fwd": _CAPTURED,
-    "partial_batch_norm_bwd": _CAPTURED,
-    "masked_linear_fwd": Default(("triton",), "graph", 8, 4_000_000_000),
+# With frozen blocks, PyTorch's operators go over the channels ten times and more.
+_BLOCKS = Default(("triton",), frozen=True)
+# operator -> defaults, of which the first that holds is followed
+DEFAULTS: dict[str, tuple[Default, ...]] = {
+    "adam_l1": (_ONE_PASS,),
+    "sgd_l1": (_ONE_PASS,),
+    "channel_activity": (_ONE_PASS,),
+    "masked_linear_relu_grad": (_CAPTURED,),
+    "masked_conv2d_relu_grad": (_CAPTURED,),
+    "partial_batch_norm_fwd": (_CAPTURED,),
+    "partial_batch_norm_bwd": (_CAPTURED,),
+    "partial_layer_norm_fwd": (_BLOCKS,),
+    "partial_layer_norm_bwd": (_BLOCKS,),
+    # Above that, the vendor's product, but without the copy that joins its two parts.
+    "masked_linear_fwd": (
+        Default(("triton",), "graph", 8, 4_000_000_000),
+        Default(("cublaslt",), "graph", 8, frozen=True),
+    ),
 }
+
+
+def default_of(call: Call) -> Default | None:
+    """The default that holds for a call, if there is one."""
+    return next((one for one in DEFAULTS.get(call.operator, ()) if one.holds(call)), None)
 
 
 class Table:
@@ -207,8 +224,8 @@ class Table:
                 if name == TORCH or not self.problem(call, name):
                     reason = f"measured {source}: {found.reason}"
                     return Choice(name, reason, tile=found.tile)
-        default = DEFAULTS.get(call.operator)
-        if default is None or not default.holds(call):
+        default = default_of(call)
+        if default is None:
             return Choice(TORCH, "no measurement, and the count of bytes decides nothing")
         problems = []
         for name in default.implementations:

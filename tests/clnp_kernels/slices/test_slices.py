@@ -20,10 +20,11 @@ FILES = (
     "sgd_l1",
 )
 # A long column is summed one by one on the CPU; the fused step and the one for odd strides round
-# differently; PyTorch's layer norm loses digits far from zero.
+# differently; PyTorch's layer norm loses digits far from zero; a bias is added to a rounded
+# convolution, as PyTorch does on GPUs but not on the CPU.
 LEFT_OUT = (
     "not (test_channel_activity and shape4) and not (test_adam_l1 and test_strides)"
-    " and not test_far_from_zero"
+    " and not test_far_from_zero and not (test_masked_conv2d and test_autocast)"
 )
 
 

@@ -44,7 +44,9 @@ def version(package: str) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that run")
-@pytest.mark.parametrize("name", ["values", "conv_values", "optimizer_values", "layer_norm_values"])
+@pytest.mark.parametrize(
+    "name", ["values", "conv_values", "optimizer_values", "layer_norm_values", "persistent_values"]
+)
 def test_values(name: str) -> None:
     run(
         "-m",

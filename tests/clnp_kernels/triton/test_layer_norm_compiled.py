@@ -1,6 +1,7 @@
 """The Triton kernels of partial_layer_norm, compiled ahead of time. As test_compiled.py."""
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels can't be compiled", allow_module_level=True)
 
-from clnp_kernels.triton_kernels import _layer_norm, partial_layer_norm
+from clnp_kernels.triton_kernels import _launch, _layer_norm, partial_layer_norm
 from tests.clnp_kernels.triton import aot
 from tests.clnp_kernels.triton.test_compiled import ARCHITECTURES, EVERY_TILE
 
@@ -37,6 +38,28 @@ def test_kernels(architecture: int, dtype: torch.dtype, rms: bool) -> None:
     for binary in binaries:
         aot.check_launchable(binary)
         aot.check_offsets(binary)
+
+
+def launches(n: int, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The arguments of each launch for blocks that end at n, 2 n and 4 n."""
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(_launch, "launch", lambda *args: seen.append(args[-1]))
+    x = torch.empty(64, 4 * n, dtype=torch.bfloat16, device="meta")
+    rstd, weight = torch.empty(64, device="meta"), torch.empty(2 * n, device="meta")
+    norm = partial_layer_norm
+    norm.partial_layer_norm_fwd(x, [n, 2 * n, 4 * n], *[weight] * 4, 1e-5, False, False, False)
+    norm.partial_layer_norm_bwd(x[:, 2 * n :], x, rstd, rstd, weight, False, True)
+    return seen
+
+
+def test_one_binary_for_an_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boundaries at multiples of 8 are told apart from odd ones, and from nothing else."""
+    units = {
+        n: [launch["ALIGN"] for launch in launches(n, monkeypatch)] for n in (1000, 1008, 1001)
+    }
+    assert units[1000] == units[1008] == [8] * 3
+    assert max(units[1001]) < 8
+    assert [launches(n, monkeypatch)[0]["C"] for n in (1000, 1001)] == [4000 // 8, 4004]
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.fn.__name__)

@@ -44,7 +44,8 @@ def test_chosen_by_the_table() -> None:
 
 def test_unknown_preference() -> None:
     result = python("from clnp_kernels import info; info.describe()", CLNP_GPU="cutlass")
-    assert "CLNP_GPU: expected one of torch, triton, cuda, ours, got 'cutlass'" in result.stderr
+    wanted = f"CLNP_GPU: expected one of {', '.join(chooser.PREFERENCES)}, got 'cutlass'"
+    assert wanted in result.stderr
     with pytest.raises(ValueError, match="one of torch"), chooser.prefer("cublas"):
         pass
 
@@ -54,8 +55,43 @@ def test_offers_and_descriptions_fit_the_operators() -> None:
     chosen = {name for name, offers in chooser.OFFERS.items() if len(offers) > 1}
     assert set(OPERATORS) == chosen
     assert set(DEFAULTS) <= chosen
-    for name, default in DEFAULTS.items():
-        assert set(default.implementations) & set(chooser.OFFERS[name])
+    for name, defaults in DEFAULTS.items():
+        for default in defaults:
+            assert set(default.implementations) & set(chooser.OFFERS[name])
+
+
+@pytest.mark.parametrize("preferred", ["cublaslt", "triton-persistent"])
+def test_products_are_preferred_by_name(preferred: str) -> None:
+    """Operators that are no products, or not theirs, keep what they had."""
+    x, weight = torch.ones(10, 16), torch.ones(16, 16)
+    forward = (x, weight[:8], weight, None, None, "none", False)
+    with chooser.prefer(preferred):
+        assert chooser.choose("masked_linear_fwd", forward)[0] == preferred
+        assert chooser.choose("masked_linear_relu_grad", (x, x, 8, True))[0] == "torch"
+        found = chooser.choose("masked_linear_wgrad", (x, x, True))[0]
+        assert found == ("cublaslt" if preferred == "cublaslt" else "torch")
+
+
+def test_a_triton_without_descriptors() -> None:
+    """Everything else is there, with the reason for what is not."""
+    code = (
+        "from importlib import metadata; version = metadata.version\n"
+        "metadata.version = lambda name: '3.3.1' if name == 'triton' else version(name)\n"
+        "from clnp_kernels import chooser, ops; print(chooser.absent)"
+    )
+    result = python(code)
+    assert "'triton-persistent': 'triton 3.3.1 is too old" in result.stdout, result.stderr
+    assert "'triton':" not in result.stdout
+
+
+def test_cublaslt_in_info() -> None:
+    """Its state has a row of its own, with the reason."""
+    code = (
+        "import torch; torch.version.cuda = '99.0'\n"
+        "from clnp_kernels import info; print(info.versions()['cublaslt'])"
+    )
+    text = python(code).stdout
+    assert "libcublasLt.so.99" in text or "the CUDA library is not built" in text
 
 
 def test_preferences_nest() -> None:

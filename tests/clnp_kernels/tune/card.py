@@ -21,11 +21,15 @@ from clnp_kernels import chooser, cuda_kernels, ops, triton_kernels  # noqa: F40
 from clnp_kernels.tune import check, environment, measure
 
 FAULTS, TIMES, EMULATED = "CLNP_TEST_FAULTS", "CLNP_TEST_TIMES", "CLNP_EMULATED"
+CUBLASLT = "CLNP_TEST_CUBLASLT"
 CARD = environment.Card("cpu", "Interpreter 100", 90, 4, 1 << 12, __name__)
 
 if os.environ.get(EMULATED):
     torch.ops.load_library(os.environ[EMULATED])
     chooser.absent.pop("cuda", None)
+if os.environ.get(CUBLASLT):
+    torch.ops.clnp_kernels_cuda.cublaslt_load(os.environ[CUBLASLT])
+    chooser.absent.pop("cublaslt", None)
 
 
 def spoil(fault: str, function: Callable[..., Any], args: Any) -> Any:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clnp_kernels.tune.calls import ALIGNMENTS, LISTS, OPERATORS, Key, call_of
+from clnp_kernels.tune.calls import ALIGNED, ALIGNMENTS, LISTS, OPERATORS, Key, call_of, runs, takes
 from clnp_kernels.tune.cases import Layer, Maker, check_layers
 from clnp_kernels.tune.plan import measurements
 
@@ -72,6 +72,24 @@ def test_options_and_layouts_are_told_apart() -> None:
 def test_optimizers_of_mixed_dtypes() -> None:
     lists = [[torch.zeros(2), torch.zeros(3, dtype=torch.bfloat16)]] * 2
     assert call_of("adam_l1", lists, "eager").dtype == "bfloat16+float32"
+
+
+@pytest.mark.parametrize("implementation", ALIGNED)
+def test_aligned_implementations_take_16_bytes(implementation: str) -> None:
+    """8 elements of 2 bytes and 4 of 4 bytes; only multiples of these."""
+    taken = {
+        dtype: [n for n in ALIGNMENTS if takes(implementation, dtype, n)]
+        for dtype in (torch.bfloat16, torch.float32)
+    }
+    assert taken == {torch.bfloat16: [16, 8], torch.float32: [16, 8, 4]}
+    assert all(takes("triton", torch.bfloat16, n) for n in ALIGNMENTS)
+
+
+def test_capabilities() -> None:
+    """Copies by TMA begin at sm_90; everything else is for all that are supported."""
+    assert [runs("triton-persistent", n) for n in (80, 89, 90, 120)] == [False, False, True, True]
+    assert runs("triton", 80)
+    assert runs("cublaslt", 80)
 
 
 def test_distance() -> None:

@@ -13,7 +13,7 @@ from clnp_kernels.tune.cases import Layer, Maker
 from clnp_kernels.tune.table import DEFAULTS, Check, Measured, Table, entry_from, nearest
 from tests.clnp_kernels.tune.conftest import CARD
 
-IMPLEMENTATIONS = ("triton", "cuda")
+IMPLEMENTATIONS = ("triton", "cuda", "cublaslt")
 
 
 def checks(reason: str = "", **but: str) -> list[Check]:
@@ -51,7 +51,8 @@ def test_defaults() -> None:
         mode: {op for op in OPERATORS if table.choose(call(op, mode)).implementation != "torch"}
         for mode in ("eager", "graph")
     }
-    assert served["eager"] == {"adam_l1", "sgd_l1", "channel_activity"}
+    norms = {"partial_layer_norm_fwd", "partial_layer_norm_bwd"}
+    assert served["eager"] == {"adam_l1", "sgd_l1", "channel_activity"} | norms
     captured = {"masked_linear_fwd", "masked_linear_relu_grad", "masked_conv2d_relu_grad"}
     captured |= {"partial_batch_norm_fwd", "partial_batch_norm_bwd"}
     assert served["graph"] == served["eager"] | captured
@@ -69,14 +70,28 @@ def test_optimizers_serve_without_the_cuda_library() -> None:
 
 
 def test_limits_of_the_default_product() -> None:
-    """Up to 4 GFLOP, with boundaries at multiples of 8."""
+    """Up to 4 GFLOP, with boundaries at multiples of 8; above that the vendor's without a copy."""
     table = Table("e", checks())
     small = call("masked_linear_fwd", "graph", 1024)
     assert table.choose(small).implementation == "triton"
     assert table.choose(small._replace(alignment=4)).implementation == "torch"
     assert table.choose(small._replace(alignment=8)).implementation == "triton"
-    assert table.choose(small._replace(flop=4_000_000_001)).implementation == "torch"
+    large = small._replace(flop=4_000_000_001)
+    assert table.choose(large).implementation == "cublaslt"
+    assert table.choose(large._replace(fraction=0.0)).implementation == "torch"
+    assert table.choose(large._replace(mode="eager")).implementation == "torch"
     assert table.choose(small._replace(mode="eager")).implementation == "torch"
+
+
+@pytest.mark.parametrize("operator", ["partial_layer_norm_fwd", "partial_layer_norm_bwd"])
+def test_layer_norms_serve_where_blocks_are_frozen(operator: str) -> None:
+    """Without frozen blocks, PyTorch's own is one pass too."""
+    table = Table("e", checks())
+    for mode in ("eager", "graph"):
+        for alignment in ALIGNMENTS:
+            frozen = call(operator, mode)._replace(alignment=alignment)
+            assert table.choose(frozen).implementation == "triton"
+            assert table.choose(frozen._replace(fraction=0.0)).implementation == "torch"
 
 
 def test_the_next_implementation_serves_where_one_failed() -> None:
