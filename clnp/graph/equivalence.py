@@ -59,11 +59,13 @@ class _SureDropout(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _sure_attention(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Scale the result of an attention instead of dropping weights."""
+def _sure_attention(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], scaled: bool = True
+) -> Any:
+    """Scale the result of an attention, or not, instead of dropping weights."""
     given = inspect.getcallargs(_attention_arguments, *args, **kwargs)
     p, given["dropout_p"] = given["dropout_p"], 0.0
-    return func(**given) * (1 + p)
+    return func(**given) * (1 + p * scaled)
 
 
 def _attention_arguments(
@@ -79,13 +81,15 @@ def _attention_arguments(
     """Name the arguments of scaled_dot_product_attention, which has no signature."""
 
 
-def _sure_heads(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Scale the output weights of an attention instead of dropping weights."""
+def _sure_heads(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], scaled: bool = True
+) -> Any:
+    """Scale the output weights of an attention, or not, instead of dropping weights."""
     bound = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
     p, given["dropout_p"] = given["dropout_p"] if given["training"] else 0.0, 0.0
-    given["out_proj_weight"] = given["out_proj_weight"] * (1 + p)
+    given["out_proj_weight"] = given["out_proj_weight"] * (1 + p * scaled)
     return func(*bound.args, **bound.kwargs)
 
 

@@ -173,3 +173,21 @@ def test_extracted_networks_are_written(name: str, suffix: str, tmp_path: Any) -
     path = clnp.export(narrow, tmp_path / f"net{suffix}", x[:1])  # compares the logits
     if suffix == ".safetensors":
         assert torch.equal(clnp.load_network(path)(x), narrow(x))
+
+
+def test_forgetting_keeps_what_a_norm_of_a_later_task_reads() -> None:
+    """The statistics of a later task are those of all channels before it."""
+    net, x = made("attention by unbind")
+    model = clnp.convert(net.eval(), x, verbose=False)
+    force_three_tasks(model, x)
+    kept = [model(x, task=0), model(x, task=2)]
+    forgotten = model.forget(1)
+    assert forgotten.read["embed"] > 0 and forgotten.readers == (2,)
+    assert torch.equal(model.subnetwork(0, fresh=True)(x), kept[0])
+    assert torch.equal(model.subnetwork(2, fresh=True)(x), kept[1])
+    model.forget(2)
+    assert len(model.net.get_submodule("norm").boundaries) == 2
+    assert torch.equal(model.subnetwork(0, fresh=True)(x), kept[0])
+    model.begin_task()
+    model.consolidate({g.name: torch.arange(1) for g in model.groups.prunable})
+    assert torch.equal(model.subnetwork(0, fresh=True)(x), kept[0])
