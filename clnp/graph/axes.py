@@ -5,6 +5,7 @@ Steps name neither the batch size nor the number of channels, so they hold for a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,6 +93,8 @@ def _block_steps(
         steps.append(("squeeze", {"dim": start + k}))
     kept = [part for k, part in enumerate(old) if k not in gone]
     roles = {role for _, role in kept if role}
+    if "channels" in roles and len(roles) == 1 and kept[-1][1] == "channels" != kept[0][1]:
+        return steps + _tiled_steps(start, kept, new, positions)
     if len(roles) > 1 or ("channels" in roles and kept[0][1] != "channels"):
         raise UnclearError(APART)
     whole = 1
@@ -102,6 +105,18 @@ def _block_steps(
         attrs: Attrs = {"start_dim": start, "end_dim": start + len(kept) - 1}
         steps.append(("flatten", attrs | ({"positions": whole // channels} if channels else {})))
     return steps + _split_steps(start, new, channels, divided)
+
+
+def _tiled_steps(
+    start: int, kept: list[tuple[int, str]], new: list[tuple[int, str]], positions: int
+) -> list[Step]:
+    """Steps from axes whose last has the channels to one, where each channel occurs repeatedly."""
+    if sum(size > 1 for size, _ in new) > 1 or positions > 1:
+        raise UnclearError(APART)
+    steps: list[Step] = [("tiled", {"start": start, "end": start + len(kept) - 1})]
+    steps[0][1]["times"] = math.prod(size for size, _ in kept[:-1])
+    large = next(k for k, (size, _) in enumerate(new) if size > 1)
+    return steps + [("insert_axis", {"dim": start + k}) for k in range(len(new)) if k != large]
 
 
 def _split_steps(

@@ -63,9 +63,11 @@ class Walk(HeadRules):
     Attributes:
         values: channels of every visited node.
         gathers: concatenation, slice or shuffle of channels -> where they come from.
+        mixes: linear layers over another axis than that of the channels.
     """
 
     def __init__(self) -> None:
+        self.mixes: list[str] = []
         self.nodes: dict[str, Node] = {}
         self.parent = [RAW]
         self.values: dict[str, Value] = {}
@@ -129,10 +131,8 @@ class Walk(HeadRules):
             return self._embedding(node, source, Value(node.name, 0, 1, channels=channels))
         if node.op == "linear":
             if source.axis not in (None, source.dims - 1):
-                raise ConvertError(
-                    f"{node.name!r} (Linear): expected channels on the last axis, got them on axis "
-                    f"{source.axis} of {source.dims}; flatten images first, or permute the axes"
-                )
+                self.mixes.append(node.name)
+                return source
             return Value(node.name, source.dims - 1, source.dims, channels=channels)
         dims = 5 if node.op == "conv3d" else 4
         self._images(node, source, dims)

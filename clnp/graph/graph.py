@@ -18,10 +18,10 @@ from torch import Tensor, fx, nn
 
 from clnp_kernels.nn import Dropout
 
-from . import transformer_operations as transformer_operations
 from .operations import OPS as OPS
 from .operations import WITH_WEIGHTS as WITH_WEIGHTS
 from .operations import Attrs as Attrs
+from .transformer_operations import IN_UNITS
 
 FUSES = (
     "linear",
@@ -196,7 +196,7 @@ def for_inference(graph: Graph) -> Graph:
 def in_units(graph: Graph) -> Graph:
     """Replace operations of the dense network by those on values whose units are adjacent."""
     nodes = tuple(
-        replace(node, op="packed_units") if node.op == "packed" else node for node in graph.nodes
+        replace(node, op=IN_UNITS[node.op]) if node.op in IN_UNITS else node for node in graph.nodes
     )
     return Graph(nodes, graph.output)
 

@@ -78,6 +78,16 @@ class HeadRules:
         firsts = self._tied(node, ordered, parts * within)
         return replace(source, axis=source.axis + 1, dims=dims, channels=tuple(firsts))
 
+    def _tiled(self, node: Node, source: Any) -> Any:
+        """Several axes, of which the last is that of the channels, become one."""
+        start, end, times = (node.attrs[name] for name in ("start", "end", "times"))
+        dims = source.dims - (end - start)
+        if source.axis is None:
+            return replace(source, dims=dims)
+        if source.axis != end or source.positions > 1:
+            raise ConvertError(f"{node.name!r} ({node.op}): expected channels on axis {end}")
+        return replace(source, axis=start, dims=dims, channels=source.channels * times)
+
     def _product(self, node: Node, source: Any) -> Any:
         """A matrix product [..., M, K] x [..., K, N], for each channel apart."""
         a, b = (self.values[name].spread() for name in node.inputs)

@@ -24,6 +24,15 @@ def _packed_units(x: Any, dim: int, sizes: list[int]) -> Any:
     return x.unflatten(dim, sizes).movedim(dim + 1, dim)
 
 
+def _tiled(x: Any, start: int, end: int, times: int) -> Any:
+    return x.flatten(start, end)
+
+
+def _tiled_units(x: Any, start: int, end: int, times: int) -> Any:
+    """Do the same with all entries of a channel adjacent, as in a masked or narrow network."""
+    return x.movedim(end, start).flatten(start, end)
+
+
 def _before(x: Any, tokens: Any, axis: int) -> Any:
     return torch.cat([tokens.expand(x.shape[0], -1, -1), x], 3 - axis)
 
@@ -76,6 +85,8 @@ ROWS: dict[str, Op] = {
     "heads": Op("heads", None, torch.unflatten, SPLIT),
     "packed": Op("packed", None, _packed, SPLIT),
     "packed_units": Op("packed", None, _packed_units, SPLIT),
+    "tiled": Op("tiled", None, _tiled, ("start", "end", "times")),
+    "tiled_units": Op("tiled", None, _tiled_units, ("start", "end", "times")),
     "product": Op("product", None, torch.matmul, kind="attention", label="matmul, bmm"),
     "einsum": Op(
         *("einsum", None, lambda a, b, equation: torch.einsum(equation, a, b), ("equation",)),
@@ -98,6 +109,8 @@ ROWS: dict[str, Op] = {
     ),
 }
 OPS |= ROWS
+# operations of the dense network -> those on values whose units are adjacent
+IN_UNITS = {"packed": "packed_units", "tiled": "tiled_units"}
 
 
 def arguments(op: str, attrs: Attrs) -> Attrs:

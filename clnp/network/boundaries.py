@@ -109,6 +109,8 @@ class Boundaries(nn.Module):
             else:
                 activation = node.attrs.get("activation", "none")
                 masked[node.name] = MASKED[node.op].from_dense(dense, activation=activation)
+                if node.name in self.groups.mixes:  # all channels, free ones too, go through it
+                    masked[node.name].full_input_grad = True
         self.net = build(in_units(fused), masked | gathers, kernels=True)
         self._gathers = gathers
         if not self.head.free_weight.is_meta:  # else a file is read, whose sizes may be anything

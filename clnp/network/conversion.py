@@ -142,6 +142,8 @@ def _describe(lowered: Lowered, model: Model, outputs: list[str | int]) -> Conve
             whole = ", all frozen by the first task, since the network's input or a gate needs it"
             groups = [model.groups[group] for group, _ in model.groups.of(name)]
             note = "" if any(group.prunable for group in groups) else whole
+            if name in model.groups.mixes:
+                note = ", over tokens: shared by all channels and frozen by the first task"
             if name in lowered.folded:
                 note += ", the weight that forward computes becomes a parameter"
             masked.append((name, f"{_text(node)}{relu}{note}"))

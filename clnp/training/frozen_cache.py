@@ -105,8 +105,8 @@ class FrozenActivations:
     def _pays(self, name: str) -> bool:
         """True if enough of a layer's work is frozen to pay for joining two tensors."""
         layer = self.model.masked_layers.get(name)
-        if isinstance(layer, MaskedEmbedding):
-            return False  # it looks up its numbers anyway
+        if isinstance(layer, MaskedEmbedding) or name in self.model.groups.mixes:
+            return False  # it looks up its numbers anyway; or works on free channels too
         if layer is None or layer.skip_active or len(self.model.groups.of(name)) > 1:
             return False  # several groups have another order in a task's network
         frozen = layer.active_out * layer.active_in

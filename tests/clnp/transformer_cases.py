@@ -225,6 +225,31 @@ class Bag(nn.Module):
         return self.head(torch.relu(self.hidden(self.bag(x))))
 
 
+class Mixer(nn.Module):
+    """MLPs over tokens, whose weights all channels share, and over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(WIDTH), Mlp()
+        self.up, self.down = nn.Linear(7, 9), nn.Linear(9, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x).transpose(1, 2)
+        return self.mlp(x + self.down(F.gelu(self.up(y))).transpose(1, 2))
+
+
+class Merging(nn.Module):
+    """Pairs of tokens become one of twice the channels, as the patches of a Swin transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.reduced = nn.LayerNorm(2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :6].reshape(x.shape[0], 3, 2, WIDTH).flatten(2)
+        return self.reduced(self.norm(x))
+
+
 def attending(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     """A network with one attention and one MLP."""
     return lambda: Tokens(Sum(make()), Mlp())
@@ -272,6 +297,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "tokens and positions": (lambda: Patches(Sum(Attention()), Mlp()), (3, 8, 8)),
     "language": (Language, WORDS),
+    "mixer": (lambda: Tokens(Mixer(), Mixer()), TOKENS),
+    "merged tokens": (lambda: Tokens(Mlp(), Merging(), Mlp()), TOKENS),
     "bag of words": (lambda: Bag("mean"), WORDS),
     "largest of words": (lambda: Bag("max"), WORDS),
     "TransformerEncoder": (encoder, TOKENS),

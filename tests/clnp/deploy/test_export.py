@@ -167,6 +167,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         for name in ("before", "behind")
     },
     "normalize": [{"dim": 2, "p": 2.0, "eps": 1e-12}],
+    **{name: [{"start": 1, "end": 3, "times": 33}] for name in ("tiled", "tiled_units")},
     "heads": [{"dim": 1, "sizes": [-1, 3]}],
     **{name: [{"dim": 1, "sizes": [-1, 3, 1]}] for name in ("packed", "packed_units")},
     "einsum": [{"equation": "bchw,bcgw->bchg"}],

@@ -124,6 +124,19 @@ def test_a_head_is_neutral_to_cut_and_a_channel_of_the_stream_is_not() -> None:
     assert (cut - expected).abs().max() > 1e-3
 
 
+def test_a_later_task_learns_through_a_mixer_that_stays() -> None:
+    net, x = made("mixer")
+    model = clnp.convert(net, x, verbose=False)
+    model.begin_task()
+    model.consolidate({g.name: torch.arange(2) for g in model.groups.prunable})
+    model.begin_task(generator=torch.Generator().manual_seed(0))
+    model.train()(x).square().sum().backward()
+    assert model.layer_weight("layers.0.up").numel() == 0
+    grad = model.layer_weight("embed").grad
+    assert grad is not None
+    assert float(grad.abs().min()) > 0
+
+
 REFUSED: dict[str, tuple[Any, Any, str]] = {
     "tied weights": (lambda: Language(tied=True), inputs((7,)), "'tokens.weight'.*tied|shared"),
     "words that are no integers": (Language, torch.zeros(2, 7).int(), "int64 for an embedding"),
@@ -182,7 +195,8 @@ def test_forgetting_keeps_what_a_norm_of_a_later_task_reads() -> None:
     force_three_tasks(model, x)
     kept = [model(x, task=0), model(x, task=2)]
     forgotten = model.forget(1)
-    assert forgotten.read["embed"] > 0 and forgotten.readers == (2,)
+    assert forgotten.read["embed"] > 0
+    assert forgotten.readers == (2,)
     assert torch.equal(model.subnetwork(0, fresh=True)(x), kept[0])
     assert torch.equal(model.subnetwork(2, fresh=True)(x), kept[1])
     model.forget(2)
