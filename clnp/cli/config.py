@@ -56,7 +56,7 @@ class Config:
     fine_tune_epochs: int
     fine_tune_lr: float
     fine_tune_l1: Numbers
-    granularity: int
+    granularity: int | None
     dtype: str
     device: str
     threads: int

@@ -267,7 +267,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
             words={"action": "extend", "nargs": "+", "metavar": "NAME=LIST"},
         ),
         "grid-first-only": _of(LEARNER["grid_first_only"]),
-        "granularity": _of(LEARNER["granularity"]),
+        "granularity": _of(LEARNER["granularity"], whole(1), unset="8 on a GPU, else 1"),
         "fine-tune-epochs": _of(TUNING["epochs"], whole(0)),
         "fine-tune-lr": _of(TUNING["lr"]),
         "fine-tune-l1": _of(TUNING["l1"], L1, 0, "that of training"),
