@@ -1,4 +1,4 @@
-"""Every Triton kernel compiled ahead of time for sm_80, sm_90 and sm_100 (persistent: sm_90 to sm_120), without a GPU.
+"""Every Triton kernel compiled ahead of time for sm_80 to sm_120, without a GPU.
 
 By default the forward product is compiled with each tile for bfloat16 and the first ones for
 float32, and everything with the first tiles for bfloat16; CLNP_EVERY_TILE=1 compiles everything
