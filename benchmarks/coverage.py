@@ -14,12 +14,13 @@ docs/models.md. timm is optional.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import inspect
 import multiprocessing
 import re
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,7 +31,8 @@ from torch.overrides import TorchFunctionMode
 
 import clnp
 from clnp.errors import ClnpError
-from clnp.graph.equivalence import DROPOUTS
+from clnp.graph.equivalence import ATTENTIONS, DROPOUTS
+from clnp.graph.outputs import logits_of
 from clnp_kernels.nn import Dropout
 
 RESULTS = Path(__file__).parent / "results" / "coverage" / "models.csv"
@@ -42,6 +44,7 @@ SMALL = ("atto", "femto", "pico", "nano", "xxtiny", "xtiny", "tiny", "xxs", "xs"
 LIMIT = 240  # seconds per model
 TOLERANCE = 1e-10
 SIZES = (64, 96, 128, 224, 256)  # inputs that are tried, the first that the model accepts counts
+VIDEOS = ((8, 32, 32), (16, 224, 224))  # frames and sides
 FIXED = {"inception_v3": 128, "googlenet": 64}
 
 
@@ -122,19 +125,22 @@ def randomised(net: nn.Module) -> nn.Module:
 
 
 def example_for(net: nn.Module, name: str) -> Tensor:
-    """Return a small batch that the model accepts."""
+    """Return a small batch that the model accepts: of images, or of short videos."""
     config = getattr(net, "default_cfg", {})
-    channels = config.get("input_size", (3, 224, 224))[0]
-    own = config.get("input_size", (3, 224, 224))[1]
-    for size in (FIXED.get(name, SIZES[0]), *SIZES, own):
-        x = torch.zeros(2, channels, size, size)
+    channels, own, _ = config.get("input_size", (3, 224, 224))
+    own_shape = (channels, own, own)
+    shapes = [(channels, n, n) for n in (FIXED.get(name, SIZES[0]), *SIZES)] + [own_shape]
+    if type(net).__module__.startswith("torchvision.models.video"):
+        shapes = [(channels, *sides) for sides in VIDEOS]
+    for shape in shapes:
+        x = torch.zeros(2, *shape)
         try:
             with torch.no_grad():
                 net.eval()(x)
         except Exception:
             continue
         return x
-    return torch.zeros(2, channels, own, own)
+    return torch.zeros(2, *shapes[-1])
 
 
 class NothingDropped(TorchFunctionMode):
@@ -148,6 +154,8 @@ class NothingDropped(TorchFunctionMode):
             return args[0] if args else kwargs["input"]
         if func is Tensor.bernoulli_:
             return args[0].fill_(1)
+        if func in ATTENTIONS:
+            return ATTENTIONS[func](func, args, kwargs, scaled=False)
         return func(*args, **kwargs)
 
 
@@ -157,7 +165,7 @@ def distance(net: nn.Module, model: nn.Module, x: Tensor) -> float:
         if isinstance(module, Dropout):  # ours has random numbers of its own
             module.eval()
     with torch.no_grad(), NothingDropped():
-        expected, got = net(x.clone()), model(x)
+        expected, got = logits_of(net(x.clone())), model(x)
     return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
 
 
@@ -266,16 +274,25 @@ def write_results(rows: dict[str, dict[str, Any]]) -> None:
         writer.writerows(rows[name] for name in sorted(rows, key=lambda n: (rows[n]["kind"], n)))
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Check the named models, or all that have no result yet."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.coverage", description=main.__doc__, allow_abbrev=False
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="resnet18, timm:resnet10t")
+    parser.add_argument("--list", action="store_true", help="find the models again, check none")
+    options = parser.parse_args(arguments)
     rows = read_results()
-    if not rows or arguments == ["--list"]:
+    if not rows or options.list:
         known = [*torchvision_models(), *timm_models()]
         rows = {n: rows.get(n, {"model": n, "kind": k, "verdict": TO_DO}) for n, k in known}
         write_results(rows)
-    if arguments == ["--list"]:
+    if options.list:
         return
-    for name in arguments or [n for n, row in rows.items() if row["verdict"] == TO_DO]:
+    unknown = [n for n in options.models if n not in rows and not n.startswith("timm:")]
+    if unknown:
+        parser.error(f"MODEL: expected one of the results or timm:NAME, got {', '.join(unknown)}")
+    for name in options.models or [n for n, row in rows.items() if row["verdict"] == TO_DO]:
         kind = rows[name]["kind"] if name in rows else "timm"
         rows[name] = {"model": name, "kind": kind, **in_a_process(name)}
         print(name, rows[name]["verdict"], str(rows[name].get("reason", ""))[:150], flush=True)
@@ -283,4 +300,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -5,8 +5,7 @@ networks.
 
 Every stream is learned with one head per task and a seed that draws weights, data and batches. Each
 row changes some settings; gaps are to a plain network per task with the same epochs, rate and
-batches (`clnp.methods`, "scratch"). Fine-tuning takes two fifths of the epochs, at half the rate
-on a cosine, so that all rows have the same epochs. Rows go to
+batches (`clnp.methods`, "scratch"). All rows of a stream have the same epochs. Rows go to
 benchmarks/results/defaults/runs.csv, one per stream, choice and seed; rows that the file has are
 not computed again. Choices are compared by validation scores, so that test accuracy stays a test.
 """
@@ -32,22 +31,21 @@ from clnp.data.cifar import read_cifar
 from clnp.data.streams import read_mnist
 
 RESULTS = Path(__file__).parent / "results" / "defaults" / "runs.csv"
-TUNED = {"fine_tune": True}  # see `with_tuning`
-RATE = 2e-3  # of all rows
 # choice -> settings that differ from the defaults
 CHOICES: dict[str, dict[str, Any]] = {
-    "no fine-tuning": {},
-    "fine-tuning": TUNED,
-    "fine-tuning, contribution": {**TUNED, "sparsifier": "contribution"},
+    "defaults": {},
+    "channels by activity": {"sparsifier": "activity"},
+    "no fine-tuning": {"fine_tune": None},
+    "no fine-tuning, channels by activity": {"fine_tune": None, "sparsifier": "activity"},
+    "rate 1e-3": {"lr": 1e-3},
     "no limits": {"growth": None, "first_growth": None},
     "tasks unknown": {"tasks_expected": None},
     **{f"margin {m:g}": {"margin": m} for m in (0.005, 0.01, 0.02)},
     **{f"l1 {a:g}": {"l1": a} for a in (1e-5, 1e-4)},
-    "contribution": {"sparsifier": "contribution"},
 }
 COLUMNS = (
     *("stream", "choice", "seed", "validation", "validation_gap", "acc", "gap", "worst_gap"),
-    *("first_most", "used_most", "used_mean"),
+    *("gaps", "first_most", "used_most", "used_mean"),
 )
 Task = clnp.data.Task
 Net = Callable[[int], nn.Module]
@@ -154,17 +152,6 @@ def streams(
     }
 
 
-def with_tuning(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings whose `fine_tune=True` becomes fine-tuning within the same number of epochs."""
-    if settings.get("fine_tune") is not True:
-        return settings
-    usual = clnp.Settings()
-    epochs = settings.get("epochs", usual.epochs)
-    tuning = round(0.4 * epochs)
-    tune = {"epochs": tuning, "lr": 0.5 * settings.get("lr", usual.lr), "schedule": "cosine"}
-    return {**settings, "epochs": epochs - tuning, "fine_tune": tune}
-
-
 def learned(tasks: Sequence[Task], net: nn.Module, settings: dict[str, Any]) -> clnp.Learner:
     """A learner of all tasks."""
     model = clnp.convert(net, tasks[0].train[0][:2], verbose=False)
@@ -195,20 +182,21 @@ def run(
     stream: str,
     choice: str,
     seed: int,
-    own: dict[tuple[str, int], tuple[list[float], list[float]]],
+    own: dict[tuple[str, int, float], tuple[list[float], list[float]]],
 ) -> dict[str, Any]:
     """Learn a stream with a choice of settings; the columns from "validation" to "used_mean".
 
     Arguments:
-        own: (stream, seed) -> accuracies of the networks of their own, filled here.
+        own: (stream, seed, rate) -> accuracies of the networks of their own, filled here.
     """
     make, net, common = streams(root, seed)[stream]
     tasks = make()
-    common = {**common, "lr": RATE, "seed": seed, "tasks_expected": len(tasks)}
-    settings = with_tuning({**common, **CHOICES[choice]})
-    key = (stream, seed)
+    common = {**common, "seed": seed, "tasks_expected": len(tasks)}
+    settings = {**common, **CHOICES[choice]}
+    rate = settings.get("lr", clnp.Settings().lr)
+    key = (stream, seed, rate)
     if key not in own:
-        own[key] = own_networks(tasks, net(seed), common)
+        own[key] = own_networks(tasks, net(seed), {**common, "lr": rate})
     learner = learned(tasks, net(seed), settings)
     validation = [report.validation for report in learner.reports]
     test = learner.accuracy_matrix[-1].tolist()
@@ -221,6 +209,7 @@ def run(
         "acc": round(float(np.mean(test)), 5),
         "gap": round(float(np.mean(gaps)), 5),
         "worst_gap": round(min(gaps), 5),
+        "gaps": " ".join(f"{gap:.4f}" for gap in gaps),
         "first_most": round(max(row["used"] / row["size"] for row in first), 4),
         "used_most": round(max(row["used"] / row["size"] for row in capacity), 4),
         "used_mean": round(float(np.mean([row["used"] / row["size"] for row in capacity])), 4),
@@ -238,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = made.parse_args(arguments)
     torch.set_num_threads(1)
     known = {(row["stream"], row["choice"], int(row["seed"])) for row in rows_in(options.out)}
-    own: dict[tuple[str, int], tuple[list[float], list[float]]] = {}
+    own: dict[tuple[str, int, float], tuple[list[float], list[float]]] = {}
     with (
         appending(options.out, COLUMNS, machine.brief_facts()) as append,
         warnings.catch_warnings(),

@@ -36,6 +36,8 @@ BASE: dict[str, Any] = {
     "l1": 1e-4,
     "growth": 40,
     "first_growth": 80,
+    "sparsifier": "activity",
+    "fine_tune": None,
 }
 FREE = {"growth": None, "first_growth": None}  # a task may train all free channels
 # sweep -> (value as a reader sees it, changes of BASE)

@@ -13,6 +13,7 @@ from .deploy.network_file import load_network
 from .errors import (
     CapacityError,
     CapacityWarning,
+    CertificateError,
     ChanceWarning,
     CheckpointError,
     ClnpError,
@@ -30,6 +31,7 @@ from .learner.learner import Learner
 from .learner.own_loop import begin_task, consolidate, parameter_groups, prune
 from .learner.report import TaskReport
 from .learner.settings import FineTune, Settings
+from .network.calibration import calibrated
 from .network.certificate import Certificate
 from .network.conversion import convert
 from .network.model import Model
@@ -39,6 +41,7 @@ __all__ = [
     "CapacityError",
     "CapacityWarning",
     "Certificate",
+    "CertificateError",
     "ChanceWarning",
     "CheckpointError",
     "ClnpError",
@@ -60,6 +63,7 @@ __all__ = [
     "Workers",
     "__version__",
     "begin_task",
+    "calibrated",
     "consolidate",
     "convert",
     "data",

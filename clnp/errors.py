@@ -66,6 +66,10 @@ class TrainingError(ClnpError, RuntimeError):
     """Training can't continue: a non-finite loss or weight, or no memory."""
 
 
+class CertificateError(ClnpError, RuntimeError):
+    """A learned task is not what its certificate says."""
+
+
 class TrialError(ClnpError, RuntimeError):
     """Some trials failed after every attempt (see `clnp.fan_out`).
 

@@ -42,6 +42,11 @@ def whole(low: int, high: float = math.inf) -> Range:
     return Range(f"an integer {ends}", holds, int)
 
 
+def optional(values: Range) -> Range:
+    """None, or a value of a range."""
+    return Range(f"None or {values.expected}", lambda v: v is None or values.holds(v))
+
+
 def number(
     low: float = 0, high: float = math.inf, *, above: bool = False, below: bool = False
 ) -> Range:

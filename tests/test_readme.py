@@ -4,7 +4,7 @@ A page has an empty folder of its own. Each Python block runs alone, in a fresh 
 line runs if `<!-- run -->` stands before its shell block. The first line of a Python block may be
 `# needs: lightning` (skipped without that package), `# needs: torchrun` (skipped always; likewise a
 GPU, a network connection) or `# needs: a file of its own` (runs as a script, with
-CLNP_LONG_TESTS=1).
+CLNP_LONG_TESTS=1). A block that begins with the name of a file, as `# unet.py`, is that file.
 """
 
 import ast
@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- run -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
+FILE = re.compile(r"# (\w+\.py)\n")
 NEEDS = re.compile(r"# needs: (.+)\n")
 ABSENT = {"a GPU", "a network connection", "torchrun"}
 SCRIPT = "a file of its own"
@@ -70,7 +71,9 @@ def run_python(code: str, needed: str, name: str) -> None:
 def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for number, block in enumerate(blocks(page)):
-        if block.language == "python":
+        if block.language == "python" and (named := FILE.match(block.code)):
+            (tmp_path / named[1]).write_text(block.code)
+        elif block.language == "python":
             run_python(block.code, block.needs, f"{page.name}, block {number}")
         elif block.language == "sh" and block.run:
             for line in commands(block.code):

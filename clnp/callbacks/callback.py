@@ -132,10 +132,8 @@ def alike(reports: Sequence[Any], task: int) -> list[bool]:
 
 def tuning_epochs(learner: Any, rounds: int | None = None) -> int:
     """Return the number of epochs of some rounds of fine-tuning; of all rounds by default."""
-    tune = settings_of(learner).get("fine_tune")
-    if not tune:
-        return 0
-    return int(tune["epochs"] * (tune["rounds"] if rounds is None else rounds))
+    tune = getattr(learner.settings, "tuning", None)  # other methods have none
+    return int(tune.epochs * (tune.rounds if rounds is None else rounds)) if tune else 0
 
 
 def epoch_of(learner: Any, record: Mapping[str, Any]) -> int:

@@ -96,7 +96,8 @@ def _writer_class() -> Any:
 
 def _epochs_before(learner: Any, record: Mapping[str, Any]) -> int:
     """Steps before this phase, by the settings alone, so that a resumed run has the same."""
-    fit = int(settings_of(learner)["epochs"])
+    settings = learner.settings
+    fit = int(settings["epochs"] if isinstance(settings, Mapping) else settings.training_epochs)
     task = fit + tuning_epochs(learner)
     return len(learner.reports) * task + (fit if record.get("fine_tune") else 0)
 

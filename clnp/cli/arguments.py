@@ -107,19 +107,21 @@ def parser() -> Parser:
         "verify", help="recompute earlier tasks' logits and compare bit by bit"
     )
     verify.add_argument("run", metavar="RUN", type=Path, help=RUN)
+    forget = commands.add_parser(
+        "forget", help="remove a task, and every channel that no other task reads, from the files"
+    )
+    forget.add_argument("run", metavar="RUN", type=Path, help=RUN)
+    _add_task(forget)
+    forget.add_argument(
+        "--cascade", action="store_true", help="forget the tasks that read its channels too"
+    )
     _add_export(commands.add_parser("export", help="write one task's narrow network to a file"))
     return top
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("run", metavar="RUN", type=Path, help=f"{RUN}, of one seed")
-    export.add_argument(
-        "--task",
-        required=True,
-        metavar="K",
-        help="name of the task, or its index as in Python and in the CSV files: 0 is the first "
-        "task, which tables and progress call task 1",
-    )
+    _add_task(export)
     export.add_argument(
         "--format",
         choices=FORMATS,
@@ -133,6 +135,16 @@ def _add_export(export: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="FILE", help="default: task-K.FORMAT in the run folder"
     )
     export.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+
+
+def _add_task(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--task",
+        required=True,
+        metavar="K",
+        help="name of the task, or its index as in Python and in the CSV files: 0 is the first "
+        "task, which tables and progress call task 1",
+    )
 
 
 def _usage(stream: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..learner.budget import AUTO
 from ..learner.settings import check_objective
+from ..models.own_file import absolute
 from ..objectives.objective import metric_of
 from ..pruning.margin import check_margin
 from . import config as configs
@@ -83,7 +84,7 @@ def settings(
     before = base.get("options", ()) if base.get("method", name) == name else ()
     given["options"] = tuple(sorted((dict(before) | chosen).items()))
     if "net" in given:
-        given["net"] = NETS.get(base["stream"], {}).get(given["net"], given["net"])
+        given["net"] = NETS.get(base["stream"], {}).get(given["net"], absolute(given["net"]))
     config = Config(**{**base, **given, "method": name})
     configs.validate(config)
     if name == "clnp":
@@ -126,7 +127,7 @@ def _check_options(config: Config) -> None:
 
 def _check_margin(config: Config) -> None:
     try:
-        metric = check_objective(config.loss, config.metric) or metric_of("accuracy")
+        metric = check_objective(config.loss_setting, config.metric) or metric_of("accuracy")
         check_margin(config.margin, metric)
     except ConfigError as error:
         raise ConfigError(f"--{error}") from None
@@ -134,10 +135,11 @@ def _check_margin(config: Config) -> None:
 
 def _check_fine_tuning(base: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     names = [name for name in given if name.startswith("fine_tune_")]
-    if names and "fine_tune_epochs" not in given and not base["fine_tune_epochs"]:
+    epochs = given.get("fine_tune_epochs", base["fine_tune_epochs"])
+    if set(names) - {"fine_tune_epochs"} and epochs in (0, AUTO):
         raise ConfigError(
-            f"{option(names[0])} applies to runs with fine-tuning only (got {base['stream']}, "
-            "without); ask for it with --fine-tune-epochs N"
+            f"{option(names[0])} applies to runs with epochs of fine-tuning only (got "
+            f"--fine-tune-epochs {epochs}); ask for it with --fine-tune-epochs N"
         )
 
 
@@ -223,8 +225,9 @@ def _same_epochs(stream: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all_epochs(settings: Mapping[str, Any]) -> int:
-    rounds: int = settings.get("fine_tune_rounds", 1)
-    return int(settings["epochs"] + rounds * settings["fine_tune_epochs"])
+    rounds, tuned = settings.get("fine_tune_rounds", 1), settings["fine_tune_epochs"]
+    # Those of auto are within the epochs.
+    return int(settings["epochs"] + (0 if tuned == AUTO else rounds * tuned))
 
 
 def _check_some(stream: str, given: dict[str, Any], paths: Sequence[str]) -> None:

@@ -1,4 +1,5 @@
-"""The command line: `clnp run`, `compare`, `methods`, `info`, `tune`, `report`, `verify`, `export`.
+"""The command line: `clnp run`, `compare`, `methods`, `info`, `tune`, `report`, `verify`, `forget`,
+`export`.
 
 Exit codes: 0 done; 1 a certificate doesn't hold; 2 bad arguments, settings or data; 3 stopped in
 the middle (network full, loss not finite, disk full, bug); 130 interrupted. Errors are one line on
@@ -225,6 +226,29 @@ def command_verify(options: argparse.Namespace) -> int:
     return OK if tasks and tasks == identical else FAILED
 
 
+def command_forget(options: argparse.Namespace) -> int:
+    """`clnp forget`: a task and what only it reads go out of a checkpoint or a run folder."""
+    from . import forget, report
+    from .console import make_console
+
+    console, folder = make_console(), RunFolder(options.run)
+    is_file = options.run.is_file()
+    with nullcontext() if is_file else folder.locked():
+        runs = [] if is_file else list(Run(folder, *folder.read_config()).seeds().values())
+        for i, (seed, learner) in enumerate(_learners(options)):
+            names = [task.name for task in learner.reports]
+            gone = learner.forget(_task_of(learner, options), cascade=options.cascade)
+            if is_file:
+                learner.save(options.run)
+            else:
+                forget.rewrite(runs[i], learner, gone)
+            for line in ([seed] if seed else []) + list(forget.lines(gone, names)):
+                report.show_line(console, line)
+        if not is_file:
+            forget.rewrite_summary(folder)
+    return OK
+
+
 def command_export(options: argparse.Namespace) -> int:
     """`clnp export`: one task's network as a file that needs no clnp."""
     from . import export
@@ -312,6 +336,7 @@ COMMANDS = {
     "tune": command_tune,
     "report": command_report,
     "verify": command_verify,
+    "forget": command_forget,
     "export": command_export,
 }
 

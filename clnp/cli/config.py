@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from ..learner.budget import AUTO
 from ..learner.settings import without_removed
 from ..ranges import Range, choice, whole
 from .defaults import DEFAULTS
@@ -53,8 +54,8 @@ class Config:
     grid_l1: tuple[Numbers, ...]
     grid_lr: Numbers
     grid_first_only: bool
-    fine_tune_epochs: int
-    fine_tune_lr: float
+    fine_tune_epochs: int | str
+    fine_tune_lr: float | None
     fine_tune_l1: Numbers
     granularity: int | None
     dtype: str
@@ -84,6 +85,8 @@ class Config:
     image_range: Numbers = ()
     loss: str | None = None
     metric: str | None = None
+    class_weights: str | Numbers | None = None
+    ignore_label: int | None = None
     tasks_expected: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -122,31 +125,43 @@ class Config:
             grid["l1"] = [_one_or_list(point) for point in self.grid_l1]
         if self.grid_lr:
             grid["lr"] = list(self.grid_lr)
-        fine_tune = {
+        own_epochs = {
             "epochs": self.fine_tune_epochs,
             "lr": self.fine_tune_lr,
             "schedule": self.fine_tune_schedule,
             "rounds": self.fine_tune_rounds,
             "l1": _one_or_list(self.fine_tune_l1) if self.fine_tune_l1 else None,
         }
-        own = ["margin", "search", "granularity", "grid_first_only"]
-        # Settings without a sparsifier know none but activity.
-        if self.sparsifier != "activity":
-            own.append("sparsifier")
+        fine_tune = {0: None, AUTO: AUTO}.get(self.fine_tune_epochs, own_epochs)
+        own = ["margin", "search", "granularity", "grid_first_only", "sparsifier"]
         return {
             **{name: getattr(self, name) for name in (*SHARED, *own)},
+            "loss": self.loss_setting,
             "seed": self.seeds[0],
             "l1": _one_or_list(self.l1),
             "growth": _one_or_list(self.growth) if self.growth else None,
             "first_growth": _one_or_list(self.first_growth) if self.first_growth else None,
             "tasks_expected": self.tasks_expected or self.tasks,
             "grid": grid or None,
-            "fine_tune": fine_tune if self.fine_tune_epochs else None,
+            "fine_tune": fine_tune,
         }
+
+    @property
+    def loss_setting(self) -> Any:
+        """The loss with its options, for `clnp.objectives.objective.loss_of`; None if none is
+        given.
+        """
+        weights = self.class_weights
+        options = {
+            "weight": list(weights) if isinstance(weights, tuple) else weights,
+            "ignore_index": self.ignore_label,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        return {"name": self.loss or "cross_entropy", **given} if given else self.loss
 
     def method_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `clnp.methods.make` for these settings; needs a single seed."""
-        shared = {name: getattr(self, name) for name in SHARED}
+        shared = {name: getattr(self, name) for name in SHARED} | {"loss": self.loss_setting}
         return {**shared, "seed": self.seeds[0], **dict(self.options)}
 
     def net_arguments(self) -> dict[str, Any]:
@@ -205,6 +220,13 @@ def validate(config: Config) -> None:
         if not row.holds(value):
             raise ConfigError(f"{option(field)}: expected {row.expected}, got {shown(value)}")
     _check_net(config)
+    if config.loss not in (None, "cross_entropy"):
+        for field in ("class_weights", "ignore_label"):
+            if getattr(config, field) is not None:
+                raise ConfigError(
+                    f"{option(field)} applies to --loss cross_entropy only (got --loss "
+                    f"{config.loss})"
+                )
     if config.adopt and config.pretrained is None:
         raise ConfigError("--adopt: expected a trained network by --pretrained FILE, got none")
     if len(set(config.seeds)) != len(config.seeds):

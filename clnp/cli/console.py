@@ -75,7 +75,7 @@ class Reporter(ProgressBar):
         point, shown = "", shown_of(learner)
         if record.get("points", 1) > 1:
             point = f" (grid point {record['point'] + 1}/{record['points']})"
-            self._show_point(record, learner.settings.epochs, shown)
+            self._show_point(record, learner.settings.training_epochs, shown)
         text = (
             f"{self._name} epoch {int(self._done)}/{self._epochs}{point}: loss "
             f"{record['loss']:.4f}, {_train(record, shown)}validation "
@@ -153,12 +153,13 @@ def _train(record: Mapping[str, Any], shown: Shown) -> str:
 
 
 def not_given(inferred: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """ "task not given 91.20 %, ": task and label right, by entropy, over all tasks; nothing where
-    there is one task or nothing was measured.
+    """ "task not given 91.20 %, ": task and label right, by the first rule, over all tasks; nothing
+    where there is one task or nothing was measured.
     """
-    if len(inferred.get("entropy", {}).get("task", ())) < 2:
+    rule = next(iter(inferred), "")
+    if len(inferred.get(rule, {}).get("task", ())) < 2:
         return ""
-    mean = metrics.inferred_means(inferred)["entropy"]["class_incremental"]
+    mean = metrics.inferred_means(inferred)[rule]["class_incremental"]
     return "" if mean is None else f"task not given {100 * mean:.2f} %, "
 
 

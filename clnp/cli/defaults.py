@@ -91,6 +91,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "growth": ("auto",),
         "first_growth": ("auto",),
         "tasks": 1,
+        "sparsifier": "contribution",
+        "fine_tune_epochs": "auto",
         "epochs": 20,
         "batch_size": 32,
         "l1": (1e-5,),
@@ -105,6 +107,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "growth": ("auto",),
         "first_growth": ("auto",),
         "tasks": 1,
+        "sparsifier": "contribution",
+        "fine_tune_epochs": "auto",
         "epochs": 20,
         "batch_size": 64,
         "l1": (1e-5,),
@@ -122,7 +126,7 @@ WITH_NET: dict[tuple[str, str], dict[str, Any]] = {
     ("split-cifar", "wide"): {"head": "single", "tasks": 10}
 }
 # How many tasks a split of CIFAR has where nothing else is said.
-SPLITS = {"cifar10-100": None, "cifar10": 5, "cifar100": 10}
+SPLITS = {"cifar10-100": None, "cifar10": 5, "cifar100": 10, "cifar100-superclass": 20}
 # Other methods than CLNP: plain training at a constant rate, for which no dropout is usual.
 METHODS: dict[str, dict[str, Any]] = {
     "permuted-digits": {"lr": 1e-3},

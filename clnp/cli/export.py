@@ -32,12 +32,12 @@ def write(learner: Any, task: int, path: Path, *, fold_batch_norm: bool = False)
         CheckpointError: the file can't be written.
     """
     narrow = extract(learner.model, task, fold_batch_norm=fold_batch_norm).eval()
-    probe = learner.certificate.probes[task].to(next(narrow.parameters()).device)
+    probe = learner.certificate.probe(task).to(next(narrow.parameters()).device)
     names = learner.reports[task].class_names
     if names is not None and len(names) != learner.model.tasks[task].classes:
         names = None  # a single head with outputs that the task does not use
     export(narrow, path, probe, class_names=names)
-    layers = [m for m in narrow.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    layers = [m for m in narrow.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.Conv3d))]
     widths = [str(layer.weight.shape[0]) for layer in layers]
     if len(widths) > 8:
         widths[4:-3] = ["..."]

@@ -38,6 +38,16 @@ def channel_limits(text: str) -> tuple[int | str, ...]:
     return named[text] if text in named else whole_numbers(text)
 
 
+def tuned_epochs(text: str) -> int | str:
+    """ "auto" -> "auto"; "10" -> 10."""
+    return AUTO if text == AUTO else int(text)
+
+
+def class_weights(text: str) -> str | tuple[float, ...]:
+    """ "balanced" -> "balanced"; "1,2.5" -> (1.0, 2.5)."""
+    return text if text == "balanced" else numbers(text)
+
+
 @dataclass(frozen=True)
 class Option:
     """An option of `clnp run` and `compare`.
@@ -97,6 +107,11 @@ def _is_range(value: Any) -> bool:
     return known and (not value or (len(value) == 2 and value[0] < value[1]))
 
 
+def _are_weights(value: Any) -> bool:
+    several = isinstance(value, tuple) and bool(value)
+    return value == "balanced" or (several and all(map(number(above=True).holds, value)))
+
+
 def _of(
     row: Row, values: Range | None = None, many: int | None = None, unset: str = "", **words: Any
 ) -> Option:
@@ -113,6 +128,7 @@ def _metric_name(text: str) -> str:
 LEARNER, TUNING = rows(Settings), rows(FineTune)
 L1, CHANNELS = number(), whole(1, 10_000_000)
 LIMIT = Range(f"auto or {CHANNELS.expected}", lambda v: v == AUTO or CHANNELS.holds(v), int)
+TUNED = Range("auto or an integer >= 0", lambda v: v == AUTO or whole(0).holds(v), int)
 LIMITS = {"type": channel_limits, "metavar": "auto|none|N[,N...]"}
 # Where things are, and which seeds: no settings of `Config`.
 PLACES: dict[str, dict[str, Option]] = {
@@ -212,6 +228,17 @@ OPTIONS: dict[str, dict[str, Option]] = {
             unset="cross_entropy",
             words={"type": lambda text: text.replace("-", "_")},
         ),
+        "class-weights": Option(
+            "cross_entropy: weights of the classes, or balanced, from the training split",
+            Range("balanced or a list of numbers > 0", _are_weights, str),
+            unset="all alike",
+            words={"type": class_weights, "metavar": "balanced|A[,A...]"},
+        ),
+        "ignore-label": Option(
+            "cross_entropy: label of places that don't count, as in masks of pixels",
+            whole(-(2**31), 2**31),
+            unset="none",
+        ),
         "metric": Option(
             "metric in reports and of the margin",
             choice(METRICS),
@@ -231,7 +258,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
     },
     "network": {
         "net model": Option(
-            "mlp, narrow, wide, resnet18_small, or one of torchvision's",
+            "mlp, narrow, wide, resnet18_small, one of torchvision's, or FILE.py:NAME, a class or "
+            "function of your own",
             Range("the name of a network", is_text, str),
             words={"metavar": "NAME"},
         ),
@@ -268,8 +296,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         ),
         "grid-first-only": _of(LEARNER["grid_first_only"]),
         "granularity": _of(LEARNER["granularity"], whole(1), unset="8 on a GPU, else 1"),
-        "fine-tune-epochs": _of(TUNING["epochs"], whole(0)),
-        "fine-tune-lr": _of(TUNING["lr"]),
+        "fine-tune-epochs": _of(LEARNER["fine_tune"], TUNED, type=tuned_epochs, metavar="auto|N"),
+        "fine-tune-lr": _of(TUNING["lr"], number(above=True), unset="that of training"),
         "fine-tune-l1": _of(TUNING["l1"], L1, 0, "that of training"),
         "fine-tune-schedule": _of(TUNING["schedule"]),
         "fine-tune-rounds": _of(TUNING["rounds"]),

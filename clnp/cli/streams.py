@@ -15,6 +15,7 @@ from ..data import (
     SplitCIFAR10,
     SplitCIFAR100,
     Stream,
+    SuperclassCIFAR100,
 )
 from ..data.pictures import Range
 from ..errors import ConfigError
@@ -25,6 +26,7 @@ CIFAR: dict[str, Callable[..., Stream]] = {
     "cifar10-100": CIFAR10Then100,
     "cifar10": SplitCIFAR10,
     "cifar100": SplitCIFAR100,
+    "cifar100-superclass": SuperclassCIFAR100,
 }
 
 
@@ -46,6 +48,11 @@ def split_cifar(config: Config, places: Places) -> Stream:
     """One of the streams of CIFAR."""
     options = {"classes_per_task": config.classes_per_task} if config.classes_per_task else {}
     stream = CIFAR[config.split or "cifar10-100"]
+    if options and stream is SuperclassCIFAR100:
+        raise ConfigError(
+            "--classes-per-task: expected none with --split cifar100-superclass, whose tasks have "
+            f"five classes each, got {config.classes_per_task}"
+        )
     return stream(places.data_root, config.tasks, **_images(config), **options)
 
 
@@ -62,9 +69,13 @@ def folder(config: Config, places: Places) -> Stream:
 
 
 def arrays(config: Config, places: Places) -> Stream:
-    """Array files, one per task."""
-    options = {**_images(config), "validation": config.validation or 0.1, "loss": config.loss}
-    return ArrayFiles(_named(places, ".npz files or folders of .npy files"), **options)
+    """Array files or tables, one per task."""
+    options = {
+        **_images(config),
+        "validation": config.validation or 0.1,
+        "loss": config.loss_setting,
+    }
+    return ArrayFiles(_named(places, ".npz files, folders of .npy files or .csv tables"), **options)
 
 
 MAKERS: dict[str, Callable[[Config, Places], Stream]] = {

@@ -3,7 +3,14 @@
 from .files import ArrayFiles
 from .folder import Folders, folder_task
 from .images import Images, ImageSet
-from .split_cifar import CIFAR10Then100, Part, SplitCIFAR, SplitCIFAR10, SplitCIFAR100
+from .split_cifar import (
+    CIFAR10Then100,
+    Part,
+    SplitCIFAR,
+    SplitCIFAR10,
+    SplitCIFAR100,
+    SuperclassCIFAR100,
+)
 from .streams import Arrays, Limited, Permuted, PermutedDigits, PermutedMNIST, Stream, cache_folder
 from .task import Task
 
@@ -23,6 +30,7 @@ __all__ = [
     "SplitCIFAR10",
     "SplitCIFAR100",
     "Stream",
+    "SuperclassCIFAR100",
     "Task",
     "cache_folder",
     "folder_task",

@@ -134,6 +134,15 @@ def first_inputs(split: Split | Dataset[Any], rows: int) -> Tensor:
     return next(iter(_examples(split, [chosen])))[0]
 
 
+def spread_inputs(split: Split | Dataset[Any], rows: int) -> Tensor:
+    """Return inputs at equal distances in a split, x [rows, ...]: a sorted one has all classes."""
+    total = count(split)
+    chosen = torch.linspace(0, total - 1, min(rows, total)).round().long()
+    if isinstance(split, tuple):
+        return split[0][chosen]
+    return next(iter(_examples(split, [chosen])))[0]
+
+
 def fits(device: torch.device, *tensors: Tensor, share: float = 0.5) -> bool:
     """Return whether tensors fit into a share of a GPU's free memory; True on other devices."""
     if device.type != "cuda":

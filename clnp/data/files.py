@@ -1,4 +1,4 @@
-"""Tasks from array files (.npz, or folders of .npy)."""
+"""Tasks from array files (.npz, or folders of .npy) and tables (.csv)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from .labels import check_numbering
 from .layout import SPLITS
 from .names import listed, shown, task_names
 from .streams import Stream
+from .table import table_arrays
 from .targets import as_targets, labels_of
 from .task import Task
 
@@ -31,12 +32,15 @@ NAMES = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("{}_x", "{}_y"))
 
 
 class ArrayFiles(Stream):
-    """A stream of array files, one per task: .npz files, or folders of .npy files.
+    """A stream of array files, one per task: .npz files, folders of .npy files, or .csv tables.
 
     The arrays of a task are `x_train` [N, ...] and `y_train` [N], the same for `test` and,
     optionally, for `validation` (or val). `train_x`, or `train_images` with `train_labels`, work
     too. Without a validation split, a fraction of every class of the training split is set aside.
     An optional array `class_names` [C] of strings names the classes in the order of the labels.
+
+    A table has the names of its columns in the first row. The column "split" says train, validation
+    or test; y, or y_NAME for several, are the targets; all others are inputs.
 
     uint8 arrays are images, [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels; they stay
     bytes until a batch is made. Other numbers become float32 without scaling.
@@ -152,7 +156,8 @@ def read_splits(path: Path) -> Splits:
 
 
 def _read(path: Path, loss: Loss | None = None) -> tuple[Splits, tuple[str, ...] | None]:
-    arrays = _Arrays(path)
+    is_table = path.suffix.lower() == ".csv" and not path.is_dir()
+    arrays = _Table(path, loss) if is_table else _Arrays(path)
     splits: Splits = {}
     for split, words in SPLITS.items():
         pairs = [(x.format(word), y.format(word)) for x, y in NAMES for word in words]
@@ -257,6 +262,23 @@ class _Arrays:
     def found(self) -> str:
         """Names of all arrays, for errors."""
         return listed(self.names.values(), 12) or "no arrays"
+
+
+class _Table(_Arrays):
+    """Arrays of a table; it is read at once."""
+
+    def __init__(self, path: Path, loss: Loss | None) -> None:
+        whole = loss is None or loss.targets == CLASSES
+        self.arrays = table_arrays(path, whole)
+        super().__init__(path)
+
+    def _listed(self) -> list[str]:
+        return list(self.arrays)
+
+    def read(self, name: str, what: str = "") -> np.ndarray:
+        if name not in self.arrays:
+            raise DataError(f"{shown(self.path)}: expected {name} for {what}, got {self.found()}")
+        return self.arrays[name]
 
 
 @contextlib.contextmanager

@@ -157,6 +157,62 @@ class SplitCIFAR100(SplitCIFAR):
         super().__init__({"cifar100": halves}, parts, seed, **options)
 
 
+# Superclass of CIFAR-100 -> its five fine labels.
+SUPERCLASSES: dict[str, tuple[int, ...]] = {
+    "aquatic mammals": (4, 30, 55, 72, 95),
+    "fish": (1, 32, 67, 73, 91),
+    "flowers": (54, 62, 70, 82, 92),
+    "food containers": (9, 10, 16, 28, 61),
+    "fruit and vegetables": (0, 51, 53, 57, 83),
+    "household electrical devices": (22, 39, 40, 86, 87),
+    "household furniture": (5, 20, 25, 84, 94),
+    "insects": (6, 7, 14, 18, 24),
+    "large carnivores": (3, 42, 43, 88, 97),
+    "large man-made outdoor things": (12, 17, 37, 68, 76),
+    "large natural outdoor scenes": (23, 33, 49, 60, 71),
+    "large omnivores and herbivores": (15, 19, 21, 31, 38),
+    "medium-sized mammals": (34, 63, 64, 66, 75),
+    "non-insect invertebrates": (26, 45, 77, 79, 99),
+    "people": (2, 11, 35, 46, 98),
+    "reptiles": (27, 29, 44, 78, 93),
+    "small mammals": (36, 50, 65, 74, 80),
+    "trees": (47, 52, 56, 59, 96),
+    "vehicles 1": (8, 13, 48, 58, 90),
+    "vehicles 2": (41, 69, 81, 85, 89),
+}
+
+
+class SuperclassCIFAR100(SplitCIFAR):
+    """CIFAR-100 in tasks of one superclass each: five classes that look alike, in the order of the
+    data set's coarse labels.
+
+    Arguments:
+        root, tasks, seed, download, options: as in `SplitCIFAR10`; at most 20 tasks.
+
+    Raises:
+        DataError: no data, classes that it lacks, or too many tasks.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        tasks: int = 20,
+        seed: int = 0,
+        *,
+        download: bool = True,
+        **options: Any,
+    ) -> None:
+        check_int("tasks", tasks, 1)
+        if tasks > len(SUPERCLASSES):
+            raise DataError(
+                f"tasks: expected at most {len(SUPERCLASSES)}, the superclasses of cifar100, got "
+                f"{tasks}"
+            )
+        halves = _find(root, "cifar100", download)
+        parts = [Part(name, "cifar100", SUPERCLASSES[name]) for name in [*SUPERCLASSES][:tasks]]
+        super().__init__({"cifar100": halves}, parts, seed, **options)
+
+
 class CIFAR10Then100(SplitCIFAR):
     """All of CIFAR-10, then ten classes of CIFAR-100 per task.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ConvertError
 from .graph import OPS, WITH_WEIGHTS, Graph, Node
+from .head_rules import HeadRules
 
 MIXES = "it mixes channels, so later tasks' channels would change the outputs of earlier tasks"
 PARTS = "a part of a layer's channels can't be pruned separately"
@@ -52,7 +53,7 @@ class Gathered:
     order: Sequence[int]
 
 
-class Walk:
+class Walk(HeadRules):
     """Walk over nodes in execution order, which joins channels (union-find).
 
     A layer makes channels of its own. A concatenation has those of its inputs, a slice has some of
@@ -62,9 +63,11 @@ class Walk:
     Attributes:
         values: channels of every visited node.
         gathers: concatenation, slice or shuffle of channels -> where they come from.
+        mixes: linear layers over another axis than that of the channels.
     """
 
     def __init__(self) -> None:
+        self.mixes: list[str] = []
         self.nodes: dict[str, Node] = {}
         self.parent = [RAW]
         self.values: dict[str, Value] = {}
@@ -124,20 +127,22 @@ class Walk:
 
     def _layer(self, node: Node, source: Value) -> Value:
         channels = self.new(outputs_of(node))
+        if node.op == "embedding":
+            return self._embedding(node, source, Value(node.name, 0, 1, channels=channels))
         if node.op == "linear":
             if source.axis not in (None, source.dims - 1):
-                raise ConvertError(
-                    f"{node.name!r} (Linear): expected channels on the last axis, got them on axis "
-                    f"{source.axis} of {source.dims}; flatten images first, or permute the axes"
-                )
+                self.mixes.append(node.name)
+                return source
             return Value(node.name, source.dims - 1, source.dims, channels=channels)
-        self._images(node, source)
-        return Value(node.name, 1, 4, channels=channels)
+        dims = 5 if node.op == "conv3d" else 4
+        self._images(node, source, dims)
+        return Value(node.name, 1, dims, channels=channels)
 
-    def _images(self, node: Node, source: Value) -> None:
-        if source.axis not in (None, 1) or source.dims != 4 or source.positions > 1:
+    def _images(self, node: Node, source: Value, dims: int = 4) -> None:
+        if source.axis not in (None, 1) or source.dims != dims or source.positions > 1:
+            wanted = "images [B, C, H, W]" if dims == 4 else "volumes [B, C, D, H, W]"
             raise ConvertError(
-                f"{node.name!r} ({node.op}): expected images [B, C, H, W], got a value with "
+                f"{node.name!r} ({node.op}): expected {wanted}, got a value with "
                 f"{source.dims} axes and its channels on axis {source.axis}, which it would mix"
             )
 
@@ -299,8 +304,8 @@ class Walk:
     def _merge(self, node: Node, source: Value) -> Value:
         for name in node.inputs[1:]:
             other = self.values[name]
-            if node.attrs.get("broadcast"):  # a raw input with one channel for all
-                source = other if source.axis is None else source
+            if node.attrs.get("broadcast"):
+                source = self._broadcast(source, other)
                 continue
             places = {(v.axis - v.dims, v.positions) for v in (source, other) if v.axis is not None}
             if len(places) > 1:
@@ -312,6 +317,16 @@ class Walk:
             if source.axis is None or (other.axis is not None and other.dims > source.dims):
                 source = other
         return source
+
+    def _broadcast(self, a: Value, b: Value) -> Value:
+        """One channel for all of another value: of the input, or of a gate, which is not pruned."""
+        for gate, wide in ((a, b), (b, a)):
+            if gate.axis is None:
+                return wide
+            if len(gate.channels) == 1 < len(wide.channels):
+                self.join(gate.channels, (RAW,))
+                return wide
+        raise ConvertError("one of two values: expected a single channel, got several of both")
 
     def _join_values(self, node: Node, a: Value, b: Value) -> None:
         if a.channels is b.channels:
@@ -352,6 +367,7 @@ class Walk:
                 "got them flattened with others; leave [B, C, H, W] or [B, T, C] as it is"
             )
         self.head, self.logits = node, last.name
+        self.class_axis = value.axis or 1
         self._check_end(key)
 
     def _check_end(self, key: str) -> None:
@@ -380,7 +396,15 @@ class Walk:
         others = {self.root(c) for c in range(len(self.parent)) if not own[0] <= c <= own[-1]}
         roots = {self.root(c) for c in own}
         if len(roots) < len(own) or roots & others:
-            raise ConvertError(f"the output layer {key!r} shares its channels with hidden layers")
+            layers = [n.name for n in self.nodes.values() if n.role == "layer" and n.name != key]
+            joined = [
+                name for name in layers if roots & set(map(self.root, self.values[name].channels))
+            ]
+            raise ConvertError(
+                f"the output layer {key!r}: expected outputs of its own, got some that are joined "
+                f"with {joined or 'one another'} by a later operation; give the network one layer "
+                "at its end"
+            )
 
 
 def raw(count: int) -> tuple[int, ...]:

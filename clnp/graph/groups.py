@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..errors import ConvertError
-from .channels import RAW, Value, Walk, inputs_of
+from .channels import RAW, Value, Walk, inputs_of, outputs_of, raw
 from .graph import Graph, Node
 
 Layout = tuple[tuple[str, int], ...]  # (group, entries per unit), in order
@@ -76,6 +76,7 @@ class Groups:
             of the layout; left out where that is the dense order.
         head: name of the output layer.
         logits: name of the node whose value is the logits, before a log-softmax.
+        class_axis: axis of the classes in it.
     """
 
     all: tuple[Group, ...]
@@ -85,8 +86,11 @@ class Groups:
     gathers: dict[str, Gather]
     head: str
     logits: str
+    class_axis: int
     rows: dict[str, list[int]] = field(default_factory=dict)
     columns: dict[str, list[int]] = field(default_factory=dict)
+    across: tuple[str, ...] = ()
+    mixes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Group:
         for group in self.all:
@@ -123,6 +127,7 @@ class Groups:
         layouts += [self.reads[self.head]]
         gathered = {name for gather in self.gathers.values() for name, _ in gather.result}
         alone = all(len(layout) == 1 for layout in layouts) and last.name not in gathered
+        alone = alone and not set(last.carriers) & set(self.across)  # these need all channels
         return last.prunable and last.consumers == (self.head,) and alone
 
 
@@ -167,6 +172,9 @@ class _Finder:
         walk, graph = self.walk, self.graph
         reads = {n.name: walk.read_by(n) for n in graph.layers}
         makes = {n.name: walk.values[n.name] for n in graph.layers if n.name != self.head}
+        for name in walk.mixes:  # weights that all channels share are never pruned
+            reads[name] = Value(name, 0, 1, channels=raw(inputs_of(graph[name])))
+            makes[name] = Value(name, 0, 1, channels=raw(outputs_of(graph[name])))
         carries = {n.name: walk.values[n.name] for n in graph.weighted if n.name not in reads}
         columns = {name: self._order(value) for name, value in reads.items()}
         rows = {name: self._order(value) for name, value in (makes | carries).items()}
@@ -195,8 +203,11 @@ class _Finder:
             {name: self._gather(name) for name in walk.gathers},
             self.head,
             walk.logits,
+            walk.class_axis,
             {name: order for name, order in rows.items() if order},
             {name: order for name, order in columns.items() if order},
+            tuple(node.name for node in graph.nodes if node.role == "norm_across"),
+            tuple(walk.mixes),
         )
 
     def _signatures(self) -> dict[int, list[object]]:

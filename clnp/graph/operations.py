@@ -19,7 +19,7 @@ from .plain import StochasticDepth
 
 Attrs = dict[str, Any]
 Moved = tuple[int | None, int]  # axis of the channels (None for a raw input), number of axes
-WITH_WEIGHTS = ("layer", "channelwise", "grouped")
+WITH_WEIGHTS = ("layer", "channelwise", "grouped", "norm_across")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class Op:
             ([B, C] to images of one pixel), "grouped" (weights per group of channels), "units"
             (mixes groups of channels), "pixels" (channels become pixels), "concat", "shuffle" and
             "parts" (channels are put together anew), "flatten" (its attribute "positions" is the
-            number of entries per channel afterwards), "unflatten", or "merge" (joins tensors, whose
-            channels are then pruned together).
+            number of entries per channel afterwards), "unflatten", "merge" (joins tensors, whose
+            channels are then pruned together), "norm_across" (a norm over channels, block by
+            block), "heads" and "packed" (an axis of channels becomes one of heads), "product" (a
+            matrix product within each channel) or "attention".
         make: attributes -> plain `torch.nn` module; None for a function.
         function: (inputs, attributes) -> result, if there is no module.
         attrs: names of the required attributes.
@@ -96,6 +98,14 @@ def _picked(*inputs: Any, dim: int, index: list[int]) -> Any:
 
 def _group_norm(x: Any, each: int, eps: float) -> Any:
     return F.group_norm(x, x.shape[1] // each, eps=eps)
+
+
+def _filtered(
+    x: Any, kernel: list[Any], stride: list[int], padding: list[int], dilation: list[int]
+) -> Any:
+    channels, rows, columns = x.shape[1], len(kernel), len(kernel[0])
+    weight = x.new_tensor(kernel).expand(channels, 1, rows, columns)
+    return F.conv2d(x, weight, None, stride, padding, dilation, channels)
 
 
 def _part(x: Any, dim: int, start: int, stop: int, step: int) -> Any:
@@ -165,6 +175,15 @@ def _pool(make: Callable[..., nn.Module], *attrs: str) -> Op:
     return Op("spatial", make, attrs=attrs, kind="images", label=make.__name__)
 
 
+def _volume(make: Callable[..., nn.Module], *attrs: str) -> Op:
+    """Row of a pool over the last three axes."""
+    return Op(
+        *("axes", make, None, attrs, lambda attrs, dims: range(dims - 3, dims)),
+        kind="images",
+        label=make.__name__,
+    )
+
+
 def _number(function: Callable[..., Any], label: str = "") -> Op:
     return Op("elementwise", function=function, attrs=("value",), kind="numbers", label=label)
 
@@ -173,14 +192,14 @@ def _merge(function: Callable[..., Any], label: str) -> Op:
     return Op("merge", function=function, kind="sums", label=label)
 
 
-def _carrier(function: Callable[[Any, Any], Any], label: str) -> Op:
+def carrier(function: Callable[[Any, Any, int], Any], label: str) -> Op:
     """Row of a function of a value and a weight [C, ...], whose axis 0 meets that of the channels.
 
     "fresh" is the weight of a channel that no task has used.
     """
 
     def apply(x: Any, weight: Any, axis: int) -> Any:
-        return function(x, weight.movedim(0, axis))
+        return function(x, weight.movedim(0, axis), axis)
 
     def make(axis: int, channels: int, shape: list[int], fresh: float) -> nn.Module:
         return nn.ParameterDict({"weight": torch.full((channels, *shape), fresh)})
@@ -230,6 +249,7 @@ OPS: dict[str, Op] = {
     "tanh": _activation(nn.Tanh),
     "sigmoid": _activation(nn.Sigmoid),
     "identity": Op("elementwise", nn.Identity),
+    "contiguous": Op("elementwise", function=lambda x: x.contiguous()),
     "dropout": Op("elementwise", nn.Dropout, attrs=("p",), kind="random", label="Dropout"),
     "stochastic_depth": Op(
         *("elementwise", StochasticDepth),
@@ -257,6 +277,11 @@ OPS: dict[str, Op] = {
     ),
     "group_norm": Op(
         *("units", None, _group_norm, ("each", "eps")), kind="norms", label="GroupNorm"
+    ),
+    "filter": Op(
+        *("spatial", None, _filtered, ("kernel", "stride", "padding", "dilation")),
+        kind="images",
+        label="blurs (one constant filter for all channels)",
     ),
     "pixel_shuffle": Op(
         *("pixels", None, lambda x, factor: F.pixel_shuffle(x, factor), ("factor",)),
@@ -325,9 +350,16 @@ OPS: dict[str, Op] = {
     "clamp": Op("elementwise", None, torch.clamp, ("min", "max"), kind="numbers", label="clamp"),
     "add_constant": _constant(operator.add),
     "mul_constant": _constant(operator.mul),
-    "scale": _carrier(lambda x, w: x * w, "layer scale and other factors per channel"),
-    "shift": _carrier(lambda x, w: x + w, "offsets per channel"),
-    "prelu": _carrier(lambda x, w: torch.where(x > 0, x, x * w), "PReLU"),
+    "scale": carrier(lambda x, w, axis: x * w, "layer scale and other factors per channel"),
+    "shift": carrier(lambda x, w, axis: x + w, "offsets per channel"),
+    "prelu": carrier(lambda x, w, axis: torch.where(x > 0, x, x * w), "PReLU"),
+}
+OPS |= {
+    "conv3d": _layer(nn.Conv3d, "layer", CONV, "Conv3d"),
+    "max_pool3d": _volume(nn.MaxPool3d, *MAX_POOL),
+    "avg_pool3d": _volume(nn.AvgPool3d, *AVG_POOL),
+    "adaptive_avg_pool3d": _volume(nn.AdaptiveAvgPool3d, "output_size"),
+    "adaptive_max_pool3d": _volume(nn.AdaptiveMaxPool3d, "output_size"),
 }
 MATHS = (
     *("neg", "abs", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal"),

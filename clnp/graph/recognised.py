@@ -33,33 +33,33 @@ def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d) -> Attrs:
     }
 
 
-def _max_pool(m: Any) -> Attrs:
-    size = pair(m.kernel_size)
+def _max_pool(m: Any, axes: int = 2) -> Attrs:
+    size = pair(m.kernel_size, axes)
     return {
         "kernel_size": size,
-        "stride": pair(m.stride) if m.stride else size,
-        "padding": pair(m.padding),
-        "dilation": pair(m.dilation),
+        "stride": pair(m.stride, axes) if m.stride else size,
+        "padding": pair(m.padding, axes),
+        "dilation": pair(m.dilation, axes),
         "ceil_mode": bool(m.ceil_mode),
     }
 
 
-def _avg_pool(m: Any) -> Attrs:
-    size = pair(m.kernel_size)
+def _avg_pool(m: Any, axes: int = 2) -> Attrs:
+    size = pair(m.kernel_size, axes)
     return {
         "kernel_size": size,
-        "stride": pair(m.stride) if m.stride else size,
-        "padding": pair(m.padding),
+        "stride": pair(m.stride, axes) if m.stride else size,
+        "padding": pair(m.padding, axes),
         "ceil_mode": bool(m.ceil_mode),
         "count_include_pad": bool(m.count_include_pad),
         "divisor_override": m.divisor_override,
     }
 
 
-def _output_size(size: Any) -> Attrs:
+def _output_size(size: Any, axes: int = 2) -> Attrs:
     if isinstance(size, list | tuple):
         return {"output_size": [None if s is None else int(s) for s in size]}
-    return {"output_size": [int(size)] * 2}
+    return {"output_size": [int(size)] * axes}
 
 
 def _none(m: nn.Module) -> Attrs:
@@ -159,15 +159,15 @@ class _Arguments:
             setattr(self, name, argument(node, position, name, defaults.get(name)))
 
 
-def _max_pool_call(node: fx.Node) -> Attrs:
+def _max_pool_call(node: fx.Node, axes: int = 2) -> Attrs:
     names = "kernel_size stride padding dilation ceil_mode"
-    return _max_pool(_Arguments(node, names, padding=0, dilation=1, ceil_mode=False))
+    return _max_pool(_Arguments(node, names, padding=0, dilation=1, ceil_mode=False), axes)
 
 
-def _avg_pool_call(node: fx.Node) -> Attrs:
+def _avg_pool_call(node: fx.Node, axes: int = 2) -> Attrs:
     names = "kernel_size stride padding ceil_mode count_include_pad divisor_override"
     defaults = {"padding": 0, "ceil_mode": False, "count_include_pad": True}
-    return _avg_pool(_Arguments(node, names, **defaults))
+    return _avg_pool(_Arguments(node, names, **defaults), axes)
 
 
 def _numbers(**defaults: float) -> Callable[[fx.Node], Attrs]:
@@ -180,8 +180,8 @@ def _numbers(**defaults: float) -> Callable[[fx.Node], Attrs]:
     return read
 
 
-def _output_size_call(node: fx.Node) -> Attrs:
-    return _output_size(argument(node, 1, "output_size", 1))
+def _output_size_call(node: fx.Node, axes: int = 2) -> Attrs:
+    return _output_size(argument(node, 1, "output_size", 1), axes)
 
 
 # name of a function of one tensor and numbers -> attributes of a call; the operation has that name
@@ -199,14 +199,14 @@ CALLS: dict[str, Callable[[fx.Node], Attrs]] = {
     "avg_pool2d": _avg_pool_call,
     "adaptive_avg_pool2d": _output_size_call,
     "adaptive_max_pool2d": _output_size_call,
+    "max_pool3d": lambda n: _max_pool_call(n, 3),
+    "avg_pool3d": lambda n: _avg_pool_call(n, 3),
+    "adaptive_avg_pool3d": lambda n: _output_size_call(n, 3),
+    "adaptive_max_pool3d": lambda n: _output_size_call(n, 3),
 }
 
 # Modules of PyTorch that are refused as a whole, with a reason of their own.
-WHOLE = (
-    *(nn.MultiheadAttention, nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.LocalResponseNorm),
-    *(nn.Softmax, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.Transformer),
-    *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.TransformerEncoder),
-)
+WHOLE = (nn.RNNBase, nn.LocalResponseNorm, nn.Bilinear)
 
 
 def is_leaf(module: nn.Module, args: tuple[Any, ...]) -> bool:

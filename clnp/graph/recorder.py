@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import parametrize
@@ -44,6 +45,12 @@ from .calls import (
 )
 from .statics import Static, result_of
 
+CONVOLUTIONS = frozenset(
+    function
+    for axes in "123"
+    for name in (f"conv{axes}d", f"conv_transpose{axes}d")
+    for function in (getattr(torch, name), getattr(F, name))
+)
 Place = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
 
 
@@ -168,8 +175,10 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._inside or threading.get_ident() != self._thread:
+        if threading.get_ident() != self._thread:
             return func(*args, **kwargs)
+        if self._inside:
+            return _run(func, args, kwargs)
         call = call_of(func, args, kwargs)
         if call is None:
             return func(*args, **kwargs)
@@ -182,7 +191,7 @@ class Recorder(TorchFunctionMode):
                 "example to decide what to do next"
             )
         before = [tensor._version for tensor in given]
-        result = func(*args, **kwargs)
+        result = _run(func, args, kwargs)
         written = [t for t, v in zip(given, before, strict=True) if t._version != v]
         if is_in_place(func, args, kwargs) and given and not _among(given[0], written):
             written.append(given[0])  # it may leave the numbers as they are in this mode only
@@ -313,6 +322,19 @@ class Recorder(TorchFunctionMode):
         reference = StorageWeakRef(tensor.untyped_storage())
         self._alive.append(reference)
         return int(reference.cdata)
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation; of a convolution only the shape counts, so its numbers are zeros."""
+    if func not in CONVOLUTIONS:
+        return func(*args, **kwargs)
+    device = next(tensors_of((args, kwargs))).device
+    shape = func(*map(_on_meta, args), **{key: _on_meta(value) for key, value in kwargs.items()})
+    return torch.zeros_like(shape, device=device)
+
+
+def _on_meta(value: Any) -> Any:
+    return value.detach().to("meta") if isinstance(value, Tensor) else value
 
 
 def _autocast() -> list[bool]:

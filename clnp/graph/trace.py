@@ -106,6 +106,8 @@ def _recorded(net: nn.Module, x: Tensor, leaf: Leaf, train: bool) -> Recorder:
     except RecordError as error:
         inside = f", in {recorder.where}" if recorder.where else ""
         raise ConvertError(f"{type(net).__name__} can't be traced{inside}: {error}") from error
+    except ConvertError:
+        raise
     except Exception as error:
         raise _failure(net, recorder, x, error) from error
     return recorder
@@ -147,6 +149,10 @@ def _switch(node: fx.Node) -> tuple[int, bool] | None:
         return None
     if node.target in NORMS:
         return 5, node.target is F.instance_norm
+    if node.target is F.multi_head_attention_forward:
+        return 13, True
+    if node.target is F.scaled_dot_product_attention:
+        return 4, False
     return (2, True) if node.target in DROPOUTS else None
 
 
@@ -158,8 +164,8 @@ def _compare(training: Recorder, evaluating: Recorder) -> tuple[frozenset[str], 
     """
     numbers: dict[fx.Node, str] = {}
     off, batched = set(), {}
-    first = [n for n in training.graph.nodes if n.target is not stochastic_depth]
-    for a, b in itertools.zip_longest(first, evaluating.graph.nodes):
+    first = [n for n in _live(training) if n.target is not stochastic_depth]
+    for a, b in itertools.zip_longest(first, _live(evaluating)):
         if a is None or b is None or (a.op, str(a.target)) != (b.op, str(b.target)):
             at = " and ".join(place_of(n) for n in (a, b) if n is not None)
             raise ConvertError(
@@ -181,8 +187,35 @@ def _compare(training: Recorder, evaluating: Recorder) -> tuple[frozenset[str], 
         batched[a.name] = axes or ()
         if a.target in DROPOUTS and _is_off(a, b):
             off.add(a.name)
+        if b.target is F.scaled_dot_product_attention and argument(b, 4, "dropout_p", 0.0):
+            raise ConvertError(
+                f"{place_of(b)}: its dropout is active in evaluation mode too; pass "
+                "dropout_p=p if self.training else 0.0"
+            )
     batched |= {n.name: (0,) for n in training.graph.nodes if n.target is stochastic_depth}
     return frozenset(off), batched
+
+
+def _live(recorder: Recorder) -> list[fx.Node]:
+    """Return the nodes that the result depends on, also by a change of memory, in their order.
+
+    Others, as an auxiliary head, may differ between the modes.
+    """
+    run, nodes = recorder.run, recorder.graph.nodes
+    live: set[fx.Node] = set()
+    memory: set[int] = set()
+    stack = [n for n in nodes if n.op in ("placeholder", "output")]
+    while stack:
+        while stack:
+            node = stack.pop()
+            if node not in live:
+                live.add(node)
+                memory |= run.storages.get(node.name, frozenset())
+                stack.extend(node.all_input_nodes)
+        stack = [
+            n for n in nodes if n not in live and run.changed.get(n.name, frozenset()) & memory
+        ]
+    return [node for node in nodes if node in live]
 
 
 def _is_off(a: fx.Node, b: fx.Node) -> bool:
@@ -227,6 +260,6 @@ def _arguments(node: fx.Node, names: dict[fx.Node, str], switch: tuple[int, bool
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: names[n])
     if switch:
         args = (*args[: switch[0]], *args[switch[0] + 1 :])
-        left = ("training", "use_input_stats")
+        left = ("training", "use_input_stats", "dropout_p")
         kwargs = {key: value for key, value in kwargs.items() if key not in left}
     return repr((args, sorted(kwargs.items())))

@@ -6,6 +6,7 @@ standardised or masked weight). The second is folded: the layer starts with its 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +21,9 @@ from .recognised import pair
 from .statics import Static
 from .trace import argument
 
-ALONE = "it normalises each channel separately, without weights, which is not supported"
 LINEAR = (F.linear, torch.matmul, "matmul", torch.mm, "mm", "__matmul__")
 CONVOLUTIONS: dict[Any, int] = {F.conv2d: 2, torch.conv2d: 2, F.conv1d: 1, torch.conv1d: 1}
+CONVOLUTIONS |= {F.conv3d: 3, torch.conv3d: 3}
 TRANSPOSED: dict[Any, int] = {
     **{F.conv_transpose2d: 2, torch.conv_transpose2d: 2},
     **{F.conv_transpose1d: 1, torch.conv_transpose1d: 1},
@@ -105,7 +106,7 @@ def linear(node: fx.Node) -> Layer:
 
 
 def convolution(node: fx.Node, dims: int) -> Layer:
-    """Read F.conv2d and F.conv1d; the latter runs as a convolution of images one pixel high."""
+    """Read F.conv3d, F.conv2d, and F.conv1d as a convolution of images one pixel high."""
     weight, bias = _needed(argument(node, 1, "weight", None)), _bias(node)
     padding = argument(node, 4, "padding", 0)
     numbers = {
@@ -125,12 +126,13 @@ def conv_layer(weight: Static, bias: Static | None, numbers: Attrs, dims: int) -
     """Build a convolution from its weight [O, I, ...] and numbers per axis.
 
     Raises:
-        UnclearError: more than two axes.
+        UnclearError: more than three axes, or groups of a volume's channels.
     """
     outputs, per_group, *kernel = weight.value.shape
-    if len(kernel) != dims or dims > 2:
-        raise UnclearError(f"it is a convolution over {len(kernel)} axes")
     groups = numbers["groups"]
+    if len(kernel) != dims or dims > 3 or (dims == 3 and groups > 1):
+        grouped = f" in {groups} groups" if groups > 1 else ""
+        raise UnclearError(f"it is a convolution over {len(kernel)} axes{grouped}")
     inputs = per_group * groups
     numbers = dict(numbers)
     before, numbers["padding"] = _padding(numbers["padding"], kernel, numbers["dilation"])
@@ -141,11 +143,29 @@ def conv_layer(weight: Static, bias: Static | None, numbers: Attrs, dims: int) -
         kernel = [1, *kernel]
         one = {"stride": 1, "padding": 0, "dilation": 1}
         numbers |= {name: [value, *numbers[name]] for name, value in one.items()}
-    op = kind_of_conv(groups, inputs, outputs)
+    op = "conv3d" if dims == 3 else kind_of_conv(groups, inputs, outputs)
     attrs: Attrs = {"in_channels": inputs, "out_channels": outputs, "kernel_size": kernel}
     attrs |= numbers | {"bias": bias is not None}
     tensors: dict[str, Static | None] = {"weight": weight, "bias": bias}
     return Layer(op, attrs, tensors, [*before, *around[0]], around[1])
+
+
+def constant_filter(node: fx.Node, channels: tuple[int | None, int]) -> list[Step]:
+    """Steps of F.conv2d with one constant filter for every channel, as of a blur, else none."""
+    weight = static_of(argument(node, 1, "weight", None))
+    if weight is None or weight.learned or weight.random or weight.value.dim() != 4:
+        return []
+    groups, filters = int(argument(node, 6, "groups", 1)), weight.value.detach()
+    depthwise = len(filters) == groups and channels[1] in (0, groups)  # 0: the network's input
+    alike = depthwise and bool((filters == filters[:1]).all())
+    if not alike or argument(node, 2, "bias", None) is not None:
+        return []
+    padding, kernel = argument(node, 4, "padding", 0), list(filters.shape[2:])
+    dilation = pair(argument(node, 5, "dilation", 1))
+    padding = padding if isinstance(padding, str) else pair(padding)
+    before, padding = _padding(padding, kernel, dilation)
+    attrs: Attrs = {"kernel": filters[0, 0].tolist(), "padding": padding, "dilation": dilation}
+    return [*before, ("filter", attrs | {"stride": pair(argument(node, 3, "stride", 1))})]
 
 
 def kind_of_conv(groups: int, inputs: int, outputs: int) -> str:
@@ -207,8 +227,8 @@ def _spread(dim: int, stride: int, dims: int) -> list[Step]:
     ]
 
 
-def batch_norm(node: fx.Node, dims: int) -> Layer:
-    """Read F.batch_norm of values [B, C], [B, C, L] or [B, C, H, W].
+def batch_norm(node: fx.Node, shape: Sequence[int]) -> Layer:
+    """Read F.batch_norm of values [B, C], [B, C, L], [B, C, H, W] or [B, C, D, H, W].
 
     Raises:
         UnclearError: no running statistics, or another number of axes.
@@ -224,8 +244,9 @@ def batch_norm(node: fx.Node, dims: int) -> Layer:
         )
     if (weight is None) != (bias is None):
         raise UnclearError("it has one of weight and bias; it needs both or none")
-    if dims not in (2, 3, 4):
-        raise UnclearError(f"expected [B, C], [B, C, L] or [B, C, H, W], got {dims} axes")
+    dims = len(shape)
+    if dims not in (2, 3, 4, 5):
+        raise UnclearError(f"expected [B, C] and up to three axes of pixels, got {dims} axes")
     attrs: Attrs = {
         "num_features": len(mean.value),
         "eps": float(argument(node, 7, "eps", 1e-5)),
@@ -236,6 +257,9 @@ def batch_norm(node: fx.Node, dims: int) -> Layer:
     layer = Layer("batch_norm1d" if dims == 2 else "batch_norm2d", attrs, tensors)
     if dims == 3:
         layer.before, layer.after = [("insert_axis", {"dim": 3})], [("squeeze", {"dim": 3})]
+    elif dims == 5:
+        layer.before = [("flatten", {"start_dim": 2, "end_dim": 3})]
+        layer.after = [("unflatten", {"dim": 2, "sizes": [int(n) for n in shape[2:4]]})]
     return layer
 
 
@@ -258,27 +282,33 @@ def per_channel(op: str, static: Static, axis: int, dims: int, channels: int) ->
     return Layer(op, attrs, {"weight": changed(static, value)})
 
 
-def layers_of(node: fx.Node, dims: int, channels: tuple[int | None, int]) -> list[Layer]:
-    """Return the layers that a call computes, one behind the other; none if it has no weights.
+def layers_of(
+    node: fx.Node, shape: Sequence[int], channels: tuple[int | None, int]
+) -> Sequence[Layer | list[Step]]:
+    """Return the layers, or steps without weights, that a call computes, one behind the other.
+
+    None if it has neither weights nor takes any.
 
     Arguments:
         node: the call.
-        dims: number of axes of its first input.
+        shape: shape of its first input.
         channels: axis and number of the channels of that.
 
     Raises:
         UnclearError: it has weights, and is not supported.
     """
-    target = node.target
+    target, dims = node.target, len(shape)
     if target in LINEAR and node.args and static_of(node.args[0]) is None:
         second = argument(node, 1, "weight", None) or node.kwargs.get("other")
         return [linear(node)] if target is F.linear or static_of(second) else []
+    if target in CONVOLUTIONS and (blur := constant_filter(node, channels)):
+        return [blur]
     if target in CONVOLUTIONS:
         return [convolution(node, CONVOLUTIONS[target])]
     if target in TRANSPOSED:
         return [transposed(node, TRANSPOSED[target])]
     if target is F.batch_norm:
-        return [batch_norm(node, dims)]
+        return [batch_norm(node, shape)]
     if target in (F.prelu, torch.prelu, "prelu"):
         return [_prelu(node, dims, channels)]
     if target is F.instance_norm:
@@ -290,7 +320,7 @@ def layers_of(node: fx.Node, dims: int, channels: tuple[int | None, int]) -> lis
     if target in (F.group_norm, torch.group_norm):
         affine = [argument(node, i, name, None) for i, name in ((2, "weight"), (3, "bias"))]
         eps, groups = argument(node, 4, "eps", 1e-5), int(argument(node, 1, "num_groups", 1))
-        if groups == channels[1] and dims == 4:
+        if groups == channels[1]:
             return _apart(affine, eps, dims, channels)
         if channels[0] != 1 or dims < 3:
             raise UnclearError(f"expected channels on axis 1 of images, got {dims} axes")
@@ -298,29 +328,32 @@ def layers_of(node: fx.Node, dims: int, channels: tuple[int | None, int]) -> lis
             raise UnclearError(f"{MIXES}; use a norm of several groups, or BatchNorm2d")
         step: Step = ("group_norm", {"each": channels[1] // groups, "eps": float(eps)})
         return _with_affine(step, affine, dims, channels)
-    return []
+    return other_layers(node, dims, channels)
 
 
-def _apart(affine: list[Any], eps: Any, dims: int, channels: tuple[int | None, int]) -> list[Layer]:
+def _apart(
+    affine: list[Any], eps: Any, dims: int, channels: tuple[int | None, int]
+) -> Sequence[Layer | list[Step]]:
     """Layers of a norm of each channel of an image: the norm, a factor and an offset."""
-    if channels[0] != 1 or dims != 4:
-        raise UnclearError(f"expected images [B, C, H, W], got {dims} axes")
+    if channels[0] != 1 or dims < 3:
+        raise UnclearError(f"expected channels on axis 1 of images, got {dims} axes")
     step: Step = ("instance_norm", {"eps": float(eps)})
+    if dims != 4:
+        step = ("group_norm", {"each": 1, "eps": float(eps)})
     return _with_affine(step, affine, dims, channels)
 
 
 def _with_affine(
     step: Step, affine: list[Any], dims: int, channels: tuple[int | None, int]
-) -> list[Layer]:
-    """Layers of a norm with a factor and an offset per channel."""
-    weight, bias = (_optional(value) for value in affine)
-    if weight is None or bias is None:
-        raise UnclearError(ALONE)
-    rest = [1] * (dims - 2)
-    shaped = [changed(s, s.value.detach().view(-1, *rest)) for s in (weight, bias)]
-    scale = per_channel("scale", shaped[0], 1, dims, channels[1])
-    scale.before = [step]
-    return [scale, per_channel("shift", shaped[1], 1, dims, channels[1])]
+) -> Sequence[Layer | list[Step]]:
+    """A norm, and a factor and an offset per channel where it has them."""
+    found: list[Layer | list[Step]] = [[step]]
+    for op, value in zip(("scale", "shift"), affine, strict=True):
+        static = _optional(value)
+        if static is not None:
+            shaped = changed(static, static.value.detach().view(-1, *[1] * (dims - 2)))
+            found.append(per_channel(op, shaped, 1, dims, channels[1]))
+    return found
 
 
 def _prelu(node: fx.Node, dims: int, channels: tuple[int | None, int]) -> Layer:
@@ -333,3 +366,13 @@ def _prelu(node: fx.Node, dims: int, channels: tuple[int | None, int]) -> Layer:
             raise UnclearError("its slopes are along another axis than the channels")
         slopes = slopes.reshape(-1, *[1] * (dims - 2))
     return per_channel("prelu", changed(weight, slopes), axis, dims, count)
+
+
+def other_layers(node: fx.Node, dims: int, channels: tuple[int | None, int]) -> list[Layer]:
+    """Return the layers of a call whose reader is registered in `READERS`."""
+    reader = READERS.get(node.target)
+    return reader(node, dims, channels) if reader else []
+
+
+Reader = Callable[[fx.Node, int, tuple[int | None, int]], list[Layer]]
+READERS: dict[Any, Reader] = {}  # further functions -> (call, axes, channels) -> its layers

@@ -102,7 +102,9 @@ def _facts(
     if last:
         used, size = (sum(c[k] for c in last.values()) for k in ("used", "size"))
         facts.append(fact("channels used", f"{percent(used / size, 1)} %"))
-    both = metrics.get("inferred", {}).get("entropy", {}).get("class_incremental")
+    # The best rule comes first.
+    rules = list(metrics.get("inferred", {}).values())
+    both = rules[0].get("class_incremental") if rules else None
     if both is not None and metrics["tasks_learned"] > 1:
         facts.append(fact("task and label, task not given", f"{percent(both)} %"))
     if seconds:

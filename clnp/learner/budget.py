@@ -12,11 +12,11 @@ import torch
 from ..data.names import counted
 from ..errors import CapacityWarning
 from ..network.boundaries import Boundaries
-from ..ranges import Range, by_name, whole
+from ..ranges import by_name, optional, whole
 
 AUTO: Final = "auto"
 GROWTH = "auto, None, an integer >= 1, one per group, or {group: integer}"
-TASKS = Range("None or an integer >= 1", lambda value: value is None or whole(1).holds(value))
+TASKS = optional(whole(1))
 GRANULARITY = TASKS
 SHARE = Fraction(1, 3)  # of the free channels, where the number of tasks is unknown
 MOST_OF_FIRST = Fraction(1, 2)  # of all channels, where more tasks follow
@@ -91,7 +91,7 @@ def budgets(
     prunable = model.groups.prunable
     if growth != AUTO:
         return limits(growth, [group.name for group in prunable], name)
-    part = share(len(model.tasks), tasks_expected)
+    part = share(len(model.present), tasks_expected)
     if part == 1:
         return {}
     free = {group.name: model.free(group) for group in prunable}

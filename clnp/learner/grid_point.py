@@ -145,7 +145,7 @@ class PointTrainer:
     def fit(self, i: int, report: Report) -> Trained:
         """Train grid point `i` from the weights that the model has."""
         s, point = self.settings, self.points[i]
-        settings = self.fit_settings(s.epochs, point.lr, point.l1, s.schedule)
+        settings = self.fit_settings(s.training_epochs, point.lr, point.l1, s.schedule)
         make = self.sparsifier.fit
         fit = make(*self.fit_arguments(settings, "fit", report))
         stamp = self.stamp()
@@ -154,7 +154,7 @@ class PointTrainer:
             fit.resume(saved)
 
         def after_epoch(state: FitState, snapshot: Any) -> None:
-            if state.epoch == s.epochs or self.progress.due():
+            if state.epoch == s.training_epochs or self.progress.due():
                 self.progress.save(i, snapshot(), stamp)
             report("on_epoch_end", self.record(i, state.history[-1]))
 

@@ -20,8 +20,9 @@ from .agreement import digest
 from .report import TaskReport
 
 
-def learned_tasks(reports: Sequence[TaskReport], tasks: Sequence[Task]) -> list[Task]:
-    """Return the learned tasks out of `tasks`, after comparing every item with their fingerprints.
+def learned_tasks(reports: Sequence[TaskReport], tasks: Sequence[Task | None]) -> list[Task | None]:
+    """Return the learned tasks out of `tasks`, after comparing every item with their fingerprints;
+    None for a forgotten task, whatever is given.
 
     Raises:
         DataError: `tasks` are not the tasks that were learned, with the differences.
@@ -29,9 +30,12 @@ def learned_tasks(reports: Sequence[TaskReport], tasks: Sequence[Task]) -> list[
     """
     if len(tasks) < len(reports):
         raise DataError(f"tasks: expected the {len(reports)} learned tasks, got {len(tasks)}")
-    found = []
+    found: list[Task | None] = []
     for k, report in enumerate(reports):
-        task = tasks[k]
+        if report.forgotten:
+            found.append(None)
+            continue
+        task: Any = tasks[k]
         check_is_task(task, f"tasks[{k}]")
         if task.name != report.name:
             raise DataError(
@@ -88,6 +92,12 @@ class Tests:
         if objective is not None:
             self.objectives[len(self.splits)] = objective
         self.splits.append(split)
+
+    def forget(self, task: int) -> None:
+        """Drop what is known of a task; its place stays."""
+        self.splits[task] = None
+        self.objectives.pop(task, None)
+        self._measured.pop(task, None)
 
     def cut(self, index: int) -> None:
         """Forget the tasks from `index` on."""

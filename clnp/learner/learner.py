@@ -4,6 +4,7 @@ move (Algorithm 1).
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,23 +24,27 @@ from ..files import checkpoint
 from ..files.checkpoint import dtype_name, dtype_of
 from ..metrics import capacity_text
 from ..network.certificate import Certificate, Verdict
-from ..network.inference import Inferred, Prediction, predicted
+from ..network.forgetting import Forgotten
+from ..network.inference import Inferred, Prediction, Rule, predicted
 from ..network.model import Model
 from ..network.restore import EXTRA, restored
 from ..objectives.objective import Objective, check_sendable, given_again
 from ..parallel import Workers, kernels
 from ..parallel.ranks import ALONE, Ranks, refuse_sharded, world
 from ..pruning.margin import check_margin
+from ..ranges import number
 from ..training.cost import clnp_cost
 from ..training.evaluation import inferred_accuracies
 from .agreement import agree_on_network, agree_on_task, begin
-from .base import BaseLearner, checkpoint_file
+from .base import CHECKPOINT, BaseLearner, checkpoint_file
 from .budget import AUTO, budgets, granularity_on, warn_of_capacity
+from .calibrator import Calibrator
 from .checks import check_model_task, objective_for
+from .forgetting import forget, task_index
 from .grid import GridPoint, grid_points
 from .grid_point import Plan, PointTrainer
 from .learned_data import learned_tasks, test_split
-from .report import TaskReport, capacity_of, check_classes, objective_fields, reuse_of
+from .report import TaskReport, capacity_of, check_classes, objective_fields, present, reuse_of
 from .settings import Settings, SettingsGiven, without_removed
 from .task_run import TaskRun
 
@@ -111,6 +116,7 @@ class Learner(BaseLearner):
         self._share(world() if distributed else ALONE)
         self._use_folder(checkpoint_dir, None)
         self.certificate = Certificate()
+        self._calibrator = Calibrator()
         self._seconds: dict[str, float] = {}
         self._warned: set[str] = set()
         self._kernels: kernels.Kernels = {"digest": ""}
@@ -121,14 +127,15 @@ class Learner(BaseLearner):
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.changed().items())
-        tasks = len(self.reports)
+        tasks = len(present(self.reports))
         learned = f"{counted(tasks, 'task')} learned"
         return f"Learner({'; '.join([learned, settings] if settings else [learned])})"
 
     def __str__(self) -> str:
         """The learner in a few lines: settings, metrics and the channels of every group."""
         lines = [repr(self)]
-        for k, report in enumerate(self.reports):
+        for k in present(self.reports):
+            report = self.reports[k]
             now = self.reports[-1].row[k]
             lines.append(f"task {k + 1}, {report.name!r}: test {report.shown.text(now)} now")
         capacity = self.reports[-1].capacity if self.reports else {}
@@ -215,7 +222,8 @@ class Learner(BaseLearner):
     def _undo(self, before: dict[str, Any], index: int) -> None:
         self.model.zero_grad(set_to_none=True)
         self.model.load_state_dict(before, unlearn=True)
-        del self.certificate.entries[index:], self.certificate.probes[index:]
+        self.certificate.cut(index)
+        self._calibrator.forget(range(index, index + 1))
         self.model.eval()
 
     def _learn(self, task: Task, index: int, outputs: int, plan: Plan) -> TaskReport:
@@ -275,16 +283,21 @@ class Learner(BaseLearner):
         with self._timed("evaluate"):
             self._tests.add(task.test, self.objective)
             self.certificate.record(model, first_inputs(task.test, 64))
+            present = model.present
             row = [
                 self._tests.metric(j, model.subnetwork(j, fresh=True), self.device)
+                if j in present
+                else math.nan
                 for j in range(index + 1)
             ]
+            if self._classify(task):
+                self._calibrator.add(index, task.validation, settings.calibration)
             inferred = self._inferred(task)
         shown = run.validation.shown
         return TaskReport(
             task=index,
             name=task.name,
-            epochs=0 if plan.adopt else settings.epochs,
+            epochs=0 if plan.adopt else settings.training_epochs,
             lr=chosen.point.lr,
             l1=chosen.point.l1,
             best_validation=shown(best),
@@ -324,45 +337,105 @@ class Learner(BaseLearner):
             return [GridPoint(trained[0].l1, trained[0].lr)]
         return self.points
 
-    def _inferred(self, task: Task) -> Inferred:
+    def _classify(self, task: Task) -> bool:
+        """Return whether this task and all earlier ones have one class per example."""
         data = [*(report.data for report in self.reports), task_data(task)]
-        if not self.settings.infer_tasks or not all(d is None or d.classifies for d in data):
+        return all(d is None or d.classifies for d in data)
+
+    def _inferred(self, task: Task) -> Inferred:
+        if not self.settings.infer_tasks or not self._classify(task):
             return {}
-        return inferred_accuracies(self.model, self._tests.splits, self.device)
+        rule = self._calibrator.rule(self.model)
+        return inferred_accuracies(self.model, self._tests.splits, self.device, rule)
 
     def expand(self, layer: str, channels: int) -> None:
         """Adds free channels to a hidden layer between tasks; see `Model.expand`."""
         self.model.expand(layer, channels)
 
+    def forget(self, task: int | str, *, cascade: bool = False) -> Forgotten:
+        """Forgets a learned task: its head, report, probe batch and test data, and every channel
+        that no kept task reads. Kept tasks keep their indices and the bits of their logits, which
+        the certificate is asked for before and after. The checkpoint in `checkpoint_dir` is
+        replaced.
+
+        A channel that a later task reads stays, because that task's logits come from it.
+
+        Arguments:
+            task: index or name of the task.
+            cascade: forget the tasks that read its channels too, so that nothing of it is left.
+
+        Returns:
+            what has gone, and what has stayed for whom.
+
+        Raises:
+            ConfigError: no such task.
+            CertificateError: a kept task is not what its certificate says; nothing is forgotten.
+            SaveError: the checkpoint can't be written; the old one still holds the task.
+        """
+        gone = forget(self, task_index(self, task), cascade)
+        if self.checkpoint_dir is not None:
+            with self.ranks.together("writing the checkpoint"):
+                self.save(self.checkpoint_dir / CHECKPOINT)
+            self._progress.clear()
+        return gone
+
     # Results
 
-    def predict(self, x: Tensor, task: int | None = None, *, rule: str = "entropy") -> Prediction:
+    def predict(
+        self,
+        x: Tensor,
+        task: int | None = None,
+        *,
+        rule: str | Rule | None = None,
+        refuse: float = 0.0,
+    ) -> Prediction:
         """Task, class and class name of examples.
 
         Arguments:
             x: [B, ...].
-            task: index of the learned task that they are of, from the end if negative; None takes
-                the task whose network is surest.
-            rule: how that is decided, "entropy" or "energy".
+            task: index of the learned task that they are of, from the end if negative; None finds
+                it out.
+            rule: how that is decided: by a classifier of the task fitted on the validation examples
+                that the learner keeps (`calibration`; see `clnp.calibrated`), or by the surest head
+                ("entropy", "energy"). None: the first where every task has such examples.
+            refuse: refuse the examples that are less sure of their task than this fraction of the
+                task's own kept examples.
 
         Returns:
             `task` [B], `label` [B] (the class within the task) and `names`, a list of B class
-            names, None where the task was learned without names.
+            names, None where the task was learned without names. Task and label of a refused
+            example are -1.
 
         Raises:
             DataError: x does not fit the network.
             ConfigError: the task has not been learned, or has not one class per example; an unknown
-                rule.
+                rule; `refuse` outside [0, 1), or without kept examples.
         """
         check_classes(self.reports, task)
+        number(below=True, high=1).check("refuse", refuse)
         x = x.to(self.device)
         with torch.no_grad():
             if task is None:
-                found, label = self.model.predict(x, rule)
+                chosen = rule or self._calibrator.rule(self.model) or "entropy"
+                found, label = self.model.predict(x, chosen)
+                if refuse:
+                    found, label = self._refused(x, found, label, refuse)
             else:
                 label = self.model(x, task=task).argmax(dim=-1)
                 found = torch.full_like(label, self.model.check_task(task))
         return predicted(found, label, [report.class_names for report in self.reports])
+
+    def _refused(
+        self, x: Tensor, task: Tensor, label: Tensor, fraction: float
+    ) -> tuple[Tensor, Tensor]:
+        rule = self._calibrator.rule(self.model)
+        if rule is None:
+            raise ConfigError(
+                "refuse: expected kept examples of every task, got a learner without; learn with "
+                "calibration > 0"
+            )
+        least = rule.refused(self.model.all_tasks(x), task, fraction)
+        return task.masked_fill(least, -1), label.masked_fill(least, -1)
 
     def verify(self) -> list[Verdict]:
         """Recomputes every learned task's logits on its probe batch and compares them bit by
@@ -372,7 +445,7 @@ class Learner(BaseLearner):
 
     def costs(self, sizes: Sequence[int]) -> list[dict[str, Any]]:
         """Cost of every learned task; see `clnp.methods.clnp_cost`."""
-        return [clnp_cost(self, task, examples) for task, examples in enumerate(sizes)]
+        return [clnp_cost(self, k, sizes[k]) for k in present(self.reports[: len(sizes)])]
 
     # Saving
 
@@ -390,7 +463,7 @@ class Learner(BaseLearner):
     def load(
         cls,
         path: str | Path,
-        tasks: Sequence[Task] | None = None,
+        tasks: Sequence[Task | None] | None = None,
         *,
         device: str | torch.device = "cpu",
         checkpoint_dir: str | Path | None = None,
@@ -405,9 +478,10 @@ class Learner(BaseLearner):
 
         Arguments:
             path: the file, or the folder that holds `checkpoint.safetensors`.
-            tasks: the learned tasks (or the whole stream), whose test splits later rows of the
-                accuracy matrix need; without them those entries are NaN. All their splits are read
-                and compared with the fingerprints of what was learned.
+            tasks: the learned tasks (or the whole stream; in place of a forgotten one None), whose
+                test splits later rows of the accuracy matrix need; without them those entries are
+                NaN. All their splits are read and compared with the fingerprints of what was
+                learned.
             device, checkpoint_dir, callbacks, workers, distributed, progress_bar: as for a new
                 learner.
             loss, metric: the learner's, where they are functions: a file holds their names only.
@@ -437,6 +511,7 @@ class Learner(BaseLearner):
             )
             learner.reports = [TaskReport.from_json(report) for report in data["reports"]]
             probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
+            learner._calibrator = Calibrator.of(tensors)
             learner.certificate = Certificate.from_json(data["certificate"], probes)
             learner._kernels = {"digest": str(data.get("kernels", ""))}
         except Exception as error:  # anybody can have written anything
@@ -452,10 +527,13 @@ class Learner(BaseLearner):
 
     # Helpers
 
-    def _attach(self, tasks: Sequence[Task]) -> None:
+    def _attach(self, tasks: Sequence[Task | None]) -> None:
         """Give the learned tasks' test splits back."""
         self._tests.splits = []
         for task in tasks:
+            if task is None:
+                self._tests.add(None)
+                continue
             found = task.objective(self.settings.loss, self.settings.metric)
             self._tests.add(test_split(task), found)
 
@@ -464,6 +542,7 @@ class Learner(BaseLearner):
         model, certificate = self.model, self.certificate
         tensors = {f"model.{k}": v for k, v in model.state_dict().items() if k != EXTRA}
         tensors |= {f"probe.{k}": probe for k, probe in enumerate(certificate.probes)}
+        tensors |= self._calibrator.tensors()
         data = {
             "settings": self.settings.to_json(),
             "structure": model.structure(),

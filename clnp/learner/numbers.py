@@ -13,6 +13,7 @@ from ..callbacks.callback import settings_of
 from ..errors import ConfigError
 from ..html.text import COST, PHASES, SUMMARIES
 from ..objectives.shown import Shown, by_metric
+from .report import present
 
 
 def metrics_of(
@@ -37,8 +38,9 @@ def metrics_of(
         "examples"} of all training together, "inferred": {rule: {measure: mean over tasks}} of the
         last task's `TaskReport.inferred`, "reports": one `TaskReport` per task without its times}.
     """
-    R = np.asarray(learner.accuracy_matrix, dtype=np.float64)
-    reports = [dataclasses.asdict(report) for report in learner.reports]
+    kept = present(learner.reports)
+    R = np.asarray(learner.accuracy_matrix, dtype=np.float64)[np.ix_(kept, kept)]
+    reports = [_of_tasks(learner.reports[k], kept) for k in kept]
     groups = by_metric(reports)
     shown, alike = Shown.of_report(reports[0]), len(groups) == 1
     means = diagnostics.mean_accuracies(R) if alike else np.full(len(R), np.nan)
@@ -64,6 +66,22 @@ def metrics_of(
     }
 
 
+def _of_tasks(report: Any, tasks: Sequence[int]) -> dict[str, Any]:
+    """A report as plain data, with the numbers of some tasks only."""
+    data = dataclasses.asdict(report)
+
+    def chosen(values: Sequence[Any]) -> list[Any]:
+        return [value for j, value in enumerate(values) if j in tasks]
+
+    data["row"] = chosen(data["row"])
+    data["reuse"] = {name: chosen(counts) for name, counts in data["reuse"].items()}
+    data["inferred"] = {
+        rule: {name: chosen(values) for name, values in measures.items()}
+        for rule, measures in data["inferred"].items()
+    }
+    return data
+
+
 def numbers_of(learner: Any) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """(metrics, seconds, costs) of a learner that has no run folder, as `metrics_of`, `seconds_of`
     and `costs_of` give them; no costs where the sizes of its tasks are not known.
@@ -74,8 +92,9 @@ def numbers_of(learner: Any) -> tuple[dict[str, Any], list[dict[str, Any]], list
     if not learner.reports:
         raise ConfigError("learner: expected at least one learned task, got none; learn one first")
     data = [report.data for report in learner.reports]
-    sizes = [task.splits["train"].size for task in data if task is not None]
-    costs = costs_of(learner, sizes) if len(sizes) == len(data) else []
+    sizes = [0 if task is None else task.splits["train"].size for task in data]
+    known = all(data[k] is not None for k in present(learner.reports))
+    costs = costs_of(learner, sizes) if known else []
     settings = settings_of(learner)
     config = {"method": settings.get("method", "clnp"), "seeds": [settings["seed"]]}
     return metrics_of(learner, config, learner.verify(), costs), seconds_of(learner), costs
@@ -95,8 +114,8 @@ def costs_of(learner: Any, sizes: Sequence[int]) -> list[dict[str, Any]]:
     """
     rows = learner.costs(sizes)
     return [
-        {"task": i, "name": report.name, **{name: row[name] for name in COST}}
-        for i, (report, row) in enumerate(zip(learner.reports, rows, strict=True))
+        {"task": i, "name": learner.reports[i].name, **{name: row[name] for name in COST}}
+        for i, row in zip(present(learner.reports), rows, strict=True)
     ]
 
 
@@ -107,4 +126,5 @@ def seconds_of(learner: Any) -> list[dict[str, Any]]:
     return [
         {"task": i, "name": report.name, **{p: float(report.seconds.get(p, 0.0)) for p in PHASES}}
         for i, report in enumerate(learner.reports)
+        if not report.forgotten
     ]

@@ -102,17 +102,17 @@ def prune(
     loss: Any = None,
     search: str = "auto",
     granularity: int | None = None,
-    sparsifier: str = "activity",
+    sparsifier: str = "contribution",
 ) -> Pruning:
-    """Remove the channels of lowest mean activity on the training examples, as many as the margin
-    allows (paper, Sec. 2.2).
+    """Remove the channels that contribute least on the training examples, as many as the margin
+    allows (paper, Sec. 2.2, which ranks by mean activity).
 
     The parameters are replaced: build a new optimizer before fine-tuning. The computation is in
     evaluation mode and in the network's own dtype, whatever mode and autocast surround it.
 
     Arguments:
         model: trained, in a task.
-        train: split that activity is measured on: (x [N, ...], y [N, ...]) or a Dataset of (x, y),
+        train: split that channels are ranked on: (x [N, ...], y [N, ...]) or a Dataset of (x, y),
             which is read several times.
         validation: split that is measured, in the same form.
         margin: validation metric that may be lost, in its units; of an accuracy a fraction.

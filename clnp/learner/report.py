@@ -68,6 +68,8 @@ class TaskReport:
             held; unit "%" means a fraction.
         fine_tuned: for each round of fine-tuning "kept", or "rolled back" where the validation
             metric was better before it; joined by ", ", "" without fine-tuning.
+        forgotten: True for a task that was forgotten and of which later tasks read channels; its
+            other numbers are gone.
     """
 
     task: int
@@ -96,6 +98,7 @@ class TaskReport:
     higher_is_better: bool = True
     fine_tuned: str = ""
     in_training: dict[str, int] = field(default_factory=dict)
+    forgotten: bool = False
 
     def __post_init__(self) -> None:
         # JSON knows neither tuples nor classes.
@@ -165,6 +168,11 @@ def check_classes(reports: Sequence[TaskReport], task: int | None) -> None:
                 f"learned by loss {report.loss!r}; model(x, task={reports.index(report)}) has its "
                 "outputs"
             )
+
+
+def present(reports: Sequence[TaskReport]) -> list[int]:
+    """Indices of the tasks that have not been forgotten."""
+    return [k for k, report in enumerate(reports) if not report.forgotten]
 
 
 def matrix_of(reports: Sequence[TaskReport]) -> np.ndarray:

@@ -27,7 +27,7 @@ from ..objectives.objective import (
     objective_of,
 )
 from ..pruning.margin import check_margin
-from ..ranges import Range, choice, flag, number, whole
+from ..ranges import Range, choice, flag, number, optional, whole
 from ..training.fit import SCHEDULES
 from .budget import AUTO, GRANULARITY, GROWTH, TASKS, limits
 from .grid import per_layer
@@ -36,6 +36,8 @@ T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SPARSIFIERS = ("activity", "contribution", "sdp")
 SEARCHES = ("auto", "joint", "global")
+# Of fine_tune="auto": part of the epochs, and how many there have to be.
+TUNED, LEAST_EPOCHS = 0.4, 5
 # Settings of older files that are gone, with the value that had no effect, or have another name.
 REMOVED = {"reinit_scale": 1.0, "compensate": False, "score": "accuracy"}
 RENAMED = {"score": "metric"}
@@ -125,11 +127,11 @@ class FineTune:
         "half as many as for training",
         "--fine-tune-epochs",
     )
-    lr: float = setting(
+    lr: float | None = setting(
         1e-4,
-        number(above=True),
-        "learning rate of fine-tuning",
-        "a tenth of the rate of training",
+        optional(number(above=True)),
+        "learning rate of fine-tuning; None is that of training",
+        "a tenth of the rate of training, or that of training on a cosine",
         "--fine-tune-lr",
     )
     l1: Any = setting(
@@ -156,7 +158,7 @@ class FineTune:
 
 
 def _is_fine_tune(value: Any) -> bool:
-    return value is None or isinstance(value, FineTune)
+    return value is None or value == AUTO or isinstance(value, FineTune)
 
 
 @documented
@@ -203,17 +205,21 @@ class Settings:
         "--l1",
     )
     lr: float = setting(
-        1e-3, number(above=True), "learning rate of Adam", "1e-3 for most networks", "--lr"
+        2e-3, number(above=True), "learning rate of Adam", "1e-3 where training is unsteady", "--lr"
     )
     epochs: int = setting(
         10,
         whole(1),
-        "epochs of training per task and grid point",
+        "epochs per task and grid point, those of auto fine-tuning included",
         "until the validation metric levels off; L1 needs more than plain training",
         "--epochs",
     )
     batch_size: int = setting(
-        256, whole(1), "examples per training step", "less for small data sets", "--batch-size"
+        64,
+        whole(1),
+        "examples per training step",
+        "32 for small data sets, more for large ones on a GPU",
+        "--batch-size",
     )
     schedule: str = setting(
         "constant",
@@ -245,11 +251,12 @@ class Settings:
         "global where the search takes too long",
         "--search",
     )
-    fine_tune: FineTune | None = setting(
-        None,
-        Range("None, a FineTune or a dictionary of its fields", _is_fine_tune),
-        "training of the surviving channels after pruning",
-        "use it where capacity is short or pruning costs accuracy",
+    fine_tune: FineTune | Literal["auto"] | None = setting(
+        AUTO,
+        Range("auto, None, a FineTune or a dictionary of its fields", _is_fine_tune),
+        "training of the surviving channels after pruning; auto takes the last two fifths of the "
+        "epochs for it, if there are at least 5, its rate falling on a cosine",
+        "None where epochs are too few even for training; a FineTune adds epochs of its own",
         "--fine-tune-epochs",
     )
     dtype: str = setting(
@@ -290,12 +297,12 @@ class Settings:
         "--first-growth",
     )
     sparsifier: str = setting(
-        "activity",
+        "contribution",
         choice(SPARSIFIERS),
-        "channels are ranked by mean activity (the paper's) or by contribution to the layers that "
-        "read them, both under L1; sdp takes structured sharpness-aware Frank-Wolfe steps and "
+        "channels are ranked by contribution to the layers that read them or by mean activity (the "
+        "paper's), both under L1; sdp takes structured sharpness-aware Frank-Wolfe steps and "
         "ranks by weight norms",
-        "contribution where capacity is short",
+        "activity to repeat the paper",
         "--sparsifier",
     )
     cache: str = setting(
@@ -310,6 +317,13 @@ class Settings:
         choice(("auto", "on", "off")),
         "train the grid points of a task as one network of stacked weights where its layers allow "
         "it: auto on a GPU only, on always; outcomes agree within rounding",
+    )
+    calibration: int = setting(
+        64,
+        whole(0),
+        "validation examples kept of each task, by which `learner.predict` tells tasks apart; at "
+        "most 4 MiB a task",
+        "0 keeps no data",
     )
     infer_tasks: bool = setting(
         True,
@@ -329,8 +343,22 @@ class Settings:
         check(self)
         metric = check_objective(self.loss, self.metric)
         check_margin(self.margin, metric_of("accuracy") if metric is None else metric)
-        if self.fine_tune is not None:
+        if isinstance(self.fine_tune, FineTune):
             check(self.fine_tune, "fine_tune ")
+
+    @property
+    def tuning(self) -> FineTune | None:
+        """Fine-tuning as it is done; None without."""
+        if isinstance(self.fine_tune, FineTune) or self.fine_tune is None:
+            return self.fine_tune
+        epochs = round(TUNED * self.epochs) if self.epochs >= LEAST_EPOCHS else 0
+        return FineTune(epochs, lr=None, schedule="cosine") if epochs else None
+
+    @property
+    def training_epochs(self) -> int:
+        """Epochs before pruning."""
+        within = self.tuning if self.fine_tune == AUTO else None
+        return self.epochs - (within.epochs if within else 0)
 
     def check_layers(self, layers: list[str], groups: Sequence[str] = ()) -> None:
         """Raises ConfigError where a setting does not fit a network with these layers and prunable
@@ -340,7 +368,7 @@ class Settings:
             if getattr(self, name) != AUTO:
                 limits(getattr(self, name), groups, name)
         per_layer(self.l1, layers)
-        if self.fine_tune is not None and self.fine_tune.l1 is not None:
+        if isinstance(self.fine_tune, FineTune) and self.fine_tune.l1 is not None:
             per_layer(self.fine_tune.l1, layers, "fine_tune l1")
 
     def changed(self) -> dict[str, Any]:
@@ -353,7 +381,8 @@ class Settings:
         name (`clnp.objectives.objective.given_again`).
         """
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        tune = None if self.fine_tune is None else dataclasses.asdict(self.fine_tune)
+        tune: Any = self.fine_tune
+        tune = dataclasses.asdict(tune) if isinstance(tune, FineTune) else tune
         own = described_objective(self.loss, self.metric)
         return copy.deepcopy({**data, "fine_tune": tune, **own})
 
@@ -403,7 +432,7 @@ class SettingsGiven(TypedDict, total=False):
     grid: dict[str, list[Any]] | None
     grid_first_only: bool
     search: Literal["auto", "joint", "global"]
-    fine_tune: FineTune | None
+    fine_tune: FineTune | Literal["auto"] | None
     dtype: Literal["fp32", "bf16"]
     granularity: int | None
     tasks_expected: int | None
@@ -412,4 +441,5 @@ class SettingsGiven(TypedDict, total=False):
     sparsifier: Literal["activity", "contribution", "sdp"]
     cache: Literal["auto", "off"]
     stack: Literal["auto", "on", "off"]
+    calibration: int
     infer_tasks: bool

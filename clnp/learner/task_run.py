@@ -47,7 +47,7 @@ class TaskRun:
     @property
     def tune(self) -> FineTune | None:
         """Settings of fine-tuning; None without."""
-        return None if self.trainer.plan.adopt else self.settings.fine_tune
+        return None if self.trainer.plan.adopt else self.settings.tuning
 
     @property
     def epochs(self) -> int:
@@ -55,7 +55,7 @@ class TaskRun:
         if self.trainer.plan.adopt:
             return 0
         tuned = self.tune.epochs * self.tune.rounds if self.tune else 0
-        return self.settings.epochs * len(self.points) + tuned
+        return self.settings.training_epochs * len(self.points) + tuned
 
     def report(self, event: str, *args: Any) -> None:
         """Pass an event of a grid point on to the callbacks, with the epochs done so far."""
@@ -96,7 +96,7 @@ class TaskRun:
         trained = self._saved(tensors)
         if len(trained) < len(self.points) and self._stacks():
             return self._fit_together()
-        self.done.update(dict.fromkeys(trained, self.settings.epochs))
+        self.done.update(dict.fromkeys(trained, self.settings.training_epochs))
         missing = [i for i in range(len(self.points)) if i not in trained]
         if self._fans_out(missing):
             trained |= grid_in_workers.fit(self.trainer, self.workers, missing, self.report)
@@ -123,7 +123,7 @@ class TaskRun:
             if state is None:
                 continue
             self.notify("on_resume", [self.trainer.record(i, epoch) for epoch in state.history])
-            whole = state.epoch == self.settings.epochs
+            whole = state.epoch == self.settings.training_epochs
             if whole and shapes == [tensor.shape for tensor in state.parameters]:
                 found[i] = Trained(self.points[i], state.parameters, state.history)
         return found
@@ -143,7 +143,8 @@ class TaskRun:
         """Train all grid points at once."""
         s, trainer, progress = self.settings, self.trainer, self.trainer.progress
         stamp = trainer.stamp()
-        each = [trainer.fit_settings(s.epochs, p.lr, p.l1, s.schedule) for p in self.points]
+        epochs = s.training_epochs
+        each = [trainer.fit_settings(epochs, p.lr, p.l1, s.schedule) for p in self.points]
         model, train, validation, _, *rest = trainer.fit_arguments(each[0], "fit", self.report)
         fit = StackedFit(model, train, validation, each, *rest)
         loaded = [progress.load(i, stamp) for i in range(len(self.points))]
@@ -152,7 +153,7 @@ class TaskRun:
             fit.resume_all(saved)
 
         def after_epoch(states: list[FitState], snapshot: Callable[[int], FitState]) -> None:
-            save = states[0].epoch == s.epochs or progress.due()
+            save = states[0].epoch == epochs or progress.due()
             for i, state in enumerate(states):
                 if save:
                     progress.save(i, snapshot(i), stamp)
@@ -224,8 +225,9 @@ class TaskRun:
 
     def _tune(self, point: GridPoint, tune: FineTune, number: int) -> None:
         """Train the surviving channels, in round `number` from 0."""
+        rate = point.lr if tune.lr is None else tune.lr
         l1 = point.l1 if tune.l1 is None else per_layer(tune.l1, self.model.layer_names)
-        settings = self.trainer.fit_settings(tune.epochs, tune.lr, l1, tune.schedule)
+        settings = self.trainer.fit_settings(tune.epochs, rate, l1, tune.schedule)
         seed = f"fine-tune {number}" if number else "fine-tune"
         extra = {"fine_tune": True, "round": number}
         Fit(*self.trainer.fit_arguments(settings, seed, self.report)).run(

@@ -100,7 +100,7 @@ class MethodLearner(BaseLearner):
         self.graph = graph_of(net, example)
         self.example = example[:1].detach().cpu()
         with seeded(seed_for(settings.seed, "make"), self.device):
-            self.net = TaskNet(net, example, settings.head).to(self.device)
+            self.net = TaskNet(net, example, settings.head, self.graph).to(self.device)
             self.method = method(self.net, settings, options)
         self.net.to(self.device)
         self.method.optimizer = self.method.make_optimizer()
@@ -409,6 +409,7 @@ class MethodLearner(BaseLearner):
             self._tests.splits = [None] * len(self.reports)
             return
         for task in learned_tasks(self.reports, tasks):
+            assert task is not None  # only CLNP forgets on request
             found = task.objective(self.shared.loss, self.shared.metric)
             self._tests.add(test_split(task), found)
             self.method.remember(task)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..graph.graph import Graph
 from ..training.evaluation import evaluating
 
 # Stands in for the logits of classes that a task does not have, where tasks with different numbers
@@ -62,13 +63,17 @@ class TaskNet(nn.Module):
             called last.
         example: a batch that it accepts.
         head: "single": all tasks share the outputs of `net`; "multi": every task has its own.
+        graph: its operations, where they can be read.
 
     Raises:
         ConfigError: no such Linear layer.
     """
 
-    def __init__(self, net: nn.Module, example: Tensor, head: str) -> None:
+    def __init__(
+        self, net: nn.Module, example: Tensor, head: str, graph: Graph | None = None
+    ) -> None:
         super().__init__()
+        self.graph = graph
         self.net = nn.Sequential(net) if isinstance(net, nn.Linear) else net
         self.kind = head
         self.head_name, self.classes = _find_head(self.net, example)

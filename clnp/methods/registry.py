@@ -21,6 +21,7 @@ from .er import ER, DERpp
 from .esacl.method import EsaCL, EsaCLCo2L, EsaCLEWC
 from .ewc import EWC
 from .finetune import Finetune
+from .hat import HAT
 from .joint import Joint
 from .learner import KIND, MethodLearner
 from .method import Method
@@ -63,6 +64,7 @@ METHODS: dict[str, MethodInfo] = {
     "si": MethodInfo(SI, "synaptic intelligence: quadratic penalty by path integral"),
     "superposition": MethodInfo(Superposition, "a random key for every task on every layer"),
     "packnet": MethodInfo(PackNet, "weights packed task by task by magnitude"),
+    "hat": MethodInfo(HAT, "a learned gate per channel and task; used channels hardly move (HAT)"),
     "wsn": MethodInfo(WSN, "a learned mask of weights per task; weights in use are frozen (WSN)"),
     "supsup": MethodInfo(SupSup, "a learned mask per task over weights that stay random (SupSup)"),
     "er": MethodInfo(ER, "experience replay from a reservoir"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from . import networks
+from .own_file import check_own_file, is_own_file, make_from_file
 
 # Networks of this package; all other names are torchvision's.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -45,8 +46,8 @@ def make(
     """Make a newly initialised network by its name.
 
     Arguments:
-        name: a key of `NETWORKS`, or a classification network of torchvision, such as
-            "mobilenet_v2".
+        name: a key of `NETWORKS`, a classification network of torchvision, such as
+            "mobilenet_v2", or "FILE.py:NAME" for a class or function of one's own file.
         classes: number of outputs.
         shape: shape of one example without the batch; (C, H, W) except for "mlp", which flattens.
         seed: seeds the weights without use of torch's global generator.
@@ -69,6 +70,9 @@ def make(
     if name in NETWORKS:
         return _build(name, NETWORKS[name], classes=classes, shape=shape, seed=seed, **given)
     check_name(name)
+    if is_own_file(name):
+        with networks.seeded_weights(seed):
+            return make_from_file(name, classes, shape, given)
     if len(shape) != 3 or shape[0] != 3:
         raise ConfigError(
             f"network {name!r}: expected examples [3, H, W], as all of torchvision's, got "
@@ -117,6 +121,9 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 def check_name(name: str) -> None:
     """Raise ConfigError for an unknown name (similar ones are listed), or if torchvision lacks."""
+    if is_own_file(name):
+        check_own_file(name)
+        return
     if name in NETWORKS:
         if name == "resnet18_small":
             networks.torchvision_models()
@@ -127,8 +134,8 @@ def check_name(name: str) -> None:
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
     hint = f"; similar ones are {', '.join(near)}" if near else ""
     raise ConfigError(
-        f"network: expected one of {', '.join(NETWORKS)} or a classification network of "
-        f"torchvision, got {name!r}{hint}"
+        f"network: expected one of {', '.join(NETWORKS)}, a classification network of "
+        f"torchvision, or FILE.py:NAME, got {name!r}{hint}"
     )
 
 

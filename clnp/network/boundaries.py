@@ -12,28 +12,37 @@ from torch import Tensor, nn
 
 from clnp_kernels.nn import (
     MaskedConv2d,
+    MaskedConv3d,
+    MaskedEmbedding,
     MaskedGroupedConv2d,
     MaskedLinear,
     PartialBatchNorm1d,
     PartialBatchNorm2d,
+    PartialLayerNorm,
     PartialPerChannel,
+    PartialRMSNorm,
 )
 
 from ..errors import CapacityError, ConfigError
-from ..graph.graph import Graph, build, fuse_relu
+from ..graph.graph import Graph, build, fuse_relu, in_units
 from ..graph.groups import Group, find_groups
 from .heads import Head, MultiHead
 from .layout import Counts, Gathering, entries, gathered
 
-MaskedLayer = MaskedLinear | MaskedConv2d | MaskedGroupedConv2d
-Carrier = PartialBatchNorm2d | PartialPerChannel
+MaskedLayer = MaskedLinear | MaskedConv2d | MaskedConv3d | MaskedGroupedConv2d | MaskedEmbedding
+NormAcross = PartialLayerNorm | PartialRMSNorm
+Carrier = PartialBatchNorm2d | PartialPerChannel | NormAcross
 MASKED: dict[str, Any] = {
     "linear": MaskedLinear,
     "conv2d": MaskedConv2d,
+    "conv3d": MaskedConv3d,
     "depthwise_conv2d": MaskedConv2d,
     "grouped_conv2d": MaskedGroupedConv2d,
     "batch_norm1d": PartialBatchNorm1d,
     "batch_norm2d": PartialBatchNorm2d,
+    "embedding": MaskedEmbedding,
+    "layer_norm": PartialLayerNorm,
+    "rms_norm": PartialRMSNorm,
 }
 
 
@@ -42,14 +51,19 @@ class LearnedTask:
     """Record of a learned task.
 
     Attributes:
-        name: name of the task.
-        classes: number of outputs C of its head.
+        name: name of the task; "" if it was forgotten.
+        classes: number of outputs C of its head; 0 if it was forgotten.
         active: group -> number of active units after the task (its boundary).
     """
 
     name: str
     classes: int
     active: dict[str, int]
+
+    @property
+    def forgotten(self) -> bool:
+        """True if only the boundary is left, because later tasks stand behind it."""
+        return self.classes == 0
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LearnedTask:
@@ -90,10 +104,14 @@ class Boundaries(nn.Module):
             elif isinstance(dense, nn.ParameterDict):
                 axis, fresh = node.attrs["axis"], node.attrs["fresh"]
                 masked[node.name] = PartialPerChannel(node.op, dense["weight"], axis, fresh=fresh)
+            elif node.role == "norm_across" or node.op == "embedding":
+                masked[node.name] = MASKED[node.op].from_dense(dense)
             else:
                 activation = node.attrs.get("activation", "none")
                 masked[node.name] = MASKED[node.op].from_dense(dense, activation=activation)
-        self.net = build(fused, masked | gathers, kernels=True)
+                if node.name in self.groups.mixes:  # all channels, free ones too, go through it
+                    masked[node.name].full_input_grad = True
+        self.net = build(in_units(fused), masked | gathers, kernels=True)
         self._gathers = gathers
         if not self.head.free_weight.is_meta:  # else a file is read, whose sizes may be anything
             self._arrange()
@@ -108,7 +126,9 @@ class Boundaries(nn.Module):
         dense = copy.deepcopy(dense)
         with torch.no_grad():
             for key, value in [*dense.named_parameters(), *dense.named_buffers()]:
-                if value.dim() and rows:
+                if isinstance(dense, nn.Embedding):
+                    value.data = value[:, rows]
+                elif value.dim() and rows:
                     value.data = value[rows]
                 if key == "weight" and columns:
                     value.data = value[:, columns]
@@ -165,7 +185,7 @@ class Boundaries(nn.Module):
     @property
     def is_convolutional(self) -> bool:
         """True if the network works on images [B, C, H, W]."""
-        return any("conv2d" in node.op for node in self.graph.nodes)
+        return any("conv" in node.op for node in self.graph.nodes)
 
     def running_statistics(self) -> list[Tensor]:
         """Return the buffers that training changes.
@@ -245,7 +265,15 @@ class Boundaries(nn.Module):
         if isinstance(task, bool) or not isinstance(task, int) or not -learned <= task < learned:
             known = f"0 to {learned - 1}" if learned else "none yet"
             raise ConfigError(f"task: expected the index of a learned task ({known}), got {task!r}")
-        return task % learned
+        task %= learned
+        if self.tasks[task].forgotten:
+            raise ConfigError(f"task: expected a learned task, got {task}, which was forgotten")
+        return task
+
+    @property
+    def present(self) -> list[int]:
+        """Indices of the learned tasks that have not been forgotten."""
+        return [k for k, task in enumerate(self.tasks) if not task.forgotten]
 
     def width(self, layer: str, active: Counts) -> int:
         """Return the inputs of a layer if only the given active units exist."""

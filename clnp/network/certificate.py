@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -64,10 +64,10 @@ class Verdict:
     conditions: tuple[str, ...] = ()
 
 
-def probe_from(x: Tensor) -> Tensor:
-    """Copy the first rows of x to the CPU: at least one, at most 64 and at most 4 MiB."""
+def probe_from(x: Tensor, most: int = PROBE_ROWS) -> Tensor:
+    """Copy the first rows of x to the CPU: at least one, at most `most` and at most 4 MiB."""
     row = max(1, x[:1].numel() * x.element_size())
-    rows = max(1, min(PROBE_ROWS, PROBE_BYTES // row))
+    rows = max(1, min(most, PROBE_BYTES // row))
     return x[:rows].detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
@@ -110,29 +110,27 @@ class Certificate:
             ConfigError: every learned task has been recorded.
             DataError: x doesn't fit the network.
         """
-        task = len(self.entries)
-        if task >= len(model.tasks):
+        recorded = {entry.task for entry in self.entries}
+        missing = [k for k in model.present if k not in recorded]
+        if not missing:
             raise ConfigError(
-                f"record(): expected a task that is not recorded yet, but {task} of "
-                f"{len(model.tasks)} learned tasks are recorded; call it once after every "
+                f"record(): expected a task that is not recorded yet, but {len(recorded)} of "
+                f"{len(model.present)} learned tasks are recorded; call it once after every "
                 "consolidate()"
             )
+        task = missing[0]
         if isinstance(x, Tensor) and x.dim():
             x = probe_from(x).to(model.device)
         model.check_input(x)
         probe = x.cpu()
         logits, noise = _logits(model, task, probe)
-        tensors = {
-            name: _tensor_digest(parts, parts[0].dtype)
-            for name, parts in frozen_tensors(model, task).items()
-        }
         entry = Entry(
             task,
             model.tasks[task].name,
             logits_digest(logits),
             _conditions(model),
             logits_digest(noise),
-            tensors,
+            _digests(model, task),
         )
         self.entries.append(entry)
         self.probes.append(probe)
@@ -144,6 +142,30 @@ class Certificate:
         return [
             _verdict(model, entry, probe, differences(entry.conditions, now))
             for entry, probe in zip(self.entries, self.probes, strict=True)
+        ]
+
+    def cut(self, task: int) -> None:
+        """Drop the entries of the tasks from the given one on."""
+        count = sum(entry.task < task for entry in self.entries)
+        del self.entries[count:], self.probes[count:]
+
+    def probe(self, task: int) -> Tensor:
+        """Return the probe batch of a recorded task."""
+        return self.probes[[entry.task for entry in self.entries].index(task)]
+
+    def forget(self, model: Model, tasks: Collection[int]) -> None:
+        """Drop the entries and probes of forgotten tasks. Hashes of tensors in which the others'
+        channels stay and unread ones became zero are taken anew.
+
+        Arguments:
+            model: the network after `Model.forget`.
+            tasks: indices of the forgotten tasks.
+        """
+        kept = [k for k, entry in enumerate(self.entries) if entry.task not in tasks]
+        self.probes = [self.probes[k] for k in kept]
+        self.entries = [
+            replace(entry, tensors=_digests(model, entry.task))
+            for entry in (self.entries[k] for k in kept)
         ]
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -194,6 +216,12 @@ def _note(moved: Sequence[str], same: bool, changed: Sequence[str]) -> str:
     return "same weights and conditions, other logits: a fault of the hardware or of an operator"
 
 
+def _digests(model: Model, task: int) -> dict[str, str]:
+    """Return the hashes of a task's frozen tensors."""
+    found = frozen_tensors(model, task)
+    return {name: _tensor_digest(parts, parts[0].dtype) for name, parts in found.items()}
+
+
 def _moved(now: Mapping[str, Sequence[Tensor]], recorded: Mapping[str, str]) -> tuple[str, ...]:
     """Return the names of tensors with another hash, also of missing and new ones."""
 
@@ -223,16 +251,22 @@ def _logits(model: Model, task: int, probe: Tensor) -> tuple[Tensor, Tensor]:
     network = model.subnetwork(task, fresh=True)
     like = model.head.free_weight
     with torch.inference_mode(), fixed(like.device):
-        logits, noise = (network(x.to(like)) for x in (probe, _noise(model, task)))
+        inputs = (x.to(like.device, model.input_dtype) for x in (probe, _noise(model, task)))
+        logits, noise = (network(x) for x in inputs)
     return logits, noise
 
 
 def _noise(model: Model, task: int) -> Tensor:
-    """Draw examples [B, ...] between -2 and 2, float32 on the CPU, always the same for a task."""
+    """Draw examples [B, ...] on the CPU, always the same for a task.
+
+    They are float32 between -2 and 2, or integers that every embedding knows.
+    """
     shape = model.graph.nodes[0].attrs["shape"][1:]
     row = 4 * max(1, torch.Size(shape).numel())
     rows = max(1, min(PROBE_ROWS, PROBE_BYTES // row))
     generator = torch.Generator("cpu").manual_seed(task)
+    if model.vocabulary:
+        return torch.randint(model.vocabulary, (rows, *shape), generator=generator, device="cpu")
     return 4 * torch.rand(rows, *shape, generator=generator, dtype=torch.float32, device="cpu") - 2
 
 

@@ -7,6 +7,7 @@ free channels.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import torch
@@ -16,12 +17,13 @@ from clnp_kernels.nn import PartialBatchNorm2d
 
 from ..errors import ConfigError
 from ..parallel.ranks import refuse_sharded
-from .boundaries import Carrier, LearnedTask, MaskedLayer
+from .boundaries import Carrier, LearnedTask, MaskedLayer, NormAcross
+from .forgetting import Forgotten, check_forget, outcome, plan, state_without, structure_without
 from .guards import check_begin, check_name, check_parameters, refuse_backward, retiring
 from .heads import HEADS
 from .keep import Keep, check_keep, free_inputs, head_columns, keep_first, kept_units, rows
 from .narrow import pruned_layers
-from .shapes import Structured
+from .shapes import EXTRA, Structured
 
 
 class Model(Structured):
@@ -162,9 +164,8 @@ class Model(Structured):
         `consolidate` gives them, so its logits equal those of the learned task bit for bit.
         """
         self._require_task("pruned_network")
-        kept = kept_units(self, keep)
-        units = {name: self.active(name) + n for name, n in kept.items()}
-        return self._build(pruned_layers(self, keep), units)
+        stages = [*self.frozen_stages(), kept_units(self, keep)]
+        return self._build(pruned_layers(self, keep), stages)
 
     @retiring
     def consolidate(self, keep: Keep | None = None, *, name: str | None = None) -> LearnedTask:
@@ -284,6 +285,35 @@ class Model(Structured):
             self._restore_size(name, module)
         self._close()
 
+    @retiring
+    def forget(self, task: int, *, cascade: bool = False) -> Forgotten:
+        """Forget a learned task, between tasks: its output weights, its record, and every channel
+        that no kept task reads. The logits of the kept tasks keep their bits, and their indices.
+
+        Channels behind those of the last kept task are free again. Other unread channels are set to
+        zero. Channels that later tasks read stay, because their logits come from them.
+
+        Arguments:
+            task: index of a learned task; negative indices count from the end.
+            cascade: forget the tasks that read its channels too, until nothing of it is left.
+
+        Returns:
+            what has gone, and what has stayed for whom.
+
+        Raises:
+            ConfigError: no such task, or a task is in training.
+        """
+        check_forget(self, cascade)
+        self._require_parameters("forget")
+        what = plan(self, self.check_task(task), cascade)
+        result = outcome(self, what)
+        text = json.dumps(structure_without(self, what)).encode()
+        structure = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        self.load_state_dict({**state_without(self, what), EXTRA: structure}, unlearn=True)
+        self._drop_weights()
+        self._close()
+        return result
+
     def _require_task(self, what: str) -> None:
         if not self.in_task:
             raise ConfigError(
@@ -321,6 +351,8 @@ def _freeze_all(module: MaskedLayer | Carrier) -> None:
 
 def _channels(module: Carrier, free: bool = False) -> int:
     """Return the number of channels of a carrier, or of its free ones."""
+    if isinstance(module, NormAcross):
+        return module.num_features - (module.active if free else 0)
     parts = ("free",) if free else ("active", "free")
     kind = "mean" if isinstance(module, PartialBatchNorm2d) else "weight"
     return sum(getattr(module, f"{part}_{kind}").shape[0] for part in parts)

@@ -131,7 +131,8 @@ def inferred_accuracy(
     axes = figure.add_subplot()
     x = range(1, len(given) + 1)
     axes.plot(x, 100 * given, "o-", color="#0072B2", ms=4, label="task given")
-    for rule, colour in (("entropy", "#E69F00"), ("energy", "#009E73")):
+    rules = [rule for rule in means[-1] if all(rule in mean for mean in means)]
+    for rule, colour in zip(rules, ("#E69F00", "#009E73", "#CC79A7"), strict=False):
         for measure, style, what in (
             ("class_incremental", "s-", "task and label"),
             ("domain_incremental", "^:", "label"),

@@ -186,7 +186,7 @@ def _divided(sums: dict[str, Tensor], counts: dict[str, int]) -> dict[str, Tenso
 
 def channels_of(model: Model, layer: str, x: Tensor) -> tuple[Tensor, int]:
     """The value that a layer reads, and the axis of its channels."""
-    return x, 1 if model.graph[layer].op == "conv2d" else -1
+    return x, 1 if model.graph[layer].op in ("conv2d", "conv3d") else -1
 
 
 def check_scores(model: Model, scores: Mapping[str, Tensor]) -> None:

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clnp_kernels.nn import MaskedConv2d, MaskedGroupedConv2d, MaskedLinear
+from clnp_kernels.nn import MaskedConv2d, MaskedConv3d, MaskedGroupedConv2d, MaskedLinear
 
 from ..network.heads import Head
 from ..network.layout import entries
 from ..network.model import Model
 from .evaluation import evaluating
 
-DENSE = (nn.Linear, nn.Conv2d)
-MASKED = (MaskedLinear, MaskedConv2d, MaskedGroupedConv2d, Head)
+DENSE = (nn.Linear, nn.Conv2d, nn.Conv3d)
+MASKED = (MaskedLinear, MaskedConv2d, MaskedConv3d, MaskedGroupedConv2d, Head)
 
 
 @dataclass(frozen=True)
@@ -198,9 +198,10 @@ def clnp_cost(learner: Any, task: int, examples: int) -> dict[str, int | float]:
     # Structured SDP passes twice: at the weights, and where the loss is highest nearby.
     passes = 2 if settings.sparsifier == "sdp" else 1
     flops = 2 * passes * epochs * examples * sum(p.total for p in work.values())
-    if settings.fine_tune is not None:
+    tune = settings.tuning
+    if tune is not None and report.fine_tuned:
         tuned = _Shapes(model, after, before, classes).products(report.transfer_only)
-        again = settings.fine_tune.epochs * settings.fine_tune.rounds
+        again = tune.epochs * tune.rounds
         flops += 2 * again * examples * sum(p.total for p in tuned.values())
         epochs += again
     memory = sum(
@@ -302,13 +303,16 @@ def _places(model: Model) -> dict[str, tuple[int, int]]:
         def hook(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
             weight = module.weight
             assert isinstance(weight, Tensor)
+            if isinstance(module, nn.Embedding):  # a vector is looked up, so one is read for each
+                weight = weight.t()
             one = weight[:1] if getattr(module, "groups", 1) > 1 else weight[:1, :1]
             found[name] = (y.numel() // max(weight.shape[0], 1), one.numel())
 
         return hook
 
     like = model.head.free_weight
-    x = like.new_zeros(1, *model.graph.nodes[0].attrs["shape"][1:])
+    shape = model.graph.nodes[0].attrs["shape"][1:]
+    x = torch.zeros(1, *shape, dtype=model.input_dtype, device=like.device)
     handles = [
         net.get_submodule(name).register_forward_hook(watch(name)) for name in model.layer_names
     ]

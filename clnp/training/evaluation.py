@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data.batches import batches, count, evaluation_batch
 from ..data.inputs import Split
 from ..errors import TrainingError
-from ..network.inference import MEASURES, RULES, Inferred, choose
+from ..network.inference import CALIBRATED, MEASURES, RULES, Inferred, Rule, choose
 from ..parallel.ranks import current
 
 
@@ -83,7 +83,7 @@ def accuracy(
 
 
 def inferred_accuracies(
-    model: Any, tests: Sequence[Split | None], device: torch.device
+    model: Any, tests: Sequence[Split | None], device: torch.device, calibration: Rule | None = None
 ) -> Inferred:
     """Accuracy on the learned tasks' test examples with the task inferred, by every rule.
 
@@ -91,6 +91,7 @@ def inferred_accuracies(
         model: a `clnp.Model` that has learned as many tasks as there are `tests`.
         tests: the test split of every task, None where it is not at hand.
         device: where the model is.
+        calibration: a fitted rule, whose name becomes "calibrated".
 
     Returns:
         {rule: {"task": the task is right, "class_incremental": the task and the class within it,
@@ -98,26 +99,34 @@ def inferred_accuracies(
         NaN where a split is None; "domain_incremental" is NaN too where tasks differ in their
         number of classes, and means something only where a class means the same in every task.
     """
-    shared = len({task.classes for task in model.tasks}) == 1
-    columns = [_of_split(model, k, split, device, shared) for k, split in enumerate(tests)]
+    shared = len({model.tasks[k].classes for k in model.present}) == 1
+    rules: dict[str, str | Rule] = {name: name for name in RULES}
+    if calibration is not None:
+        rules = {CALIBRATED: calibration, **rules}
+    columns = [_of_split(model, k, split, device, shared, rules) for k, split in enumerate(tests)]
     return {
         rule: {measure: [column[rule][measure] for column in columns] for measure in MEASURES}
-        for rule in RULES
+        for rule in rules
     }
 
 
 @torch.no_grad()
 def _of_split(
-    model: Any, task: int, split: Split | None, device: torch.device, shared: bool
+    model: Any,
+    task: int,
+    split: Split | None,
+    device: torch.device,
+    shared: bool,
+    rules: Mapping[str, str | Rule],
 ) -> dict[str, dict[str, float]]:
     """{rule: {measure: fraction}} of one split; ranks that share their work take a piece each."""
     if split is None:
-        return {rule: dict.fromkeys(MEASURES, math.nan) for rule in RULES}
+        return {rule: dict.fromkeys(MEASURES, math.nan) for rule in rules}
     ranks = current()
-    right = torch.zeros(len(RULES), len(MEASURES), dtype=torch.int64, device=device)
+    right = torch.zeros(len(rules), len(MEASURES), dtype=torch.int64, device=device)
     for x, y in batches(split, evaluation_batch(split), device, ranks=ranks):
         logits = model.all_tasks(x)
-        for counts, rule in zip(right, RULES, strict=True):
+        for counts, rule in zip(right, rules.values(), strict=True):
             found, label = choose(logits, rule)
             same_task, same_label = found == task, label == y
             hits = (same_task, same_task & same_label, same_label)
@@ -127,5 +136,5 @@ def _of_split(
         fractions[:, MEASURES.index("domain_incremental")] = math.nan
     return {
         rule: dict(zip(MEASURES, row.tolist(), strict=True))
-        for rule, row in zip(RULES, fractions, strict=True)
+        for rule, row in zip(rules, fractions, strict=True)
     }

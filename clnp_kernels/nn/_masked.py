@@ -13,7 +13,7 @@ from ._replaced import replacement
 from ._state import Partial, wrong_dimensions
 
 Layer = TypeVar("Layer", bound="Masked")
-Dense = TypeVar("Dense", nn.Linear, nn.Conv2d)
+Dense = TypeVar("Dense", nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
 class Masked(Partial):

@@ -283,7 +283,7 @@ def test_tensorboard_shows_the_settings(tmp_path: Path) -> None:
     assert set(given) == set(settings_of(lt))
     assert given["margin"].number_value == 0.05
     assert given["head"].string_value == "multi"
-    assert given["fine_tune"].string_value == "null"
+    assert given["fine_tune"].string_value == "auto"
 
 
 def test_tensorboard_after_a_resume_has_every_step_once(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ BAD_RUNS: dict[str, tuple[list[str], str | tuple[str, ...]]] = {
     "granularity": (["--granularity", "0"], "--granularity: expected an integer >= 1, got 0"),
     "fine-tune": (
         ["--fine-tune-epochs", "-1"],
-        "--fine-tune-epochs: expected an integer >= 0, got -1",
+        "--fine-tune-epochs: expected auto or an integer >= 0, got -1",
     ),
     "device": (["--device", "abacus"], "--device: expected cpu, cuda or cuda:N, got 'abacus'"),
     "meta device": (["--device", "meta"], "--device: expected cpu, cuda or cuda:N, got 'meta'"),
@@ -156,7 +156,7 @@ BAD_RUNS: dict[str, tuple[list[str], str | tuple[str, ...]]] = {
     ),
     "settings of no fine-tuning": (
         ["--fine-tune-lr", "1e-3"],
-        "--fine-tune-lr applies to runs with fine-tuning only (got permuted-digits, without); ask",
+        "--fine-tune-lr applies to runs with epochs of fine-tuning only (got --fine-tune-epochs 0)",
     ),
     "range of an option": (
         ["--method", "si", "--set", "c=-1"],

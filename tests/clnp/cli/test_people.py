@@ -42,6 +42,7 @@ def test_the_command_line_takes_the_ranges_of_the_learner() -> None:
     shared = {**rows(Settings), **{f"fine_tune_{k}": row for k, row in rows(FineTune).items()}}
     narrower = {
         "fine_tune_epochs",
+        "fine_tune_lr",
         "loss",
         "metric",
         "margin",

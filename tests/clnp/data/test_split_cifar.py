@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from clnp.data import CIFAR10Then100, Images, SplitCIFAR10, SplitCIFAR100, streams
+from clnp.data import (
+    CIFAR10Then100,
+    Images,
+    SplitCIFAR10,
+    SplitCIFAR100,
+    SuperclassCIFAR100,
+    streams,
+)
 from clnp.data.cifar import KINDS, read_cifar, read_pickle
 from clnp.data.images import CONSTANTS
 from clnp.errors import DataError
@@ -217,6 +224,30 @@ def test_cifar10_then_100(root):
     assert (first.mean / 255).flatten().tolist() == pytest.approx(CONSTANTS["cifar10"][0])
     assert (first.std / 255).flatten().tolist() == pytest.approx(CONSTANTS["cifar10"][1])
     assert len(CIFAR10Then100(root, 1)) == 1
+
+
+def test_superclasses_are_twenty_times_five_classes(tmp_path):
+    """Every fine label is in one superclass; two are those of the paper of the data set."""
+    from clnp.data.split_cifar import SUPERCLASSES
+
+    assert sorted(c for group in SUPERCLASSES.values() for c in group) == list(range(100))
+    assert {len(group) for group in SUPERCLASSES.values()} == {5}
+    images = np.zeros((200, 32, 32, 3), np.uint8)
+    labels = np.arange(200) % 100
+    arrays = {
+        f"{half}_{k}": v
+        for half in ("train", "test")
+        for k, v in (("images", images), ("labels", labels))
+    }
+    np.savez(tmp_path / "cifar100.npz", **arrays)
+    stream = SuperclassCIFAR100(tmp_path, validation=0.5)
+    assert len(stream) == 20
+    assert stream[1].name == "fish"
+    assert stream[1].num_classes == 5
+    assert sorted(stream[1].test.labels.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert len(SuperclassCIFAR100(tmp_path, 3)) == 3
+    with pytest.raises(DataError, match="tasks: expected at most 20"):
+        SuperclassCIFAR100(tmp_path, 21)
 
 
 def test_normalisation_by_the_training_split(root):

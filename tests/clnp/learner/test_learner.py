@@ -128,13 +128,36 @@ def test_a_grid_of_one_equals_no_grid() -> None:
 
 
 def test_fine_tuning_trains_only_survivors_and_helps() -> None:
-    plain = learner(margin=0.3).learn(blobs(0))
+    plain = learner(margin=0.3, fine_tune=None).learn(blobs(0))
     lt = learner(margin=0.3, fine_tune={"epochs": 10, "lr": 0.005})
     tuned = lt.learn(blobs(0))
     assert tuned.capacity == plain.capacity
     assert tuned.validation > plain.validation
     lt.learn(blobs(1))
     assert all(v.identical for v in lt.verify())
+
+
+@pytest.mark.parametrize("epochs", [1, 4, 5, 10])
+def test_auto_fine_tuning_is_part_of_the_epochs(epochs: int) -> None:
+    """Two fifths of them, on a cosine from the rate of training; none where they are few."""
+    seen: list[dict[str, Any]] = []
+
+    class Recorder(clnp.callbacks.Callback):
+        def on_epoch_end(self, learner: Any, record: Any) -> None:
+            seen.append(dict(record))
+
+    torch.manual_seed(0)
+    lt = clnp.Learner(convert(mlp([20])), epochs=epochs, callbacks=[Recorder()], progress_bar=False)
+    report = lt.learn(blobs(0))
+    tuned = [record["lr"] for record in seen if record.get("fine_tune")]
+    count = 0 if epochs < 5 else round(0.4 * epochs)
+    assert len(seen) == epochs
+    assert tuned == pytest.approx(
+        [lt.settings.lr / 2 * (1 + np.cos(np.pi * e / count)) for e in range(count)]
+    )
+    assert report.epochs == epochs - count
+    assert bool(report.fine_tuned) == bool(count)
+    assert lt.costs([80])[0]["examples"] == 80 * epochs
 
 
 def test_l1_makes_networks_sparser() -> None:
@@ -213,7 +236,7 @@ def test_labels_of_true_data_sets_are_checked_when_seen() -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "step", "cosine"])
 def test_schedules_are_recorded(schedule: str) -> None:
-    report = learner(schedule=schedule, epochs=10).learn(blobs(0))
+    report = learner(schedule=schedule, epochs=10, fine_tune=None).learn(blobs(0))
     rates = [record["lr"] for record in report.history]
     expected = {
         "constant": [0.01] * 10,

@@ -55,7 +55,8 @@ def test_any_loop_learns_without_forgetting(head: str, optimizer: str) -> None:
         clnp.begin_task(model, generator=torch.Generator().manual_seed(k))
         train(model, OPTIMIZERS[optimizer](model), task)
         pruning = clnp.prune(model, task.train, task.validation, margin=0.02)
-        assert 0 < pruning.kept < 48
+        assert pruning.kept < 48
+        assert k or pruning.kept
         record = clnp.consolidate(model, name=task.name)
         assert record == model.tasks[k]
         certificate.record(model, task.test[0])  # type: ignore[index]

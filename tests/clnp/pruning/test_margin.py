@@ -171,7 +171,7 @@ def states(lt: clnp.Learner) -> dict[str, Tensor]:
 @pytest.mark.parametrize("metric", ["accuracy", "balanced accuracy", own_metrics.log_likelihood])
 def test_fine_tuning_that_makes_it_worse_is_taken_back(metric: Any) -> None:
     plain, tuned = (
-        learner(epochs=8, metric=metric),
+        learner(epochs=8, metric=metric, fine_tune=None),
         learner(epochs=8, metric=metric, fine_tune=RUIN),
     )
     for k in range(2):

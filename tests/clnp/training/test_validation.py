@@ -109,7 +109,7 @@ def test_balanced_accuracy_keeps_a_rare_class(seed: int) -> None:
     task = own_metrics.rare(seed)
     recalls = {}
     for metric in ("accuracy", "balanced accuracy"):
-        lt = learner(epochs=15, margin=0.02, metric=metric)
+        lt = learner(epochs=15, margin=0.02, metric=metric, fine_tune=None)
         report = lt.learn(task)
         assert report.metric == metric
         assert report.validation >= report.best_validation - 0.02 - 1e-9
