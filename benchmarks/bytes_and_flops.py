@@ -1,5 +1,7 @@
 """Work and traffic of every kernel for the paper's three networks, against the least possible.
 
+Layer norms, which these networks lack, are those of a transformer.
+
 ``python -m benchmarks.bytes_and_flops``: a count, no measurement; it needs no GPU. One training
 step with a batch of 256 at bfloat16 (optimizer: float32), every hidden layer frozen by the same
 fraction, on an H200: tiles as ``clnp_kernels.triton_kernels.tiles`` chooses them there.
@@ -39,6 +41,8 @@ NETWORKS = {
 }
 EDGES = "tiles are at least 64 x 64 or 128 x 32, and this side has fewer channels"
 SPLIT = "few tiles: the sum over pixels is split among multiprocessors, its parts are added after"
+NORMS = {"LayerNorm, 768 channels": (8192, 768)}  # rows and channels
+SUMS = "sums along a row and sums over rows are two launches: gradient and input are read twice"
 TWICE = "the statistics need the whole batch before the first output: images are read twice"
 
 
@@ -189,6 +193,20 @@ def norm(layer: Layer) -> Iterator[Count]:
     )
 
 
+def layer_norm(rows: int, channels: int, fraction: float) -> Iterator[Count]:
+    """Layer normalisation in blocks; the second walk over a row finds it in the cache."""
+    free = channels - round(channels * fraction)
+    tensor, part = rows * channels * BF16, rows * free * BF16
+    vectors, statistics = 2 * channels * FP32, 2 * rows * FP32
+    least = 2.0 * tensor + vectors + statistics
+    yield Count("partial_layer_norm_fwd", 0, 0, least, least)
+    # gradient and x of free channels in, gradients out; again in for those of weight and bias
+    least = 2 * part + tensor + 3 * free * FP32 + statistics
+    moved = least + 2 * part + statistics
+    reason = SUMS if moved > LIMIT * least else ""
+    yield Count("partial_layer_norm_bwd", 0, 0, least, moved, reason)
+
+
 def counts(layer: Layer) -> Iterator[Count]:
     """All operators of a layer in one step, and of a measurement of the activity."""
     yield from norm(layer) if layer.kernel == 0 else product(layer)
@@ -211,6 +229,10 @@ def rows() -> list[dict[str, object]]:
             for layer in layers_of(make(), shape, fraction):
                 for count in counts(layer):
                     table.append(_row(network, fraction, layer.name, count))
+    for network, sizes in NORMS.items():
+        for fraction in FRACTIONS:
+            rows_of = layer_norm(*sizes, fraction)
+            table += [_row(network, fraction, "norm", count) for count in rows_of]
     return table
 
 

@@ -97,7 +97,8 @@ def text() -> str:
             cells = found.setdefault(name, {}).setdefault(row["architecture"], [])
             spilled = f" ({row['local']} B spilled)" if row["local"] != "0" else ""
             copies = f" {row['copies']}" if row["copies"] else ""
-            cells.append(f"{row['registers']}, {row['widest']} B{copies}{spilled}")
+            loads = "TMA" if row["widest"] == "tma" else f"{row['widest']} B{copies}"
+            cells.append(f"{row['registers']}, {loads}{spilled}")
     present = sorted({int(row["architecture"]) for row in read()})
     head = ["operator", "kernel", *(f"sm_{a}" for a in present)]
     lines = []

@@ -51,6 +51,10 @@ def _several_outputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return sum(args[-1])  # output_mask
 
 
+def _with_bias(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    return 1 if args[2:3] in ((), (None,)) else 2
+
+
 # Operators whose implementation on CUDA launches another number of kernels than one, by their
 # arguments: a bias is copied into an output that is no whole tensor, or added after a convolution;
 # a batch norm has statistics, 1 / sqrt(variance) and the elements.
@@ -58,7 +62,8 @@ SEVERAL: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], int]] = {
     "aten::addmm": lambda args, kwargs: (
         1 if kwargs.get("out") is None or kwargs["out"].is_contiguous() else 2
     ),
-    "aten::convolution": lambda args, kwargs: 1 if args[2] is None else 2,
+    "aten::convolution": _with_bias,
+    "aten::conv2d": _with_bias,
     "aten::convolution_backward": _several_outputs,
     "aten::masked_fill": lambda args, kwargs: 2,
     "aten::native_batch_norm": lambda args, kwargs: 3 if args[5] else 2,

@@ -57,7 +57,7 @@ class Config:
     fine_tune_epochs: int | str
     fine_tune_lr: float | None
     fine_tune_l1: Numbers
-    granularity: int
+    granularity: int | None
     dtype: str
     device: str
     threads: int

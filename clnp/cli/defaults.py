@@ -17,7 +17,7 @@ COMMON: dict[str, Any] = {
     "fine_tune_epochs": 0,
     "fine_tune_lr": 1e-4,
     "fine_tune_l1": (),
-    "granularity": 1,
+    "granularity": None,
     "dtype": "fp32",
     "device": "cpu",
     "schedule": "step",

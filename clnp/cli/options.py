@@ -295,7 +295,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
             words={"action": "extend", "nargs": "+", "metavar": "NAME=LIST"},
         ),
         "grid-first-only": _of(LEARNER["grid_first_only"]),
-        "granularity": _of(LEARNER["granularity"]),
+        "granularity": _of(LEARNER["granularity"], whole(1), unset="8 on a GPU, else 1"),
         "fine-tune-epochs": _of(LEARNER["fine_tune"], TUNED, type=tuned_epochs, metavar="auto|N"),
         "fine-tune-lr": _of(TUNING["lr"], number(above=True), unset="that of training"),
         "fine-tune-l1": _of(TUNING["l1"], L1, 0, "that of training"),

@@ -107,7 +107,7 @@ class CLNP(SupervisedTemplate):
         validation: float = 0.1,
         metric: Any = None,
         search: str = "auto",
-        granularity: int = 1,
+        granularity: int | None = None,
         tasks_expected: int | None = None,
         task_labels: str = "stream",
         rule: str = "entropy",

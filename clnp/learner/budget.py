@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
+import torch
+
 from ..data.names import counted
 from ..errors import CapacityWarning
 from ..network.boundaries import Boundaries
@@ -15,6 +17,7 @@ from ..ranges import by_name, optional, whole
 AUTO: Final = "auto"
 GROWTH = "auto, None, an integer >= 1, one per group, or {group: integer}"
 TASKS = optional(whole(1))
+GRANULARITY = TASKS
 SHARE = Fraction(1, 3)  # of the free channels, where the number of tasks is unknown
 MOST_OF_FIRST = Fraction(1, 2)  # of all channels, where more tasks follow
 NEARLY_FULL = 0.9
@@ -56,6 +59,11 @@ def limits(growth: Any, groups: Sequence[str], name: str) -> dict[str, int]:
     for group, most in found.items():
         whole(1).check(f"{name} of {group!r}", most)
     return found
+
+
+def granularity_on(device: torch.device, granularity: int | None) -> int:
+    """The number whose multiples boundaries are kept at; None is 8 on a GPU and 1 elsewhere."""
+    return (8 if device.type == "cuda" else 1) if granularity is None else granularity
 
 
 def budgets(

@@ -21,6 +21,7 @@ from ..pruning.search import Pruning, find_pruning
 from ..pruning.sparsifiers import Sparsifier, sparsifier
 from ..training.fit import FitSettings, FitState, moving
 from ..training.validation import Validation
+from .budget import granularity_on
 from .grid import GridPoint
 from .progress import Progress
 from .settings import DTYPES, Settings
@@ -189,7 +190,7 @@ class PointTrainer:
             floor,
             rank=self.sparsifier.scores,
             search=settings.search,
-            granularity=settings.granularity,
+            granularity=granularity_on(model.device, settings.granularity),
             on_evaluation=lambda done: report("on_search", done, 0),
         )
 

@@ -37,7 +37,7 @@ from ..training.cost import clnp_cost
 from ..training.evaluation import inferred_accuracies
 from .agreement import agree_on_network, agree_on_task, begin
 from .base import CHECKPOINT, BaseLearner, checkpoint_file
-from .budget import AUTO, budgets, warn_of_capacity
+from .budget import AUTO, budgets, granularity_on, warn_of_capacity
 from .calibrator import Calibrator
 from .checks import check_model_task, objective_for
 from .forgetting import forget, task_index
@@ -326,7 +326,7 @@ class Learner(BaseLearner):
             self.model,
             getattr(settings, name),
             settings.tasks_expected,
-            granularity=settings.granularity,
+            granularity=granularity_on(self.model.device, settings.granularity),
             name=name,
         )
 

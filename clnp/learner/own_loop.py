@@ -26,7 +26,7 @@ from ..pruning.sparsifiers import sparsifier as ranking
 from ..ranges import choice
 from ..training.fit import parameter_groups as unnamed_groups
 from ..training.validation import Validation
-from .budget import AUTO, budgets, check_expected
+from .budget import AUTO, budgets, check_expected, granularity_on
 from .checks import check_model_task
 from .grid import per_layer
 from .own_splits import check_split, of_targets, unlabelled
@@ -101,7 +101,7 @@ def prune(
     metric: Any = None,
     loss: Any = None,
     search: str = "auto",
-    granularity: int = 1,
+    granularity: int | None = None,
     sparsifier: str = "contribution",
 ) -> Pruning:
     """Remove the channels that contribute least on the training examples, as many as the margin
@@ -166,7 +166,7 @@ def prune(
                 measured.floor(best, margin),
                 rank=ranking(sparsifier).scores,
                 search=search,
-                granularity=granularity,
+                granularity=granularity_on(model.device, granularity),
             )
         pruning.apply(model)
     return pruning

@@ -29,7 +29,7 @@ from ..objectives.objective import (
 from ..pruning.margin import check_margin
 from ..ranges import Range, choice, flag, number, optional, whole
 from ..training.fit import SCHEDULES
-from .budget import AUTO, GROWTH, TASKS, limits
+from .budget import AUTO, GRANULARITY, GROWTH, TASKS, limits
 from .grid import per_layer
 
 T = TypeVar("T")
@@ -266,11 +266,12 @@ class Settings:
         "bf16 on a GPU or a CPU that has it",
         "--dtype",
     )
-    granularity: int = setting(
-        1,
-        whole(1),
-        "active channels per group are rounded up to a multiple of this",
-        "1 on a CPU; 8 may pay on a GPU",
+    granularity: int | None = setting(
+        None,
+        GRANULARITY,
+        "active channels per group are rounded up to a multiple of this; None is 8 on a GPU, where "
+        "kernels load 16 bytes at once then, and 1 elsewhere",
+        "1 where every channel counts",
         "--granularity",
     )
     tasks_expected: int | None = setting(
@@ -433,7 +434,7 @@ class SettingsGiven(TypedDict, total=False):
     search: Literal["auto", "joint", "global"]
     fine_tune: FineTune | Literal["auto"] | None
     dtype: Literal["fp32", "bf16"]
-    granularity: int
+    granularity: int | None
     tasks_expected: int | None
     growth: Literal["auto"] | int | Sequence[int] | Mapping[str, int] | None
     first_growth: Literal["auto"] | int | Sequence[int] | Mapping[str, int] | None

@@ -34,7 +34,7 @@ def _joined(vectors: Vectors, dtype: torch.dtype) -> list[Tensor | None]:
     pairs = [*zip(vectors.active(), vectors.free(), strict=True)]
     if not len(vectors.active_mean):
         return [widened(free, dtype) for _, free in pairs]
-    given = [widened(vector, dtype) for pair in pairs for vector in pair if vector is not None]
+    given = [vector.to(dtype) for pair in pairs for vector in pair if vector is not None]
     channels = len(vectors.active_mean) + len(vectors.free_mean)
     rows = iter(torch.cat(given).view(-1, channels).unbind())
     return [None if free is None else next(rows) for _, free in pairs]

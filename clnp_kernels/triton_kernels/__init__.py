@@ -1,6 +1,6 @@
 """Triton kernels for CUDA devices, experimental.
 
-They have run in Triton's interpreter and have been compiled for sm_80, sm_90 and sm_100, but on no
+They have run in Triton's interpreter and have been compiled for sm_80 to sm_120, but on no
 GPU yet: on a user's GPU they serve once they passed their check there, see `tune`. Importing this
 folder does not import triton; its modules do, and the first call that they serve imports them. With
 `TRITON_INTERPRET=1` set before that they run on CPU tensors.

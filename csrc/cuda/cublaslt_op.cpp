@@ -146,7 +146,7 @@ lt::Handle prepared(int64_t device, const Problem& problem, const Call& call, bo
   return plan.supported ? handle : nullptr;
 }
 
-int64_t load(const std::string& file) {
+int64_t use_library(const std::string& file) {
   lt::Library found{};
   const std::string reason = found.open(file.c_str());
   STD_TORCH_CHECK(reason.empty(), reason);
@@ -215,7 +215,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(clnp_kernels_cuda, m) {
       "Tensor(b!)? sums, bool tf32, bool prepare) -> bool");
 }
 STABLE_TORCH_LIBRARY_IMPL(clnp_kernels_cuda, CompositeExplicitAutograd, m) {
-  m.impl("cublaslt_load", TORCH_BOX(&clnp::cuda::load));
+  m.impl("cublaslt_load", TORCH_BOX(&clnp::cuda::use_library));
 }
 STABLE_TORCH_LIBRARY_IMPL(clnp_kernels_cuda, CLNP_DEVICE_KEY, m) {
   m.impl("cublaslt_product", TORCH_BOX(&clnp::cuda::product));

@@ -2,6 +2,7 @@
 
 from benchmarks import compiled
 from clnp_kernels import chooser
+from clnp_kernels.tune.calls import runs
 
 # They read vectors, tables and numbers of channels, not images.
 SMALL = {"forward_numbers_kernel", "backward_numbers_kernel", "advance_kernel", "prepare_kernel"}
@@ -10,6 +11,9 @@ SMALL = {"forward_numbers_kernel", "backward_numbers_kernel", "advance_kernel", 
 def test_every_operator_is_listed() -> None:
     offered = {name for name, offers in chooser.OFFERS.items() if "triton" in offers}
     rows = compiled.read()
+    assert {int(row["architecture"]) for row in rows} == set(compiled.ARCHITECTURES)
+    persistent = {int(r["architecture"]) for r in rows if r["kernel"] == "persistent_kernel"}
+    assert persistent == {n for n in compiled.ARCHITECTURES if runs("triton-persistent", n)}
     for architecture in {row["architecture"] for row in rows}:
         for boundary in map(str, compiled.BOUNDARIES):
             here = [

@@ -22,21 +22,24 @@ def build(folder: Path) -> Path:
     Returns:
         a file below the build folder of the checkout, which later runs find there.
     """
-    sources = sorted(map(str, [*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp")]))
+    sources = sorted([*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp")])
+    # As one unit, so that the compiler reads PyTorch's headers once.
+    whole = folder / "whole.cpp"
+    whole.write_text("".join(f'#include "{source}"\n' for source in sources))
     headers = [part for path in include_paths() for part in ("-isystem", path)]
     command = [
         *(str(COMPILER), "-shared", "-std=c++20", "-O1", "-fPIC", "-fno-strict-aliasing"),
         *("-fvisibility=hidden", "-Wno-unknown-pragmas"),
         *("-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT / 'tests/cuda/emulator'}"),
         *headers,
-        *("-x", "c++", *sources, "-x", "none"),
+        str(whole.name),
         *(f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"),
     ]
     library = ROOT / "build" / f"emulated-{_digest(command)}.so"
     if not library.exists():
         made = folder / "_emulated.so"
         result = subprocess.run(
-            [*command, "-o", str(made)], capture_output=True, text=True, check=False
+            [*command, "-o", str(made)], cwd=folder, capture_output=True, text=True, check=False
         )
         assert result.returncode == 0, result.stderr[-3000:]
         library.parent.mkdir(exist_ok=True)

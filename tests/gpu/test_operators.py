@@ -25,6 +25,9 @@ if not REHEARSED and not torch.cuda.is_available():
 DEVICE = torch.device("cpu" if REHEARSED else "cuda")
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 LARGE = {"large": (512, 784, 1216, 640, 1360), "unaligned": (513, 7, 1994, 3, 999)}
+BLOCKS = {"aligned": [16, 48, 72], "odd": [5, 12, 31, 43], "nothing frozen": [40]}
+if not REHEARSED:
+    BLOCKS |= {"large": [256, 512, 1024], "large odd": [257, 510, 1021]}
 EDGES = ("even", "odd", "no rows", "nothing frozen", "everything frozen", "no outputs")
 SHAPES = {name: oracles.SHAPES[name] for name in EDGES} | ({} if REHEARSED else LARGE)
 CONVS = ("odd", "pointwise", "depthwise", "nothing frozen", "everything frozen", "no images")
@@ -37,13 +40,15 @@ LARGE_CONVS = {
 CONV_CASES = {name: conv_cases.CASES[name] for name in CONVS} | ({} if REHEARSED else LARGE_CONVS)
 
 
-@pytest.fixture(params=["torch", "triton", "cuda"], autouse=True)
+@pytest.fixture(params=["torch", "triton", "triton-persistent", "cuda", "cublaslt"], autouse=True)
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each implementation in turn, where an operator has it; others are left to the table."""
     if request.param == "cuda" and (REHEARSED or not cuda_kernels.available()):
         pytest.skip("needs the CUDA library and a GPU")
-    if request.param == "triton":
-        pytest.importorskip("triton")
+    if request.param in chooser.absent:
+        pytest.skip(chooser.absent[request.param])
+    if request.param == "cublaslt" and REHEARSED:
+        pytest.skip("needs a GPU")
     with chooser.prefer(request.param):
         yield request.param
 
@@ -151,6 +156,36 @@ def test_partial_batch_norm(
             assert isinstance(y, Tensor)
             found = torch.autograd.grad(y, [own, vectors[5], vectors[7]], grad.to(y))
         results.append([y, *found, vectors[2], vectors[3]])
+    for ours, exact in zip(*results, strict=True):
+        error = float((ours.detach().cpu().double() - exact.detach()).norm())
+        assert error <= 16 * torch.finfo(dtype).eps * float(exact.detach().norm())
+
+
+@pytest.mark.parametrize("rms", [False, True], ids=["layer", "rms"])
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_partial_layer_norm(
+    blocks: str, dtype: torch.dtype, rms: bool, implementation: str, generator: torch.Generator
+) -> None:
+    skip_unless("partial_layer_norm_fwd", implementation)
+    ends, rows = BLOCKS[blocks], 9 if REHEARSED else 300
+    split = ends[-2] if len(ends) > 1 else 0
+    x = (torch.randn(rows, ends[-1], generator=generator) * 2 + 1).to(dtype)
+    grad = torch.randn(x.shape, generator=generator).to(dtype)
+    sizes = (split, ends[-1] - split) * 2
+    vectors = [torch.rand(n, generator=generator) + 0.5 for n in sizes]
+    results = []
+    for device, kind in ((DEVICE, dtype), (torch.device("cpu"), torch.float64)):
+        own = x.to(device, kind).requires_grad_()
+        wide = torch.float64 if kind == torch.float64 else torch.float32
+        given = [v.to(device, wide, copy=True) for v in vectors]
+        for i in (1, 3):
+            given[i].requires_grad_()
+        with chooser.prefer("torch" if kind == torch.float64 else implementation):
+            y = ops.partial_layer_norm(own, ends, *given, rms=rms)
+            assert isinstance(y, Tensor)
+            found = torch.autograd.grad(y, [own, given[1], given[3]], grad.to(y))
+        results.append([y, *found])
     for ours, exact in zip(*results, strict=True):
         error = float((ours.detach().cpu().double() - exact.detach()).norm())
         assert error <= 16 * torch.finfo(dtype).eps * float(exact.detach().norm())

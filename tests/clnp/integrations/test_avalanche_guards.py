@@ -144,7 +144,7 @@ def learned() -> clnp.Model:
         ({"validation": None}, "validation: expected a fraction .* got None"),
         ({"metric": "f1"}, "score: expected one of .* got 'f1'"),
         ({"search": "best"}, "search: expected one of .* got 'best'"),
-        ({"granularity": 0}, "granularity: expected an integer >= 1.* got 0"),
+        ({"granularity": 0}, "granularity: expected None or an integer >= 1.* got 0"),
         ({"task_labels": True}, "task_labels: expected one of .* got True"),
         ({"rule": "margin"}, "rule: expected one of .* got 'margin'"),
         ({"criterion": 3}, "criterion: expected a function"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import clnp
 from clnp.errors import CapacityWarning, ConfigError
-from clnp.learner.budget import budgets, share, warn_of_capacity
+from clnp.learner.budget import budgets, granularity_on, share, warn_of_capacity
 from tests.clnp.cases import Residual, blobs, convert, mlp
 
 QUICK: dict[str, Any] = {"epochs": 3, "lr": 0.01, "batch_size": 32, "margin": 0.0}
@@ -56,6 +56,15 @@ def test_no_task_fills_the_network_by_default(net: Any, head: str) -> None:
 def test_budgets_of_the_first_task(tasks: int | None, expected: list[int] | None) -> None:
     found = budgets(convert(mlp([40, 30])), tasks_expected=tasks)
     assert found == ({} if expected is None else dict(zip(("0", "2"), expected, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("device", "value", "found"),
+    [("cpu", None, 1), ("cuda", None, 8), ("cuda:1", None, 8), ("cuda", 1, 1), ("cpu", 16, 16)],
+)
+def test_granularity_of_a_device(device: str, value: int | None, found: int) -> None:
+    """Kernels load 16 bytes at once on a GPU; a number that is given holds everywhere."""
+    assert granularity_on(torch.device(device), value) == found
 
 
 def test_budgets_are_multiples_of_the_granularity() -> None:

@@ -209,7 +209,7 @@ def test_forgetting_eval_changes_nothing() -> None:
         ),
         (
             lambda m, t: begun_prune(m, t, granularity=0),
-            "^granularity: expected an integer >= 1, got 0",
+            "^granularity: expected None or an integer >= 1, got 0",
         ),
         (
             lambda m, t: begun_prune(m, t, sparsifier="best"),

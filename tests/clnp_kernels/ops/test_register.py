@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from clnp_kernels import _register, info, ops
+from tests.clnp_kernels.ops import again
 
 ROOT = Path(__file__).parents[3]
 # operators of one stem
@@ -171,9 +172,9 @@ def test_strict_mode_raises() -> None:
 
 
 def test_reference_passes_the_same_tests() -> None:
-    """All tests of the operators, again, with the reference in place of the compiled library."""
+    """Tests of the operators, again, with the reference in place of the compiled library."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += ["tests/clnp_kernels/ops", f"--ignore={__file__}"]
+    command += ["tests/clnp_kernels/ops", f"--ignore={__file__}", "-k", again.SELECTED]
     environment = {**os.environ, "CLNP_REFERENCE": "1"}
     options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
     result = subprocess.run(command, check=False, **options)

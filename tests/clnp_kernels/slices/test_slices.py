@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.clnp_kernels.ops import again
+
 ROOT = Path(__file__).parents[3]
 FILES = (
     "masked_linear",
@@ -34,7 +36,7 @@ def test_slices_pass_the_same_tests() -> None:
     environment = {**ours, "CLNP_GPU": "torch", "OMP_NUM_THREADS": "1"}
     files = [f"tests/clnp_kernels/ops/test_{name}.py" for name in FILES]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += ["-p", "tests.gpu_on_cpu", "-k", LEFT_OUT, *files]
+    command += ["-p", "tests.gpu_on_cpu", "-k", f"{LEFT_OUT} and {again.SELECTED}", *files]
     options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
     result = subprocess.run(command, check=False, **options)
     assert result.returncode == 0, result.stdout[-3000:]

@@ -1,4 +1,4 @@
-"""Every Triton kernel compiled ahead of time for sm_80, sm_90 and sm_100, without a GPU.
+"""Every Triton kernel compiled ahead of time for sm_80 to sm_120, without a GPU.
 
 By default the forward product is compiled with each tile for bfloat16 and the first ones for
 float32, and everything with the first tiles for bfloat16; CLNP_EVERY_TILE=1 compiles everything
@@ -20,7 +20,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels can't be compiled", allow_module_level=True)
 
-from clnp_kernels.triton_kernels import _launch, channel_activity, masked_linear, tiles
+from clnp_kernels import chooser, ops  # noqa: F401  (notes what is absent)
+from clnp_kernels.triton_kernels import _launch, channel_activity, masked_linear, persistent, tiles
 from clnp_kernels.tune.cases import Layer, Maker
 from clnp_kernels.tune.check import function_of
 from tests.clnp_kernels.triton import aot
@@ -87,6 +88,33 @@ def test_products(
     assert binary.local <= aot.LOCAL
     aot.check_launchable(binary)
     aot.check_offsets(binary)
+
+
+PERSISTENT = [
+    (architecture, place)
+    for architecture in (90, 100, 120)
+    for place in range(len(tiles.TILES[tiles.row_of(architecture)]["half"]))
+    if EVERY_TILE or place == 0
+]
+
+
+@pytest.mark.skipif("triton-persistent" in chooser.absent, reason="triton has no descriptors")
+@pytest.mark.parametrize(("architecture", "place"), PERSISTENT)
+def test_persistent_product(architecture: int, place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same instructions, tiles by TMA, and nothing kept in local memory."""
+    row = tiles.row_of(architecture)
+    tile = tiles.TILES[row]["half"][place]
+    monkeypatch.setattr(tiles, "choose", lambda *_: tile)
+    x, weight = (torch.empty(n, 4096, dtype=torch.bfloat16, device="meta") for n in (8192, 2048))
+    bias = torch.empty(2048, dtype=torch.bfloat16, device="meta")
+    arguments = (x, weight[:, :2048], weight, bias, bias, "relu", True)
+    call = lambda: persistent.masked_linear_fwd(*arguments)  # noqa: E731
+    (binary,) = aot.compile_launches(architecture, call)
+    assert binary.name == "persistent_kernel"
+    assert MATRIX[row] in binary.ptx
+    assert binary.widest == "tma"
+    assert binary.local <= aot.LOCAL
+    aot.check_launchable(binary)
 
 
 @pytest.mark.parametrize("name", ["relu_grad", "activity of rows", "activity of images"])
