@@ -65,7 +65,7 @@ def table_arrays(path: Path, whole: bool) -> dict[str, np.ndarray]:
     else:
         y = y.astype(np.float32)
     y = y[:, 0] if len(targets) == 1 else y
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for split in dict.fromkeys(splits.tolist()):
         arrays |= {f"x_{split}": x[splits == split], f"y_{split}": y[splits == split]}
     return arrays

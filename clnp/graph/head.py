@@ -115,7 +115,7 @@ def with_one_head(
 
 def one_head(first: nn.Module, second: nn.Module) -> nn.Module:
     """Return the layer whose outputs are the sums of those of two layers."""
-    made = copy.deepcopy(first)
+    made: Any = copy.deepcopy(first)
     weights: list[Any] = [first.weight, second.weight]
     biases: list[Any] = [b for b in (first.bias, second.bias) if b is not None]
     made.weight = nn.Parameter(torch.cat([w.detach() for w in weights], dim=1))
