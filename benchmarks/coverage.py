@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 
 import clnp
 from clnp.errors import ClnpError
-from clnp.graph.equivalence import DROPOUTS
+from clnp.graph.equivalence import ATTENTIONS, DROPOUTS
 from clnp.graph.outputs import logits_of
 from clnp_kernels.nn import Dropout
 
@@ -155,6 +155,8 @@ class NothingDropped(TorchFunctionMode):
             return args[0] if args else kwargs["input"]
         if func is Tensor.bernoulli_:
             return args[0].fill_(1)
+        if func in ATTENTIONS:
+            return ATTENTIONS[func](func, args, kwargs, scaled=False)
         return func(*args, **kwargs)
 
 

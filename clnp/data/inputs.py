@@ -48,13 +48,13 @@ def as_tensor(array: Any, where: str) -> Tensor:
 
 
 def as_input(x: Any, where: str) -> Tensor:
-    """Convert x to a tensor of floats.
+    """Convert x to a tensor of floats, or of int64 for networks that begin with an embedding.
 
     Raises:
         DataError: another type or dtype; the message has an expression in x that converts it.
     """
     tensor = as_tensor(x, where)
-    if tensor.dtype in FLOATS:
+    if tensor.dtype in FLOATS or tensor.dtype == torch.int64:
         return tensor
     floats = "x.float()" if isinstance(x, Tensor) else 'x.astype("float32")'
     way_out = (

@@ -146,12 +146,14 @@ def _example(network: nn.Module, example: Any) -> tuple[Tensor, int]:
         raise DataError(f"example: expected a tensor [B, ...], got {got}")
     tensors = [*network.parameters(), *network.buffers()]
     like = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
-    if like is not None and (like.device, like.dtype) != (example.device, example.dtype):
+    graph = getattr(network, "meta", {}).get(GRAPH)
+    integers = graph is not None and graph.nodes[0].attrs.get("integers", False)
+    wanted = torch.int64 if integers or like is None else like.dtype
+    if like is not None and (like.device, wanted) != (example.device, example.dtype):
         raise DataError(
-            f"example: expected {like.dtype} on {like.device}, like the network, got "
+            f"example: expected {wanted} on {like.device}, like the network, got "
             f"{example.dtype} on {example.device}; convert one of them"
         )
-    graph = getattr(network, "meta", {}).get(GRAPH)
     if graph is not None and list(example.shape[1:]) != list(graph.nodes[0].attrs["shape"][1:]):
         expected = ", ".join(map(str, ["B", *graph.nodes[0].attrs["shape"][1:]]))
         raise DataError(f"example: expected shape [{expected}], got {list(example.shape)}")

@@ -90,6 +90,10 @@ def _own(node: Node, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
     norm = node.op.startswith("batch_norm")
     names = NORM if norm else LAYER
     own = {key: tensors.get(f"{node.name}.{name}") for key, name in names.items()}
+    if own["weight"] is None and "affine" in node.attrs and not norm:
+        return own
+    if node.op == "embedding":
+        return own
     rows = tensors[f"{node.name}.{names['mean' if norm else 'weight']}"].shape[:1]
     for key, value in own.items():
         if value is not None and (norm or key != "weight") and value.shape != rows:
@@ -104,6 +108,8 @@ def _check_fits(network: nn.Module, graph: Graph) -> int:
     shapes = {name: value.to("meta") for name, value in network.state_dict().items()}
     (dtype,) = {value.dtype for value in shapes.values() if value.dtype != torch.int64}
     dtype_of(dtype_name(dtype))
-    batch = torch.empty(2, *graph.nodes[0].attrs["shape"][1:], dtype=dtype, device="meta")
+    first = graph.nodes[0].attrs
+    dtype = torch.int64 if first.get("integers") else dtype
+    batch = torch.empty(2, *first["shape"][1:], dtype=dtype, device="meta")
     logits: Tensor = torch.func.functional_call(network, shapes, (batch,))
     return logits.shape[-1]

@@ -5,11 +5,13 @@ Steps name neither the batch size nor the number of channels, so they hold for a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx
 
+from .calls import name_of
 from .channels import Value
 from .operations import Attrs
 from .trace import argument
@@ -24,7 +26,11 @@ class UnclearError(ValueError):
 
 
 def reshape_steps(
-    before: Shape, after: Shape, value: Value, batch: tuple[Shape, Shape]
+    before: Shape,
+    after: Shape,
+    value: Value,
+    batch: tuple[Shape, Shape],
+    is_divided: Callable[[int], bool] = lambda axis: False,
 ) -> list[Step]:
     """Divide a reshape into steps on single axes.
 
@@ -34,6 +40,7 @@ def reshape_steps(
         before, after: the shapes.
         value: channels of the value that is reshaped.
         batch: axes of the batch before and after.
+        is_divided: axis of the result -> whether its entries are used one by one afterwards.
 
     Raises:
         UnclearError: the channels would not stay on an axis of their own.
@@ -43,7 +50,8 @@ def reshape_steps(
         old = [(before[k], _role(k, value.axis, batch[0])) for k in range(i, m)]
         new = [(after[k], "batch" if k in batch[1] else "") for k in range(j, n)]
         if old != new:
-            steps += _block_steps(i, old, new, value.positions)
+            divided = {k - j for k in range(j, n) if is_divided(k)}
+            steps += _block_steps(i, old, new, value.positions, divided)
     return steps
 
 
@@ -71,7 +79,11 @@ def _blocks(before: Shape, after: Shape) -> list[tuple[tuple[int, int], tuple[in
 
 
 def _block_steps(
-    start: int, old: list[tuple[int, str]], new: list[tuple[int, str]], positions: int
+    start: int,
+    old: list[tuple[int, str]],
+    new: list[tuple[int, str]],
+    positions: int,
+    divided: set[int],
 ) -> list[Step]:
     steps: list[Step] = []
     gone = [k for k, (size, role) in enumerate(old) if size == 1 and not role]
@@ -81,6 +93,8 @@ def _block_steps(
         steps.append(("squeeze", {"dim": start + k}))
     kept = [part for k, part in enumerate(old) if k not in gone]
     roles = {role for _, role in kept if role}
+    if "channels" in roles and len(roles) == 1 and kept[-1][1] == "channels" != kept[0][1]:
+        return steps + _tiled_steps(start, kept, new, positions)
     if len(roles) > 1 or ("channels" in roles and kept[0][1] != "channels"):
         raise UnclearError(APART)
     whole = 1
@@ -90,22 +104,44 @@ def _block_steps(
     if len(kept) > 1:
         attrs: Attrs = {"start_dim": start, "end_dim": start + len(kept) - 1}
         steps.append(("flatten", attrs | ({"positions": whole // channels} if channels else {})))
-    return steps + _split_steps(start, new, channels)
+    return steps + _split_steps(start, new, channels, divided)
 
 
-def _split_steps(start: int, new: list[tuple[int, str]], channels: int) -> list[Step]:
-    """Steps from one axis to several; the channels, if any, go to the first of a size above 1."""
+def _tiled_steps(
+    start: int, kept: list[tuple[int, str]], new: list[tuple[int, str]], positions: int
+) -> list[Step]:
+    """Steps from axes whose last has the channels to one, where each channel occurs repeatedly."""
+    if sum(size > 1 for size, _ in new) > 1 or positions > 1:
+        raise UnclearError(APART)
+    steps: list[Step] = [("tiled", {"start": start, "end": start + len(kept) - 1})]
+    steps[0][1]["times"] = math.prod(size for size, _ in kept[:-1])
+    large = next(k for k, (size, _) in enumerate(new) if size > 1)
+    return steps + [("insert_axis", {"dim": start + k}) for k in range(len(new)) if k != large]
+
+
+def _split_steps(
+    start: int, new: list[tuple[int, str]], channels: int, divided: set[int]
+) -> list[Step]:
+    """Steps from one axis to several; the channels, if any, go to the first of a size above 1.
+
+    If that is smaller than the number of channels, it has heads of several channels each; if its
+    entries are used one by one (queries, keys, values), the heads are on the next axis.
+    """
     large = [k for k, (size, role) in enumerate(new) if size > 1 or role]
     large = large or [0]
     sizes = [-1 if new[k][1] else new[k][0] for k in large]
     attrs: Attrs = {"dim": start, "sizes": sizes}
+    op = "unflatten"
     if channels:
         first = new[large[0]][0]
-        if first % channels:
-            raise UnclearError(APART)
         sizes[0] = -1
-        attrs["positions"] = first // channels
-    steps: list[Step] = [("unflatten", attrs)] if len(large) > 1 else []
+        if first % channels == 0:
+            attrs["positions"] = first // channels
+        elif large[0] in divided and len(large) > 1:
+            op, sizes[1] = "packed", first
+        else:
+            op = "heads"
+    steps: list[Step] = [(op, attrs)] if len(large) > 1 else []
     steps += [("insert_axis", {"dim": start + k}) for k in range(len(new)) if k not in large]
     return steps
 
@@ -184,6 +220,48 @@ def parts_of(node: fx.Node, sizes: list[Shape], dim: int, index: int) -> list[St
     start = sum(size[dim] for size in sizes[:index])
     stop = start + sizes[index][dim]
     return [("slice", {"dim": dim, "start": start, "stop": stop, "step": 1})]
+
+
+def is_divided(node: fx.Node, dims: int, axis: int) -> bool:
+    """Return whether the entries of an axis of a value are used one by one, as queries and keys.
+
+    Arguments:
+        node: the value.
+        dims: its number of axes.
+        axis: one of them.
+    """
+    for user in node.users:
+        name = name_of(user.target)
+        at = axis
+        if name in ("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis"):
+            at = permutation(user, dims).index(axis)
+        elif name not in ("contiguous", "clone"):
+            if _divides(user, name, dims, axis):
+                return True
+            continue
+        if is_divided(user, dims, at):
+            return True
+    return False
+
+
+def _divides(user: fx.Node, name: str, dims: int, axis: int) -> bool:
+    """Return whether a call takes entries of an axis."""
+    if name in ("unbind", "chunk", "split", "tensor_split", "split_with_sizes"):
+        dim = argument(user, 1 if name == "unbind" else 2, "dim", 0)
+        return isinstance(dim, int) and dim % dims == axis
+    if name in ("select", "narrow"):
+        dim = argument(user, 1, "dim", None)
+        return isinstance(dim, int) and dim % dims == axis
+    if name == "getitem":
+        index = user.args[1]
+        parts = list(index) if isinstance(index, tuple) else [index]
+        if Ellipsis in parts:
+            at = parts.index(Ellipsis)
+            used = sum(part is not None and part is not Ellipsis for part in parts)
+            parts[at : at + 1] = [slice(None)] * (dims - used)
+        parts = [part for part in parts if part is not None]
+        return axis < len(parts) and parts[axis] != slice(None)
+    return False
 
 
 def shuffle_before(

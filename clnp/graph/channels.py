@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ConvertError
 from .graph import OPS, WITH_WEIGHTS, Graph, Node
+from .head_rules import HeadRules
 
 MIXES = "it mixes channels, so later tasks' channels would change the outputs of earlier tasks"
 PARTS = "a part of a layer's channels can't be pruned separately"
@@ -52,7 +53,7 @@ class Gathered:
     order: Sequence[int]
 
 
-class Walk:
+class Walk(HeadRules):
     """Walk over nodes in execution order, which joins channels (union-find).
 
     A layer makes channels of its own. A concatenation has those of its inputs, a slice has some of
@@ -62,9 +63,11 @@ class Walk:
     Attributes:
         values: channels of every visited node.
         gathers: concatenation, slice or shuffle of channels -> where they come from.
+        mixes: linear layers over another axis than that of the channels.
     """
 
     def __init__(self) -> None:
+        self.mixes: list[str] = []
         self.nodes: dict[str, Node] = {}
         self.parent = [RAW]
         self.values: dict[str, Value] = {}
@@ -124,12 +127,12 @@ class Walk:
 
     def _layer(self, node: Node, source: Value) -> Value:
         channels = self.new(outputs_of(node))
+        if node.op == "embedding":
+            return self._embedding(node, source, Value(node.name, 0, 1, channels=channels))
         if node.op == "linear":
             if source.axis not in (None, source.dims - 1):
-                raise ConvertError(
-                    f"{node.name!r} (Linear): expected channels on the last axis, got them on axis "
-                    f"{source.axis} of {source.dims}; flatten images first, or permute the axes"
-                )
+                self.mixes.append(node.name)
+                return source
             return Value(node.name, source.dims - 1, source.dims, channels=channels)
         dims = 5 if node.op == "conv3d" else 4
         self._images(node, source, dims)

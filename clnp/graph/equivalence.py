@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -28,9 +29,13 @@ DIFFERENT = (
 def random_like(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Draw normal numbers of the given shape, with the dtype and device of `like`.
 
-    The global generators of torch are not used.
+    Integers are drawn from those of `like`, as others may be none that the network knows. The
+    global generators of torch are not used.
     """
     generator = torch.Generator().manual_seed(SEED)
+    if not like.is_floating_point():
+        known = like.detach().flatten()
+        return known[torch.randint(len(known), shape, generator=generator).to(like.device)]
     drawn = torch.randn(shape, generator=generator, dtype=torch.float32)
     return drawn.to(device=like.device, dtype=like.dtype)
 
@@ -49,7 +54,49 @@ class _SureDropout(TorchFunctionMode):
             return _scaled(*args, **kwargs)
         if func is Tensor.bernoulli_:
             return args[0].fill_(1)
+        if func in ATTENTIONS:
+            return ATTENTIONS[func](func, args, kwargs)
         return func(*args, **kwargs)
+
+
+def _sure_attention(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], scaled: bool = True
+) -> Any:
+    """Scale the result of an attention, or not, instead of dropping weights."""
+    given = inspect.getcallargs(_attention_arguments, *args, **kwargs)
+    p, given["dropout_p"] = given["dropout_p"], 0.0
+    return func(**given) * (1 + p * scaled)
+
+
+def _attention_arguments(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: Any = None,
+    enable_gqa: bool = False,
+) -> None:
+    """Name the arguments of scaled_dot_product_attention, which has no signature."""
+
+
+def _sure_heads(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], scaled: bool = True
+) -> Any:
+    """Scale the output weights of an attention, or not, instead of dropping weights."""
+    bound = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    p, given["dropout_p"] = given["dropout_p"] if given["training"] else 0.0, 0.0
+    given["out_proj_weight"] = given["out_proj_weight"] * (1 + p * scaled)
+    return func(*bound.args, **bound.kwargs)
+
+
+ATTENTIONS: dict[Any, Any] = {
+    F.scaled_dot_product_attention: _sure_attention,
+    F.multi_head_attention_forward: _sure_heads,
+}
 
 
 def _scaled(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -112,7 +159,9 @@ def check_training(net: nn.Module, lowered: Lowered, example: Tensor) -> None:
     rows = min(8, max(2, 2**15 // max(example[0].numel(), 1)))
     x = random_like((rows + (rows == batch), *shape), example)
     try:
-        same = _agree(net, lowered, x) or _agree(_double(net, lowered), lowered, x.double())
+        same = _agree(net, lowered, x) or _agree(
+            _double(net, lowered), lowered, x.double() if x.is_floating_point() else x
+        )
     except Exception as error:
         raise ConvertError(
             f"{type(net).__name__} fails in training mode on a batch of {x.shape[0]} examples: "

@@ -21,6 +21,7 @@ from clnp_kernels.nn import Dropout
 from .operations import OPS as OPS
 from .operations import WITH_WEIGHTS as WITH_WEIGHTS
 from .operations import Attrs as Attrs
+from .transformer_operations import IN_UNITS
 
 FUSES = (
     "linear",
@@ -187,7 +188,15 @@ def for_inference(graph: Graph) -> Graph:
     """Replace training-only operations that `torch.nn` lacks by identities."""
     nodes = tuple(
         replace(node, op="identity", attrs={}) if node.op == "stochastic_depth" else node
-        for node in graph.nodes
+        for node in in_units(graph).nodes
+    )
+    return Graph(nodes, graph.output)
+
+
+def in_units(graph: Graph) -> Graph:
+    """Replace operations of the dense network by those on values whose units are adjacent."""
+    nodes = tuple(
+        replace(node, op=IN_UNITS[node.op]) if node.op in IN_UNITS else node for node in graph.nodes
     )
     return Graph(nodes, graph.output)
 
@@ -202,6 +211,20 @@ def _may_overwrite(graph: Graph, name: str) -> bool:
         node.role in WITH_WEIGHTS and "activation" not in node.attrs
     )
     return unneeded and len(graph.readers(name)) == 1 and graph.output != name
+
+
+def _is_permuted(graph: Graph, name: str) -> bool:
+    """Return whether a value may not be contiguous.
+
+    PyTorch rounds the product of such a value with a matrix in one of two ways, and which one
+    depends on whether the matrix needs a gradient.
+    """
+    node = graph[name]
+    while node.role in ("elementwise", "axes", "merge", "constant"):
+        if node.op == "permute":
+            return True
+        node = graph[node.inputs[0]]
+    return False
 
 
 def add_into(a: Tensor, b: Tensor) -> Tensor:
@@ -239,6 +262,8 @@ def build(
     for node in graph.nodes:
         op = OPS[node.op]
         args = tuple(values[name] for name in node.inputs)
+        if node.op == "linear" and not kernels and _is_permuted(graph, node.inputs[0]):
+            args = (out.call_method("contiguous", args),)
         proxies = [fx.Proxy(value, tracer) for value in args]
         if op.role == "input":
             values[node.name] = out.placeholder("x")

@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..errors import ConvertError
-from .channels import RAW, Value, Walk, inputs_of
+from .channels import RAW, Value, Walk, inputs_of, outputs_of, raw
 from .graph import Graph, Node
 
 Layout = tuple[tuple[str, int], ...]  # (group, entries per unit), in order
@@ -89,6 +89,8 @@ class Groups:
     class_axis: int
     rows: dict[str, list[int]] = field(default_factory=dict)
     columns: dict[str, list[int]] = field(default_factory=dict)
+    across: tuple[str, ...] = ()
+    mixes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Group:
         for group in self.all:
@@ -125,6 +127,7 @@ class Groups:
         layouts += [self.reads[self.head]]
         gathered = {name for gather in self.gathers.values() for name, _ in gather.result}
         alone = all(len(layout) == 1 for layout in layouts) and last.name not in gathered
+        alone = alone and not set(last.carriers) & set(self.across)  # these need all channels
         return last.prunable and last.consumers == (self.head,) and alone
 
 
@@ -169,6 +172,9 @@ class _Finder:
         walk, graph = self.walk, self.graph
         reads = {n.name: walk.read_by(n) for n in graph.layers}
         makes = {n.name: walk.values[n.name] for n in graph.layers if n.name != self.head}
+        for name in walk.mixes:  # weights that all channels share are never pruned
+            reads[name] = Value(name, 0, 1, channels=raw(inputs_of(graph[name])))
+            makes[name] = Value(name, 0, 1, channels=raw(outputs_of(graph[name])))
         carries = {n.name: walk.values[n.name] for n in graph.weighted if n.name not in reads}
         columns = {name: self._order(value) for name, value in reads.items()}
         rows = {name: self._order(value) for name, value in (makes | carries).items()}
@@ -200,6 +206,8 @@ class _Finder:
             walk.class_axis,
             {name: order for name, order in rows.items() if order},
             {name: order for name, order in columns.items() if order},
+            tuple(node.name for node in graph.nodes if node.role == "norm_across"),
+            tuple(walk.mixes),
         )
 
     def _signatures(self) -> dict[int, list[object]]:

@@ -14,6 +14,8 @@ from typing import Any
 from torch import fx, nn
 
 from ..errors import ConvertError, first_line
+from . import norms as norms
+from .attention import JOINED, multi_head
 from .axes import Step, UnclearError, parts_of, shuffle_before
 from .calls import name_of
 from .channels import Value, Walk
@@ -26,6 +28,7 @@ from .reasons import HELP, reason_for
 from .recognised import MODULES, PARTS
 from .rules import Place, reshaped, steps_of
 from .statics import Static
+from .tokens import joined
 from .trace import Traced, argument, place_of
 from .weights import Layer, kind_of_conv, layers_of, static_of
 
@@ -84,6 +87,7 @@ class _Lowering:
         self.names: dict[fx.Node, str] = {}  # name of a node's value
         self.taken: set[str] = set()
         self.used: dict[str, str] = {}  # weight -> the layer that has it
+        self.owners: dict[str, fx.Node] = {}  # weight -> the call that uses it
         self.layers: dict[str, nn.Module] = {}
         self.tensors: list[tuple[str, str]] = []
         self.folded: list[str] = []
@@ -200,14 +204,18 @@ class _Lowering:
         if node in self.inside:
             return
         if node.op == "placeholder":
-            shape = list(self.traced.x.shape)
-            self.names[node] = self._emit("input", [], {"shape": shape}, "input")
+            attrs: Attrs = {"shape": list(self.traced.x.shape)}
+            attrs |= {} if self.traced.x.is_floating_point() else {"integers": True}
+            self.names[node] = self._emit("input", [], attrs, "input")
             return
         if "refusal" in node.meta:
             raise self._refusal(node, node.meta["refusal"])
         if node.name not in self.shapes:
             if name_of(node.target) in (*PARTS, "max", "min"):
                 return  # its parts are read one by one
+            if name_of(node.target) == "multi_head_attention_forward":
+                multi_head(self, node)
+                return
             raise self._refusal(node, "it doesn't return one tensor")
         if node.op == "call_module":
             self._module(node)
@@ -218,6 +226,9 @@ class _Lowering:
             return
         special = SPECIAL.get(name_of(node.target))
         if special is not None and getattr(self, special)(node):
+            return
+        reader = JOINED.get(name_of(node.target))
+        if reader is not None and reader(self, node):
             return
         layers = layers_of(node, self._shape(first), self._channels(first))
         for i, layer in enumerate(layers):
@@ -277,6 +288,9 @@ class _Lowering:
     def _item(self, node: fx.Node, whole: fx.Node) -> None:
         """Lower one part of a chunk, split or unbind, or the values of x.max(dim)."""
         source, index = whole.args[0], node.args[1]
+        if whole in self.names and index == 0:  # an attention, without its weights
+            self.names[node] = self.names[whole]
+            return
         if not isinstance(source, fx.Node) or not isinstance(index, int):
             raise self._refusal(whole)
         if "refusal" in whole.meta:
@@ -305,6 +319,8 @@ class _Lowering:
         dim = argument(node, 1, "dim", node.kwargs.get("axis", 0))
         if not isinstance(given, list | tuple) or not isinstance(dim, int):
             return False
+        if joined(self, node):
+            return True
         if any(not isinstance(n, fx.Node) or n not in self.names for n in given):
             raise UnclearError("it joins a value with tensors that don't depend on the input")
         shape = self.shapes[node.name]
@@ -372,22 +388,27 @@ class _Lowering:
     # Layers
 
     def _layer(self, node: fx.Node, layer: Layer) -> None:
-        statics = [static for static in layer.tensors.values() if static is not None]
         if not all(s.learned for key, s in layer.tensors.items() if s and key in LEARNED):
             raise UnclearError("its weight is a constant, which no task could learn")
         path = self._path_of(node, layer)
         name = self._layer_name(path or node.name)
+        source = next(n for n in (node, *node.all_input_nodes) if n in self.names)
+        self._chain(node, [self.names[source]], layer.before, f"{node.name}_before")
+        self.names[node] = self._add_layer(node, layer, name, self.names[node])
+        self._chain(node, [self.names[node]], layer.after, node.name)
+
+    def _add_layer(self, node: fx.Node, layer: Layer, name: str, source: str) -> str:
+        """Emit a layer without the steps around it; return its name."""
+        statics = [static for static in layer.tensors.values() if static is not None]
         for static in statics:
             self._check_learned(static, node)
         self._claim(node, name, [n for s in statics for n in ([s.name] if s.name else s.learned)])
-        source = next(n for n in (node, *node.all_input_nodes) if n in self.names)
-        self._chain(node, [self.names[source]], layer.before, f"{node.name}_before")
         self.taken.discard(name)
-        self._chain(node, [self.names[node]], [(layer.op, layer.attrs)], name)
+        self._emit(layer.op, [source], layer.attrs, name)
         self.layers[name] = layer.module()
         if any(not static.name for static in statics):
             self.folded.append(name)
-        self._chain(node, [self.names[node]], layer.after, node.name)
+        return name
 
     @staticmethod
     def _path_of(node: fx.Node, layer: Layer) -> str:
@@ -399,7 +420,8 @@ class _Lowering:
         if key in ("weight", "running_mean"):
             return path
         inside = [p for p in node.meta.get("nn_module_stack", ()) if p]
-        return name if layer.op in ("scale", "shift") else inside[-1] if inside else path
+        named = ("scale", "shift", "before", "behind")
+        return name if layer.op in named else inside[-1] if inside else path
 
     def _layer_name(self, path: str) -> str:
         """Return a name that is not within another layer, because it names a submodule."""
@@ -408,13 +430,15 @@ class _Lowering:
 
     def _claim(self, node: fx.Node, layer: str, names: list[str]) -> None:
         for name in names:
+            if self.owners.get(name) is node:  # other rows of it
+                continue
             if name in self.used:
                 where, _ = self._where(node)
                 raise ConvertError(
                     f"{where} is called twice, or uses {name!r} of {self.used[name]!r}; use a "
                     "layer per call, because shared weights can't be pruned separately"
                 )
-            self.used[name] = layer
+            self.used[name], self.owners[name] = layer, node
             self.tensors.append((layer, name))
 
     def _check_learned(self, static: Static, node: fx.Node) -> None:

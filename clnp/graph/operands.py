@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from .axes import Step, UnclearError
 from .calls import name_of
 from .channels import Value
+from .constants import MOST_NUMBERS, encoded
 from .recognised import BINARY
 from .weights import Layer, changed, per_channel, static_of
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from .statics import Static
 
 Shape = tuple[int, ...]
-MOST_NUMBERS = 4096  # entries of a constant tensor in a graph
 NUMBERS = ("add", "sub", "mul", "div", "pow")
 REVERSED = {"sub": "rsub", "div": "rdiv", "add": "add", "mul": "mul"}
 
@@ -105,11 +105,9 @@ class Operands:
         static = changed(static, value)
         aligned = value.reshape(*[1] * (len(shape) - value.dim()), *value.shape)
         if not static.learned and (axis is None or aligned.shape[axis] == 1):
-            if aligned.numel() > MOST_NUMBERS:
-                raise UnclearError(
-                    f"a constant of more than {MOST_NUMBERS} numbers is not supported"
-                )
             _check_broadcast(aligned.shape, shape)
+            if aligned.numel() > MOST_NUMBERS:
+                return [*before, (f"{sign}_tensor", {"value": encoded(aligned), "axis": axis})]
             attrs = {"value": aligned.tolist(), "axis": axis}
             return [*before, (f"{sign}_constant", attrs)]
         if not static.learned:

@@ -19,7 +19,7 @@ from .plain import StochasticDepth
 
 Attrs = dict[str, Any]
 Moved = tuple[int | None, int]  # axis of the channels (None for a raw input), number of axes
-WITH_WEIGHTS = ("layer", "channelwise", "grouped")
+WITH_WEIGHTS = ("layer", "channelwise", "grouped", "norm_across")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class Op:
             ([B, C] to images of one pixel), "grouped" (weights per group of channels), "units"
             (mixes groups of channels), "pixels" (channels become pixels), "concat", "shuffle" and
             "parts" (channels are put together anew), "flatten" (its attribute "positions" is the
-            number of entries per channel afterwards), "unflatten", or "merge" (joins tensors, whose
-            channels are then pruned together).
+            number of entries per channel afterwards), "unflatten", "merge" (joins tensors, whose
+            channels are then pruned together), "norm_across" (a norm over channels, block by
+            block), "heads" and "packed" (an axis of channels becomes one of heads), "product" (a
+            matrix product within each channel) or "attention".
         make: attributes -> plain `torch.nn` module; None for a function.
         function: (inputs, attributes) -> result, if there is no module.
         attrs: names of the required attributes.
@@ -190,14 +192,14 @@ def _merge(function: Callable[..., Any], label: str) -> Op:
     return Op("merge", function=function, kind="sums", label=label)
 
 
-def _carrier(function: Callable[[Any, Any], Any], label: str) -> Op:
+def carrier(function: Callable[[Any, Any, int], Any], label: str) -> Op:
     """Row of a function of a value and a weight [C, ...], whose axis 0 meets that of the channels.
 
     "fresh" is the weight of a channel that no task has used.
     """
 
     def apply(x: Any, weight: Any, axis: int) -> Any:
-        return function(x, weight.movedim(0, axis))
+        return function(x, weight.movedim(0, axis), axis)
 
     def make(axis: int, channels: int, shape: list[int], fresh: float) -> nn.Module:
         return nn.ParameterDict({"weight": torch.full((channels, *shape), fresh)})
@@ -348,9 +350,9 @@ OPS: dict[str, Op] = {
     "clamp": Op("elementwise", None, torch.clamp, ("min", "max"), kind="numbers", label="clamp"),
     "add_constant": _constant(operator.add),
     "mul_constant": _constant(operator.mul),
-    "scale": _carrier(lambda x, w: x * w, "layer scale and other factors per channel"),
-    "shift": _carrier(lambda x, w: x + w, "offsets per channel"),
-    "prelu": _carrier(lambda x, w: torch.where(x > 0, x, x * w), "PReLU"),
+    "scale": carrier(lambda x, w, axis: x * w, "layer scale and other factors per channel"),
+    "shift": carrier(lambda x, w, axis: x + w, "offsets per channel"),
+    "prelu": carrier(lambda x, w, axis: torch.where(x > 0, x, x * w), "PReLU"),
 }
 OPS |= {
     "conv3d": _layer(nn.Conv3d, "layer", CONV, "Conv3d"),

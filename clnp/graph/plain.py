@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .block_norm import NORMS, NORMS_OPTIONAL, layer_norm, rms_norm
+
 
 class StochasticDepth(nn.Module):
     """Drop a residual branch during training, and scale kept ones by 1 / (1 - p).
@@ -53,7 +55,7 @@ def plain_module(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor
             and var [C].
     """
     weight = tensors["weight"]
-    if op in ("scale", "shift", "prelu"):
+    if op in ("scale", "shift", "prelu", "before", "behind"):
         assert weight is not None
         copy = weight.detach().clone(memory_format=torch.contiguous_format)
         return nn.ParameterDict({"weight": copy}).eval()
@@ -76,6 +78,8 @@ def plain_module(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor
 
 def _empty(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor | None]) -> nn.Module:
     weight, bias = tensors["weight"], tensors["bias"]
+    if op in NORMS:
+        return _norm(op, attrs, weight)
     if op.startswith("batch_norm"):
         mean = tensors["mean"]
         assert mean is not None
@@ -84,6 +88,8 @@ def _empty(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor | Non
     assert weight is not None
     outputs, inputs = weight.shape[:2]
     kernel: Any = tuple(weight.shape[2:])
+    if op == "embedding":
+        return nn.Embedding(outputs, inputs, attrs["padding_idx"])
     if op == "linear":
         return nn.Linear(inputs, outputs, bias is not None)
     groups = 1
@@ -100,3 +106,12 @@ def _empty(op: str, attrs: Mapping[str, Any], tensors: Mapping[str, Tensor | Non
         groups,
         bias is not None,
     )
+
+
+def _norm(op: str, attrs: Mapping[str, Any], weight: Tensor | None) -> nn.Module:
+    """Build an empty norm over channels; without weights it has the size of its last block."""
+    ends = attrs.get("ends") or [attrs["num_features"] if weight is None else weight.shape[0]]
+    options = {name: attrs.get(name) for name in NORMS_OPTIONAL} | {"ends": ends}
+    if op == "rms_norm":
+        return rms_norm(ends[-1], attrs["eps"], attrs["affine"], **options)
+    return layer_norm(ends[-1], attrs["eps"], attrs["affine"], attrs["bias"], **options)

@@ -206,11 +206,7 @@ CALLS: dict[str, Callable[[fx.Node], Attrs]] = {
 }
 
 # Modules of PyTorch that are refused as a whole, with a reason of their own.
-WHOLE = (
-    *(nn.MultiheadAttention, nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.LocalResponseNorm),
-    *(nn.Softmax, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.Transformer),
-    *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.TransformerEncoder),
-)
+WHOLE = (nn.RNNBase, nn.LocalResponseNorm, nn.Bilinear)
 
 
 def is_leaf(module: nn.Module, args: tuple[Any, ...]) -> bool:

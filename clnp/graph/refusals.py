@@ -60,10 +60,11 @@ def check_example(example: Any) -> None:
         raise ConvertError(
             f"example_input: expected a batch [B, ...] with B >= 1, got shape {list(example.shape)}"
         )
-    if not example.is_floating_point() or example.layout != torch.strided:
+    known = example.is_floating_point() or example.dtype == torch.int64
+    if not known or example.layout != torch.strided:
         raise ConvertError(
-            "example_input: expected a dense tensor of floating-point numbers, got "
-            f"{example.dtype}, {example.layout}"
+            "example_input: expected a dense tensor of floating-point numbers, or int64 for an "
+            f"embedding, got {example.dtype}, {example.layout}"
         )
 
 
@@ -164,7 +165,8 @@ def _check_tensors(net: nn.Module, example: Tensor) -> None:
                 f"example_input: expected a tensor on {tensor.device}, as {name!r}, got "
                 f"{example.device}; move the network and the example to one device"
             )
-        if isinstance(tensor, nn.Parameter) and tensor.dtype != example.dtype:
+        numbers = example.is_floating_point()
+        if numbers and isinstance(tensor, nn.Parameter) and tensor.dtype != example.dtype:
             raise ConvertError(
                 f"example_input: expected {tensor.dtype}, as {name!r}, got {example.dtype}; "
                 "convert one of them"

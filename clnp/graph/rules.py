@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
 
-from .axes import Step, UnclearError, index_steps, permutation, reshape_steps
+from .axes import Step, UnclearError, index_steps, is_divided, permutation, reshape_steps
 from .calls import name_of
 from .channels import Value
 from .operations import OPS, Attrs
@@ -107,7 +108,8 @@ def reshaped(place: Place) -> Steps:
     if plain and len(before) == 2 and after == (*before, 1, 1) and place.value.positions == 1:
         return [("unsqueeze", {})]
     try:
-        return reshape_steps(before, after, place.value, place.batch)
+        divided = partial(is_divided, place.node, len(after))
+        return reshape_steps(before, after, place.value, place.batch, divided)
     except UnclearError as error:
         raise UnclearError(f"it turns shape {list(before)} into {list(after)}; {error}") from error
 
@@ -285,6 +287,38 @@ def _groups(place: Place) -> Attrs:
     return {"groups": int(argument(place.node, 1, "groups", 1))}
 
 
+def _norm_within(place: Place) -> Steps | None:
+    """A norm without weights over axes behind that of the channels."""
+    shape = argument(place.node, 1, "normalized_shape", ())
+    dims = 1 if isinstance(shape, int) else len(shape)
+    at, default = (4, 1e-5) if place.name == "layer_norm" else (3, None)
+    eps = argument(place.node, at, "eps", default)
+    return [(f"{place.name}_within", {"dims": dims, "eps": eps})]
+
+
+def _normalized(place: Place) -> Steps | None:
+    p, dim, eps = (
+        argument(place.node, i, name, default)
+        for i, name, default in ((1, "p", 2.0), (2, "dim", 1), (3, "eps", 1e-12))
+    )
+    if not isinstance(dim, int):
+        return None
+    return [("normalize", {"dim": dim % len(place.before), "p": float(p), "eps": float(eps)})]
+
+
+def _repeated(place: Place) -> Steps | None:
+    """Every entry of an axis several times, one behind the other."""
+    repeats, dim = argument(place.node, 1, "repeats", None), argument(place.node, 2, "dim", None)
+    if not isinstance(dim, int) or not isinstance(repeats, int) or place.value.positions > 1:
+        return None
+    dims = len(place.before)
+    dim %= dims
+    sizes = [-1] * (dim + 1) + [repeats] + [-1] * (dims - dim - 1)
+    flat: Attrs = {"start_dim": dim, "end_dim": dim + 1}
+    flat |= {"positions": repeats} if dim == place.value.axis else {}
+    return [("insert_axis", {"dim": dim + 1}), ("expand", {"sizes": sizes}), ("flatten", flat)]
+
+
 RULES: tuple[tuple[Any, Callable[[Place], Steps | None]], ...] = (
     (UNARY, _unary),
     (CALLS, _call),
@@ -308,5 +342,8 @@ RULES: tuple[tuple[Any, Callable[[Place], Steps | None]], ...] = (
     (("channel_shuffle", "native_channel_shuffle"), lambda p: [("channel_shuffle", _groups(p))]),
     (("max", "min"), _max_over_axis),
     (("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d"), _pool1d),
+    (("layer_norm", "rms_norm"), _norm_within),
+    (("normalize",), _normalized),
+    (("repeat_interleave",), _repeated),
 )
 assert set(CALLS) <= set(OPS)

@@ -149,6 +149,10 @@ def _switch(node: fx.Node) -> tuple[int, bool] | None:
         return None
     if node.target in NORMS:
         return 5, node.target is F.instance_norm
+    if node.target is F.multi_head_attention_forward:
+        return 13, True
+    if node.target is F.scaled_dot_product_attention:
+        return 4, False
     return (2, True) if node.target in DROPOUTS else None
 
 
@@ -183,6 +187,11 @@ def _compare(training: Recorder, evaluating: Recorder) -> tuple[frozenset[str], 
         batched[a.name] = axes or ()
         if a.target in DROPOUTS and _is_off(a, b):
             off.add(a.name)
+        if b.target is F.scaled_dot_product_attention and argument(b, 4, "dropout_p", 0.0):
+            raise ConvertError(
+                f"{place_of(b)}: its dropout is active in evaluation mode too; pass "
+                "dropout_p=p if self.training else 0.0"
+            )
     batched |= {n.name: (0,) for n in training.graph.nodes if n.target is stochastic_depth}
     return frozenset(off), batched
 
@@ -251,6 +260,6 @@ def _arguments(node: fx.Node, names: dict[fx.Node, str], switch: tuple[int, bool
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: names[n])
     if switch:
         args = (*args[: switch[0]], *args[switch[0] + 1 :])
-        left = ("training", "use_input_stats")
+        left = ("training", "use_input_stats", "dropout_p")
         kwargs = {key: value for key, value in kwargs.items() if key not in left}
     return repr((args, sorted(kwargs.items())))

@@ -6,7 +6,7 @@ standardised or masked weight). The second is folded: the layer starts with its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -328,7 +328,7 @@ def layers_of(
             raise UnclearError(f"{MIXES}; use a norm of several groups, or BatchNorm2d")
         step: Step = ("group_norm", {"each": channels[1] // groups, "eps": float(eps)})
         return _with_affine(step, affine, dims, channels)
-    return []
+    return other_layers(node, dims, channels)
 
 
 def _apart(
@@ -366,3 +366,13 @@ def _prelu(node: fx.Node, dims: int, channels: tuple[int | None, int]) -> Layer:
             raise UnclearError("its slopes are along another axis than the channels")
         slopes = slopes.reshape(-1, *[1] * (dims - 2))
     return per_channel("prelu", changed(weight, slopes), axis, dims, count)
+
+
+def other_layers(node: fx.Node, dims: int, channels: tuple[int | None, int]) -> list[Layer]:
+    """Return the layers of a call whose reader is registered in `READERS`."""
+    reader = READERS.get(node.target)
+    return reader(node, dims, channels) if reader else []
+
+
+Reader = Callable[[fx.Node, int, tuple[int | None, int]], list[Layer]]
+READERS: dict[Any, Reader] = {}  # further functions -> (call, axes, channels) -> its layers

@@ -71,7 +71,7 @@ def check_model_task(model: Model, task: Task) -> tuple[Task, int]:
     """`check_task` for a masked network. Raises CapacityError where it is full."""
     shape = tuple(model.graph.nodes[0].attrs["shape"][1:])
     outputs = model.graph[model.groups.head].attrs["out_features"]
-    dtype, single = model.head.free_weight.dtype, model.head.kind == "single"
+    dtype, single = model.input_dtype, model.head.kind == "single"
     model.check_capacity()
     return check_task(task, shape, dtype, outputs, single=single)
 

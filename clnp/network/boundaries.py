@@ -13,21 +13,25 @@ from torch import Tensor, nn
 from clnp_kernels.nn import (
     MaskedConv2d,
     MaskedConv3d,
+    MaskedEmbedding,
     MaskedGroupedConv2d,
     MaskedLinear,
     PartialBatchNorm1d,
     PartialBatchNorm2d,
+    PartialLayerNorm,
     PartialPerChannel,
+    PartialRMSNorm,
 )
 
 from ..errors import CapacityError, ConfigError
-from ..graph.graph import Graph, build, fuse_relu
+from ..graph.graph import Graph, build, fuse_relu, in_units
 from ..graph.groups import Group, find_groups
 from .heads import Head, MultiHead
 from .layout import Counts, Gathering, entries, gathered
 
-MaskedLayer = MaskedLinear | MaskedConv2d | MaskedConv3d | MaskedGroupedConv2d
-Carrier = PartialBatchNorm2d | PartialPerChannel
+MaskedLayer = MaskedLinear | MaskedConv2d | MaskedConv3d | MaskedGroupedConv2d | MaskedEmbedding
+NormAcross = PartialLayerNorm | PartialRMSNorm
+Carrier = PartialBatchNorm2d | PartialPerChannel | NormAcross
 MASKED: dict[str, Any] = {
     "linear": MaskedLinear,
     "conv2d": MaskedConv2d,
@@ -36,6 +40,9 @@ MASKED: dict[str, Any] = {
     "grouped_conv2d": MaskedGroupedConv2d,
     "batch_norm1d": PartialBatchNorm1d,
     "batch_norm2d": PartialBatchNorm2d,
+    "embedding": MaskedEmbedding,
+    "layer_norm": PartialLayerNorm,
+    "rms_norm": PartialRMSNorm,
 }
 
 
@@ -97,10 +104,14 @@ class Boundaries(nn.Module):
             elif isinstance(dense, nn.ParameterDict):
                 axis, fresh = node.attrs["axis"], node.attrs["fresh"]
                 masked[node.name] = PartialPerChannel(node.op, dense["weight"], axis, fresh=fresh)
+            elif node.role == "norm_across" or node.op == "embedding":
+                masked[node.name] = MASKED[node.op].from_dense(dense)
             else:
                 activation = node.attrs.get("activation", "none")
                 masked[node.name] = MASKED[node.op].from_dense(dense, activation=activation)
-        self.net = build(fused, masked | gathers, kernels=True)
+                if node.name in self.groups.mixes:  # all channels, free ones too, go through it
+                    masked[node.name].full_input_grad = True
+        self.net = build(in_units(fused), masked | gathers, kernels=True)
         self._gathers = gathers
         if not self.head.free_weight.is_meta:  # else a file is read, whose sizes may be anything
             self._arrange()
@@ -115,7 +126,9 @@ class Boundaries(nn.Module):
         dense = copy.deepcopy(dense)
         with torch.no_grad():
             for key, value in [*dense.named_parameters(), *dense.named_buffers()]:
-                if value.dim() and rows:
+                if isinstance(dense, nn.Embedding):
+                    value.data = value[:, rows]
+                elif value.dim() and rows:
                     value.data = value[rows]
                 if key == "weight" and columns:
                     value.data = value[:, columns]

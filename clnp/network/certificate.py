@@ -251,16 +251,22 @@ def _logits(model: Model, task: int, probe: Tensor) -> tuple[Tensor, Tensor]:
     network = model.subnetwork(task, fresh=True)
     like = model.head.free_weight
     with torch.inference_mode(), fixed(like.device):
-        logits, noise = (network(x.to(like)) for x in (probe, _noise(model, task)))
+        inputs = (x.to(like.device, model.input_dtype) for x in (probe, _noise(model, task)))
+        logits, noise = (network(x) for x in inputs)
     return logits, noise
 
 
 def _noise(model: Model, task: int) -> Tensor:
-    """Draw examples [B, ...] between -2 and 2, float32 on the CPU, always the same for a task."""
+    """Draw examples [B, ...] on the CPU, always the same for a task.
+
+    They are float32 between -2 and 2, or integers that every embedding knows.
+    """
     shape = model.graph.nodes[0].attrs["shape"][1:]
     row = 4 * max(1, torch.Size(shape).numel())
     rows = max(1, min(PROBE_ROWS, PROBE_BYTES // row))
     generator = torch.Generator("cpu").manual_seed(task)
+    if model.vocabulary:
+        return torch.randint(model.vocabulary, (rows, *shape), generator=generator, device="cpu")
     return 4 * torch.rand(rows, *shape, generator=generator, dtype=torch.float32, device="cpu") - 2
 
 

@@ -142,6 +142,8 @@ def _describe(lowered: Lowered, model: Model, outputs: list[str | int]) -> Conve
             whole = ", all frozen by the first task, since the network's input or a gate needs it"
             groups = [model.groups[group] for group, _ in model.groups.of(name)]
             note = "" if any(group.prunable for group in groups) else whole
+            if name in model.groups.mixes:
+                note = ", over tokens: shared by all channels and frozen by the first task"
             if name in lowered.folded:
                 note += ", the weight that forward computes becomes a parameter"
             masked.append((name, f"{_text(node)}{relu}{note}"))
@@ -153,10 +155,15 @@ def _describe(lowered: Lowered, model: Model, outputs: list[str | int]) -> Conve
 
 def _text(node: Node) -> str:
     a = node.attrs
+    if node.op == "embedding":
+        return f"Embedding of {a['in_features']} numbers in {a['out_features']} channels"
     if node.op == "linear":
         return f"Linear {a['in_features']} -> {a['out_features']}"
     if node.op.startswith("batch_norm"):
         return f"BatchNorm of {a['num_features']} channels"
+    if node.role == "norm_across":
+        kind = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm"}[node.op]
+        return f"{kind} of {a['num_features']} channels, block by block"
     if "channels" in a:
         return f"{node.op} of {a['channels']} channels"
     kinds = {"depthwise_conv2d": "depthwise ", "grouped_conv2d": f"{a['groups']} groups of "}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .boundaries import Boundaries
+from .boundaries import Boundaries, NormAcross
 from .heads import Head
 from .keep import part_tensors
 from .layout import units_of
@@ -91,7 +91,10 @@ def plan(model: Boundaries, task: int, cascade: bool) -> Plan:
 
 
 def units_read(model: Boundaries, task: int) -> Units:
-    """Return the active units from which weights other than zero lead to a task's outputs."""
+    """Return the active units from which weights other than zero lead to a task's outputs.
+
+    A norm over channels needs all of them.
+    """
     stages, active = model.frozen_stages(task), model.tasks[task].active
     found = {name: torch.zeros(n, dtype=torch.bool) for name, n in active.items()}
     head = model.groups.head
@@ -101,6 +104,9 @@ def units_read(model: Boundaries, task: int) -> Units:
     columns = torch.zeros(stop, dtype=torch.bool)
     columns[stop - weight.shape[1] :] = _nonzero(weight, 1)
     _mark(model, head, columns, stages, found)
+    for name in model.groups.across:  # statistics are those of all channels, read or not
+        for group, _ in model.groups.of(name):
+            found[group][:] = True
     before = -1
     while before != (before := sum(int(units.sum()) for units in found.values())):
         for name, layer in reversed(model.masked_layers.items()):
@@ -177,6 +183,8 @@ def state_without(model: Any, what: Plan) -> dict[str, Tensor]:
                 if key == "weight" and name in model.groups.reads:
                     kept = kept[:, : model.width(name, after)]
                 own[f"active_{key}"] = kept.contiguous()
+        if isinstance(module, NormAcross):
+            own["ends"] = torch.cat([own["ends"][: what.kept], own["ends"][-1:]])
         state |= {prefix + key: value for key, value in own.items()}
     head = _head_without(model, what)
     return state | {f"net.{model.groups.head}.{key}": value for key, value in head.items()}

@@ -74,6 +74,20 @@ def by_group(layout: Layout, stages: Sequence[Counts]) -> Tensor | None:
     return torch.cat(parts)
 
 
+def blocks(layout: Layout, stages: Sequence[Counts]) -> Attrs:
+    """Return where the channels of each stage end, for a norm over channels in a task's network.
+
+    "order" has the channels stage by stage; None if they stand so.
+    """
+    ends, end = [0], 0
+    for stage in stages:
+        end += entries(layout, stage)
+        ends += [end] if end > ends[-1] else []
+    index = by_group(layout, stages) if len(ends) > 2 else None
+    order = None if index is None else index.argsort().tolist()
+    return {"ends": ends[1:], "order": order}
+
+
 def reordered(tensor: Tensor, dim: int, index: Tensor | None) -> Tensor:
     """Return the entries of an axis in another order; all as they are for None."""
     return tensor if index is None else tensor.index_select(dim, index.to(tensor.device))

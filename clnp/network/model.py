@@ -17,7 +17,7 @@ from clnp_kernels.nn import PartialBatchNorm2d
 
 from ..errors import ConfigError
 from ..parallel.ranks import refuse_sharded
-from .boundaries import Carrier, LearnedTask, MaskedLayer
+from .boundaries import Carrier, LearnedTask, MaskedLayer, NormAcross
 from .forgetting import Forgotten, check_forget, outcome, plan, state_without, structure_without
 from .guards import check_begin, check_name, check_parameters, refuse_backward, retiring
 from .heads import HEADS
@@ -164,9 +164,8 @@ class Model(Structured):
         `consolidate` gives them, so its logits equal those of the learned task bit for bit.
         """
         self._require_task("pruned_network")
-        kept = kept_units(self, keep)
-        units = {name: self.active(name) + n for name, n in kept.items()}
-        return self._build(pruned_layers(self, keep), units)
+        stages = [*self.frozen_stages(), kept_units(self, keep)]
+        return self._build(pruned_layers(self, keep), stages)
 
     @retiring
     def consolidate(self, keep: Keep | None = None, *, name: str | None = None) -> LearnedTask:
@@ -352,6 +351,8 @@ def _freeze_all(module: MaskedLayer | Carrier) -> None:
 
 def _channels(module: Carrier, free: bool = False) -> int:
     """Return the number of channels of a carrier, or of its free ones."""
+    if isinstance(module, NormAcross):
+        return module.num_features - (module.active if free else 0)
     parts = ("free",) if free else ("active", "free")
     kind = "mean" if isinstance(module, PartialBatchNorm2d) else "weight"
     return sum(getattr(module, f"{part}_{kind}").shape[0] for part in parts)

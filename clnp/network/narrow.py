@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..graph.plain import plain_module
 from .boundaries import Boundaries
 from .keep import Keep, columns, head_columns, kept_units, part_tensors, rows
-from .layout import Counts, by_group, reordered
+from .layout import Counts, blocks, by_group, reordered
 
 
 def task_layers(model: Boundaries, task: int) -> dict[str, nn.Module]:
@@ -110,7 +110,11 @@ def _plain(
         assert weight is not None
         tensors["weight"] = reordered(weight, 1, by_group(model.groups.reads[name], stages))
     node = model.graph[name]
-    return plain_module(node.op, node.attrs, tensors)
+    if node.op == "embedding":  # stored channel by channel
+        assert tensors["weight"] is not None
+        tensors["weight"] = tensors["weight"].t()
+    more = blocks(model.groups.of(name), stages) if node.role == "norm_across" else {}
+    return plain_module(node.op, node.attrs | more, tensors)
 
 
 def pruned_layers(model: Boundaries, keep: Keep) -> dict[str, nn.Module]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..errors import ConfigError, DataError
 from ..graph.graph import Graph, build, for_inference
 from .boundaries import Boundaries
 from .inference import Rule, check_rule, choose
-from .layout import Counts, gathered
+from .layout import Counts, blocks, gathered
 from .narrow import task_layers, union_layers
 
 
@@ -40,6 +40,19 @@ class Network(Boundaries):
             task = len(self.tasks) - 1
         return self.subnetwork(task)(x)
 
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Dtype of x: that of the weights, or int64 for a network that begins with an embedding."""
+        integers = self.graph.nodes[0].attrs.get("integers", False)
+        return torch.int64 if integers else self.head.free_weight.dtype
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of integers that every embedding knows; 0 for a network that reads none."""
+        return min(
+            (n.attrs["in_features"] for n in self.graph.nodes if n.op == "embedding"), default=0
+        )
+
     def check_input(self, x: Tensor) -> None:
         """Raise DataError unless x [B, ...] has the shape, dtype and device of this network."""
         if not isinstance(x, Tensor):
@@ -54,9 +67,11 @@ class Network(Boundaries):
                 f"x: expected a tensor on {weight.device}, like the network, got {x.device}; move "
                 "one of them"
             )
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        dtype = self.input_dtype
+        cast = dtype != torch.int64 and torch.is_autocast_enabled(x.device.type)
+        if x.dtype != dtype and not (cast and x.is_floating_point()):
             raise DataError(
-                f"x: expected {weight.dtype}, like the network, got {x.dtype}; convert one of them"
+                f"x: expected {dtype}, like the network, got {x.dtype}; convert one of them"
             )
 
     def subnetwork(self, task: int, *, fresh: bool = False) -> fx.GraphModule:
@@ -70,7 +85,7 @@ class Network(Boundaries):
         """
         task = self.check_task(task)
         if fresh or task not in self._narrow:
-            narrow = self._build(task_layers(self, task), self.tasks[task].active)
+            narrow = self._build(task_layers(self, task), self.frozen_stages(task))
             if fresh:
                 return narrow
             self._narrow[task] = narrow
@@ -119,31 +134,33 @@ class Network(Boundaries):
         self.check_task(-1)
         if not self._union:
             self._union.append(
-                self._build(union_layers(self), self.tasks[-1].active, self.groups.logits)
+                self._build(union_layers(self), self.frozen_stages(), self.groups.logits)
             )
         axis = self.groups.class_axis
         logits = self._union[0](x).split([task.classes for task in self.tasks], dim=axis)
         normalise = any(node.op == "log_softmax" for node in self.graph.nodes)
         return [part.log_softmax(axis) if normalise else part for part in logits]
 
-    def narrowed_graph(self, units: Counts) -> Graph:
-        """Return the operations of a network with so many units of each group."""
-        if not self.groups.gathers:
-            return self.narrow_graph
+    def narrowed_graph(self, stages: Sequence[Counts]) -> Graph:
+        """Return the operations of a network of the units that each stage adds."""
+        units = {name: sum(stage[name] for stage in stages) for name in self.sizes}
         nodes = []
         for node in self.narrow_graph.nodes:
             if node.name in self.groups.gathers:
                 op, attrs = gathered(self.groups.gathers[node.name], [units])
                 node = replace(node, op=op, attrs=attrs)
+            elif node.role == "norm_across":
+                found = blocks(self.groups.of(node.name), stages)
+                node = replace(node, attrs=node.attrs | found)
             nodes.append(node)
         return Graph(tuple(nodes), self.narrow_graph.output)
 
     def graph_of_task(self, task: int) -> Graph:
         """Return the operations of a learned task's network."""
-        return self.narrowed_graph(self.tasks[self.check_task(task)].active)
+        return self.narrowed_graph(self.frozen_stages(self.check_task(task)))
 
     def _build(
-        self, layers: Mapping[str, nn.Module], units: Counts, output: str = ""
+        self, layers: Mapping[str, nn.Module], stages: Sequence[Counts], output: str = ""
     ) -> fx.GraphModule:
-        graph = self.narrowed_graph(units).up_to(output)
+        graph = self.narrowed_graph(stages).up_to(output)
         return build(graph, layers).eval().requires_grad_(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..graph.graph import OPS, Graph, Node
-from .boundaries import Boundaries, LearnedTask
+from .boundaries import Boundaries, LearnedTask, NormAcross
 from .guards import retiring
 from .heads import HEADS
 from .keep import part_tensors
+from .layout import entries
 from .network import Network
 
 if TYPE_CHECKING:
@@ -192,6 +194,7 @@ def check_shapes(model: Boundaries) -> None:
     """Raise CheckpointError unless the shapes of all tensors match the boundaries."""
     shapes = _head_shapes(model)
     for name, module in model.masked.items():
+        _check_ends(model, name, module)
         active = model.outputs(name, model.tasks[-1].active) if model.tasks else 0
         free = model.outputs(name, model.left)
         for part, channels in (("active", active), ("free", free)):
@@ -216,6 +219,19 @@ def check_shapes(model: Boundaries) -> None:
             raise CheckpointError(
                 f"{what}: expected shape {list(expected)}, from the learned tasks, got {list(got)}"
             )
+
+
+def _check_ends(model: Boundaries, name: str, module: nn.Module) -> None:
+    """Raise CheckpointError unless the blocks of a norm over channels are those of the tasks."""
+    if not isinstance(module, NormAcross) or module.ends.is_meta:
+        return
+    counts = [entries(model.groups.of(name), stage) for stage in model.stages()]
+    expected = list(accumulate(counts))
+    if list(module.boundaries) != expected:
+        raise CheckpointError(
+            f"{name}.ends: expected {expected}, from the learned tasks, got "
+            f"{list(module.boundaries)}"
+        )
 
 
 def _head_shapes(model: Boundaries) -> dict[str, Shapes]:

@@ -303,13 +303,16 @@ def _places(model: Model) -> dict[str, tuple[int, int]]:
         def hook(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
             weight = module.weight
             assert isinstance(weight, Tensor)
+            if isinstance(module, nn.Embedding):  # a vector is looked up, so one is read for each
+                weight = weight.t()
             one = weight[:1] if getattr(module, "groups", 1) > 1 else weight[:1, :1]
             found[name] = (y.numel() // max(weight.shape[0], 1), one.numel())
 
         return hook
 
     like = model.head.free_weight
-    x = like.new_zeros(1, *model.graph.nodes[0].attrs["shape"][1:])
+    shape = model.graph.nodes[0].attrs["shape"][1:]
+    x = torch.zeros(1, *shape, dtype=model.input_dtype, device=like.device)
     handles = [
         net.get_submodule(name).register_forward_hook(watch(name)) for name in model.layer_names
     ]

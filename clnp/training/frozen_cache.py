@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from clnp_kernels.nn import MaskedLinear
+from clnp_kernels.nn import MaskedEmbedding, MaskedLinear
 
 from ..data.batches import batches, count, evaluation_batch, placed
 from ..data.inputs import Split
@@ -105,6 +105,8 @@ class FrozenActivations:
     def _pays(self, name: str) -> bool:
         """True if enough of a layer's work is frozen to pay for joining two tensors."""
         layer = self.model.masked_layers.get(name)
+        if isinstance(layer, MaskedEmbedding) or name in self.model.groups.mixes:
+            return False  # it looks up its numbers anyway; or works on free channels too
         if layer is None or layer.skip_active or len(self.model.groups.of(name)) > 1:
             return False  # several groups have another order in a task's network
         frozen = layer.active_out * layer.active_in
@@ -169,7 +171,8 @@ def deterministic_layers(graph: Graph, random: Sequence[str] = RANDOM) -> list[s
     reached: set[str] = set()
     layers = []
     for node in graph.nodes:
-        if node.op in random or reached.intersection(node.inputs):
+        drops = node.op in random or (random and node.op == "attention" and node.attrs["p"] > 0)
+        if drops or reached.intersection(node.inputs):
             reached.add(node.name)
         elif node.role == "layer":
             layers.append(node.name)

@@ -22,7 +22,8 @@ from clnp_kernels.stacked import stacked_linear
 from ..data.batches import batches, evaluation_batch
 from ..data.inputs import Split
 from ..errors import TrainingError
-from ..graph.graph import OPS, Node
+from ..graph.channels import Walk
+from ..graph.graph import OPS, WITH_WEIGHTS, Node
 from ..network.boundaries import MaskedLayer
 from ..network.model import Model
 from ..objectives.objective import Objective
@@ -53,12 +54,13 @@ def stackable(model: Model) -> bool:
     """
     if not all(model.free(group) for group in model.groups.prunable):
         return False
+    values = Walk.of(model.graph).values
     stacked: set[str] = set()  # nodes whose values differ from point to point
     for node in model.graph.nodes:
         own = [name in stacked for name in node.inputs]
-        if node.op == "linear":
+        if node.op == "linear" and values[node.name].dims == 2:
             stacked.add(node.name)
-        elif node.role in ("layer", "channelwise"):
+        elif node.role in WITH_WEIGHTS:
             return False
         elif any(own):
             follows = node.role == "elementwise" and node.op not in EXCEPT

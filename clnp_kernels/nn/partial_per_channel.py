@@ -12,15 +12,33 @@ from ._masked import check_boundary, check_index
 from ._replaced import replacement
 from ._state import Bounded
 
-_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "scale": torch.mul,
-    "shift": torch.add,
-    "prelu": lambda x, weight: torch.where(x > 0, x, x * weight),
+
+def _tokens(x: Tensor, weight: Tensor, axis: int) -> tuple[Tensor, int]:
+    """Tokens for all examples of x, and the axis of the tokens."""
+    return weight.expand(x.shape[0], -1, -1).to(x.dtype), 3 - axis
+
+
+def _before(x: Tensor, weight: Tensor, axis: int) -> Tensor:
+    tokens, dim = _tokens(x, weight, axis)
+    return torch.cat([tokens, x], dim)
+
+
+def _behind(x: Tensor, weight: Tensor, axis: int) -> Tensor:
+    tokens, dim = _tokens(x, weight, axis)
+    return torch.cat([x, tokens], dim)
+
+
+_FUNCTIONS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "scale": lambda x, weight, axis: x * weight,
+    "shift": lambda x, weight, axis: x + weight,
+    "prelu": lambda x, weight, axis: torch.where(x > 0, x, x * weight),
+    "before": _before,
+    "behind": _behind,
 }
 
 
 class PartialPerChannel(Bounded):
-    """A factor, offset or slope per channel, for values with their channels on any axis.
+    """A factor, offset, slope or token per channel, for values with their channels on any axis.
 
     The boundary is the shape of its tensors; only one is a parameter:
 
@@ -28,10 +46,11 @@ class PartialPerChannel(Bounded):
     - `free_weight` [Cf, ...]: parameter
 
     Plain PyTorch on every device: the weight is joined and multiplied, added, or used as the slope
-    of negative values (`torch.nn.PReLU`).
+    of negative values (`torch.nn.PReLU`). Tokens [C, 1, T] stand before or behind those of
+    x [B, T', C], whose axes may be swapped.
 
     Arguments:
-        kind: "scale", "shift" or "prelu".
+        kind: "scale", "shift", "prelu", "before" or "behind".
         weight: [C, ...] initial weight; axis 0 meets `axis` of the input, and the other axes the
             input's others, to which they broadcast.
         axis: axis of the channels of the input.
@@ -47,7 +66,7 @@ class PartialPerChannel(Bounded):
     """
 
     names = ("active_weight", "free_weight")
-    functions: ClassVar[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = _FUNCTIONS
+    functions: ClassVar[Mapping[str, Callable[[Tensor, Tensor, int], Tensor]]] = _FUNCTIONS
     active_weight: Tensor
     free_weight: nn.Parameter
     active_bias: None = None
@@ -87,7 +106,7 @@ class PartialPerChannel(Bounded):
             x = x.narrow(self.axis, x.shape[self.axis] - free, free)
         elif len(self.active_weight):
             weight = torch.cat([self.active_weight, weight])
-        return _FUNCTIONS[self.kind](x, weight.movedim(0, self.axis))
+        return _FUNCTIONS[self.kind](x, weight.movedim(0, self.axis), self.axis)
 
     def forward_with_activity(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`forward`, and the sum of `|y|` over all other axes: [C], float32 or float64."""

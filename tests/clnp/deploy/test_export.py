@@ -14,7 +14,9 @@ import clnp
 from clnp.deploy import export_check
 from clnp.deploy.network_file import GRAPH
 from clnp.errors import ConfigError, DataError, ExportError
+from clnp.graph.constants import encoded
 from clnp.graph.graph import OPS, Graph, Node, build, for_inference
+from clnp.graph.transformer_operations import arguments
 from tests.clnp.cases import mlp
 from tests.clnp.conv_cases import SHAPE
 from tests.clnp.deploy.test_extract import learned
@@ -148,12 +150,43 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         f"{name}_constant": [{"value": [[[[0.5] * 9] * 11]], "axis": 1}, {"value": 2.0, "axis": 1}]
         for name in ("add", "mul")
     },
+    "layer_norm": [
+        {"num_features": 9, "eps": 0.01, "affine": True, "bias": True},
+        {"num_features": 9, "eps": 0.01, "affine": True, "bias": False}
+        | {"ends": [4, 9], "order": [3, 1, 2, 0, 8, 5, 6, 7, 4]},
+        {"num_features": 9, "eps": 0.01, "affine": False, "bias": False}
+        | {"ends": [2, 5, 9], "order": None},
+    ],
+    "rms_norm": [
+        {"num_features": 9, "eps": 0.01, "affine": True},
+        {"num_features": 9, "eps": None, "affine": True} | {"ends": [4, 9], "order": None},
+    ],
+    **{f"{name}_within": [{"dims": 2, "eps": 0.01}] for name in ("layer_norm", "rms_norm")},
+    **{
+        name: [{"axis": 1, "channels": 3, "shape": [1, 2], "fresh": 0.3}]
+        for name in ("before", "behind")
+    },
+    "normalize": [{"dim": 2, "p": 2.0, "eps": 1e-12}],
+    **{name: [{"start": 1, "end": 3, "times": 33}] for name in ("tiled", "tiled_units")},
+    "heads": [{"dim": 1, "sizes": [-1, 3]}],
+    **{name: [{"dim": 1, "sizes": [-1, 3, 1]}] for name in ("packed", "packed_units")},
+    "einsum": [{"equation": "bchw,bcgw->bchg"}],
+    "attention": [
+        {"p": 0.1, "causal": False, "scale": 0.3, "shared": False, "mask": None},
+        {"p": 0.0, "causal": True, "scale": None, "shared": False, "mask": None},
+        {"p": 0.0, "causal": False, "scale": None, "shared": False}
+        | {"mask": encoded(torch.ones(11, 11).tril().log())},
+    ],
+    "add_tensor": [{"value": [[[0.5] * 9]], "axis": 1}],
+    "mul_tensor": [{"value": encoded(torch.rand(1, 1, 11, 9)), "axis": 1}],
+    "fill": [{"value": encoded(torch.rand(11, 9) > 0.5), "axis": 1, "number": -2.0}],
     **{
         name: [{"axis": 1, "channels": 3, "shape": [1, 1, 1], "fresh": 0.3}]
         for name in ("scale", "shift", "prelu")
     },
 }
-CASES = [(op, attrs) for op in OPS if op != "input" for attrs in VARIANTS.get(op, [{}])]
+APART = ("input", "embedding")  # embeddings read integers: see test_transformers
+CASES = [(op, attrs) for op in OPS if op not in APART for attrs in VARIANTS.get(op, [{}])]
 FLAT = ("batch_norm1d", "unsqueeze")
 
 
@@ -167,7 +200,15 @@ def one_operation(op: str, attrs: dict[str, Any]) -> tuple[fx.GraphModule, Tenso
         # Values from 0.5 to 1.5: onnxruntime's log(sigmoid(x)) is off by 1e-3 for x = -12.
         between = Node("c", "add_number", ("a",), {"value": 0.5})
         nodes += [Node("a", "sigmoid", ("x",)), between, Node("b", op, ("c",), attrs)]
-    elif op in ("concat", "parts", "picked"):
+    elif op in ("before", "behind"):
+        flat = Node("a", "flatten", ("x",), {"start_dim": 2, "end_dim": 3})
+        nodes += [flat, Node("b", op, ("a",), attrs)]
+    elif op == "product":
+        turned = Node("a", "permute", ("x",), {"dims": [0, 1, 3, 2]})
+        nodes += [turned, Node("b", op, ("x", "a"), attrs)]
+    elif op == "attention":
+        nodes += [Node("a", "sigmoid", ("x",)), Node("b", op, ("x", "a", "x"), attrs)]
+    elif op in ("concat", "parts", "picked", "einsum"):
         nodes += [Node("a", "sigmoid", ("x",)), Node("b", op, ("a", "x"), attrs)]
     elif op in ("pixel_shuffle", "channel_shuffle"):
         four = Node("a", "concat", ("x",) * 4, {"dim": 1, "sizes": [3] * 4})
@@ -180,7 +221,7 @@ def one_operation(op: str, attrs: dict[str, Any]) -> tuple[fx.GraphModule, Tenso
     layers = {}
     for node in graph.weighted:
         make: Any = OPS[node.op].make
-        layers[node.name] = make(**{name: node.attrs[name] for name in OPS[node.op].attrs})
+        layers[node.name] = make(**arguments(node.op, node.attrs))
         if isinstance(layers[node.name], nn.BatchNorm1d | nn.BatchNorm2d):
             layers[node.name].running_mean.normal_()
             layers[node.name].running_var.uniform_(0.5, 2)
@@ -201,7 +242,7 @@ def outputs(path: Path, x: Tensor) -> Tensor:
 
 
 def test_every_operation_has_a_case() -> None:
-    assert {op for op, _ in CASES} == set(OPS) - {"input"}
+    assert {op for op, _ in CASES} == set(OPS) - set(APART)
 
 
 class Together(nn.Module):

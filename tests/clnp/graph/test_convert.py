@@ -163,9 +163,12 @@ REFUSED = {
     "depends on the mode": (ModeDependent, "different paths in training"),
     "softmax inside": (Softmaxed, "mixes hidden channels"),
     "unread channels": (Joined, "nothing reads the outputs"),
-    "layer norm": (
-        lambda: nn.Sequential(nn.Linear(12, 8), nn.LayerNorm(8), nn.Linear(8, 3)),
-        "'1' \\(LayerNorm\\)",
+    "layer norm of images": (
+        lambda: nn.Sequential(
+            *(nn.Linear(12, 8), nn.Unflatten(1, (8, 1, 1)), nn.LayerNorm([8, 1, 1])),
+            *(nn.Flatten(), nn.Linear(8, 3)),
+        ),
+        "in '2' \\(layer_norm\\).*over channels and other axes at once",
     ),
     "conv": (
         lambda: nn.Sequential(nn.Unflatten(1, (1, 12)), nn.Conv1d(1, 2, 3)),
@@ -181,7 +184,10 @@ REFUSED = {
     ),
     "hooks": (hooked, "has hooks"),
     "frozen": (frozen, "requires_grad=False"),
-    "softmax at the end": (lambda: nn.Sequential(nn.Linear(12, 3), nn.Softmax(dim=1)), "Softmax"),
+    "softmax at the end": (
+        lambda: nn.Sequential(nn.Linear(12, 3), nn.Softmax(dim=1)),
+        "must return logits",
+    ),
 }
 
 
