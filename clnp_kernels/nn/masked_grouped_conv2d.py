@@ -11,7 +11,7 @@ from .. import ops
 from ..errors import message
 from ..ops.masked_conv2d import _pairs
 from ._masked import Masked, check_added, check_boundary, check_index
-from .masked_conv2d import Pair, kernel_of
+from .masked_conv2d import Pair, _padding, kernel_of
 
 
 class MaskedGroupedConv2d(Masked):
@@ -90,12 +90,9 @@ class MaskedGroupedConv2d(Masked):
         """A layer with copies of the weights of `conv`.
 
         Raises:
-            ValueError: as the constructor; or padding that is not a number of zeros.
+            ValueError: as the constructor; or padding that is not of zeros or not symmetric.
         """
-        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            wanted = "a number of zeros on each side"
-            raise ValueError(message("conv.padding", repr(conv.padding), wanted))
-        pairs: Any = (conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation)
+        pairs: Any = (conv.weight.shape[2:], conv.stride, _padding(conv), conv.dilation)
         kernel, stride, padding, dilation = ((first, second) for first, second in pairs)
         layer = cls(
             conv.in_channels,
