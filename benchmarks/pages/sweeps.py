@@ -39,7 +39,10 @@ def conditions() -> str:
     """Return versions, seeds and settings that the tables share."""
     rows = settings.read()
     seeds = len({row["seed"] for row in rows})
-    base = ", ".join(f"`{key}={value:g}`" for key, value in settings.BASE.items())
+    base = ", ".join(
+        f"`{key}={value:g}`" if isinstance(value, float) else f"`{key}={value}`"
+        for key, value in settings.BASE.items()
+    )
     torches = ", ".join(sorted({row["torch"] for row in rows}))
     return (
         f"{settings.TASKS} tasks of permuted digits, MLP with two hidden layers, one head, one "

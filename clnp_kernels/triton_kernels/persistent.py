@@ -100,7 +100,7 @@ def masked_linear_fwd(
     writes = _launch.output_arguments(active_bias, free_bias, activation, activity)
     used = [t for t in (x, active_weight, free_weight) if t.numel()]
     sides = free_weight.shape[0], active_weight.shape[0]
-    if len(used) < 2 or not takes(*used):
+    if not x.numel() or len(used) < 2 or not takes(*used):
         rest = active_bias, free_bias, activation, activity
         return masked_linear.masked_linear_fwd(x, active_weight, free_weight, *rest)
     y = x.new_empty(x.shape[0], sum(sides))

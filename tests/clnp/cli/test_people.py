@@ -43,6 +43,7 @@ def test_the_command_line_takes_the_ranges_of_the_learner() -> None:
     narrower = {
         "fine_tune_epochs",
         "fine_tune_lr",
+        "granularity",
         "loss",
         "metric",
         "margin",
@@ -96,6 +97,8 @@ def test_options_that_help_leaves_out_are_refused(stream: str, method: str) -> N
             words = [flag]
         elif name == "image_range":
             words = [flag, "0,1"]
+        elif name == "class_weights":
+            words = [flag, "balanced"]
         else:
             words = [flag, *(option.values.names[:1] or [samples.get(kind, "mlp")])]
         try:
