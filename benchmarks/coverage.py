@@ -44,7 +44,7 @@ SMALL = ("atto", "femto", "pico", "nano", "xxtiny", "xtiny", "tiny", "xxs", "xs"
 LIMIT = 240  # seconds per model
 TOLERANCE = 1e-10
 SIZES = (64, 96, 128, 224, 256)  # inputs that are tried, the first that the model accepts counts
-FRAMES = 16  # of a video
+VIDEOS = ((8, 32, 32), (16, 224, 224))  # frames and sides
 FIXED = {"inception_v3": 128, "googlenet": 64}
 
 
@@ -128,20 +128,19 @@ def example_for(net: nn.Module, name: str) -> Tensor:
     """Return a small batch that the model accepts: of images, or of short videos."""
     config = getattr(net, "default_cfg", {})
     channels, own, _ = config.get("input_size", (3, 224, 224))
-    before = (
-        (2, channels, FRAMES)
-        if type(net).__module__.split(".")[2:3] == ["video"]
-        else (2, channels)
-    )
-    for size in (FIXED.get(name, SIZES[0]), *SIZES, own):
-        x = torch.zeros(*before, size, size)
+    own_shape = (channels, own, own)
+    shapes = [(channels, n, n) for n in (FIXED.get(name, SIZES[0]), *SIZES)] + [own_shape]
+    if type(net).__module__.startswith("torchvision.models.video"):
+        shapes = [(channels, *sides) for sides in VIDEOS]
+    for shape in shapes:
+        x = torch.zeros(2, *shape)
         try:
             with torch.no_grad():
                 net.eval()(x)
         except Exception:
             continue
         return x
-    return torch.zeros(*before, own, own)
+    return torch.zeros(2, *shapes[-1])
 
 
 class NothingDropped(TorchFunctionMode):

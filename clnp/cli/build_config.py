@@ -136,7 +136,8 @@ def _check_margin(config: Config) -> None:
 def _check_fine_tuning(base: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     names = [name for name in given if name.startswith("fine_tune_")]
     epochs = given.get("fine_tune_epochs", base["fine_tune_epochs"])
-    if set(names) - {"fine_tune_epochs"} and epochs in (0, AUTO):
+    without = not epochs and "fine_tune_epochs" not in given
+    if set(names) - {"fine_tune_epochs"} and (without or epochs == AUTO):
         raise ConfigError(
             f"{option(names[0])} applies to runs with epochs of fine-tuning only (got "
             f"--fine-tune-epochs {epochs}); ask for it with --fine-tune-epochs N"

@@ -369,6 +369,7 @@ class Walk(HeadRules):
                 "got them flattened with others; leave [B, C, H, W] or [B, T, C] as it is"
             )
         self.head, self.logits = node, last.name
+        self.class_axis = value.axis or 1
         self._check_end(key)
 
     def _check_end(self, key: str) -> None:

@@ -76,6 +76,7 @@ class Groups:
             of the layout; left out where that is the dense order.
         head: name of the output layer.
         logits: name of the node whose value is the logits, before a log-softmax.
+        class_axis: axis of the classes in it.
     """
 
     all: tuple[Group, ...]
@@ -85,6 +86,7 @@ class Groups:
     gathers: dict[str, Gather]
     head: str
     logits: str
+    class_axis: int
     rows: dict[str, list[int]] = field(default_factory=dict)
     columns: dict[str, list[int]] = field(default_factory=dict)
     across: tuple[str, ...] = ()
@@ -201,6 +203,7 @@ class _Finder:
             {name: self._gather(name) for name in walk.gathers},
             self.head,
             walk.logits,
+            walk.class_axis,
             {name: order for name, order in rows.items() if order},
             {name: order for name, order in columns.items() if order},
             tuple(node.name for node in graph.nodes if node.role == "norm_across"),

@@ -29,9 +29,10 @@ def with_linear(nodes: Sequence[Node], name: str, sides: Sequence[str]) -> list[
     Arguments:
         nodes: all nodes, in execution order.
         name: the convolution.
-        sides: names of the permutations before and behind it.
+        sides: names of the permutation before it, of its result in order in memory, and of the
+            permutation behind it.
     """
-    before, after = sides
+    moved, before, after = sides
     at = next(i for i, node in enumerate(nodes) if node.name == name)
     conv = nodes[at]
     axes = AXES[conv.op]
@@ -43,7 +44,9 @@ def with_linear(nodes: Sequence[Node], name: str, sides: Sequence[str]) -> list[
     ]
     return [
         *nodes[:at],
-        Node(before, "permute", conv.inputs, {"dims": [0, *range(2, axes + 2), 1]}),
+        Node(moved, "permute", conv.inputs, {"dims": [0, *range(2, axes + 2), 1]}),
+        # One product, whether gradients are needed or not; else PyTorch chooses by that.
+        Node(before, "contiguous", (moved,)),
         Node(name, "linear", (before,), attrs),
         Node(after, "permute", (name,), {"dims": [0, axes + 1, *range(1, axes + 1)]}),
         *rest,

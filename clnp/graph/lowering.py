@@ -65,6 +65,7 @@ def lower(net: nn.Module, traced: Traced) -> Lowered:
 
 
 LEARNED = ("weight", "bias")
+SIDES = ("moved", "in", "out")  # of an output layer of pixels
 # Operations of several steps or inputs -> the method that reads them
 SPECIAL = {
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), "_concat"),
@@ -142,10 +143,10 @@ class _Lowering:
             self.folded.append(key)
             last = key if last == joined.name else last
         if any(is_linear_per_pixel(node) for node in self.nodes if node.name == key):
-            sides = [self._name(f"{key}_{side}".replace(".", "_")) for side in ("in", "out")]
+            sides = [self._name(f"{key}_{side}".replace(".", "_")) for side in SIDES]
             self.nodes = with_linear(self.nodes, key, sides)
             self.layers[key] = linear_of(self.layers[key])
-            last = sides[1] if last == key else last
+            last = sides[-1] if last == key else last
         return last
 
     def _needed(self, result: fx.Node) -> list[fx.Node]:

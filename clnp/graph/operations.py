@@ -249,6 +249,7 @@ OPS: dict[str, Op] = {
     "tanh": _activation(nn.Tanh),
     "sigmoid": _activation(nn.Sigmoid),
     "identity": Op("elementwise", nn.Identity),
+    "contiguous": Op("elementwise", function=lambda x: x.contiguous()),
     "dropout": Op("elementwise", nn.Dropout, attrs=("p",), kind="random", label="Dropout"),
     "stochastic_depth": Op(
         *("elementwise", StochasticDepth),

@@ -123,8 +123,8 @@ class Network(Boundaries):
             x: [B, ...].
 
         Returns:
-            logits [B, C] per task, equal to `model(x, task=k)` up to rounding; [B, 0] of a
-            forgotten task.
+            logits [B, C], or [B, C, H, W] and the like, per task, equal to `model(x, task=k)` up to
+            rounding; [B, 0] of a forgotten task.
 
         Raises:
             DataError: x doesn't fit the network.
@@ -136,9 +136,10 @@ class Network(Boundaries):
             self._union.append(
                 self._build(union_layers(self), self.frozen_stages(), self.groups.logits)
             )
-        logits = self._union[0](x).split([task.classes for task in self.tasks], dim=-1)
+        axis = self.groups.class_axis
+        logits = self._union[0](x).split([task.classes for task in self.tasks], dim=axis)
         normalise = any(node.op == "log_softmax" for node in self.graph.nodes)
-        return [part.log_softmax(-1) if normalise else part for part in logits]
+        return [part.log_softmax(axis) if normalise else part for part in logits]
 
     def narrowed_graph(self, stages: Sequence[Counts]) -> Graph:
         """Return the operations of a network of the units that each stage adds."""
