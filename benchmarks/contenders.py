@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from benchmarks.sliced import HeldBatchNorm, SlicedBatchNorm, SlicedLayer
 from benchmarks.state import L1, LR, State, dense_network, frozen_rows, plain_network, skipped
+from clnp.network.heads import Head
 from clnp.training.fit import parameter_groups
 from clnp.training.frozen_cache import FrozenActivations
-from clnp_kernels.nn import MaskedGroupedConv2d, PartialBatchNorm2d, PartialPerChannel
+from clnp_kernels.nn import MaskedConv2d, MaskedLinear, PartialBatchNorm2d
 from clnp_kernels.optim import AdamL1
 
 BATCHES_CACHED = 16
@@ -261,7 +262,7 @@ class Slices(Contender):
             if isinstance(masked, PartialBatchNorm2d):
                 sliced = SlicedBatchNorm(masked)
             else:
-                assert not isinstance(masked, PartialPerChannel | MaskedGroupedConv2d)
+                assert isinstance(masked, MaskedLinear | MaskedConv2d | Head)
                 sliced = SlicedLayer(masked)
                 self.penalised.append(sliced.free_weight)
             self.network.set_submodule(name, sliced)
