@@ -307,6 +307,8 @@ class Walk(HeadRules):
             if node.attrs.get("broadcast"):
                 source = self._broadcast(source, other)
                 continue
+            if source.positions != other.positions:  # heads behind a flatten, and a layer
+                source, other = source.spread(), other.spread()
             places = {(v.axis - v.dims, v.positions) for v in (source, other) if v.axis is not None}
             if len(places) > 1:
                 raise ConvertError(

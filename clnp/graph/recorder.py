@@ -178,7 +178,7 @@ class Recorder(TorchFunctionMode):
         if threading.get_ident() != self._thread:
             return func(*args, **kwargs)
         if self._inside:
-            return _run(func, args, kwargs)
+            return self._result(func, args, kwargs)
         call = call_of(func, args, kwargs)
         if call is None:
             return func(*args, **kwargs)
@@ -191,7 +191,7 @@ class Recorder(TorchFunctionMode):
                 "example to decide what to do next"
             )
         before = [tensor._version for tensor in given]
-        result = _run(func, args, kwargs)
+        result = self._result(func, args, kwargs)
         written = [t for t, v in zip(given, before, strict=True) if t._version != v]
         if is_in_place(func, args, kwargs) and given and not _among(given[0], written):
             written.append(given[0])  # it may leave the numbers as they are in this mode only
@@ -202,6 +202,11 @@ class Recorder(TorchFunctionMode):
             return result if no_tensor and not written else self._add(call, result, written)
         self._add_static(func, call, result, written)
         return result
+
+    def _result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation; numbers that don't depend on the input are needed later."""
+        depends = any(self._depends(tensor) for tensor in tensors_of((args, kwargs)))
+        return _run(func, args, kwargs) if depends else func(*args, **kwargs)
 
     def _depends(self, tensor: Tensor) -> bool:
         node = self._nodes.get(id(tensor))

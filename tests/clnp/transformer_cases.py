@@ -225,6 +225,26 @@ class Bag(nn.Module):
         return self.head(torch.relu(self.hidden(self.bag(x))))
 
 
+class Encoded(nn.Module):
+    """Positions that a convolution computes without the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoding = nn.Conv2d(2, WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = torch.arange(14, dtype=x.dtype).view(1, 2, 7, 1)
+        return x + self.encoding(at.sin()).flatten(2).transpose(1, 2)
+
+
+class Unprojected(Attention):
+    """Heads that are added to the stream without a layer between."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        return self.attended(*self.divided(x)).transpose(1, 2).reshape(b, t, c)
+
+
 class Mixer(nn.Module):
     """MLPs over tokens, whose weights all channels share, and over channels."""
 
@@ -297,6 +317,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "tokens and positions": (lambda: Patches(Sum(Attention()), Mlp()), (3, 8, 8)),
     "language": (Language, WORDS),
+    "computed positions": (lambda: Tokens(Encoded(), Mlp()), TOKENS),
+    "heads in the stream": (attending(Unprojected), TOKENS),
     "mixer": (lambda: Tokens(Mixer(), Mixer()), TOKENS),
     "merged tokens": (lambda: Tokens(Mlp(), Merging(), Mlp()), TOKENS),
     "bag of words": (lambda: Bag("mean"), WORDS),

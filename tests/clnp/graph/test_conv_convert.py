@@ -153,15 +153,6 @@ class Unread(Functional):
         return self.out(torch.cat([x[:, :3], x[:, :2]], 1).mean((2, 3)))
 
 
-class LinearOnImages(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.fc, self.out = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.Linear(8, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out(self.fc(self.conv(x)).mean((2, 3)))
-
-
 class Broadcast(Functional):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.a(x)
@@ -194,7 +185,6 @@ REFUSED = {
         lambda: ended(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, track_running_stats=False)),
         "'1'.*expected track_running_stats=True, got False",
     ),
-    "linear on images": (LinearOnImages, r"'fc' \(Linear\): expected channels on the last axis"),
     "mean over channels": (Broadcast, "'mean'.*works along the channels, axis 1; it mixes"),
     "softmax": (lambda: ended(nn.Conv2d(3, 8, 1), nn.Softmax(dim=1)), "mixes channels"),
     "no linear end": (
