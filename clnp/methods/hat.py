@@ -18,6 +18,7 @@ from .method import Batch, Method
 from .options import Options, number
 from .state import prefixed, without
 
+NO_HIDDEN = Groups((), {}, {}, {}, {}, "", "")  # of a network that is an output layer alone
 Gates = dict[str, Tensor]  # group of channels -> [units]
 LARGEST_PRODUCT, LARGEST_EMBEDDING = 50.0, 6.0  # as the authors clamp them
 
@@ -50,7 +51,7 @@ class HAT(Method):
 
     def prepare(self) -> None:
         graph = self.net.graph
-        if graph is None:
+        if graph is None and self.net.hidden_parameters():
             raise ConfigError(
                 "method 'hat': expected a network whose layers clnp.convert takes as they are, "
                 "since each has to know the channels that it reads, got another (GroupNorm is one)"
@@ -60,7 +61,7 @@ class HAT(Method):
                 f"optimizer: expected 'sgd' for method 'hat', got {self.settings.optimizer!r}, "
                 "which undoes the scaling of gradients"
             )
-        self.groups: Groups = find_groups(graph)
+        self.groups: Groups = NO_HIDDEN if graph is None else find_groups(graph)
         like = next(self.net.parameters())
         self.embeddings = {
             group.name: nn.Parameter(like.new_zeros(group.size)) for group in self.groups.prunable

@@ -108,13 +108,11 @@ def test_advice_for_class_names() -> None:
 @pytest.mark.parametrize(
     "x",
     [
-        torch.arange(24).view(6, 4),
         torch.randint(0, 256, (6, 4), dtype=torch.uint8),
         torch.rand(6, 4).half(),
-        np.arange(24).reshape(6, 4),
         np.arange(24, dtype=np.uint8).reshape(6, 4),
     ],
-    ids=["int", "uint8", "half", "numpy int", "numpy uint8"],
+    ids=["uint8", "half", "numpy uint8"],
 )
 def test_advice_for_inputs(x: Any) -> None:
     message = refused((x, T), (X, T), (X, T))

@@ -393,8 +393,8 @@ def test_class_names_reach_reports_and_predictions(which: str, tmp_path: Any) ->
         assert torch.equal(found.label, each.model(source.test[0].clone(), task=0).argmax(1))
         assert each.predict(source.test[0], task=1).names == [None] * len(source.test[1])
     if which == "clnp":
-        guessed, label = lt.model.predict(source.test[0])
-        found = lt.predict(source.test[0])
+        guessed, label = lt.model.predict(source.test[0], "entropy")
+        found = lt.predict(source.test[0], rule="entropy")
         assert torch.equal(found.task, guessed)
         assert torch.equal(found.label, label)
         assert [n is None for n in found.names] == (guessed == 1).tolist()

@@ -166,6 +166,25 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         name: [{"axis": 1, "channels": 3, "shape": [1, 2], "fresh": 0.3}]
         for name in ("before", "behind")
     },
+    "filter": [
+        {"kernel": [[1.0, 2.0, 1.0], [0.5, 0.0, 1.0]], "stride": [1, 2], "padding": [1, 0]}
+        | {"dilation": [1, 2]}
+    ],
+    "conv3d": [
+        conv(kernel_size=[3, 2, 1], stride=[1, 2, 1], padding=[1, 0, 0], dilation=[1, 1, 2])
+        | {"bias": bias}
+        for bias in (True, False)
+    ],
+    "max_pool3d": [max_pool([2, 3, 2], [2, 2, 1], [1, 1, 0], [1, 1, 1], False)],
+    "avg_pool3d": [
+        {"kernel_size": [2, 3, 2], "stride": [2, 2, 1], "padding": [1, 1, 0], "ceil_mode": False}
+        | {"count_include_pad": include, "divisor_override": None}
+        for include in (True, False)
+    ],
+    **{
+        f"adaptive_{kind}_pool3d": [{"output_size": [1, 1, 1]}, {"output_size": [2, 4, 5]}]
+        for kind in ("avg", "max")
+    },
     "normalize": [{"dim": 2, "p": 2.0, "eps": 1e-12}],
     **{name: [{"start": 1, "end": 3, "times": 33}] for name in ("tiled", "tiled_units")},
     "heads": [{"dim": 1, "sizes": [-1, 3]}],
@@ -188,11 +207,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 APART = ("input", "embedding")  # embeddings read integers: see test_transformers
 CASES = [(op, attrs) for op in OPS if op not in APART for attrs in VARIANTS.get(op, [{}])]
 FLAT = ("batch_norm1d", "unsqueeze")
+VOLUME = [2, 3, 6, 8, 5]
 
 
 def one_operation(op: str, attrs: dict[str, Any]) -> tuple[fx.GraphModule, Tensor]:
     """Return a network of one operation, in the form of `clnp.extract`, and an example."""
-    shape = [2, 3] if op in FLAT else IMAGE
+    shape = [2, 3] if op in FLAT else VOLUME if op.endswith("3d") else IMAGE
     nodes = [Node("x", "input", attrs={"shape": shape})]
     if OPS[op].role == "merge":
         nodes += [Node("a", "sigmoid", ("x",)), Node("b", op, ("a", "x"))]
@@ -287,10 +307,11 @@ def is_odd(op: str, attrs: dict[str, Any]) -> bool:
 def test_every_operation_is_written_as_it_is_or_refused(suffix: str, tmp_path: Path) -> None:
     # One export for those that ONNX is known to have, because an export takes seconds.
     odd = [case for case in CASES if is_odd(*case)] if suffix == ".onnx" else []
-    common = [case for case in CASES if case not in odd]
+    volumes = [case for case in CASES if case[0].endswith("3d")]
+    common = [case for case in CASES if case not in [*odd, *volumes]]
     bad = refused(common, tmp_path / f"net{suffix}")
     assert not (bad and suffix == ".pt2")  # which holds torch's own operations
-    for op, attrs in [*bad, *odd]:
+    for op, attrs in [*bad, *odd, *volumes]:
         network, example = one_operation(op, attrs)
         message, path = "", tmp_path / f"net{suffix}"
         try:
@@ -306,6 +327,7 @@ def test_every_operation_is_written_as_it_is_or_refused(suffix: str, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 def test_every_operation_comes_back_from_json(tmp_path: Path) -> None:
     for op, attrs in CASES:
         network, example = one_operation(op, attrs)

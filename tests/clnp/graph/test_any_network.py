@@ -408,7 +408,7 @@ def by_numbers(net: Any, x: Tensor) -> Tensor:
 
 
 REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
-    "interleaved channels": (interleaved, "'flatten'.*channels don't stay on an axis of their own"),
+    "channels of one pixel": (interleaved, "nothing reads the outputs of .*some of them"),
     "constants per channel": (constants, "'mul'.*constants per channel"),
     "noise": (noise, "random numbers that forward draws"),
     "size of the batch": (by_size_of_batch, "'div'.*arguments differ.*with the batch size"),

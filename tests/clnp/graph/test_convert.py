@@ -159,7 +159,7 @@ REFUSED = {
     "shared layer": (TwiceUsed, "'fc'.*called twice"),
     "control flow on data": (DataDependent, "can't be traced"),
     "dropout in evaluation": (AlwaysDropout, "evaluation mode too"),
-    "tuple": (TwoOutputs, "one tensor"),
+    "tuple": (TwoOutputs, "output: expected the name or position of the logits"),
     "depends on the mode": (ModeDependent, "different paths in training"),
     "softmax inside": (Softmaxed, "mixes hidden channels"),
     "unread channels": (Joined, "nothing reads the outputs"),

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import clnp
-from clnp.errors import ConvertError
 from tests.clnp.conv_cases import convert, patterns, randomise_norms
 
 torchvision = pytest.importorskip("torchvision")
@@ -68,20 +67,3 @@ def test_converted_taught_taken_out_and_saved(name: str, tmp_path: Path) -> None
         assert sum(p.numel() for p in narrow.parameters()) < sum(
             p.numel() for p in net.parameters()
         )
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("googlenet", "different paths in training.* in 'aux1'"),
-        ("swin_t", r"'features.0.2' \(LayerNorm\).*normalises over pixels"),
-        ("vit_b_16", "'cat'.*tensors that don't depend on the input"),
-        ("convnext_tiny", "'layer_norm' in 'features.0.1'.*normalises over pixels"),
-    ],
-)
-def test_refused_by_name(name: str, reason: str) -> None:
-    size = 224 if name == "vit_b_16" else 64
-    options = {"init_weights": False} if name == "googlenet" else {}
-    net = torchvision.models.get_model(name, weights=None, **options)
-    with pytest.raises(ConvertError, match=reason):
-        convert(net, shape=(3, size, size))

@@ -24,6 +24,7 @@ QUICK: dict[str, Any] = {"epochs": 6, "lr": 0.01, "batch_size": 16}
 OWN: dict[str, dict[str, Any]] = {
     "ewc": {"strength": 10.0, "fisher_examples": 0},
     "packnet": {"tasks": 3},
+    "hat": {"lr": 0.2, "epochs": 12},
     "er": {"buffer": 40},
     "derpp": {"buffer": 40},
     "sparcl": {"sparsity": 0.5, "optimizer": "adam", "keep_gradients": 0.5, "buffer": 40},
