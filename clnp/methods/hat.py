@@ -18,7 +18,7 @@ from .method import Batch, Method
 from .options import Options, number
 from .state import prefixed, without
 
-NO_HIDDEN = Groups((), {}, {}, {}, {}, "", "")  # of a network that is an output layer alone
+NO_HIDDEN = Groups((), {}, {}, {}, {}, "", "", 1)  # of a network that is an output layer alone
 Gates = dict[str, Tensor]  # group of channels -> [units]
 LARGEST_PRODUCT, LARGEST_EMBEDDING = 50.0, 6.0  # as the authors clamp them
 

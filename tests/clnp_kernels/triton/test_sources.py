@@ -15,8 +15,27 @@ FOLDER = Path(triton_kernels.__file__).parent
 X = torch.ones(4, 4)
 
 
+def has_product(tree: ast.AST) -> bool:
+    """Whether a product is computed in an expression."""
+    return any(isinstance(node, ast.Attribute) and node.attr == "dot" for node in ast.walk(tree))
+
+
+def loaded(kernel: ast.AST) -> set[str]:
+    """Names that stand for what was loaded, and for no product, in a kernel."""
+    found: dict[str, bool] = {}
+    for node in ast.walk(kernel):
+        if isinstance(node, ast.Assign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for name in ast.walk(ast.Module(targets, [])):  # type: ignore[arg-type]
+                if isinstance(name, ast.Name):
+                    found[name.id] = found.get(name.id, False) or has_product(node.value)
+    return {name for name, product in found.items() if not product}
+
+
 def transposes(tree: ast.AST) -> list[ast.AST]:
-    """The names `trans`, `permute` and `.T` within functions that Triton compiles."""
+    """`trans`, `permute` and `.T` within functions that Triton compiles, but for the `.T` of what
+    was loaded.
+    """
     kernels = [
         node
         for node in ast.walk(tree)
@@ -28,12 +47,16 @@ def transposes(tree: ast.AST) -> list[ast.AST]:
         for kernel in kernels
         for node in ast.walk(kernel)
         if isinstance(node, ast.Attribute) and node.attr in ("trans", "permute", "T")
+        if not (isinstance(node.value, ast.Name) and node.value.id in loaded(kernel))
     ]
 
 
 def test_transposes_are_found() -> None:
     code = "@triton.jit\ndef f(a):\n    return tl.dot(tl.trans(tl.dot(a, a)), a.T)\n"
     assert len(transposes(ast.parse(code))) == 2
+    code = "@triton.jit\ndef f(p):\n    a, b = p.load(0), p.load(1)\n    c = tl.dot(a, b.T)\n"
+    assert transposes(ast.parse(code)) == []
+    assert len(transposes(ast.parse(f"{code}    return tl.dot(a, c.T)\n"))) == 1
     assert transposes(ast.parse(code.replace("@triton.jit", ""))) == []
 
 
