@@ -66,7 +66,7 @@ def test_a_row_that_ran_out_of_time_is_tried_again(tmp_path: Path) -> None:
         "try: time.sleep(60)\n"
         "except KeyboardInterrupt: print('kept')"
     )
-    stage = Stage("tune", tmp_path, True, 2.5)
+    stage = Stage("tune", tmp_path, True, 6)
     assert not stage.run("slow", [sys.executable, "-c", code])
     row = stage.rows()["slow"]
     assert (row["status"], row["last"]) == ("time up", "kept")

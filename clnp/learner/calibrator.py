@@ -51,7 +51,18 @@ class Calibrator:
         return {f"{PREFIX}{k}": batch for k, batch in self.batches.items()}
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Calibrator:
-        """The inverse of `tensors`, out of those of a checkpoint. Raises ValueError."""
-        found = {k: v for k, v in tensors.items() if k.startswith(PREFIX)}
-        return cls({int(name.removeprefix(PREFIX)): batch for name, batch in found.items()})
+    def of(cls, tensors: Mapping[str, Tensor], model: Model) -> Calibrator:
+        """The inverse of `tensors`, out of those of a checkpoint with a network.
+
+        Raises:
+            ValueError, DataError: they are not examples of its tasks.
+        """
+        batches = {}
+        for name, batch in tensors.items():
+            if name.startswith(PREFIX):
+                task = int(name.removeprefix(PREFIX))
+                model.check_input(batch.to(model.device))
+                if task not in model.present or not len(batch):
+                    raise ValueError(f"{name}: expected examples of a learned task")
+                batches[task] = batch
+        return cls(batches)

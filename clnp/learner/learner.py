@@ -511,7 +511,7 @@ class Learner(BaseLearner):
             )
             learner.reports = [TaskReport.from_json(report) for report in data["reports"]]
             probes = [tensors[f"probe.{k}"] for k in range(len(data["certificate"]))]
-            learner._calibrator = Calibrator.of(tensors)
+            learner._calibrator = Calibrator.of(tensors, model)
             learner.certificate = Certificate.from_json(data["certificate"], probes)
             learner._kernels = {"digest": str(data.get("kernels", ""))}
         except Exception as error:  # anybody can have written anything
