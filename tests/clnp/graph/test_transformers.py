@@ -173,6 +173,7 @@ def test_refused_with_the_reason(name: str) -> None:
 SUFFIXES = [".safetensors", ".pt2", pytest.param(".onnx", marks=needs_onnx)]
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", ["attention by unbind", "language"])
 def test_extracted_networks_are_written(name: str, suffix: str, tmp_path: Any) -> None:
