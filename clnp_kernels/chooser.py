@@ -171,7 +171,7 @@ def choose(name: str, args: tuple[Any, ...]) -> Choice:
 
 
 def conditions(device: int | None) -> tuple[Hashable, ...]:
-    """What choices depend on besides the call; a choice holds while they are the same."""
+    """The state that choices depend on besides the call; a choice holds while it is the same."""
     preferred = _preferred[-1] if _preferred else os.environ.get("CLNP_GPU")
     return preferred, bool(_captured), _tables.get(device), *absent.items()
 

@@ -6,14 +6,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 
 from ..learner.learner import Learner
-from ..learner.numbers import costs_of, metrics_of, seconds_of
 from ..network.forgetting import Forgotten
 from . import pages, results
 from .run_folder import EXPORTS, METRICS, PAGE, PLOTS, TABLES, Run, RunFolder
 
 
 def lines(gone: Forgotten, names: Sequence[str]) -> Iterator[str]:
-    """What was forgotten and what stays, in words.
+    """Outcome of forgetting, in words.
 
     Arguments:
         gone: the outcome.
@@ -51,10 +50,7 @@ def rewrite(run: Run, learner: Learner, gone: Forgotten) -> None:
             (folder.path / name).unlink(missing_ok=True)
         return
     sizes = [0 if r.data is None else r.data.splits["train"].size for r in learner.reports]
-    costs = costs_of(learner, sizes)
-    metrics = metrics_of(learner, run.config.as_dict(), learner.verify(), costs)
-    results.write(folder, metrics, seconds_of(learner), costs)
-    results.draw(folder, metrics)
+    results.record(run, learner, sizes, plots=True)
 
 
 def rewrite_summary(folder: RunFolder) -> None:

@@ -23,9 +23,10 @@ from ..errors import CapacityWarning, CheckpointError, ConfigError
 from ..files import checkpoint
 from ..files.checkpoint import dtype_name, dtype_of
 from ..metrics import capacity_text
+from ..network.calibration import Calibration
 from ..network.certificate import Certificate, Verdict
 from ..network.forgetting import Forgotten
-from ..network.inference import Inferred, Prediction, Rule, predicted
+from ..network.inference import Inferred, Prediction, Rule, choose, predicted
 from ..network.model import Model
 from ..network.restore import EXTRA, restored
 from ..objectives.objective import Objective, check_sendable, given_again
@@ -290,9 +291,10 @@ class Learner(BaseLearner):
                 else math.nan
                 for j in range(index + 1)
             ]
+            inferred: Inferred = {}
             if self._classify(task):
                 self._calibrator.add(index, task.validation, settings.calibration)
-            inferred = self._inferred(task)
+                inferred = self._inferred()
         shown = run.validation.shown
         return TaskReport(
             task=index,
@@ -342,8 +344,8 @@ class Learner(BaseLearner):
         data = [*(report.data for report in self.reports), task_data(task)]
         return all(d is None or d.classifies for d in data)
 
-    def _inferred(self, task: Task) -> Inferred:
-        if not self.settings.infer_tasks or not self._classify(task):
+    def _inferred(self) -> Inferred:
+        if not self.settings.infer_tasks:
             return {}
         rule = self._calibrator.rule(self.model)
         return inferred_accuracies(self.model, self._tests.splits, self.device, rule)
@@ -416,26 +418,16 @@ class Learner(BaseLearner):
         x = x.to(self.device)
         with torch.no_grad():
             if task is None:
-                chosen = rule or self._calibrator.rule(self.model) or "entropy"
-                found, label = self.model.predict(x, chosen)
+                fitted = self._calibrator.rule(self.model)
+                logits = self.model.all_tasks(x)
+                found, label = choose(logits, rule or fitted or "entropy")
                 if refuse:
-                    found, label = self._refused(x, found, label, refuse)
+                    refused = _needed(fitted).refused(logits, found, refuse)
+                    found, label = found.masked_fill(refused, -1), label.masked_fill(refused, -1)
             else:
                 label = self.model(x, task=task).argmax(dim=-1)
                 found = torch.full_like(label, self.model.check_task(task))
         return predicted(found, label, [report.class_names for report in self.reports])
-
-    def _refused(
-        self, x: Tensor, task: Tensor, label: Tensor, fraction: float
-    ) -> tuple[Tensor, Tensor]:
-        rule = self._calibrator.rule(self.model)
-        if rule is None:
-            raise ConfigError(
-                "refuse: expected kept examples of every task, got a learner without; learn with "
-                "calibration > 0"
-            )
-        least = rule.refused(self.model.all_tasks(x), task, fraction)
-        return task.masked_fill(least, -1), label.masked_fill(least, -1)
 
     def verify(self) -> list[Verdict]:
         """Recomputes every learned task's logits on its probe batch and compares them bit by
@@ -564,6 +556,16 @@ class Learner(BaseLearner):
             yield
         finally:
             self._seconds[what] += time.perf_counter() - start
+
+
+def _needed(rule: Calibration | None) -> Calibration:
+    """The rule that refusing needs. Raises ConfigError without one."""
+    if rule is None:
+        raise ConfigError(
+            "refuse: expected kept examples of every task, got a learner without; learn with "
+            "calibration > 0"
+        )
+    return rule
 
 
 def _given_again(data: Any, **given: Any) -> dict[str, Any]:

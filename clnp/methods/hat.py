@@ -143,9 +143,7 @@ class HAT(Method):
     def start_epoch(self, task: Task, epoch: int) -> None:
         self.seen = 0
         self.steps = max(math.ceil(count(task.train) / self.settings.batch_size), 1)
-        for module in self.net.modules():
-            if self.task and hasattr(module, "num_batches_tracked"):
-                module.eval()
+        self.keep_statistics()
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         least, most = 1 / self.o["smax"], self.o["smax"]

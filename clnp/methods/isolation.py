@@ -39,9 +39,7 @@ class Isolation(Method):
 
     def start_epoch(self, task: object, epoch: int) -> None:
         """Normalisation uses its frozen statistics after the first task."""
-        for module in self.net.modules():
-            if self.task and hasattr(module, "num_batches_tracked"):
-                module.eval()
+        self.keep_statistics()
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         with self._frozen():

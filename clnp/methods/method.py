@@ -194,6 +194,12 @@ class Method:
 
     # For the verbs
 
+    def keep_statistics(self) -> None:
+        """Let normalisation use the statistics of the first task in all later ones."""
+        for module in self.net.modules():
+            if self.task and hasattr(module, "num_batches_tracked"):
+                module.eval()
+
     @property
     def device(self) -> torch.device:
         return next(self.net.parameters()).device

@@ -1,4 +1,4 @@
-"""Which task an example is of, learned from a few examples of every task.
+"""A classifier of the task, fitted on a few examples of every task.
 
 The outputs of different heads are not comparable: each was trained on its own classes only. A
 linear classifier of the task, fitted on a small batch per task that no head was trained on, makes
@@ -50,8 +50,8 @@ class Calibration:
         return (standard @ self.weight + self.bias).log_softmax(-1)
 
     def refused(self, logits: Sequence[Tensor], task: Tensor, fraction: float) -> Tensor:
-        """Whether an example is less sure of its task than that fraction of the task's own batch,
-        [B] bool: log-sum-exp of the task's logits (Liu et al. 2020, "Energy-based
+        """True for an example that is less sure of its task than that fraction of the task's own
+        batch, [B] bool: log-sum-exp of the task's logits (Liu et al. 2020, "Energy-based
         out-of-distribution detection").
 
         Arguments:

@@ -97,7 +97,7 @@ def choose(logits: Sequence[Tensor], rule: str | Rule) -> tuple[Tensor, Tensor]:
         the task [B] and the class within it [B], int64.
 
     Raises:
-        ConfigError: an unknown rule.
+        ConfigError: an unknown rule, or one fitted for other tasks.
     """
     check_rule(rule)
     present = [k for k, part in enumerate(logits) if part.shape[-1]]
@@ -105,6 +105,11 @@ def choose(logits: Sequence[Tensor], rule: str | Rule) -> tuple[Tensor, Tensor]:
     if isinstance(rule, str):
         found = torch.stack([RULES[rule](part.float()) for part in parts]).argmax(dim=0)
     else:
+        if list(rule.tasks) != present:
+            raise ConfigError(
+                f"rule: expected one for tasks {present}, got one for {list(rule.tasks)}; "
+                "calibrate again after every task"
+            )
         found = rule.confidences(logits).argmax(dim=1)
     classes = torch.stack([part.argmax(dim=-1) for part in parts]).gather(0, found[None])[0]
     return torch.tensor(present, device=found.device)[found], classes

@@ -78,6 +78,6 @@ def by_metric(reports: Sequence[Mapping[str, Any]]) -> dict[Shown, list[int]]:
 
 
 def common(reports: Sequence[Mapping[str, Any]]) -> Shown | None:
-    """How the metric of all tasks is written; None where tasks have different ones."""
+    """Name and unit of the metric of all tasks; None where they have different ones."""
     found = list(by_metric(reports))
     return found[0] if len(found) == 1 else None

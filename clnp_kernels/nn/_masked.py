@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..errors import message
 from ..reference.masked_conv2d import memory_format
 from ._replaced import replacement
@@ -182,6 +183,12 @@ class Masked(Partial):
             wanted = "the channels of keep_out, as the layer is depthwise"
             raise ValueError(message("keep_in", keep_in.tolist(), wanted))
         return keep_out, kept
+
+    def _joined(self, parts: list[Tensor], activity: bool) -> Tensor | tuple[Tensor, Tensor]:
+        """The result of a layer out of its frozen and free outputs before the activation."""
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        y = nn.functional.relu(y) if self.activation == "relu" else y
+        return (y, ops.channel_activity(y, dim=1)) if activity else y
 
     @torch.no_grad()
     def _grow(self, outputs: int, inputs: int) -> None:

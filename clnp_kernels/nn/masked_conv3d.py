@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops
 from ..errors import message
 from ._masked import Masked, check_added, check_boundary
 
@@ -118,9 +117,7 @@ class MaskedConv3d(Masked):
             x = torch.cat([x[:, :frozen].detach(), x[:, frozen:]], dim=1)
         if self.free_weight.shape[0] or not parts:
             parts.append(self._convolved(x, self.free_weight, self.free_bias))
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        y = F.relu(y) if self.activation == "relu" else y
-        return (y, ops.channel_activity(y, dim=1)) if activity else y
+        return self._joined(parts, activity)
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not weight.shape[1]:  # PyTorch returns no outputs at all without inputs

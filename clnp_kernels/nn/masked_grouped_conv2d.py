@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops
 from ..errors import message
 from ..ops.masked_conv2d import _pairs
 from ._masked import Masked, check_added, check_boundary, check_index
@@ -128,9 +127,7 @@ class MaskedGroupedConv2d(Masked):
                 parts.append(self._convolved(x[:, :frozen], self.active_weight, self.active_bias))
         if self.free_weight.shape[0] or not parts:
             parts.append(self._convolved(free, self.free_weight, self.free_bias))
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        y = F.relu(y) if self.activation == "relu" else y
-        return (y, ops.channel_activity(y, dim=1)) if activity else y
+        return self._joined(parts, activity)
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         groups = weight.shape[0] // self.per_group[1]
